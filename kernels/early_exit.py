@@ -1,0 +1,96 @@
+"""The front of the early-exit stage: hidden states of all layers in; code, premature layer and JSD per image out.
+
+It picks a backend; each computes the same:
+
+- `reference`: layer by layer, as the formulas are written.
+- `torch`: all layers in one pass over the head's weights, on any device.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from janus_dola.kernels import batched, reference
+from janus_dola.kernels.sampling import gumbel_max
+from janus_dola.kernels.types import Decoding, EarlyExit, Head, Scores
+
+BACKENDS: dict[str, Callable[[Tensor, Head, Decoding], Scores]] = {
+    "reference": reference.early_exit_scores,
+    "torch": batched.early_exit_scores,
+}
+
+
+def resolve_backend(backend: str) -> str:
+    """The backend that a name stands for: "auto" is the fastest one there is.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    if backend == "auto":
+        return "torch"
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {['auto', *BACKENDS]}, got {backend!r}")
+    return backend
+
+
+def early_exit_scores(hidden_states: Tensor, head: Head, decoding: Decoding, backend: str = "auto") -> Scores:
+    """The contrasted distribution of each image, without drawing from it.
+
+    Args:
+        hidden_states: [L, 2B, D], the last position's output of each candidate block in ascending order, then that of the
+            final block, all before the final norm. Rows: B conditional, then B unconditional in the same order.
+        head: final norm and image head, of the same dtype and device.
+        decoding: guidance, temperature, plausibility and the choice of layer.
+        backend: "auto", "reference" or "torch".
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit.
+    """
+    _check(hidden_states, head, decoding)
+    return BACKENDS[resolve_backend(backend)](hidden_states, head, decoding)
+
+
+def early_exit(
+    hidden_states: Tensor,
+    head: Head,
+    decoding: Decoding,
+    seeds: Tensor,
+    position: int | Tensor,
+    backend: str = "auto",
+) -> EarlyExit:
+    """The next code of each image, drawn with counter-based noise.
+
+    Args:
+        hidden_states, head, decoding, backend: as for `early_exit_scores`.
+        seeds: [B] int64, one per image.
+        position: the token's position in its image, 0 .. T-1: an int or an int64 tensor with one element.
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit.
+    """
+    images = hidden_states.shape[1] // 2 if hidden_states.ndim == 3 else 0
+    if hidden_states.ndim == 3 and (tuple(seeds.shape) != (images,) or seeds.dtype != torch.int64):
+        raise ValueError(f"seeds must be int64 of shape [{images}], got {seeds.dtype} of shape {list(seeds.shape)}")
+    found = early_exit_scores(hidden_states, head, decoding, backend)
+    code = gumbel_max(found.scores, decoding.temperature, seeds, position)
+    return EarlyExit(code, found.layer, found.jsd, found.finite)
+
+
+def _check(hidden_states: Tensor, head: Head, decoding: Decoding) -> None:
+    shape = list(hidden_states.shape)
+    if hidden_states.ndim != 3 or shape[0] < 1 or shape[1] < 2 or shape[1] % 2 or shape[2] != head.hidden_size:
+        raise ValueError(
+            f"hidden_states must be [layers >= 1, an even number of rows, {head.hidden_size}], got shape {shape}"
+        )
+    if not hidden_states.is_floating_point() or hidden_states.dtype != head.norm_weight.dtype:
+        raise ValueError(
+            f"hidden_states must have the head's dtype, {head.norm_weight.dtype}, got {hidden_states.dtype}"
+        )
+    if hidden_states.device != head.norm_weight.device:
+        raise ValueError(
+            f"hidden_states must be on the head's device, {head.norm_weight.device}, got {hidden_states.device}"
+        )
+    last = shape[0] - 1
+    if decoding.premature is None and last == 0:
+        raise ValueError("hidden_states must hold at least one candidate layer beside the final one, got 1 layer")
+    if decoding.premature is not None and not 0 <= decoding.premature <= last:
+        raise ValueError(f"premature must lie in 0 .. {last} for {shape[0]} layers, got {decoding.premature}")

@@ -1,0 +1,65 @@
+"""Counter-based randomness: Philox-4x32-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy as 1, 2, 3").
+
+The noise of a code depends only on (image seed, token position, code id), so an image is the same alone or in any batch,
+on any device and backend:
+
+    key = (seed mod 2^32, seed div 2^32)      counter = (code div 4, position, 0, 0)      word = code mod 4
+    u = word / 2^32                           G = -log(-log1p(-u)), standard Gumbel
+
+Large G come from small u, where a float has its finest steps; this is why G is not formed as -log(-log(u)).
+"""
+
+import torch
+from torch import Tensor
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_MASK = 0xFFFFFFFF
+_SMALLEST_U, _LARGEST_U = 2.0**-33, 1.0 - 2.0**-24  # keep both logarithms finite in float32
+
+
+def philox_4x32_10(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Ten rounds of Philox on 32-bit words held in int64 tensors.
+
+    Args:
+        counter: four broadcastable int64 tensors with values in [0, 2^32).
+        key: two of the same kind.
+    Returns:
+        four int64 tensors of the broadcast shape, values in [0, 2^32).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # A product of two 32-bit words may wrap in int64; its 64 bits, and so both halves, stay right.
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((product1 >> 32) & _MASK) ^ c1 ^ k0,
+            product1 & _MASK,
+            ((product0 >> 32) & _MASK) ^ c3 ^ k1,
+            product0 & _MASK,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def random_words(seeds: Tensor, position: int | Tensor, num_codes: int) -> Tensor:
+    """The 32-bit word of each code: [B, V] int64 in [0, 2^32) for seeds [B] int64 and one token position."""
+    quads = torch.arange((num_codes + 3) // 4, device=seeds.device).unsqueeze(0)
+    seeds = seeds.unsqueeze(1)
+    zero = torch.zeros_like(quads)
+    words = philox_4x32_10((quads, zero + position, zero, zero), (seeds & _MASK, (seeds >> 32) & _MASK))
+    return torch.stack(words, dim=-1).flatten(1)[:, :num_codes]
+
+
+def gumbel_noise(seeds: Tensor, position: int | Tensor, num_codes: int) -> Tensor:
+    """Standard Gumbel noise per image and code.
+
+    Args:
+        seeds: [B] int64, one per image.
+        position: the token's position in its image, 0 .. T-1: an int or an int64 tensor with one element.
+        num_codes: V.
+    Returns:
+        [B, V] float32, finite.
+    """
+    u = (random_words(seeds, position, num_codes).to(torch.float32) * 2.0**-32).clamp(_SMALLEST_U, _LARGEST_U)
+    return -torch.log(-torch.log1p(-u))

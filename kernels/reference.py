@@ -1,0 +1,148 @@
+"""The plain-torch definition of everything this package computes, layer by layer, in the order of the mathematics.
+
+Every fast path is compared with this file. Letters: L layers, R rows, B images, D hidden, E head width, V codes.
+Float32 inside; float64 where the input is float64. Natural logarithms.
+
+    h_j -> LN_out -> phi -> z_j          each layer j, conditional (c) and unconditional (u) rows
+    z_j = z_j^u + w (z_j^c - z_j^u)      classifier-free guidance
+    q_j = softmax(z_j)
+    M = argmax_j JSD(q_N, q_j)           the premature layer
+    V_head = {x : q_N(x) >= alpha max q_N}
+    F(x) = log q_N(x) - log q_M(x) on V_head, -inf elsewhere
+    p_hat = softmax(F); a token is drawn from softmax(F / T)
+
+DoLa: Chuang et al., ICLR 2024, arXiv 2309.03883, sections 2.1 to 2.3.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from janus_dola.kernels.types import Decoding, Head, Scores
+
+LN2 = math.log(2.0)
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in the precision all arithmetic is done in: float64 stays, everything else becomes float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def rms_norm(hidden_states: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """LN_out: h / sqrt(mean(h^2) + eps) * weight, over the last dimension.
+
+    Args:
+        hidden_states: [..., D], the output of a block before any norm.
+        weight: [D].
+    Returns:
+        [..., D] float32 (float64 for float64 input).
+    """
+    h = wide(hidden_states)
+    return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps) * weight.to(h.dtype)
+
+
+def apply_head(normed: Tensor, head: Head) -> Tensor:
+    """phi: Linear(D, E) + bias -> GELU (exact, erf) -> Linear(E, V) + bias. [..., D] to [..., V]."""
+    dtype = normed.dtype
+    projected = F.gelu(F.linear(normed, head.proj_weight.to(dtype), head.proj_bias.to(dtype)))
+    return F.linear(projected, head.code_weight.to(dtype), head.code_bias.to(dtype))
+
+
+def guide(rows: Tensor, cfg_weight: float) -> Tensor:
+    """Classifier-free guidance: u + w (c - u), rows stacked as all conditional, then all unconditional.
+
+    Args:
+        rows: [..., 2B, X]; valid on logits, log-probabilities and whatever precedes the last Linear.
+    Returns:
+        [..., B, X].
+    """
+    conditional, unconditional = rows.chunk(2, dim=-2)
+    return unconditional + cfg_weight * (conditional - unconditional)
+
+
+def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """JSD(p || q) = 1/2 KL(p || m) + 1/2 KL(q || m), m = (p + q) / 2, in nats.
+
+    With d = log q - log p:  log m - log p = log((1 + e^d) / 2) = max(d, 0) + log1p(e^-|d|) - ln 2, and likewise for q
+    with -d, so that m itself is never formed and equal distributions give exactly 0.
+
+    Args:
+        log_p, log_q: normalised log-probabilities, [..., V], broadcastable; -inf allowed.
+    Returns:
+        [...], in [0, ln 2].
+    """
+    d = log_q - log_p
+    rest = LN2 - torch.log1p(torch.exp(-d.abs()))
+    p, q = log_p.exp(), log_q.exp()
+    zero = torch.zeros((), dtype=d.dtype, device=d.device)
+    kl_p = torch.where(p > 0, p * (rest - d.clamp(min=0)), zero).sum(-1)
+    kl_q = torch.where(q > 0, q * (rest + d.clamp(max=0)), zero).sum(-1)
+    return (0.5 * (kl_p + kl_q)).clamp(0.0, LN2)
+
+
+def select_premature(jsd: Tensor) -> Tensor:
+    """M = argmax_j JSD_j per image, the lowest index on an exact tie: [L-1, B] to [B] int64."""
+    return jsd.argmax(0)
+
+
+def plausible(log_q_final: Tensor, alpha: float) -> Tensor:
+    """V_head = {x : q_N(x) >= alpha max q_N}: [..., V] to [..., V] bool. alpha in [0, 1]; 0 admits all, 1 only the top."""
+    log_alpha = math.log(alpha) if alpha > 0 else -math.inf
+    return log_q_final >= log_q_final.amax(-1, keepdim=True) + log_alpha
+
+
+def contrast(log_q_final: Tensor, log_q_premature: Tensor | None, alpha: float) -> Tensor:
+    """F = log q_N - log q_M on V_head, -inf elsewhere; p_hat is its softmax.
+
+    Args:
+        log_q_final, log_q_premature: normalised log-probabilities [..., V]. A premature layer of None is the final layer
+            itself, and means no contrast: F = log q_N on V_head.
+        alpha: in [0, 1].
+    Returns:
+        [..., V]. A code with q_M = 0 counts as one with the smallest representable log-probability.
+    """
+    ratio = log_q_final
+    if log_q_premature is not None:
+        ratio = log_q_final - log_q_premature.clamp(min=torch.finfo(log_q_final.dtype).min)
+    return ratio.masked_fill(~plausible(log_q_final, alpha), -math.inf)
+
+
+def decide(logits: Tensor, finite: Tensor, decoding: Decoding) -> Scores:
+    """From guided logits to the contrasted distribution.
+
+    Args:
+        logits: [L, B, V], the final layer last.
+        finite: [B] bool, whether the hidden states behind them are finite.
+    """
+    log_q = torch.log_softmax(logits, -1)
+    finite = finite & logits.isfinite().all(-1).all(0)
+    final = logits.shape[0] - 1
+    batch = logits.shape[1]
+    if decoding.premature == final:
+        layer = torch.full((batch,), final, device=logits.device)
+        return Scores(contrast(log_q[final], None, decoding.alpha), layer, logits.new_zeros(batch), finite)
+    jsd = jensen_shannon(log_q[final], log_q[:final])
+    if decoding.premature is None:
+        layer = select_premature(jsd)
+    else:
+        layer = torch.full((batch,), decoding.premature, device=logits.device)
+    image = torch.arange(batch, device=logits.device)
+    scores = contrast(log_q[final], log_q[layer, image], decoding.alpha)
+    return Scores(scores, layer, jsd[layer, image], finite)
+
+
+def finite_images(hidden_states: Tensor) -> Tensor:
+    """Whether both rows of an image are finite in every layer: [L, 2B, D] to [B] bool."""
+    conditional, unconditional = hidden_states.isfinite().all(-1).all(0).chunk(2)
+    return conditional & unconditional
+
+
+def early_exit_scores(hidden_states: Tensor, head: Head, decoding: Decoding) -> Scores:
+    """The whole stage, one pass over the head per layer. See `janus_dola.kernels.early_exit` for the arguments."""
+    logits = []
+    for layer in hidden_states:
+        z = apply_head(rms_norm(layer, head.norm_weight, head.norm_eps), head)
+        logits.append(guide(z, decoding.cfg_weight))
+    return decide(torch.stack(logits), finite_images(hidden_states), decoding)

@@ -1,0 +1,41 @@
+"""From scores to a code: greedy, Gumbel-max with counter-based noise, or torch.multinomial."""
+
+import torch
+from torch import Tensor
+
+from janus_dola.kernels.philox import gumbel_noise
+
+
+def gumbel_max(scores: Tensor, temperature: float, seeds: Tensor, position: int | Tensor) -> Tensor:
+    """A draw from softmax(F / T) as argmax(F / T + G), G from `philox.gumbel_noise`; greedy at T = 0.
+
+    Args:
+        scores: [B, V], F; -inf is never drawn.
+        temperature: T >= 0.
+        seeds: [B] int64.
+        position: the token's position in its image.
+    Returns:
+        [B] int64.
+    """
+    if temperature == 0:
+        return scores.argmax(-1)
+    return (scores / temperature + gumbel_noise(seeds, position, scores.shape[-1])).argmax(-1)
+
+
+def multinomial(scores: Tensor, temperature: float, finite: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A draw from softmax(F / T) by torch.multinomial, which upstream loops use; greedy at T = 0.
+
+    Args:
+        scores: [B, V].
+        temperature: T >= 0.
+        finite: [B] bool; an image marked False draws from a uniform distribution, since torch.multinomial would stop the
+            whole batch on it.
+        generator: torch's own random state; None is the global one.
+    Returns:
+        [B] int64.
+    """
+    if temperature == 0:
+        return scores.argmax(-1)
+    probabilities = torch.softmax(scores / temperature, -1)
+    probabilities = torch.where(finite[:, None], probabilities, 1.0)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)

@@ -1,0 +1,80 @@
+"""What goes into the early-exit stage and what comes out. Letters: L layers, R rows, B images, D hidden, E head width, V codes."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Head:
+    """The weights every layer is read out with: LN_out (RMSNorm), then phi = Linear -> GELU (exact) -> Linear.
+
+    All tensors share one dtype and device.
+    """
+
+    norm_weight: Tensor  # [D]
+    norm_eps: float
+    proj_weight: Tensor  # [E, D]
+    proj_bias: Tensor  # [E]
+    code_weight: Tensor  # [V, E]
+    code_bias: Tensor  # [V]
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.norm_weight.shape[0]
+
+    @property
+    def num_codes(self) -> int:
+        """V."""
+        return self.code_weight.shape[0]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a token is chosen from the stack of layers.
+
+    Attributes:
+        cfg_weight: w of classifier-free guidance, finite.
+        temperature: T >= 0; 0 is greedy.
+        alpha: threshold of the adaptive plausibility constraint, in [0, 1]; 0 admits every code.
+        premature: index into the stack of the layer to contrast with; None takes the one with the largest JSD, and the
+            index of the last (the final layer) means no contrast.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    cfg_weight: float = 5.0
+    temperature: float = 1.0
+    alpha: float = 0.1
+    premature: int | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.cfg_weight):
+            raise ValueError(f"cfg_weight must be a finite number, got {self.cfg_weight}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature must be a finite number >= 0 (0 is greedy), got {self.temperature}")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The contrasted distribution of each image before temperature: softmax(scores) is p_hat."""
+
+    scores: Tensor  # [B, V] float32 (float64 for float64 input), F of the design; -inf outside V_head
+    layer: Tensor  # [B] int64, index into the stack of the layer contrasted with
+    jsd: Tensor  # [B], its Jensen-Shannon divergence from the final layer, nats
+    finite: Tensor  # [B] bool, False where hidden states or logits were not finite
+
+
+@dataclass(frozen=True)
+class EarlyExit:
+    """One decoded token per image."""
+
+    code: Tensor  # [B] int64
+    layer: Tensor  # [B] int64, as in Scores
+    jsd: Tensor  # [B]
+    finite: Tensor  # [B] bool
