@@ -1,0 +1,136 @@
+"""Trains the language model of the mini Janus to draw captioned pictures code by code, on top of a trained image tokenizer.
+
+Everything is transformers' own `JanusForConditionalGeneration`. A sequence is a prompt exactly as the engine builds it,
+then the 64 codes of a picture; the loss is on the codes. One prompt in ten becomes the unconditional prompt (pads for
+words), which is what classifier-free guidance needs.
+"""
+
+import json
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from train_mini_tokenizer import IMAGE, build_tokenizer
+from train_mini_vq import HIDDEN, VQ_CONFIG, encode
+from transformers import GenerationConfig, JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, LlamaConfig
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from janus_dola.mini.pictures import IMAGE_SIZE, Scene, draw, random_caption, random_scene
+from janus_dola.models import find_parts
+from janus_dola.prompt import prompt_batch, prompt_ids
+
+BLOCKS, HEADS, INTERMEDIATE = 8, 6, 512
+UNCONDITIONAL = 0.1
+
+
+def build_model(tokenizer, vq: JanusVQVAE) -> JanusForConditionalGeneration:
+    """An untrained mini Janus around a trained image tokenizer. Its vision tower, which drawing does not use, is a stub."""
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=BLOCKS,
+        num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=512, tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    vision = JanusVisionConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=1, mlp_ratio=2.0, image_size=IMAGE_SIZE, patch_size=8,
+        num_image_tokens=64, projection_dim=HIDDEN,
+    )  # fmt: skip
+    config = JanusConfig(
+        text_config=text, vision_config=vision, vq_config=VQ_CONFIG, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE)
+    )
+    model = JanusForConditionalGeneration(config)
+    model.model.vqmodel.load_state_dict(vq.state_dict())
+    with torch.no_grad():
+        model.model.generation_embeddings.weight.copy_(vq.quantize.embedding.weight * 3)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        guidance_scale=5.0, generation_kwargs={"boi_token_id": find_parts(model).special_tokens(tokenizer).begin_of_image},
+    )  # fmt: skip
+    return model
+
+
+def codes_of_pictures(vq: JanusVQVAE, count: int, rng: random.Random) -> tuple[list[Scene], Tensor]:
+    """Draws so many pictures and encodes them: their scenes, and [count, 64] codes."""
+    scenes, codes, chunk = [], [], 64
+    for _ in range(count // chunk):
+        drawn = [random_scene(rng) for _ in range(chunk)]
+        arrays = np.stack([np.asarray(draw(scene, rng)) for scene in drawn])
+        batch = torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            codes.append(encode(vq, batch))
+        scenes += drawn
+    return scenes, torch.cat(codes)
+
+
+def train_backbone(
+    vq_folder: Path, target: Path, steps: int, pictures: int = 32768, batch_size: int = 32, seed: int = 0
+) -> None:
+    """Trains for so many steps and saves model and tokenizer in transformers' format, weights in float16."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed + 1)
+    tokenizer = build_tokenizer(seed)
+    vq = JanusVQVAE.from_pretrained(vq_folder).eval()
+    model = build_model(tokenizer, vq)
+    parts = find_parts(model)
+    special = parts.special_tokens(tokenizer)
+    started = time.time()
+    scenes, codes = codes_of_pictures(vq, pictures, rng)
+    print(f"backbone: {len(codes)} pictures, {len(codes.unique())} codes in use, {time.time() - started:.0f} s", flush=True)
+    for module in (model.model.vqmodel, model.model.vision_model, model.model.aligner):
+        module.requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    print(f"backbone: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters", flush=True)
+    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=0.02)
+    known: dict[str, list[int]] = {}
+    started, recent = time.time(), []
+    for step in range(steps):
+        rate = 1.5e-3 * min(1, (step + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        chosen = [rng.randrange(len(codes)) for _ in range(batch_size)]
+        prompts = []
+        for text in (random_caption(scenes[i], rng) for i in chosen):
+            if text not in known:
+                known[text] = prompt_ids(text, tokenizer, special)
+            prompts.append(known[text])
+        rows = prompt_batch(prompts, special, torch.device("cpu"))
+        without_words = torch.rand(batch_size, 1) < UNCONDITIONAL
+        token_ids = torch.where(without_words, rows.token_ids[batch_size:], rows.token_ids[:batch_size])
+        attended = torch.cat([rows.attended[:batch_size], torch.ones(batch_size, 63, dtype=torch.bool)], 1).long()
+        targets = codes[chosen]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inputs = torch.cat([parts.embed_text(token_ids), parts.embed_codes(targets[:, :-1])], 1)
+            hidden = parts.backbone(
+                inputs_embeds=inputs, attention_mask=attended, position_ids=(attended.cumsum(-1) - 1).clamp(min=0),
+                use_cache=False,
+            ).last_hidden_state[:, -64:]  # fmt: skip
+            logits = model.model.generation_head(hidden)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        recent.append(loss.item())
+        if (step + 1) % 100 == 0:
+            minutes = (time.time() - started) / 60
+            print(f"backbone step {step + 1}/{steps}  loss {np.mean(recent[-100:]):.4f}  {minutes:.1f} min", flush=True)
+        if (step + 1) % 1000 == 0 or step + 1 == steps:
+            save(model, tokenizer, target)
+
+
+def save(model: JanusForConditionalGeneration, tokenizer, target: Path) -> None:
+    """Saves a float16 copy."""
+    half = JanusForConditionalGeneration(model.config)
+    half.load_state_dict(model.state_dict())
+    half.generation_config = model.generation_config
+    half.half().save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    # In the form of transformers 4, which both series read.
+    file = target / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    image_tokens = {name: settings.pop(name) for name in ("image_token", "boi_token", "eoi_token")}
+    settings |= {"extra_special_tokens": image_tokens, "tokenizer_class": "PreTrainedTokenizerFast"}
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

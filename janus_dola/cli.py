@@ -1,0 +1,228 @@
+"""The command line: `janus-dola generate`, `batch`, `info` and `demo`."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm.auto import tqdm
+
+from janus_dola.batch import Settings, draw_to_files, read_prompts
+from janus_dola.config import DoLaConfig
+from janus_dola.engine import NonFiniteError
+from janus_dola.image_files import ImageFormat, read_recipe
+from janus_dola.models.load import MINI
+from janus_dola.pipeline import JanusDoLa
+
+Model = Annotated[str, typer.Option(help='"mini", a folder, or a repository such as deepseek-community/Janus-Pro-1B.')]
+OutDir = Annotated[Path, typer.Option(help="Folder for the images.")]
+ParallelSize = Annotated[int, typer.Option(help="Images per prompt.")]
+CfgWeight = Annotated[float, typer.Option(help="Weight of classifier-free guidance.")]
+Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
+Alpha = Annotated[float, typer.Option(help="Plausibility threshold of DoLa, in [0, 1].")]
+CandidateLayers = Annotated[str, typer.Option(help='"auto", or layers to choose from: 22,24,26,28.')]
+PrematureLayer = Annotated[
+    str | None, typer.Option(help='Always contrast with this layer; "final" contrasts with none.', show_default="by JSD")
+]
+Dola = Annotated[bool, typer.Option("--dola/--no-dola", help="DoLa, or plain decoding.")]
+Seed = Annotated[int, typer.Option(help="Image k of prompt i has the seed SEED + i * PARALLEL_SIZE + k.")]
+Backend = Annotated[str, typer.Option(help="Of the early-exit stage: auto, reference or torch.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="a GPU if there is one")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16.", show_default="float32 on a CPU, else bfloat16"),
+]
+Format = Annotated[ImageFormat, typer.Option("--format", help="File format of the images.")]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    # --parallel_size is the same as --parallel-size.
+    context_settings={"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]},
+    help="Draw images with DeepSeek Janus and DoLa decoding.",
+)
+
+
+def parse_layers(text: str) -> list[int] | str:
+    """ "auto", or a comma-separated list of layers.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text.strip() == "auto":
+        return "auto"
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f'candidate_layers must be "auto" or integers separated by commas, got {text!r}') from None
+
+
+def parse_premature(text: str | None) -> int | str | None:
+    """ "final", a layer, or None.
+
+    Raises:
+        ValueError: it is none of those.
+    """
+    if text is None or text == "final":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f'premature_layer must be an integer or "final", got {text!r}') from None
+
+
+def _dola(enabled: bool, candidate_layers: str, alpha: float, premature_layer: str | None) -> DoLaConfig | None:
+    config = DoLaConfig(parse_layers(candidate_layers), alpha, parse_premature(premature_layer))  # type: ignore[arg-type]
+    return config if enabled else None
+
+
+def _hint_at_mini(model: str) -> None:
+    if model == MINI:
+        typer.echo(
+            'Drawing with "mini", which knows coloured shapes only ("a large red circle on white"); '
+            "a real Janus: --model deepseek-community/Janus-Pro-1B",
+            err=True,
+        )
+
+
+@app.command()
+def generate(
+    context: typer.Context,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
+    model: Model = MINI,
+    outdir: OutDir = Path("generated_samples"),
+    parallel_size: ParallelSize = 1,
+    cfg_weight: CfgWeight = 5.0,
+    temperature: Temperature = 1.0,
+    alpha: Alpha = 0.1,
+    candidate_layers: CandidateLayers = "auto",
+    premature_layer: PrematureLayer = None,
+    dola: Dola = True,
+    seed: Seed = 0,
+    backend: Backend = "auto",
+    device: Device = None,
+    dtype: Dtype = None,
+    image_format: Format = "png",
+    from_image: Annotated[
+        Path | None, typer.Option("--from", help="Draw the image in this file again, by the recipe in its metadata.")
+    ] = None,
+) -> None:
+    """Draw one or several prompts and print the files written."""
+    if from_image is not None:
+        _refuse_other_settings(context)
+        recipe = read_recipe(from_image)
+        prompts, model, dtype = [recipe.prompt], recipe.model, recipe.dtype
+        settings = Settings(
+            model, recipe.cfg_weight, recipe.temperature, recipe.dola, 1, recipe.seed, backend, image_format
+        )  # fmt: skip
+    else:
+        if not prompts:
+            raise typer.BadParameter("give a prompt, or --from an image")
+        config = _dola(dola, candidate_layers, alpha, premature_layer)
+        settings = Settings(model, cfg_weight, temperature, config, parallel_size, seed, backend, image_format)
+    _hint_at_mini(model)
+    pipe = JanusDoLa.from_pretrained(model, device, dtype)
+    for path in draw_to_files(pipe, prompts, outdir, settings, progress=sys.stderr.isatty()):
+        typer.echo(path)
+
+
+def _refuse_other_settings(context: typer.Context) -> None:
+    """With --from, everything that decides what is drawn comes from the image."""
+    allowed = {"from_image", "outdir", "backend", "device", "image_format"}
+    given = [
+        name
+        for name in context.params
+        if name not in allowed and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise typer.BadParameter(f"--from takes everything from the image; leave out: {', '.join(given)}")
+
+
+@app.command()
+def batch(
+    prompt_json: Annotated[Path, typer.Option(help='File with {"prompts": ["...", ...]}.')],
+    model: Model = MINI,
+    outdir: OutDir = Path("out_dola"),
+    parallel_size: ParallelSize = 4,
+    cfg_weight: CfgWeight = 5.0,
+    temperature: Temperature = 1.0,
+    alpha: Alpha = 0.1,
+    candidate_layers: CandidateLayers = "auto",
+    premature_layer: PrematureLayer = None,
+    dola: Dola = True,
+    max_prompts: Annotated[int | None, typer.Option(min=1, help="Draw only so many.", show_default="all")] = None,
+    seed: Seed = 0,
+    backend: Backend = "auto",
+    device: Device = None,
+    dtype: Dtype = None,
+    image_format: Format = "jpg",
+) -> None:
+    """Draw every prompt of a JSON file into a folder."""
+    prompts = read_prompts(prompt_json)[:max_prompts]
+    config = _dola(dola, candidate_layers, alpha, premature_layer)
+    settings = Settings(model, cfg_weight, temperature, config, parallel_size, seed, backend, image_format)
+    _hint_at_mini(model)
+    pipe = JanusDoLa.from_pretrained(model, device, dtype)
+    files = draw_to_files(pipe, prompts, outdir, settings)
+    count = sum(1 for _ in tqdm(files, total=len(prompts) * parallel_size, unit="image", disable=not sys.stderr.isatty()))
+    typer.echo(f"{count} images of {len(prompts)} prompts in {outdir}")
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help='"mini", a folder or a repository.')] = MINI,
+) -> None:
+    """Show a model's layers, shapes and default candidate layers."""
+    parts = JanusDoLa.from_pretrained(model, "cpu").parts
+    lines = {
+        "model": model,
+        "family": parts.family,
+        "blocks (N)": parts.num_layers,
+        "hidden size (D)": parts.head.hidden_size,
+        "head width (E)": parts.head.proj_weight.shape[0],
+        "image codes (V)": parts.head.num_codes,
+        "codes per image": parts.image_tokens,
+        "image size": f"{parts.image_size} x {parts.image_size} pixels",
+        "default candidate layers": ", ".join(map(str, DoLaConfig().layers_to_read(parts.num_layers))),
+    }
+    for name, value in lines.items():
+        typer.echo(f"{name:26}{value}")
+
+
+@app.command()
+def demo(
+    outdir: OutDir = Path("demo_out"),
+    seed: Annotated[int, typer.Option(help="Seed of the first image.")] = 0,
+) -> None:
+    """Draw baseline and DoLa side by side with the mini model, and maps of what DoLa did."""
+    from janus_dola.demo import draw_demo
+
+    sheet, *maps = draw_demo(outdir, seed)
+    typer.echo(f"contact sheet: {sheet}")
+    typer.echo(f"layer maps:    {maps[0]} and {len(maps) - 1} more")
+
+
+def main() -> None:
+    """Runs the command line; wrong input ends in one line on stderr and exit status 2."""
+    run(app)
+
+
+def run(command: typer.Typer) -> None:
+    """Runs a typer app the way `main` does."""
+    warnings.formatwarning = lambda message, *args, **kwargs: f"janus-dola: warning: {message}\n"
+    try:
+        command()
+    except (ValueError, OSError) as error:
+        typer.echo(f"janus-dola: error: {error}", err=True)
+        sys.exit(2)
+    except NonFiniteError as error:
+        typer.echo(f"janus-dola: error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""Janus models as the engine sees them: one adapter per family, checkpoints of both, and taps for hidden states."""
+
+from janus_dola.models.load import load
+from janus_dola.models.parts import JanusParts, SpecialTokens, find_parts
+
+__all__ = ["JanusParts", "SpecialTokens", "find_parts", "load"]

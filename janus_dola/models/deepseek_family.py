@@ -1,0 +1,66 @@
+"""DeepSeek's own `MultiModalityCausalLM` (package `janus` of their repository, which no registry has)."""
+
+import copy
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from janus_dola.models.parts import BEGIN_OF_IMAGE, JanusParts, SpecialTokens, head_of, named_token_id, token_id
+
+PAD_TAG = "<｜▁pad▁｜>"  # their processor pads the unconditional prompt with this token, whatever the tokenizer's pad is
+
+
+def recognises(model: PreTrainedModel) -> bool:
+    """Whether the model has this family's modules."""
+    return all(hasattr(model, name) for name in ("language_model", "gen_head", "gen_aligner", "gen_vision_model"))
+
+
+def parts(model: PreTrainedModel) -> JanusParts:
+    """The pieces of the model."""
+    backbone, head, vq = model.language_model.model, model.gen_head, model.gen_vision_model
+    params = model.config.vision_config.params
+    image_size = params["image_size"]
+    downsampling = 2 ** (len(vq.decoder.conv_blocks) - 1)
+    side = image_size // downsampling
+
+    @cache
+    def pixel_decoder() -> nn.Module:
+        # Their decoder's upsampling returns bfloat16 unless it is given float32, so float16 weights would not fit it.
+        return copy.deepcopy(vq).float() if _dtype(vq) == torch.float16 else vq
+
+    def embed_codes(codes: Tensor) -> Tensor:
+        return model.gen_aligner(model.gen_embed(codes))
+
+    def decode_codes(codes: Tensor) -> Tensor:
+        shape = [codes.shape[0], vq.quantize.e_dim, side, side]
+        return pixel_decoder().decode_code(codes.to(torch.int32), shape=shape)
+
+    return JanusParts(
+        family="deepseek",
+        config=backbone.config,
+        backbone=backbone,
+        blocks=backbone.layers,
+        final_norm=backbone.norm,
+        head=head_of(backbone.norm, head.output_mlp_projector, head.vision_activation, head.vision_head),
+        embed_text=model.language_model.get_input_embeddings(),
+        embed_codes=embed_codes,
+        decode_codes=decode_codes,
+        image_tokens=side * side,
+        image_size=image_size,
+        special_tokens=_special_tokens,
+    )
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+    pad = tokenizer.get_vocab().get(PAD_TAG)
+    return SpecialTokens(
+        bos=named_token_id(tokenizer, "bos_token"),
+        begin_of_image=token_id(tokenizer, BEGIN_OF_IMAGE),
+        pad=named_token_id(tokenizer, "pad_token") if pad is None else pad,
+    )

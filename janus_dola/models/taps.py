@@ -1,0 +1,44 @@
+"""Reads the hidden states DoLa needs while the backbone runs: the last position of each tapped layer, nothing else."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from janus_dola.models.parts import JanusParts
+
+
+@contextmanager
+def tapped(parts: JanusParts, layers: Sequence[int], rows: int) -> Iterator[Tensor]:
+    """While open, every call of the backbone writes into the buffer it yields.
+
+    Args:
+        layers: indices in 1 .. N-1; layer j is the output of block j.
+        rows: R, the batch rows of each call.
+    Yields:
+        [len(layers) + 1, R, D] in the model's dtype: the tapped layers in the order given, then the final block's output,
+        taken at the input of the final norm (Hugging Face's last hidden state has been through that norm already).
+    """
+    size = parts.head.hidden_size
+    buffer = torch.zeros(len(layers) + 1, rows, size, dtype=parts.dtype, device=parts.device)
+
+    def read(slot: int, hidden_states: Tensor) -> None:
+        buffer[slot].copy_(hidden_states[:, -1])
+
+    def block_hook(slot: int):
+        def hook(module, args, output):
+            read(slot, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    def norm_hook(module, args):
+        read(len(layers), args[0])
+
+    handles = [parts.blocks[layer - 1].register_forward_hook(block_hook(slot)) for slot, layer in enumerate(layers)]
+    handles.append(parts.final_norm.register_forward_pre_hook(norm_hook))
+    try:
+        yield buffer
+    finally:
+        for handle in handles:
+            handle.remove()

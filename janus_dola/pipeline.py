@@ -1,0 +1,163 @@
+"""`JanusDoLa`: the public API. Prompts in; images, codes and what DoLa did at each code out."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from janus_dola.config import DoLaConfig
+from janus_dola.engine import SAMPLERS, Sampler, draw_codes, plan
+from janus_dola.kernels.early_exit import resolve_backend
+from janus_dola.models import JanusParts, find_parts, load
+from janus_dola.prompt import prompt_batch, prompt_ids
+
+_MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class GenerationOutput:
+    """What `JanusDoLa.generate` returns. Letters: P prompts, K images per prompt, T image tokens; tensors are on the CPU."""
+
+    images: list[list[Image.Image]]  # [P][K] RGB
+    tokens: Tensor  # [P, K, T] int64, the codes in raster order
+    premature_layers: Tensor  # [P, K, T] int64, the layer contrasted with; N (the final one) where there was no contrast
+    jsd: Tensor  # [P, K, T] float32, that layer's Jensen-Shannon divergence from the final one, in [0, ln 2] nats
+    seeds: Tensor  # [P, K] int64, the seed of each image: alone with it, an image comes out the same
+
+
+class JanusDoLa:
+    """A Janus model that draws images with DoLa decoding, or without.
+
+    Args:
+        model: transformers' `JanusForConditionalGeneration` or DeepSeek's `MultiModalityCausalLM`; used as it is, on the
+            device and in the dtype it has.
+        tokenizer: the tokenizer that belongs to it.
+    Raises:
+        ValueError: the model is of neither family, or the tokenizer lacks the tokens of Janus.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.parts: JanusParts = find_parts(model)
+        self._special = self.parts.special_tokens(tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+    ) -> "JanusDoLa":
+        """Loads a checkpoint.
+
+        Args:
+            model: "mini" (a small Janus that ships with this package), a folder, or a repository on the Hugging Face hub;
+                in transformers' format or in DeepSeek's own.
+            device: None is a GPU where there is one, else the CPU.
+            dtype: None is float32 on a CPU and bfloat16 elsewhere.
+            revision: of the repository.
+        Raises:
+            FileNotFoundError: no checkpoint is there.
+            ValueError: the checkpoint is not a Janus model, or the dtype is unknown.
+        """
+        return cls(*load(model, device, dtype, revision))
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        parallel_size: int = 1,
+        dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
+        cfg_weight: float = 5.0,
+        temperature: float = 1.0,
+        seed: int | None = 0,
+        sampler: Sampler = "gumbel",
+        backend: str = "auto",
+        progress: bool = False,
+    ) -> GenerationOutput:
+        """Draws `parallel_size` images for each prompt, all in one batch.
+
+        Args:
+            prompts: one or several; they may differ in length.
+            parallel_size: K, images per prompt.
+            dola: how layers are contrasted; None is the plain baseline with the same sampler.
+            cfg_weight: weight w of classifier-free guidance; 1 follows the prompt without guidance.
+            temperature: T >= 0, applied to the contrasted distribution; 0 is greedy.
+            seed: image k of prompt i has the seed `seed + i * parallel_size + k`. With the sampler "gumbel" an image depends
+                on its own seed only, not on its batch. None picks a random one. The sampler "multinomial" seeds one
+                torch generator for the whole batch with `seed`; None is torch's global one, as upstream loops use.
+            sampler: "gumbel" (counter-based noise) or "multinomial" (torch.multinomial, to match other loops draw for draw).
+            backend: of the early-exit stage: "auto", "reference" or "torch".
+            progress: shows a bar with tokens per second and the time left.
+        Raises:
+            ValueError: an argument is out of range; nothing has been drawn then.
+            NonFiniteError: hidden states or logits became NaN or infinite.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        _check(prompts, parallel_size, seed, sampler)
+        resolve_backend(backend)
+        planned = plan(dola, cfg_weight, temperature, self.parts.num_layers)
+        ids = [self._prompt_ids(prompt) for prompt in prompts]
+        device = self.parts.device
+
+        generator = None
+        if sampler == "multinomial" and seed is not None:
+            generator = torch.Generator(device).manual_seed(seed)
+        seeds = torch.arange(len(prompts) * parallel_size) + (seed if seed is not None else _random_seed())
+        rows = prompt_batch([row for row in ids for _ in range(parallel_size)], self._special, device)
+        codes = draw_codes(
+            self.parts, rows, planned, seeds.to(device), sampler, generator, backend=backend, progress=progress
+        )  # fmt: skip
+        images = to_images(self.parts, codes.tokens)
+        shape = (len(prompts), parallel_size)
+        return GenerationOutput(
+            images=[images[start : start + parallel_size] for start in range(0, len(images), parallel_size)],
+            tokens=codes.tokens.cpu().unflatten(0, shape),
+            premature_layers=codes.premature_layers.cpu().unflatten(0, shape),
+            jsd=codes.jsd.cpu().unflatten(0, shape),
+            seeds=seeds.unflatten(0, shape),
+        )
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        ids = prompt_ids(prompt, self.tokenizer, self._special)
+        room = self.parts.config.max_position_embeddings - self.parts.image_tokens
+        if len(ids) > room:
+            raise ValueError(
+                f"prompts must leave room for {self.parts.image_tokens} image tokens: at most {room} tokens each, "
+                f"got one of {len(ids)} tokens: {prompt[:40]!r}"
+            )
+        return ids
+
+
+@torch.no_grad()
+def to_images(parts: JanusParts, tokens: Tensor) -> list[Image.Image]:
+    """Decodes codes [B, T] into B RGB images, [-1, 1] mapped to 0 .. 255 and clipped."""
+    pixels = parts.decode_codes(tokens).float()
+    pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in pixels.cpu()]
+
+
+def _check(prompts: list[str], parallel_size: int, seed: int | None, sampler: str) -> None:
+    if not prompts:
+        raise ValueError("prompts must hold at least one string, got none")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompts must be strings, got {prompt!r}")
+    if isinstance(parallel_size, bool) or not isinstance(parallel_size, int) or parallel_size < 1:
+        raise ValueError(f"parallel_size must be an int >= 1, got {parallel_size!r}")
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {list(SAMPLERS)}, got {sampler!r}")
+    if seed is not None:
+        last = _MAX_SEED - len(prompts) * parallel_size
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= last:
+            raise ValueError(f"seed must be None or an int in 0 .. {last}, got {seed!r}")
+
+
+def _random_seed() -> int:
+    return random.getrandbits(62)
