@@ -12,7 +12,8 @@ from janus_dola.batch import Settings, draw_to_files, read_prompts
 from janus_dola.config import DoLaConfig
 from janus_dola.engine import NonFiniteError
 from janus_dola.image_files import ImageFormat, read_recipe
-from janus_dola.models.load import MINI
+from janus_dola.models import find_parts
+from janus_dola.models.load import MINI, load_skeleton
 from janus_dola.pipeline import JanusDoLa
 
 Model = Annotated[str, typer.Option(help='"mini", a folder, or a repository such as deepseek-community/Janus-Pro-1B.')]
@@ -175,7 +176,7 @@ def info(
     model: Annotated[str, typer.Argument(help='"mini", a folder or a repository.')] = MINI,
 ) -> None:
     """Show a model's layers, shapes and default candidate layers."""
-    parts = JanusDoLa.from_pretrained(model, "cpu").parts
+    parts = find_parts(load_skeleton(model))
     lines = {
         "model": model,
         "family": parts.family,

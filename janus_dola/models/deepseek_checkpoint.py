@@ -60,8 +60,7 @@ def load_deepseek_checkpoint(folder: Path, dtype: torch.dtype | None = None) -> 
         ValueError: the weights are not those of a Janus model.
     """
     theirs = _read_weights(folder)
-    with open(folder / "config.json", encoding="utf-8") as file:
-        config = convert_config(json.load(file), theirs)
+    config = convert_config(_read_json(folder), theirs)
     state = convert_weights(theirs)
     dtype = dtype or theirs["language_model.model.norm.weight"].dtype
     model, loading = JanusForConditionalGeneration.from_pretrained(
@@ -71,6 +70,15 @@ def load_deepseek_checkpoint(folder: Path, dtype: torch.dtype | None = None) -> 
     if problems:
         raise ValueError(f"{folder} does not hold the weights of a Janus model: {problems}")
     return model.eval()
+
+
+def read_config(folder: Path) -> JanusConfig:
+    """The transformers config of a checkpoint in DeepSeek's format. Raises as `load_deepseek_checkpoint` does."""
+    return convert_config(_read_json(folder), _read_weights(folder))
+
+
+def _read_json(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def convert_weights(theirs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import JanusForConditionalGeneration, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    JanusConfig,
+    JanusForConditionalGeneration,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from janus_dola.models.deepseek_checkpoint import MODEL_TYPE, load_deepseek_checkpoint
+from janus_dola.models.deepseek_checkpoint import MODEL_TYPE, load_deepseek_checkpoint, read_config
 
 MINI = "mini"
 _FILES = ["*.json", "*.jinja", "*.safetensors", "pytorch_model*.bin"]
@@ -77,14 +83,33 @@ def load(
     device = torch.device(device) if device is not None else default_device()
     wanted = parse_dtype(dtype) if dtype is not None else (torch.float32 if device.type == "cpu" else torch.bfloat16)
     folder = resolve(model, revision)
-    model_type = PretrainedConfig.get_config_dict(folder)[0].get("model_type")
-    if model_type == MODEL_TYPE:
+    if _model_type(folder) == MODEL_TYPE:
         loaded = load_deepseek_checkpoint(folder, wanted)
-    elif model_type == "janus":
-        loaded = JanusForConditionalGeneration.from_pretrained(folder, dtype=wanted)
     else:
-        raise ValueError(f'model must be a Janus checkpoint (model_type "janus" or "{MODEL_TYPE}"), got {model_type!r}')
+        loaded = JanusForConditionalGeneration.from_pretrained(folder, dtype=wanted)
     return loaded.to(device).eval(), load_tokenizer(folder)
+
+
+def load_skeleton(model: str | Path) -> PreTrainedModel:
+    """A Janus model without weights, on the device "meta": enough to look at its layers and shapes.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `load`.
+    """
+    folder = resolve(model)
+    if _model_type(folder) == MODEL_TYPE:
+        config = read_config(folder)
+    else:
+        config = JanusConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        return JanusForConditionalGeneration(config)
+
+
+def _model_type(folder: Path) -> str:
+    found = PretrainedConfig.get_config_dict(folder)[0].get("model_type")
+    if found not in ("janus", MODEL_TYPE):
+        raise ValueError(f'model must be a Janus checkpoint (model_type "janus" or "{MODEL_TYPE}"), got {found!r}')
+    return found
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

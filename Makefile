@@ -1,0 +1,51 @@
+# Each target sets up what it needs; the second time that is already there.
+PYTHON ?= python3
+BIN := .venv/bin
+COMPAT := .venv-compat/bin
+
+.PHONY: help test test-compat lint format types demo bench train-mini score-mini clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
+
+test: .venv/ready  ## run the tests
+	$(BIN)/python -m pytest
+
+test-compat: .venv-compat/ready  ## run the tests with transformers 4
+	$(COMPAT)/python -m pytest
+
+lint: .venv/ready  ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/ready  ## mend style and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: .venv/ready  ## check the types of the public packages
+	$(BIN)/mypy
+
+demo: .venv/ready  ## draw a contact sheet and layer maps with the mini model
+	$(BIN)/janus-dola demo --outdir demo_out
+
+bench: .venv/ready  ## time the early-exit stage of each backend
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-group-by=param:dtype
+
+train-mini: .venv/ready  ## train the mini model anew (about an hour and a half on 2 cores)
+	$(BIN)/python bench/train_mini.py
+
+score-mini: .venv/ready  ## score what the mini model draws against its captions
+	$(BIN)/python bench/score_mini.py
+
+.venv/ready: pyproject.toml tests/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv-compat/ready: pyproject.toml tests/constraints.txt tests/constraints-compat.txt
+	$(PYTHON) -m venv .venv-compat
+	$(COMPAT)/python -m pip install --quiet --constraint tests/constraints-compat.txt --editable '.[dev]'
+	touch $@
+
+clean:  ## remove environments and build products
+	rm -rf .venv .venv-compat build dist *.egg-info demo_out

@@ -1,0 +1,35 @@
+import os
+
+import pytest
+import torch
+import transformers
+
+from janus_dola import JanusDoLa
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def mini() -> JanusDoLa:
+    """The shipped model in float32 on the CPU."""
+    return JanusDoLa.from_pretrained("mini", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def mini_hidden_states(mini) -> torch.Tensor:
+    """[4, 8, 192]: layers 2, 4, 6 and 8 of the mini model for four images, in the middle of being drawn."""
+    from janus_dola.engine import Backbone
+    from janus_dola.models.taps import tapped
+    from janus_dola.prompt import prompt_batch
+
+    words = ["a large red circle on white", "a small blue square on grey", "a green cross", "a large yellow triangle on black"]
+    prompts = [mini._prompt_ids(prompt) for prompt in words]
+    rows = prompt_batch(prompts, mini._special, torch.device("cpu"))
+    codes = mini.generate(words, seed=7).tokens[:, 0]
+    backbone = Backbone(mini.parts, rows, mini.parts.image_tokens)
+    with torch.no_grad(), tapped(mini.parts, [2, 4, 6], 8) as hidden_states:
+        backbone.prefill()
+        for position in range(30):
+            backbone.step(mini.parts.embed_codes(codes[:, position]))
+        return hidden_states.clone()

@@ -1,0 +1,156 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from janus_dola.kernels.early_exit import BACKENDS, early_exit, early_exit_scores
+from janus_dola.kernels.philox import gumbel_noise
+from janus_dola.kernels.sampling import gumbel_max, multinomial
+from janus_dola.kernels.types import Decoding
+from tests.kernels.cases import random_head, random_hidden
+
+BACKEND = pytest.mark.parametrize("backend", sorted(BACKENDS))
+
+
+@pytest.fixture
+def case():
+    """Three layers, four images."""
+    return random_hidden(3, 4, 16, torch.float32, seed=3), random_head(16, 16, 50, torch.float32, seed=3)
+
+
+def seeds(images):
+    return torch.arange(images) + 11
+
+
+@BACKEND
+def test_alpha_0_and_the_final_layer_are_the_baseline(case, backend):
+    hidden, head = case
+    for temperature in (1.0, 0.7, 0.0):
+        with_candidates = early_exit(hidden, head, Decoding(5.0, temperature, 0.0, 2), seeds(4), 6, backend)
+        baseline = early_exit(hidden[-1:], head, Decoding(5.0, temperature, 0.0, 0), seeds(4), 6, backend)
+        assert torch.equal(with_candidates.code, baseline.code)
+        assert with_candidates.jsd.tolist() == baseline.jsd.tolist() == [0, 0, 0, 0]
+
+
+@BACKEND
+def test_the_code_is_the_gumbel_maximum(case, backend):
+    hidden, head = case
+    decoding = Decoding(3.0, 0.7, 0.1)
+    found = early_exit_scores(hidden, head, decoding, backend)
+    code = early_exit(hidden, head, decoding, seeds(4), torch.tensor(9), backend).code
+    assert torch.equal(code, (found.scores / 0.7 + gumbel_noise(seeds(4), 9, 50)).argmax(-1))
+
+
+@BACKEND
+def test_backends_draw_the_same_codes(case, backend):
+    hidden, head = case
+    for position in range(20):
+        expected = early_exit(hidden.double(), _double(head), Decoding(), seeds(4), position, "reference").code
+        assert torch.equal(early_exit(hidden, head, Decoding(), seeds(4), position, backend).code, expected)
+
+
+def _double(head):
+    from tests.kernels.cases import to
+
+    return to(head, torch.float64)
+
+
+def test_an_image_does_not_depend_on_its_batch(case):
+    hidden, head = case
+    together = early_exit(hidden, head, Decoding(), seeds(4), 2)
+    for image in range(4):
+        alone = early_exit(hidden[:, [image, 4 + image]], head, Decoding(), seeds(4)[[image]], 2)
+        assert alone.code == together.code[image]
+        assert alone.layer == together.layer[image]
+
+
+def test_greedy_takes_the_best_code_and_ignores_the_seed(case):
+    hidden, head = case
+    decoding = Decoding(temperature=0.0)
+    expected = early_exit_scores(hidden, head, decoding).scores.argmax(-1)
+    assert torch.equal(early_exit(hidden, head, decoding, seeds(4), 0).code, expected)
+    assert torch.equal(early_exit(hidden, head, decoding, seeds(4) + 99, 5).code, expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_gumbel_max_draws_from_the_tempered_distribution(temperature):
+    scores = torch.tensor([[0.0, 1.0, 2.0, float("-inf")]])
+    drawn = gumbel_max(scores.expand(20000, 4), temperature, torch.arange(20000), 3)
+    observed = drawn.bincount(minlength=4)
+    assert observed[3] == 0
+    expected = 20000 * (scores[0, :3] / temperature).softmax(-1)
+    assert stats.chisquare(observed[:3].numpy(), expected.numpy(), sum_check=False).pvalue > 1e-3
+
+
+def test_multinomial_uses_the_generator_it_is_given():
+    scores = torch.randn(6, 40)
+    finite = torch.ones(6, dtype=torch.bool)
+    first = multinomial(scores, 0.8, finite, torch.Generator().manual_seed(4))
+    again = torch.multinomial((scores / 0.8).softmax(-1), 1, generator=torch.Generator().manual_seed(4)).squeeze(-1)
+    assert torch.equal(first, again)
+
+
+def test_multinomial_survives_an_image_that_is_not_finite():
+    scores = torch.tensor([[float("nan")] * 3, [0.0, float("-inf"), float("-inf")]])
+    drawn = multinomial(scores, 1.0, torch.tensor([False, True]), None)
+    assert drawn[1] == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**63 - 5), position=st.integers(0, 5000), alpha=st.floats(0, 1))
+def test_codes_are_plausible_for_any_seed(seed, position, alpha):
+    hidden, head = random_hidden(3, 4, 16, torch.float32, seed=3), random_head(16, 16, 50, torch.float32, seed=3)
+    decoding = Decoding(alpha=alpha)
+    scores = early_exit_scores(hidden, head, decoding).scores
+    code = early_exit(hidden, head, decoding, torch.arange(4) + seed, position).code
+    assert scores.gather(1, code[:, None]).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h, s: (h[0], s), r"hidden_states must be \[layers >= 1, an even number of rows, 16\], got shape \[8, 16\]"),
+        (lambda h, s: (h[:, :7], s[:3]), r"hidden_states must be .* got shape \[3, 7, 16\]"),
+        (lambda h, s: (h[..., :15], s), r"hidden_states must be .* got shape \[3, 8, 15\]"),
+        (lambda h, s: (h.half(), s), "hidden_states must have the head's dtype, torch.float32, got torch.float16"),
+        (lambda h, s: (h.to("meta"), s), "hidden_states must be on the head's device, cpu, got meta"),
+        (lambda h, s: (h[:1], s), "must hold at least one candidate layer beside the final one, got 1 layer"),
+        (lambda h, s: (h, s[:3]), r"seeds must be int64 of shape \[4\], got torch.int64 of shape \[3\]"),
+        (lambda h, s: (h, s.int()), r"seeds must be int64 of shape \[4\], got torch.int32 of shape \[4\]"),
+    ],
+)
+def test_shapes_and_dtypes_that_do_not_match(case, change, message):
+    hidden, head = case
+    hidden, keys = change(hidden, seeds(4))
+    with pytest.raises(ValueError, match=message):
+        early_exit(hidden, head, Decoding(), keys, 0)
+
+
+def test_premature_index_outside_the_stack(case):
+    hidden, head = case
+    with pytest.raises(ValueError, match=r"premature must lie in 0 .. 2 for 3 layers, got 3"):
+        early_exit(hidden, head, Decoding(premature=3), seeds(4), 0)
+
+
+def test_unknown_backend(case):
+    hidden, head = case
+    with pytest.raises(ValueError, match=r"backend must be one of \['auto', 'reference', 'torch'\], got 'cuda'"):
+        early_exit(hidden, head, Decoding(), seeds(4), 0, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"alpha": -0.1}, r"alpha must lie in \[0, 1\], got -0.1"),
+        ({"alpha": 1.5}, r"alpha must lie in \[0, 1\], got 1.5"),
+        ({"alpha": float("nan")}, r"alpha must lie in \[0, 1\], got nan"),
+        ({"temperature": -1.0}, r"temperature must be a finite number >= 0 \(0 is greedy\), got -1.0"),
+        ({"temperature": float("inf")}, "temperature must be a finite number"),
+        ({"temperature": float("nan")}, "temperature must be a finite number"),
+        ({"cfg_weight": float("inf")}, "cfg_weight must be a finite number, got inf"),
+    ],
+)
+def test_settings_out_of_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Decoding(**arguments)
