@@ -190,7 +190,7 @@ class MultiModalityCausalLM(nn.Module):
         self.language_model = LlamaForCausalLM(LlamaConfig(**self.language_config))
         # Louder than a fresh model, so that layers and codes differ clearly.
         with torch.no_grad():
-            self.gen_head.vision_head.weight.mul_(8)
+            self.gen_head.vision_head.weight.mul_(2)
             self.gen_embed.weight.mul_(4)
             for block in self.language_model.model.layers:
                 block.mlp.down_proj.weight.mul_(20)

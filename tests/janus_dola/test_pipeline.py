@@ -1,0 +1,161 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from janus_dola import DoLaConfig, JanusDoLa, NonFiniteError
+from janus_dola.kernels.early_exit import BACKENDS
+from janus_dola.mini.pictures import BACKGROUNDS, COLOURS, SHAPES, SIZES
+
+PROMPTS = [
+    "a large red circle on white",
+    "a blue square",
+    "a small yellow cross on black",
+    "a large purple triangle on grey",
+    "a green cross on white, with many more words than any caption it has seen before",
+    "x",
+    "a small orange square on grey",
+    "a large green circle",
+]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+@pytest.mark.parametrize("sampler", ["gumbel", "multinomial"])
+def test_alpha_0_with_the_final_layer_is_the_baseline_step_by_step(mini, temperature, sampler):
+    final = DoLaConfig(alpha=0.0, premature_layer="final")
+    settings = {"temperature": temperature, "sampler": sampler, "seed": 3}
+    expected = mini.generate(PROMPTS[:2], 2, dola=None, **settings)
+    found = mini.generate(PROMPTS[:2], 2, dola=final, **settings)
+    assert torch.equal(found.tokens, expected.tokens)
+    assert (found.premature_layers == 8).all()
+    assert (found.jsd == 0).all()
+
+
+@pytest.mark.parametrize("dola", [None, DoLaConfig(), DoLaConfig(premature_layer=2)], ids=["baseline", "dola", "static"])
+def test_image_does_not_depend_on_its_batch(mini, dola):
+    together = mini.generate(PROMPTS, 1, dola=dola, seed=40)
+    for i, prompt in enumerate(PROMPTS):
+        alone = mini.generate(prompt, 1, dola=dola, seed=40 + i)
+        assert torch.equal(alone.tokens[0, 0], together.tokens[i, 0]), prompt
+        assert torch.equal(alone.premature_layers[0, 0], together.premature_layers[i, 0])
+
+
+def test_seeds_are_numbered_through_the_prompts_and_recorded(mini):
+    together = mini.generate(PROMPTS[:2], 3, seed=100)
+    assert together.seeds.tolist() == [[100, 101, 102], [103, 104, 105]]
+    alone = mini.generate(PROMPTS[1], seed=104)
+    assert torch.equal(alone.tokens[0, 0], together.tokens[1, 1])
+    assert len(together.tokens[0].unique(dim=0)) == 3
+
+
+def test_without_a_seed_every_call_differs_and_the_seed_drawn_is_recorded(mini):
+    first, second = (mini.generate(PROMPTS[0], seed=None) for _ in range(2))
+    assert first.seeds != second.seeds
+    again = mini.generate(PROMPTS[0], seed=int(first.seeds[0, 0]))
+    assert torch.equal(again.tokens, first.tokens)
+
+
+def test_what_comes_back(mini):
+    out = mini.generate(PROMPTS[:2], parallel_size=3)
+    assert [[image.size for image in row] for row in out.images] == [[(64, 64)] * 3] * 2
+    assert out.images[0][0].mode == "RGB"
+    for tensor in (out.tokens, out.premature_layers, out.jsd):
+        assert tensor.shape == (2, 3, 64)
+    assert out.tokens.dtype == out.premature_layers.dtype == out.seeds.dtype == torch.int64
+    assert 0 <= out.tokens.min() <= out.tokens.max() < 512
+    assert set(out.premature_layers.unique().tolist()) <= {2, 4, 6}
+    assert ((out.jsd > 0) & (out.jsd <= math.log(2))).all()
+
+
+def test_static_dola_contrasts_with_its_layer_everywhere(mini):
+    out = mini.generate(PROMPTS[0], dola=DoLaConfig(premature_layer=5))
+    assert (out.premature_layers == 5).all()
+    assert (out.jsd > 0).all()
+
+
+def test_dola_changes_the_image(mini):
+    baseline = mini.generate(PROMPTS[:2], dola=None)
+    assert not torch.equal(mini.generate(PROMPTS[:2]).tokens, baseline.tokens)
+
+
+@pytest.mark.parametrize("dola", [None, DoLaConfig()], ids=["baseline", "dola"])
+def test_backends_draw_the_same_images(mini, dola):
+    drawn = [mini.generate(PROMPTS[:3], dola=dola, backend=backend).tokens for backend in BACKENDS]
+    assert all(torch.equal(tokens, drawn[0]) for tokens in drawn[1:])
+
+
+def test_a_model_already_in_memory_is_wrapped_and_left_where_it_is(mini):
+    pipe = JanusDoLa(mini.model, mini.tokenizer)
+    assert pipe.model is mini.model
+    assert pipe.tokenizer is mini.tokenizer
+    assert torch.equal(pipe.generate("x").tokens, mini.generate(["x"]).tokens)
+
+
+def test_non_finite_hidden_states_are_reported_with_their_image(mini, monkeypatch):
+    embed = mini.parts.embed_codes
+    calls = []
+
+    def poisoned(codes):
+        embeddings = embed(codes)
+        calls.append(1)
+        if len(calls) == 10:
+            embeddings[1] = float("nan")
+        return embeddings
+
+    object.__setattr__(mini.parts, "embed_codes", poisoned)
+    try:
+        for sampler in ("gumbel", "multinomial"):
+            calls.clear()
+            with pytest.raises(NonFiniteError, match=r"became NaN or infinite for image\(s\) \[1\] of the batch") as error:
+                mini.generate(PROMPTS[:3], sampler=sampler)
+            assert error.value.images == [1]
+            assert len(calls) == 63  # the image was drawn to its end: nothing was read back before
+    finally:
+        object.__setattr__(mini.parts, "embed_codes", embed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": []}, "prompts must hold at least one string, got none"),
+        ({"prompts": ["a", 3]}, "prompts must be strings, got 3"),
+        ({"prompts": ["a circle " * 300]}, "prompts must leave room for 64 image tokens: at most 448 tokens each, got one of"),
+        ({"parallel_size": 0}, "parallel_size must be an int >= 1, got 0"),
+        ({"parallel_size": 1.5}, "parallel_size must be an int >= 1, got 1.5"),
+        ({"temperature": -0.5}, r"temperature must be a finite number >= 0 \(0 is greedy\), got -0.5"),
+        ({"temperature": float("nan")}, "temperature must be a finite number .* got nan"),
+        ({"cfg_weight": float("nan")}, "cfg_weight must be a finite number, got nan"),
+        ({"seed": -1}, "seed must be None or an int in 0 .. .*, got -1"),
+        ({"seed": 2**63}, "seed must be None or an int in 0 .. .*, got 9223372036854775808"),
+        ({"sampler": "greedy"}, r"sampler must be one of \['gumbel', 'multinomial'\], got 'greedy'"),
+        ({"backend": "cuda"}, r"backend must be one of \['auto', 'reference', 'torch'\], got 'cuda'"),
+        ({"dola": DoLaConfig([8, 9])}, r"candidate_layers must name a layer in 1 .. 7 .* got \[8, 9\]"),
+        ({"dola": DoLaConfig(premature_layer=8)}, "premature_layer must lie in 1 .. 7, .* got 8"),
+    ],
+)
+def test_bad_input(mini, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        mini.generate(**{"prompts": "a red circle", **arguments})
+
+
+@settings(max_examples=10, deadline=None)
+@given(prompt=st.text(max_size=60), seed=st.integers(0, 2**62))
+def test_any_text_is_a_prompt(mini, prompt, seed):
+    assert mini.generate(prompt, seed=seed, cfg_weight=1.0).tokens.shape == (1, 1, 64)
+
+
+def test_mini_draws_what_its_captions_say(mini):
+    """A quick look; the full table is made by `make score-mini`."""
+    from janus_dola.mini.checker import check
+
+    captions = [
+        f"a {size} {colour} {shape} on {background}"
+        for size, colour, shape, background in zip(
+            list(SIZES) * 8, list(COLOURS) * 3, list(SHAPES) * 4, list(BACKGROUNDS) * 6, strict=False
+        )
+    ]
+    drawn = mini.generate(captions, dola=None, seed=1)
+    right = [check(row[0], text).all_right for row, text in zip(drawn.images, captions, strict=True)]
+    assert sum(right) >= 0.75 * len(right)
