@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Annotated
 
+import transformers
 import typer
 from tqdm.auto import tqdm
 
@@ -212,6 +213,7 @@ def main() -> None:
 
 def run(command: typer.Typer) -> None:
     """Runs a typer app the way `main` does."""
+    transformers.utils.logging.disable_progress_bar()
     warnings.formatwarning = lambda message, *args, **kwargs: f"janus-dola: warning: {message}\n"
     try:
         command()

@@ -1,0 +1,36 @@
+"""Trains the checkpoint that ships as "mini", from nothing but Pillow and torch, and puts it into the package.
+
+    python bench/train_mini.py                 # everything
+    python bench/train_mini.py --only backbone # the language model again, on the image tokenizer already in --work
+
+How long it took for the weights in the repository, on 2 CPU cores: see bench/README.md.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from train_mini_backbone import train_backbone
+from train_mini_vq import train_vq
+
+CHECKPOINT = Path(__file__).parent.parent / "janus_dola" / "mini" / "checkpoint"
+
+
+def main(
+    only: Annotated[Literal["vq", "backbone"] | None, typer.Option(help="One of the two stages.")] = None,
+    work: Annotated[Path, typer.Option(help="Where the image tokenizer is kept between the stages.")] = Path("build/mini"),
+    target: Annotated[Path, typer.Option(help="Where the checkpoint goes.")] = CHECKPOINT,
+    crop_steps: Annotated[int, typer.Option(help="Steps on crops, without a codebook.")] = 4000,
+    code_steps: Annotated[int, typer.Option(help="Steps on crops, with a codebook.")] = 3000,
+    picture_steps: Annotated[int, typer.Option(help="Steps on whole pictures.")] = 2500,
+    backbone_steps: Annotated[int, typer.Option(help="Steps of the language model.")] = 4000,
+) -> None:
+    """Train the mini model."""
+    if only != "backbone":
+        train_vq(work, (crop_steps, code_steps, picture_steps))
+    if only != "vq":
+        train_backbone(work, target, backbone_steps)
+
+
+if __name__ == "__main__":
+    typer.run(main)

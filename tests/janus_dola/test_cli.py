@@ -1,0 +1,151 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from janus_dola import DoLaConfig, JanusDoLa, cli, run_batch_prompts
+from janus_dola.image_files import read_recipe
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, mini):
+    """Runs the command line in this process on the mini model; returns exit status, stdout and stderr."""
+    monkeypatch.setattr(JanusDoLa, "from_pretrained", classmethod(lambda cls, *args, **kwargs: mini))
+
+    def run(*arguments, app=cli.app):
+        monkeypatch.setattr(sys, "argv", ["janus-dola", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(app)
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_generate_writes_images_that_carry_their_recipe(call, tmp_path):
+    status, out, err = call("generate", "a red circle", "a blue square", "--parallel-size", 2, "--outdir", tmp_path, "--seed", 5)
+    assert status == 0
+    names = ["0_a_red_circle_p0.png", "0_a_red_circle_p1.png", "1_a_blue_square_p0.png", "1_a_blue_square_p1.png"]
+    assert out.split() == [str(tmp_path / name) for name in names]
+    assert "coloured shapes only" in err
+    recipe = read_recipe(tmp_path / names[3])
+    assert (recipe.model, recipe.prompt, recipe.seed, recipe.dola) == ("mini", "a blue square", 8, DoLaConfig())
+
+
+@pytest.mark.parametrize("settings", [[], ["--no-dola"], ["--alpha", "0.3", "--candidate-layers", "2,5", "--temperature", "0.8"]])
+def test_an_image_is_drawn_again_from_its_file(call, mini, tmp_path, settings, monkeypatch):
+    drawn = []
+    draw = mini.generate
+    monkeypatch.setattr(type(mini), "generate", lambda self, *a, **k: drawn.append(draw(*a, **k)) or drawn[-1])
+    call("generate", "a red circle", "--parallel-size", 2, "--outdir", tmp_path, "--format", "webp", *settings)
+    status, out, _ = call("generate", "--from", tmp_path / "0_a_red_circle_p1.webp", "--outdir", tmp_path / "again")
+    assert status == 0
+    assert torch.equal(drawn[1].tokens[0, 0], drawn[0].tokens[0, 1])
+    assert read_recipe(tmp_path / "0_a_red_circle_p1.webp") == read_recipe(tmp_path / "again" / "0_a_red_circle_p0.png")
+
+
+def test_both_spellings_of_options(call, tmp_path):
+    for spelling in ("--cfg_weight", "--cfg-weight"):
+        status, *_ = call("generate", "x", spelling, 2.5, "--outdir", tmp_path / spelling)
+        assert status == 0
+        assert read_recipe(tmp_path / spelling / "0_x_p0.png").cfg_weight == 2.5
+
+
+def test_premature_layer_final_with_alpha_0_is_no_dola(call, tmp_path):
+    call("generate", "a red circle", "--premature-layer", "final", "--alpha", 0, "--outdir", tmp_path / "a")
+    call("generate", "a red circle", "--no-dola", "--outdir", tmp_path / "b")
+    pixels = [Image.open(tmp_path / name / "0_a_red_circle_p0.png").tobytes() for name in "ab"]
+    assert pixels[0] == pixels[1]
+
+
+@pytest.mark.parametrize("app", ["batch", "run_batch_prompts"])
+def test_batch_with_the_flags_of_the_original(call, tmp_path, app):
+    prompts = tmp_path / "prompt.json"
+    prompts.write_text(json.dumps({"prompts": ["a red circle", "../évil/😀", "never drawn"]}), encoding="utf-8")
+    command = (["batch"], {}) if app == "batch" else ([], {"app": run_batch_prompts.runner})
+    status, out, _ = call(
+        *command[0], "--model", "mini", "--prompt_json", prompts, "--outdir", tmp_path / "out", "--parallel_size", 2,
+        "--cfg_weight", 5, "--temperature", 1, "--alpha", 0.1, "--candidate_layers", "2,4", "--max_prompts", 2, **command[1],
+    )  # fmt: skip
+    assert status == 0
+    assert "4 images of 2 prompts" in out
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["0_a_red_circle_p0.jpg", "0_a_red_circle_p1.jpg", "1_évil_p0.jpg", "1_évil_p1.jpg"]
+    assert [read_recipe(tmp_path / "out" / name).seed for name in names] == [0, 1, 2, 3]
+    assert read_recipe(tmp_path / "out" / names[0]).dola == DoLaConfig([2, 4])
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '["a"]', '{"prompts": "a"}', '{"prompts": []}', '{"prompts": ["a", 3]}', '{"prompt": ["a"]}']
+)
+def test_prompt_files_that_are_not(call, tmp_path, content):
+    prompts = tmp_path / "prompt.json"
+    prompts.write_text(content)
+    status, _, err = call("batch", "--prompt_json", prompts, "--outdir", tmp_path / "out")
+    assert status == 2
+    assert f'prompt file {prompts} must be {{"prompts": [str, ...]}}' in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "x", "--alpha", "2"], "alpha must lie in [0, 1], got 2.0"),
+        (["generate", "x", "--temperature", "-1"], "temperature must be a finite number >= 0"),
+        (["generate", "x", "--candidate-layers", "a,b"], "candidate_layers must be \"auto\" or integers separated by commas, got 'a,b'"),
+        (["generate", "x", "--candidate-layers", "8,9"], "candidate_layers must name a layer in 1 .. 7"),
+        (["generate", "x", "--premature-layer", "last"], "premature_layer must be an integer or \"final\", got 'last'"),
+        (["generate", "x", "--backend", "gpu"], "backend must be one of"),
+        (["generate", "--from", "no-such-file.png"], "No such file"),
+        (["generate"], "give a prompt, or --from an image"),
+        (["generate", "x", "--from", "a.png"], "leave out: prompts"),
+        (["generate", "--seed", "3", "--from", "a.png"], "leave out: seed"),
+        (["batch", "--prompt-json", "no-such-file.json"], "No such file"),
+    ],
+)  # fmt: skip
+def test_wrong_input_ends_in_a_message_and_status_2(call, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call(*arguments)
+    assert status == 2
+    assert out == ""
+    assert message in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+
+
+def test_info(call):
+    status, out, _ = call("info", "mini")
+    assert status == 0
+    lines = {line[:26].strip(): line[26:] for line in out.splitlines()}
+    assert lines["blocks (N)"] == "8"
+    assert lines["image codes (V)"] == "512"
+    assert lines["default candidate layers"] == "2, 4, 6"
+    assert lines["image size"] == "64 x 64 pixels"
+
+
+def test_demo(call, tmp_path):
+    status, out, _ = call("demo", "--outdir", tmp_path)
+    assert status == 0
+    assert str(tmp_path / "contact_sheet.png") in out
+    assert Image.open(tmp_path / "contact_sheet.png").size[0] > 900
+    maps = sorted(tmp_path.glob("map_*.png"))
+    assert len(maps) == 18
+    assert Image.open(maps[0]).size == (832, 320)
+
+
+def shell(*arguments, cwd):
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_errors_and_warnings_in_a_real_shell_are_one_line_each(tmp_path):
+    ended = shell("janus_dola.run_batch_prompts", "--prompt_json", "missing.json", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr == "janus-dola: error: [Errno 2] No such file or directory: 'missing.json'\n"
+    ended = shell("janus_dola.cli", "generate", "x", "--candidate_layers", "2,99", cwd=tmp_path)
+    assert ended.returncode == 0
+    assert ended.stdout == "generated_samples/0_x_p0.png\n"
+    hint, warning = ended.stderr.splitlines()
+    assert hint.startswith('Drawing with "mini"')
+    assert warning == "janus-dola: warning: candidate_layers outside 1 .. 7 dropped: [99]; [2] remain"

@@ -1,0 +1,83 @@
+"""What a user installs: the wheel's contents, and that no import name of others is shadowed."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command, cwd, **environment):
+    ended = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Wheel and source distribution, built from a copy of what git tracks or would."""
+    folder = tmp_path_factory.mktemp("built")
+    source = folder / "source"
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in files:
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_symlink():
+            target.symlink_to((ROOT / name).readlink())
+        elif (ROOT / name).exists():
+            target.write_bytes((ROOT / name).read_bytes())
+    run("-m", "build", "--no-isolation", "--outdir", folder, source, cwd=folder)
+    return next(folder.glob("*.whl")), next(folder.glob("*.tar.gz"))
+
+
+def test_wheel_holds_both_packages_and_no_kernels_of_its_own(built):
+    names = zipfile.ZipFile(built[0]).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"janus_dola"}
+    for name in ("kernels/reference.py", "kernels/early_exit.py", "models/load.py", "cli.py", "py.typed"):
+        assert f"janus_dola/{name}" in names
+    assert "janus_dola/mini/checkpoint/model.safetensors" in names
+    with tarfile.open(built[1]) as source:
+        assert any(name.endswith("kernels/reference.py") for name in source.getnames())
+
+
+def test_wheel_draws_outside_the_repository(built, tmp_path):
+    run("-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", built[0], cwd=tmp_path)
+    where = run("-c", "import janus_dola; print(janus_dola.__file__)", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert where.startswith(str(tmp_path / "site"))
+    out = run("-m", "janus_dola.cli", "generate", "a red circle", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert out == "generated_samples/0_a_red_circle_p0.png\n"
+    assert (tmp_path / out.strip()).stat().st_size > 500
+
+
+def test_hugging_faces_kernels_is_not_shadowed_from_the_repositorys_root(tmp_path):
+    theirs = tmp_path / "kernels"
+    theirs.mkdir()
+    (theirs / "__init__.py").write_text("origin = 'Hugging Face'\n")
+    # The root comes first on the path, as it does for `python -c` there; a regular package wins all the same.
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; sys.path.append({str(tmp_path)!r}); import kernels; print(kernels.origin)"
+    assert run("-c", code, cwd=ROOT) == "Hugging Face\n"
+
+
+def test_package_runs_without_triton(tmp_path):
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "from janus_dola import JanusDoLa\n"
+        "print(JanusDoLa.from_pretrained('mini', device='cpu').generate('a red circle').tokens.shape)"
+    )
+    assert "torch.Size([1, 1, 64])" in run("-c", code, cwd=tmp_path)
+
+
+def test_kernels_know_nothing_of_models():
+    for file in (ROOT / "kernels").glob("*.py"):
+        imports = [line for line in file.read_text(encoding="utf-8").splitlines() if "import" in line and "janus_dola" in line]
+        assert all("janus_dola.kernels" in line for line in imports), file
+        assert "transformers" not in "".join(line for line in file.read_text().splitlines() if line.startswith(("import", "from")))
