@@ -29,7 +29,7 @@ demo: .venv/ready  ## draw a contact sheet and layer maps with the mini model
 	$(BIN)/janus-dola demo --outdir demo_out
 
 bench: .venv/ready  ## time the early-exit stage of each backend
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-group-by=param:dtype
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds
 
 train-mini: .venv/ready  ## train the mini model anew (about an hour and a half on 2 cores)
 	$(BIN)/python bench/train_mini.py

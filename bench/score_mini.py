@@ -25,7 +25,7 @@ BATCH = 20
 
 def score(pipe: JanusDoLa, captions: list[str], dola: DoLaConfig | None, seed: int) -> dict[str, float]:
     """Shares of images in which each attribute is right, all of them, and the mean number of distinct codes an image has."""
-    right = {name: 0 for name in (*ATTRIBUTES, "all four")}
+    right = dict.fromkeys((*ATTRIBUTES, "all four"), 0)
     distinct = 0
     for start in tqdm(range(0, len(captions), BATCH), unit="batch"):
         words = captions[start : start + BATCH]

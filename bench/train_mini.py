@@ -18,7 +18,9 @@ CHECKPOINT = Path(__file__).parent.parent / "janus_dola" / "mini" / "checkpoint"
 
 def main(
     only: Annotated[Literal["vq", "backbone"] | None, typer.Option(help="One of the two stages.")] = None,
-    work: Annotated[Path, typer.Option(help="Where the image tokenizer is kept between the stages.")] = Path("build/mini"),
+    work: Annotated[Path, typer.Option(help="Where the image tokenizer is kept between the stages.")] = Path(
+        "build/mini"
+    ),
     target: Annotated[Path, typer.Option(help="Where the checkpoint goes.")] = CHECKPOINT,
     crop_steps: Annotated[int, typer.Option(help="Steps on crops, without a codebook.")] = 4000,
     code_steps: Annotated[int, typer.Option(help="Steps on crops, with a codebook.")] = 3000,

@@ -39,7 +39,10 @@ def build_model(tokenizer, vq: JanusVQVAE) -> JanusForConditionalGeneration:
         num_image_tokens=64, projection_dim=HIDDEN,
     )  # fmt: skip
     config = JanusConfig(
-        text_config=text, vision_config=vision, vq_config=VQ_CONFIG, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE)
+        text_config=text,
+        vision_config=vision,
+        vq_config=VQ_CONFIG,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
     )
     model = JanusForConditionalGeneration(config)
     model.model.vqmodel.load_state_dict(vq.state_dict())
@@ -78,7 +81,10 @@ def train_backbone(
     special = parts.special_tokens(tokenizer)
     started = time.time()
     scenes, codes = codes_of_pictures(vq, pictures, rng)
-    print(f"backbone: {len(codes)} pictures, {len(codes.unique())} codes in use, {time.time() - started:.0f} s", flush=True)
+    print(
+        f"backbone: {len(codes)} pictures, {len(codes.unique())} codes in use, {time.time() - started:.0f} s",
+        flush=True,
+    )
     for module in (model.model.vqmodel, model.model.vision_model, model.model.aligner):
         module.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]

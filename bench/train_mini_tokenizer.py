@@ -1,4 +1,4 @@
-"""Makes the tokenizer of the mini model: a small byte-level BPE that knows the words of the captions and can spell the rest."""
+"""Makes the tokenizer of the mini model: a small byte-level BPE that knows the words of captions and spells the rest."""
 
 import random
 
@@ -31,7 +31,10 @@ def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     special = [BOS, EOS, PAD, IMAGE, BEGIN_OF_IMAGE, END_OF_IMAGE, USER, ASSISTANT]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator((f": {text}\n\n:" for text in captions), trainer)
     bos_id = tokenizer.token_to_id(BOS)

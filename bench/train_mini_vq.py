@@ -101,21 +101,34 @@ class Codebook:
         self.codes.copy_(F.normalize(self.sums, dim=-1))
 
 
-def train_vq(target: Path, steps: tuple[int, int, int], batch_size: int = 8, seed: int = 0) -> JanusVQVAE:
-    """Trains for so many steps per phase and saves the model to `target`; prints the L1 error in [-1, 1] as it goes."""
+def near_shape(batch: Tensor) -> Tensor:
+    """[B, 1, H, W] bool: the shape and three pixels around it, told from the background by the pixel in the corner."""
+    shape = (batch - batch[:, :, :1, :1]).abs().sum(1, keepdim=True) > 0.1
+    return F.max_pool2d(shape.float(), 7, stride=1, padding=3) > 0
+
+
+def train_vq(
+    target: Path, steps: tuple[int, int, int], start: Path | None = None, batch_size: int = 8, seed: int = 0
+) -> JanusVQVAE:
+    """Trains for so many steps per phase and saves the model to `target`; prints the L1 error in [-1, 1] as it goes.
+
+    With `start`, a folder that an earlier run saved, training goes on from there, with its codebook.
+    """
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    model = JanusVQVAE(VQ_CONFIG).train()
+    model = JanusVQVAE(VQ_CONFIG) if start is None else JanusVQVAE.from_pretrained(start)
+    model.train()
     model.quantize.embedding.weight.requires_grad_(False)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], betas=(0.9, 0.95), weight_decay=0)
-    codebook, started, total, error = None, time.time(), sum(steps), []
+    codebook = None if start is None else Codebook(model)
+    started, total, error = time.time(), sum(steps), []
     for step in range(total):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1, (step + 1) / 50) * (0.02 + 0.98 * (1 - step / total))
         batch = pictures(batch_size, rng)
         if step < steps[0] + steps[1]:
             batch = random_crops(batch, rng)
-        if step == steps[0]:
+        if step == steps[0] and codebook is None:
             start_codebook(model, rng)
             codebook = Codebook(model)
         commitment = torch.zeros(())
@@ -129,8 +142,9 @@ def train_vq(target: Path, steps: tuple[int, int, int], batch_size: int = 8, see
                 codebook.follow(z, assigned)
                 code = z + (code - z).detach()
             drawn = model.decoder(model.post_quant_conv(code)).float()
-        # The shape covers a small part of most pictures: its pixels weigh five times as much.
-        weight = 1 + 4 * ((batch - batch[:, :, :1, :1]).abs().sum(1, keepdim=True) > 0.1)
+        # A small shape covers little of its picture: it and its surroundings count as much as the whole.
+        near = near_shape(batch)
+        weight = 1 + near / near.float().mean((1, 2, 3), keepdim=True).clamp(min=0.02)
         absolute = (drawn - batch).abs()
         loss = (weight * (absolute + absolute.square())).mean() + 0.5 * commitment
         optimizer.zero_grad()
@@ -141,7 +155,10 @@ def train_vq(target: Path, steps: tuple[int, int, int], batch_size: int = 8, see
         if (step + 1) % 100 == 0:
             used = 0 if codebook is None else int((codebook.counts > 0.003).sum())
             minutes = (time.time() - started) / 60
-            print(f"vq step {step + 1}/{total}  L1 {np.mean(error[-100:]):.4f}  codes {used}  {minutes:.1f} min", flush=True)
+            print(
+                f"vq step {step + 1}/{total}  L1 {np.mean(error[-100:]):.4f}  codes {used}  {minutes:.1f} min",
+                flush=True,
+            )
             if (step + 1) % 500 == 0:
                 model.save_pretrained(target)
     model.eval()

@@ -25,7 +25,8 @@ Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is gre
 Alpha = Annotated[float, typer.Option(help="Plausibility threshold of DoLa, in [0, 1].")]
 CandidateLayers = Annotated[str, typer.Option(help='"auto", or layers to choose from: 22,24,26,28.')]
 PrematureLayer = Annotated[
-    str | None, typer.Option(help='Always contrast with this layer; "final" contrasts with none.', show_default="by JSD")
+    str | None,
+    typer.Option(help='Always contrast with this layer; "final" contrasts with none.', show_default="by JSD"),
 ]
 Dola = Annotated[bool, typer.Option("--dola/--no-dola", help="DoLa, or plain decoding.")]
 Seed = Annotated[int, typer.Option(help="Image k of prompt i has the seed SEED + i * PARALLEL_SIZE + k.")]
@@ -42,7 +43,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     # --parallel_size is the same as --parallel-size.
-    context_settings={"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]},
+    context_settings={
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+        "help_option_names": ["-h", "--help"],
+    },
     help="Draw images with DeepSeek Janus and DoLa decoding.",
 )
 
@@ -168,7 +172,9 @@ def batch(
     _hint_at_mini(model)
     pipe = JanusDoLa.from_pretrained(model, device, dtype)
     files = draw_to_files(pipe, prompts, outdir, settings)
-    count = sum(1 for _ in tqdm(files, total=len(prompts) * parallel_size, unit="image", disable=not sys.stderr.isatty()))
+    count = sum(
+        1 for _ in tqdm(files, total=len(prompts) * parallel_size, unit="image", disable=not sys.stderr.isatty())
+    )
     typer.echo(f"{count} images of {len(prompts)} prompts in {outdir}")
 
 

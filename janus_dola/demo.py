@@ -45,7 +45,9 @@ def contact_sheet(baseline: list[list[Image.Image]], dola: list[list[Image.Image
     """A row per prompt: its words, the baseline's images, DoLa's images from the same seeds."""
     block = _COLUMNS * (_SIDE + _GAP)
     head = 30
-    sheet = Image.new("RGB", (_WORDS + 2 * block + 4 * _GAP, head + len(PROMPTS) * (_SIDE + _GAP) + _GAP), (246, 246, 246))
+    sheet = Image.new(
+        "RGB", (_WORDS + 2 * block + 4 * _GAP, head + len(PROMPTS) * (_SIDE + _GAP) + _GAP), (246, 246, 246)
+    )
     canvas = ImageDraw.Draw(sheet)
     starts = (_WORDS, _WORDS + block + 3 * _GAP)
     for start, title in zip(starts, ("baseline", "DoLa (alpha 0.1), same seeds"), strict=True):

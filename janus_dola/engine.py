@@ -1,7 +1,6 @@
 """The decode loop: prefill, then one token at a time for all images of a batch, and nothing read back until the end."""
 
 import inspect
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 

@@ -51,10 +51,25 @@ def generate_with_dola(
     return _draw(mmgpt, vl_chat_processor, prompt, temperature, parallel_size, cfg_weight, outdir, dola)
 
 
-def _draw(model, processor, prompt, temperature, parallel_size, cfg_weight, outdir, dola) -> GenerationOutput:
+def _draw(
+    model: PreTrainedModel,
+    processor: ProcessorMixin | PreTrainedTokenizerBase,
+    prompt: str,
+    temperature: float,
+    parallel_size: int,
+    cfg_weight: float,
+    outdir: str | Path,
+    dola: DoLaConfig | None,
+) -> GenerationOutput:
     pipe = JanusDoLa(model, getattr(processor, "tokenizer", processor))
     drawn = pipe.generate(
-        prompt, parallel_size, dola=dola, cfg_weight=cfg_weight, temperature=temperature, seed=None, sampler="multinomial"
+        prompt,
+        parallel_size,
+        dola=dola,
+        cfg_weight=cfg_weight,
+        temperature=temperature,
+        seed=None,
+        sampler="multinomial",
     )
     folder = Path(outdir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from PIL import ExifTags, Image
 
@@ -15,7 +15,11 @@ from janus_dola.config import DoLaConfig
 
 ImageFormat = Literal["jpg", "png", "webp"]
 _STUB_LENGTH = 48
-_SAVE_OPTIONS = {"jpg": {"quality": 95, "subsampling": 0}, "png": {}, "webp": {"lossless": True}}
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "jpg": {"quality": 95, "subsampling": 0},
+    "png": {},
+    "webp": {"lossless": True},
+}
 
 
 @dataclass(frozen=True)

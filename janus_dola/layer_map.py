@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+Colour = tuple[int, int, int]
+
 # Okabe and Ito's colours, told apart with any kind of colour vision.
 _PALETTE = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66))
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
@@ -17,7 +19,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def heat(value: float) -> tuple[int, int, int]:
+def heat(value: float) -> Colour:
     """From near white (0) over orange to dark red (1)."""
     value = min(max(value, 0.0), 1.0)
     stops = ((255, 250, 235), (250, 160, 60), (130, 10, 30))
@@ -25,12 +27,12 @@ def heat(value: float) -> tuple[int, int, int]:
     return tuple(round(a + (b - a) * part) for a, b in zip(low, high, strict=True))  # type: ignore[return-value]
 
 
-def layer_colours(layers: Sequence[int]) -> dict[int, tuple[int, int, int]]:
+def layer_colours(layers: Sequence[int]) -> dict[int, Colour]:
     """A colour for each layer."""
     return {layer: _PALETTE[i % len(_PALETTE)] for i, layer in enumerate(sorted(set(layers)))}
 
 
-def _grid(colours: list[tuple[int, int, int]]) -> Image.Image:
+def _grid(colours: list[Colour]) -> Image.Image:
     """One pixel per code, in raster order, enlarged."""
     side = math.isqrt(len(colours))
     small = Image.new("RGB", (side, side))
@@ -73,7 +75,9 @@ def layer_map(
     return sheet
 
 
-def _legend_of_layers(canvas, colours, premature_layers: Tensor, left: int, y: int) -> None:
+def _legend_of_layers(
+    canvas: ImageDraw.ImageDraw, colours: dict[int, Colour], premature_layers: Tensor, left: int, y: int
+) -> None:
     step = _SIDE // max(4, len(colours))
     for i, (layer, colour) in enumerate(colours.items()):
         share = (premature_layers == layer).float().mean().item()
@@ -82,7 +86,7 @@ def _legend_of_layers(canvas, colours, premature_layers: Tensor, left: int, y: i
         canvas.text((x + 15, y - 2), f"{layer}: {share:.0%}", fill=_INK, font=font(12))
 
 
-def _legend_of_jsd(canvas, top: float, left: int, y: int) -> None:
+def _legend_of_jsd(canvas: ImageDraw.ImageDraw, top: float, left: int, y: int) -> None:
     for x in range(100):
         canvas.line((left + 16 + x, y, left + 16 + x, y + 11), fill=heat(x / 99))
     canvas.text((left, y - 2), "0", fill=_INK, font=font(12))

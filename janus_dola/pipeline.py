@@ -25,7 +25,9 @@ class GenerationOutput:
 
     images: list[list[Image.Image]]  # [P][K] RGB
     tokens: Tensor  # [P, K, T] int64, the codes in raster order
-    premature_layers: Tensor  # [P, K, T] int64, the layer contrasted with; N (the final one) where there was no contrast
+    premature_layers: (
+        Tensor  # [P, K, T] int64, the layer contrasted with; N (the final one) where there was no contrast
+    )
     jsd: Tensor  # [P, K, T] float32, that layer's Jensen-Shannon divergence from the final one, in [0, ln 2] nats
     seeds: Tensor  # [P, K] int64, the seed of each image: alone with it, an image comes out the same
 

@@ -36,7 +36,9 @@ def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, special: Special
     if not prompt.endswith(BEGIN_OF_IMAGE):
         messages = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
         template = None if tokenizer.chat_template else _TEMPLATE
-        text = tokenizer.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=True, tokenize=False
+        )
         text += BEGIN_OF_IMAGE
     ids = tokenizer(text)["input_ids"]
     # Whether a tokenizer adds bos by itself differs between checkpoints and versions of transformers.

@@ -4,9 +4,7 @@ import typer
 
 from janus_dola.cli import app, batch, run
 
-runner = typer.Typer(
-    pretty_exceptions_enable=False, add_completion=False, context_settings=app.info.context_settings
-)
+runner = typer.Typer(pretty_exceptions_enable=False, add_completion=False, context_settings=app.info.context_settings)
 runner.command()(batch)
 
 if __name__ == "__main__":

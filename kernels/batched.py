@@ -34,7 +34,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         product = torch.mm(rows, weight.T, out_dtype=torch.float32)
         return product.unflatten(0, x.shape[:-1]) + bias.float()
     chunk = max(1, _WEIGHTS_AT_ONCE // weight.shape[1])
-    parts = [F.linear(x, w.to(x.dtype), b.to(x.dtype)) for w, b in zip(weight.split(chunk), bias.split(chunk), strict=True)]
+    parts = [
+        F.linear(x, w.to(x.dtype), b.to(x.dtype)) for w, b in zip(weight.split(chunk), bias.split(chunk), strict=True)
+    ]
     return torch.cat(parts, -1)
 
 

@@ -1,4 +1,7 @@
-"""What goes into the early-exit stage and what comes out. Letters: L layers, R rows, B images, D hidden, E head width, V codes."""
+"""What goes into the early-exit stage and what comes out.
+
+Letters: L layers, R rows, B images, D hidden size, E head width, V codes.
+"""
 
 import math
 from dataclasses import dataclass

@@ -23,7 +23,12 @@ def mini_hidden_states(mini) -> torch.Tensor:
     from janus_dola.models.taps import tapped
     from janus_dola.prompt import prompt_batch
 
-    words = ["a large red circle on white", "a small blue square on grey", "a green cross", "a large yellow triangle on black"]
+    words = [
+        "a large red circle on white",
+        "a small blue square on grey",
+        "a green cross",
+        "a large yellow triangle on black",
+    ]
     prompts = [mini._prompt_ids(prompt) for prompt in words]
     rows = prompt_batch(prompts, mini._special, torch.device("cpu"))
     codes = mini.generate(words, seed=7).tokens[:, 0]

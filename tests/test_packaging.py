@@ -14,7 +14,12 @@ ROOT = Path(__file__).parent.parent
 
 def run(*command, cwd, **environment):
     ended = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
@@ -26,7 +31,11 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
     source = folder / "source"
     files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
     for name in files:
         target = source / name
@@ -63,7 +72,8 @@ def test_hugging_faces_kernels_is_not_shadowed_from_the_repositorys_root(tmp_pat
     theirs.mkdir()
     (theirs / "__init__.py").write_text("origin = 'Hugging Face'\n")
     # The root comes first on the path, as it does for `python -c` there; a regular package wins all the same.
-    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; sys.path.append({str(tmp_path)!r}); import kernels; print(kernels.origin)"
+    paths = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; sys.path.append({str(tmp_path)!r})"
+    code = f"{paths}; import kernels; print(kernels.origin)"
     assert run("-c", code, cwd=ROOT) == "Hugging Face\n"
 
 
@@ -78,6 +88,10 @@ def test_package_runs_without_triton(tmp_path):
 
 def test_kernels_know_nothing_of_models():
     for file in (ROOT / "kernels").glob("*.py"):
-        imports = [line for line in file.read_text(encoding="utf-8").splitlines() if "import" in line and "janus_dola" in line]
+        imports = [
+            line for line in file.read_text(encoding="utf-8").splitlines() if "import" in line and "janus_dola" in line
+        ]
         assert all("janus_dola.kernels" in line for line in imports), file
-        assert "transformers" not in "".join(line for line in file.read_text().splitlines() if line.startswith(("import", "from")))
+        assert "transformers" not in "".join(
+            line for line in file.read_text().splitlines() if line.startswith(("import", "from"))
+        )

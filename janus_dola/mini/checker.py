@@ -52,8 +52,8 @@ def _overlap(mask: np.ndarray, shape: str) -> float:
     height, width = mask.shape
     ideal = Image.new("L", (4 * width, 4 * height))
     draw_shape(ImageDraw.Draw(ideal), shape, (0, 0, 4 * width - 1, 4 * height - 1), 255)
-    ideal = np.asarray(ideal.resize((width, height), Image.Resampling.BOX)) > 127
-    return float((mask & ideal).sum() / (mask | ideal).sum())
+    filled = np.asarray(ideal.resize((width, height), Image.Resampling.BOX)) > 127
+    return float((mask & filled).sum() / (mask | filled).sum())
 
 
 def look(picture: Image.Image) -> Scene:
@@ -80,9 +80,7 @@ def _without_specks(mask: np.ndarray) -> np.ndarray:
     """A pixel of the mask stays where at least three of its eight neighbours belong to it too."""
     padded = np.pad(mask, 1).astype(np.int8)
     height, width = mask.shape
-    around = sum(
-        padded[dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3) if (dy, dx) != (1, 1)
-    )
+    around = sum(padded[dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3) if (dy, dx) != (1, 1))
     return mask & (around >= 3)
 
 

@@ -5,6 +5,7 @@ words, naming all attributes or some of them, and `parse_caption` reads the word
 """
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 
 from PIL import Image, ImageDraw
@@ -22,8 +23,8 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 BACKGROUNDS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
-SIZES = {"small": (18, 22), "large": (36, 42)}  # extent in pixels, inclusive
-_SHIFT = {"small": 15, "large": 8}  # how far the centre may lie from the middle, in pixels
+SIZES = {"small": (22, 26), "large": (38, 44)}  # extent in pixels, inclusive
+_SHIFT = {"small": 13, "large": 8}  # how far the centre may lie from the middle, in pixels
 
 
 @dataclass(frozen=True)
@@ -66,25 +67,29 @@ def random_caption(scene: Scene, rng: random.Random) -> str:
 def parse_caption(text: str) -> Scene:
     """The attributes a caption names. Words it does not know are passed over."""
     words = text.lower().replace(",", " ").replace(".", " ").split()
-    vocabulary = {"size": SIZES, "colour": COLOURS, "shape": SHAPES, "background": BACKGROUNDS}
-    found = {name: next((word for word in words if word in known), None) for name, known in vocabulary.items()}
-    return Scene(**found)
+
+    def named(known: Collection[str]) -> str | None:
+        return next((word for word in words if word in known), None)
+
+    return Scene(named(SIZES), named(COLOURS), named(SHAPES), named(BACKGROUNDS))
 
 
 def outline(shape: str, box: tuple[float, float, float, float]) -> list[tuple[float, float]]:
     """The corners of a polygonal shape that fills `box` (left, top, right, bottom)."""
     left, top, right, bottom = box
     width, height = right - left, bottom - top
-    unit = {
+    cross = [(1, 0), (2, 0), (2, 1), (3, 1), (3, 2), (2, 2), (2, 3), (1, 3), (1, 2), (0, 2), (0, 1), (1, 1)]
+    unit: dict[str, list[tuple[float, float]]] = {
         "square": [(0, 0), (1, 0), (1, 1), (0, 1)],
         "triangle": [(0.5, 0), (1, 1), (0, 1)],
-        "cross": [(a / 3, b / 3) for a, b in
-                  [(1, 0), (2, 0), (2, 1), (3, 1), (3, 2), (2, 2), (2, 3), (1, 3), (1, 2), (0, 2), (0, 1), (1, 1)]],
-    }[shape]  # fmt: skip
-    return [(left + x * width, top + y * height) for x, y in unit]
+        "cross": [(x / 3, y / 3) for x, y in cross],
+    }
+    return [(left + x * width, top + y * height) for x, y in unit[shape]]
 
 
-def draw_shape(canvas: ImageDraw.ImageDraw, shape: str, box: tuple[float, float, float, float], fill: object) -> None:
+def draw_shape(
+    canvas: ImageDraw.ImageDraw, shape: str, box: tuple[float, float, float, float], fill: int | tuple[int, int, int]
+) -> None:
     """Fills `shape` into `box` on a canvas."""
     if shape == "circle":
         canvas.ellipse(box, fill=fill)
@@ -94,10 +99,13 @@ def draw_shape(canvas: ImageDraw.ImageDraw, shape: str, box: tuple[float, float,
 
 def draw(scene: Scene, rng: random.Random) -> Image.Image:
     """An anti-aliased RGB picture of a fully named scene, 64 x 64 pixels, its position and extent drawn from `rng`."""
+    if scene.size is None or scene.colour is None or scene.shape is None or scene.background is None:
+        raise ValueError(f"scene must name every attribute to be drawn, got {scene}")
     low, high = SIZES[scene.size]
     extent, reach = rng.uniform(low, high), _SHIFT[scene.size]
     x, y = (IMAGE_SIZE / 2 + rng.uniform(-reach, reach) for _ in range(2))
-    box = tuple(_OVERSAMPLING * v for v in (x - extent / 2, y - extent / 2, x + extent / 2, y + extent / 2))
+    left, top = _OVERSAMPLING * (x - extent / 2), _OVERSAMPLING * (y - extent / 2)
+    box = (left, top, left + _OVERSAMPLING * extent, top + _OVERSAMPLING * extent)
     side = IMAGE_SIZE * _OVERSAMPLING
     picture = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
     draw_shape(ImageDraw.Draw(picture), scene.shape, box, COLOURS[scene.colour])

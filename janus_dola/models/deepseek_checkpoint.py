@@ -6,6 +6,7 @@ shapes of the weights. Their names map onto transformers' names by the rules bel
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ MODEL_TYPE = "multi_modality"
 _SIGLIP_HEAD_SIZE = 64
 
 # A name goes through every rule in turn.
-_RENAMES = [
+_RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^language_model\.lm_head\.", "lm_head."),
     (r"^language_model\.model\.", "model.language_model."),
     (r"^gen_embed\.", "model.generation_embeddings."),

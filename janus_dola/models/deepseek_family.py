@@ -1,6 +1,7 @@
 """DeepSeek's own `MultiModalityCausalLM` (package `janus` of their repository, which no registry has)."""
 
 import copy
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -9,7 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from janus_dola.models.parts import BEGIN_OF_IMAGE, JanusParts, SpecialTokens, head_of, named_token_id, token_id
 
-PAD_TAG = "<｜▁pad▁｜>"  # their processor pads the unconditional prompt with this token, whatever the tokenizer's pad is
+PAD_TAG = (
+    "<｜▁pad▁｜>"  # their processor pads the unconditional prompt with this token, whatever the tokenizer's pad is
+)
 
 
 def recognises(model: PreTrainedModel) -> bool:
@@ -26,16 +29,17 @@ def parts(model: PreTrainedModel) -> JanusParts:
     side = image_size // downsampling
 
     @cache
-    def pixel_decoder() -> nn.Module:
+    def pixel_decoder() -> Callable[..., Tensor]:
         # Their decoder's upsampling returns bfloat16 unless it is given float32, so float16 weights would not fit it.
-        return copy.deepcopy(vq).float() if _dtype(vq) == torch.float16 else vq
+        fitting = copy.deepcopy(vq).float() if _dtype(vq) == torch.float16 else vq
+        return fitting.decode_code
 
     def embed_codes(codes: Tensor) -> Tensor:
         return model.gen_aligner(model.gen_embed(codes))
 
     def decode_codes(codes: Tensor) -> Tensor:
         shape = [codes.shape[0], vq.quantize.e_dim, side, side]
-        return pixel_decoder().decode_code(codes.to(torch.int32), shape=shape)
+        return pixel_decoder()(codes.to(torch.int32), shape=shape)
 
     return JanusParts(
         family="deepseek",

@@ -36,7 +36,7 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     names |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     found = names.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in names.values():
+    if found is None or found not in names.values():
         raise ValueError(f"dtype must be one of {list(names)}, got {dtype!r}")
     return found
 
@@ -58,8 +58,8 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
         return Path(snapshot_download(str(model), revision=revision, allow_patterns=_FILES))
     except Exception as error:
         raise FileNotFoundError(
-            f'model must be "{MINI}", a folder with a checkpoint or a repository on the Hugging Face hub, got {str(model)!r}: '
-            f"{str(error).splitlines()[0]}"
+            f'model must be "{MINI}", a folder with a checkpoint or a repository on the Hugging Face hub, got '
+            f"{str(model)!r}: {str(error).splitlines()[0]}"
         ) from error
 
 
@@ -97,10 +97,7 @@ def load_skeleton(model: str | Path) -> PreTrainedModel:
         FileNotFoundError, ValueError: as for `load`.
     """
     folder = resolve(model)
-    if _model_type(folder) == MODEL_TYPE:
-        config = read_config(folder)
-    else:
-        config = JanusConfig.from_pretrained(folder)
+    config = read_config(folder) if _model_type(folder) == MODEL_TYPE else JanusConfig.from_pretrained(folder)
     with torch.device("meta"):
         return JanusForConditionalGeneration(config)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from janus_dola.kernels.types import Head
 
@@ -95,7 +96,7 @@ def named_token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
     return found
 
 
-def head_of(final_norm: nn.Module, projection: nn.Linear, activation: nn.Module, codes: nn.Linear) -> Head:
+def head_of(final_norm: LlamaRMSNorm, projection: nn.Linear, activation: nn.Module, codes: nn.Linear) -> Head:
     """The weights of the early-exit stage.
 
     Raises:

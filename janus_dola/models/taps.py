@@ -1,10 +1,10 @@
 """Reads the hidden states DoLa needs while the backbone runs: the last position of each tapped layer, nothing else."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from janus_dola.models.parts import JanusParts
 
@@ -26,13 +26,13 @@ def tapped(parts: JanusParts, layers: Sequence[int], rows: int) -> Iterator[Tens
     def read(slot: int, hidden_states: Tensor) -> None:
         buffer[slot].copy_(hidden_states[:, -1])
 
-    def block_hook(slot: int):
-        def hook(module, args, output):
+    def block_hook(slot: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
             read(slot, output[0] if isinstance(output, tuple) else output)
 
         return hook
 
-    def norm_hook(module, args):
+    def norm_hook(module: nn.Module, args: tuple) -> None:
         read(len(layers), args[0])
 
     handles = [parts.blocks[layer - 1].register_forward_hook(block_hook(slot)) for slot, layer in enumerate(layers)]

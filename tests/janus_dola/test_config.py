@@ -19,7 +19,9 @@ def test_layers_outside_the_model_are_dropped_with_one_warning(recwarn):
 
 
 def test_no_layer_left():
-    with pytest.raises(ValueError, match=r"candidate_layers must name a layer in 1 .. 7 .*8 blocks.*, got \[0, 8, 20\]"):
+    with pytest.raises(
+        ValueError, match=r"candidate_layers must name a layer in 1 .. 7 .*8 blocks.*, got \[0, 8, 20\]"
+    ):
         sanitize_candidate_layers([0, 8, 20], 8)
 
 
@@ -41,7 +43,7 @@ def test_static_layer_outside_the_model(layer):
     [
         ({"alpha": 1.01}, r"alpha must lie in \[0, 1\], got 1.01"),
         ({"alpha": float("nan")}, r"alpha must lie in \[0, 1\], got nan"),
-        ({"candidate_layers": "all"}, 'candidate_layers must be "auto" or a list of ints, got \'all\''),
+        ({"candidate_layers": "all"}, "candidate_layers must be \"auto\" or a list of ints, got 'all'"),
         ({"candidate_layers": []}, r'candidate_layers must be "auto" or a list of ints, got \[\]'),
         ({"candidate_layers": [1.5]}, r'candidate_layers must be "auto" or a list of ints, got \[1.5\]'),
         ({"premature_layer": "last"}, "premature_layer must be None, \"final\" or an int, got 'last'"),

@@ -6,7 +6,7 @@ from PIL import Image
 from janus_dola import DoLaConfig
 from janus_dola.image_files import Recipe, file_name, read_recipe, save_image
 
-RECIPE = Recipe("mini", "ein roter Kreis, 赤い円 😀\n\"x\"", 2**62, 5.0, 0.7, DoLaConfig([2, 4], 0.25), "float32")
+RECIPE = Recipe("mini", 'ein roter Kreis, 赤い円 😀\n"x"', 2**62, 5.0, 0.7, DoLaConfig([2, 4], 0.25), "float32")
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])

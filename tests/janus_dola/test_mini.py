@@ -53,7 +53,8 @@ def test_captions_can_be_read_back():
         assert parse_caption(caption(scene)) == scene
         partial = parse_caption(random_caption(scene, rng))
         assert all(getattr(partial, name) in (None, getattr(scene, name)) for name in ATTRIBUTES)
-        assert partial.colour and partial.shape
+        assert partial.colour
+        assert partial.shape
 
 
 def test_only_named_attributes_are_scored():

@@ -33,7 +33,9 @@ def test_alpha_0_with_the_final_layer_is_the_baseline_step_by_step(mini, tempera
     assert (found.jsd == 0).all()
 
 
-@pytest.mark.parametrize("dola", [None, DoLaConfig(), DoLaConfig(premature_layer=2)], ids=["baseline", "dola", "static"])
+@pytest.mark.parametrize(
+    "dola", [None, DoLaConfig(), DoLaConfig(premature_layer=2)], ids=["baseline", "dola", "static"]
+)
 def test_image_does_not_depend_on_its_batch(mini, dola):
     together = mini.generate(PROMPTS, 1, dola=dola, seed=40)
     for i, prompt in enumerate(PROMPTS):
@@ -108,7 +110,9 @@ def test_non_finite_hidden_states_are_reported_with_their_image(mini, monkeypatc
     try:
         for sampler in ("gumbel", "multinomial"):
             calls.clear()
-            with pytest.raises(NonFiniteError, match=r"became NaN or infinite for image\(s\) \[1\] of the batch") as error:
+            with pytest.raises(
+                NonFiniteError, match=r"became NaN or infinite for image\(s\) \[1\] of the batch"
+            ) as error:
                 mini.generate(PROMPTS[:3], sampler=sampler)
             assert error.value.images == [1]
             assert len(calls) == 63  # the image was drawn to its end: nothing was read back before
@@ -121,7 +125,10 @@ def test_non_finite_hidden_states_are_reported_with_their_image(mini, monkeypatc
     [
         ({"prompts": []}, "prompts must hold at least one string, got none"),
         ({"prompts": ["a", 3]}, "prompts must be strings, got 3"),
-        ({"prompts": ["a circle " * 300]}, "prompts must leave room for 64 image tokens: at most 448 tokens each, got one of"),
+        (
+            {"prompts": ["a circle " * 300]},
+            "prompts must leave room for 64 image tokens: at most 448 tokens each, got one of",
+        ),
         ({"parallel_size": 0}, "parallel_size must be an int >= 1, got 0"),
         ({"parallel_size": 1.5}, "parallel_size must be an int >= 1, got 1.5"),
         ({"temperature": -0.5}, r"temperature must be a finite number >= 0 \(0 is greedy\), got -0.5"),

@@ -110,7 +110,10 @@ def test_codes_are_plausible_for_any_seed(seed, position, alpha):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h, s: (h[0], s), r"hidden_states must be \[layers >= 1, an even number of rows, 16\], got shape \[8, 16\]"),
+        (
+            lambda h, s: (h[0], s),
+            r"hidden_states must be \[layers >= 1, an even number of rows, 16\], got shape \[8, 16\]",
+        ),
         (lambda h, s: (h[:, :7], s[:3]), r"hidden_states must be .* got shape \[3, 7, 16\]"),
         (lambda h, s: (h[..., :15], s), r"hidden_states must be .* got shape \[3, 8, 15\]"),
         (lambda h, s: (h.half(), s), "hidden_states must have the head's dtype, torch.float32, got torch.float16"),
