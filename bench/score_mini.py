@@ -1,7 +1,7 @@
 """Scores what the mini model draws against its captions: baseline and DoLa, same captions and seeds.
 
-Writes bench/results/mini_scores.json and prints the table. The captions name all four attributes and are drawn with a
-fixed seed; the checker is `janus_dola.mini.checker`.
+Writes bench/results/mini_scores.json and the table in the README. The captions name all four attributes and are drawn with
+a fixed seed; the checker is `janus_dola.mini.checker`.
 """
 
 import json
@@ -18,7 +18,10 @@ from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.mini.checker import check
 from janus_dola.mini.pictures import ATTRIBUTES, caption, random_scene
 
-RESULTS = Path(__file__).parent / "results" / "mini_scores.json"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results" / "mini_scores.json"
+README = ROOT / "README.md"
+MARKERS = ("<!-- mini scores -->\n", "<!-- end of mini scores -->\n")
 METHODS = {"baseline": None, "DoLa": DoLaConfig()}
 BATCH = 20
 
@@ -39,24 +42,40 @@ def score(pipe: JanusDoLa, captions: list[str], dola: DoLaConfig | None, seed: i
     return {name: count / len(captions) for name, count in right.items()} | {"distinct codes": distinct / len(captions)}
 
 
+def table(results: dict) -> str:
+    """The scores as a Markdown table with a sentence on what they are."""
+    settings, scores = results["settings"], results["scores"]
+    lines = [
+        f"{settings['images']} captions that name all four attributes, one image each, the same seeds; cfg_weight "
+        f"{settings['cfg_weight']:g}, temperature {settings['temperature']:g}; DoLa with alpha "
+        f"{settings['dola']['alpha']:g} and the default layers. Made by `make score-mini`:",
+        "",
+        "| right | " + " | ".join(scores) + " |",
+        "|---|" + "---|" * len(scores),
+    ]
+    for name in next(iter(scores.values())):
+        form = "{:.1f}" if name == "distinct codes" else "{:.1%}"
+        label = "distinct codes per image, of 64" if name == "distinct codes" else name
+        lines.append(f"| {label} | " + " | ".join(form.format(row[name]) for row in scores.values()) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main(
     images: Annotated[int, typer.Option(help="Captions, one image each.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the first image.")] = 0,
-    model: Annotated[str, typer.Option(help="Model to score.")] = "mini",
-    output: Annotated[Path, typer.Option(help="File for the scores.")] = RESULTS,
 ) -> None:
     """Score the mini model."""
     rng = random.Random(2024)
     captions = [caption(random_scene(rng)) for _ in range(images)]
-    pipe = JanusDoLa.from_pretrained(model, device="cpu", dtype="float32")
+    pipe = JanusDoLa.from_pretrained("mini", device="cpu", dtype="float32")
     scores = {name: score(pipe, captions, dola, seed) for name, dola in METHODS.items()}
     settings = {"images": images, "seed": seed, "cfg_weight": 5.0, "temperature": 1.0, "dola": asdict(DoLaConfig())}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"settings": settings, "torch": torch.__version__, "scores": scores}, indent=2) + "\n")
-    print(f"{'':16}" + "".join(f"{method:>10}" for method in scores))
-    for name in next(iter(scores.values())):
-        cells = [f"{row[name]:10.1f}" if name == "distinct codes" else f"{row[name]:10.1%}" for row in scores.values()]
-        print(f"{name:16}" + "".join(cells))
+    results = {"settings": settings, "torch": torch.__version__, "scores": scores}
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    before, rest = README.read_text(encoding="utf-8").split(MARKERS[0])
+    after = rest.split(MARKERS[1])[1]
+    README.write_text(before + MARKERS[0] + table(results) + MARKERS[1] + after, encoding="utf-8")
+    print(table(results))
 
 
 if __name__ == "__main__":

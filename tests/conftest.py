@@ -1,5 +1,6 @@
 import os
 
+import hypothesis
 import pytest
 import torch
 import transformers
@@ -7,6 +8,8 @@ import transformers
 from janus_dola import JanusDoLa
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+hypothesis.settings.register_profile("unhurried", deadline=None)  # the first call of an operation can be slow
+hypothesis.settings.load_profile("unhurried")
 transformers.utils.logging.disable_progress_bar()
 
 

@@ -17,7 +17,7 @@ from transformers import (
 from janus_dola.models.deepseek_checkpoint import MODEL_TYPE, load_deepseek_checkpoint, read_config
 
 MINI = "mini"
-_FILES = ["*.json", "*.jinja", "*.safetensors", "pytorch_model*.bin"]
+_DESCRIPTION, _WEIGHTS = ["*.json", "*.jinja"], ["*.safetensors", "pytorch_model*.bin"]
 
 
 def default_device() -> torch.device:
@@ -41,8 +41,8 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
-def resolve(model: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint, downloaded first where `model` is a repository on the hub.
+def resolve(model: str | Path, revision: str | None = None, weights: bool = True) -> Path:
+    """The folder of a checkpoint, downloaded first (without its weights, if so wished) where `model` is on the hub.
 
     Raises:
         FileNotFoundError: no checkpoint is there.
@@ -54,8 +54,9 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"model folder {path} has no config.json")
         return path
+    patterns = _DESCRIPTION + (_WEIGHTS if weights else [])
     try:
-        return Path(snapshot_download(str(model), revision=revision, allow_patterns=_FILES))
+        return Path(snapshot_download(str(model), revision=revision, allow_patterns=patterns))
     except Exception as error:
         raise FileNotFoundError(
             f'model must be "{MINI}", a folder with a checkpoint or a repository on the Hugging Face hub, got '
@@ -96,8 +97,10 @@ def load_skeleton(model: str | Path) -> PreTrainedModel:
     Raises:
         FileNotFoundError, ValueError: as for `load`.
     """
-    folder = resolve(model)
-    config = read_config(folder) if _model_type(folder) == MODEL_TYPE else JanusConfig.from_pretrained(folder)
+    folder = resolve(model, weights=False)
+    # DeepSeek's config leaves some shapes to the weights.
+    deepseek = _model_type(folder) == MODEL_TYPE
+    config = read_config(resolve(model)) if deepseek else JanusConfig.from_pretrained(folder)
     with torch.device("meta"):
         return JanusForConditionalGeneration(config)
 

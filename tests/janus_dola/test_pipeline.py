@@ -147,7 +147,7 @@ def test_bad_input(mini, arguments, message):
         mini.generate(**{"prompts": "a red circle", **arguments})
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(prompt=st.text(max_size=60), seed=st.integers(0, 2**62))
 def test_any_text_is_a_prompt(mini, prompt, seed):
     assert mini.generate(prompt, seed=seed, cfg_weight=1.0).tokens.shape == (1, 1, 64)

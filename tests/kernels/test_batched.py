@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from janus_dola.kernels import batched, reference
 from janus_dola.kernels.early_exit import BACKENDS, early_exit_scores
@@ -45,7 +46,7 @@ def clear_of_the_plausibility_edge(log_q_final, alpha, margin=1e-3):
     return ((log_q_final - threshold).abs() > margin).all(-1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     shape=shapes,
     dtype=st.sampled_from(DTYPES),
@@ -90,6 +91,17 @@ def test_linear_keeps_the_precision_of_its_input(dtype, shape):
     assert found.dtype == x.dtype
     expected = x.double() @ weight.double().T + bias.double()
     assert torch.allclose(found.double(), expected, atol=1e-5 * size_in**0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_linear_on_a_gpu_keeps_float32_results(dtype):
+    """Shapes and dtypes only: a fake tensor runs the same code without the device."""
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 64, device="cuda")
+        found = batched.linear(
+            x, torch.empty(100, 64, device="cuda", dtype=dtype), torch.empty(100, device="cuda", dtype=dtype)
+        )
+    assert (found.shape, found.dtype, found.device.type) == ((2, 3, 100), torch.float32, "cuda")
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))

@@ -97,7 +97,7 @@ def test_multinomial_survives_an_image_that_is_not_finite():
     assert drawn[1] == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**63 - 5), position=st.integers(0, 5000), alpha=st.floats(0, 1))
 def test_codes_are_plausible_for_any_seed(seed, position, alpha):
     hidden, head = random_hidden(3, 4, 16, torch.float32, seed=3), random_head(16, 16, 50, torch.float32, seed=3)
