@@ -24,8 +24,8 @@ def main(
     target: Annotated[Path, typer.Option(help="Where the checkpoint goes.")] = CHECKPOINT,
     crop_steps: Annotated[int, typer.Option(help="Steps on crops, without a codebook.")] = 4000,
     code_steps: Annotated[int, typer.Option(help="Steps on crops, with a codebook.")] = 3000,
-    picture_steps: Annotated[int, typer.Option(help="Steps on whole pictures.")] = 2500,
-    backbone_steps: Annotated[int, typer.Option(help="Steps of the language model.")] = 4000,
+    picture_steps: Annotated[int, typer.Option(help="Steps on whole pictures.")] = 4000,
+    backbone_steps: Annotated[int, typer.Option(help="Steps of the language model.")] = 3600,
 ) -> None:
     """Train the mini model."""
     if only != "backbone":

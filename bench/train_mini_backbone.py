@@ -69,14 +69,25 @@ def codes_of_pictures(vq: JanusVQVAE, count: int, rng: random.Random) -> tuple[l
 
 
 def train_backbone(
-    vq_folder: Path, target: Path, steps: int, pictures: int = 32768, batch_size: int = 32, seed: int = 0
+    vq_folder: Path,
+    target: Path,
+    steps: int,
+    start: Path | None = None,
+    pictures: int = 16384,
+    batch_size: int = 32,
+    seed: int = 0,
 ) -> None:
-    """Trains for so many steps and saves model and tokenizer in transformers' format, weights in float16."""
+    """Trains for so many steps and saves model and tokenizer in transformers' format, weights in float16.
+
+    With `start`, a folder that an earlier run saved, training goes on from there.
+    """
     torch.manual_seed(seed)
     rng = random.Random(seed + 1)
     tokenizer = build_tokenizer(seed)
     vq = JanusVQVAE.from_pretrained(vq_folder).eval()
     model = build_model(tokenizer, vq)
+    if start is not None:
+        model.load_state_dict(JanusForConditionalGeneration.from_pretrained(start, dtype=torch.float32).state_dict())
     parts = find_parts(model)
     special = parts.special_tokens(tokenizer)
     started = time.time()

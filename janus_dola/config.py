@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from janus_dola.kernels.types import check_alpha
+
 
 def auto_candidate_layers(num_hidden_layers: int) -> list[int]:
     """Every second of the last eight blocks below the final one: 30 blocks give 22, 24, 26, 28."""
@@ -57,8 +59,7 @@ class DoLaConfig:
     premature_layer: int | Literal["final"] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}")
+        check_alpha(self.alpha)
         if isinstance(self.candidate_layers, str):
             if self.candidate_layers != "auto":
                 raise ValueError(f'candidate_layers must be "auto" or a list of ints, got {self.candidate_layers!r}')

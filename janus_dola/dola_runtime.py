@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from janus_dola.config import sanitize_candidate_layers
 from janus_dola.kernels import reference
+from janus_dola.kernels.types import check_alpha
 
 __all__ = [
     "compute_logprobs_from_hidden",
@@ -70,6 +71,5 @@ def contrast_with_apc_from_logprobs(qN: Tensor, qM: Tensor, alpha: float) -> Ten
     Raises:
         ValueError: alpha is out of range.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+    check_alpha(alpha)
     return torch.softmax(reference.contrast(reference.wide(qN), reference.wide(qM), alpha), dim=-1)

@@ -29,7 +29,7 @@ class GenerationOutput:
         Tensor  # [P, K, T] int64, the layer contrasted with; N (the final one) where there was no contrast
     )
     jsd: Tensor  # [P, K, T] float32, that layer's Jensen-Shannon divergence from the final one, in [0, ln 2] nats
-    seeds: Tensor  # [P, K] int64, the seed of each image: alone with it, an image comes out the same
+    seeds: Tensor  # [P, K] int64: alone with its seed an image comes out the same; -1 for torch's global generator
 
 
 class JanusDoLa:
@@ -109,13 +109,16 @@ class JanusDoLa:
         device = self.parts.device
 
         generator = None
-        if sampler == "multinomial" and seed is not None:
+        seeds = torch.arange(len(prompts) * parallel_size)
+        if seed is not None:
+            seeds += seed
             generator = torch.Generator(device).manual_seed(seed)
-        seeds = torch.arange(len(prompts) * parallel_size) + (seed if seed is not None else _random_seed())
+        elif sampler == "gumbel":
+            seeds += random.getrandbits(62)
+        else:
+            seeds.fill_(-1)
         rows = prompt_batch([row for row in ids for _ in range(parallel_size)], self._special, device)
-        codes = draw_codes(
-            self.parts, rows, planned, seeds.to(device), sampler, generator, backend=backend, progress=progress
-        )  # fmt: skip
+        codes = draw_codes(self.parts, rows, planned, seeds.to(device), sampler, generator, backend, progress)
         images = to_images(self.parts, codes.tokens)
         shape = (len(prompts), parallel_size)
         return GenerationOutput(
@@ -159,7 +162,3 @@ def _check(prompts: list[str], parallel_size: int, seed: int | None, sampler: st
         last = _MAX_SEED - len(prompts) * parallel_size
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= last:
             raise ValueError(f"seed must be None or an int in 0 .. {last}, got {seed!r}")
-
-
-def _random_seed() -> int:
-    return random.getrandbits(62)

@@ -9,11 +9,20 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
+def check_alpha(alpha: float) -> None:
+    """Raises ValueError where the plausibility threshold lies outside [0, 1]."""
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+
+
 @dataclass(frozen=True)
 class Head:
     """The weights every layer is read out with: LN_out (RMSNorm), then phi = Linear -> GELU (exact) -> Linear.
 
     All tensors share one dtype and device.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together.
     """
 
     norm_weight: Tensor  # [D]
@@ -22,6 +31,24 @@ class Head:
     proj_bias: Tensor  # [E]
     code_weight: Tensor  # [V, E]
     code_bias: Tensor  # [V]
+
+    def __post_init__(self) -> None:
+        (width, hidden), codes = self.proj_weight.shape, self.code_weight.shape[0]
+        expected = {
+            "norm_weight": [hidden],
+            "proj_bias": [width],
+            "code_weight": [codes, width],
+            "code_bias": [codes],
+        }
+        for name, shape in expected.items():
+            weight = getattr(self, name)
+            if list(weight.shape) != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {list(weight.shape)}")
+            if (weight.dtype, weight.device) != (self.proj_weight.dtype, self.proj_weight.device):
+                raise ValueError(
+                    f"{name} must be {self.proj_weight.dtype} on {self.proj_weight.device} like proj_weight, "
+                    f"got {weight.dtype} on {weight.device}"
+                )
 
     @property
     def hidden_size(self) -> int:
@@ -59,8 +86,7 @@ class Decoding:
             raise ValueError(f"cfg_weight must be a finite number, got {self.cfg_weight}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature must be a finite number >= 0 (0 is greedy), got {self.temperature}")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}")
+        check_alpha(self.alpha)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Captioned pictures of one shape on a plain background: what the mini model learns to draw.
 
-A `Scene` is four attributes (144 combinations); its position and exact extent vary. Pillow draws it, `caption` says it in
+A `Scene` is four attributes (144 combinations); its position and extent vary a little. Pillow draws it, `caption` says it in
 words, naming all attributes or some of them, and `parse_caption` reads the words back.
 """
 
@@ -23,8 +23,8 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 BACKGROUNDS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
-SIZES = {"small": (22, 26), "large": (38, 44)}  # extent in pixels, inclusive
-_SHIFT = {"small": 13, "large": 8}  # how far the centre may lie from the middle, in pixels
+SIZES = {"small": (22, 26), "large": (38, 44)}  # the two extents of each, in pixels
+_SHIFTS = {"small": range(-12, 13, 4), "large": range(-8, 9, 4)}  # of the centre from the middle, in pixels
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,8 @@ def draw(scene: Scene, rng: random.Random) -> Image.Image:
     """An anti-aliased RGB picture of a fully named scene, 64 x 64 pixels, its position and extent drawn from `rng`."""
     if scene.size is None or scene.colour is None or scene.shape is None or scene.background is None:
         raise ValueError(f"scene must name every attribute to be drawn, got {scene}")
-    low, high = SIZES[scene.size]
-    extent, reach = rng.uniform(low, high), _SHIFT[scene.size]
-    x, y = (IMAGE_SIZE / 2 + rng.uniform(-reach, reach) for _ in range(2))
+    extent = rng.choice(SIZES[scene.size])
+    x, y = (IMAGE_SIZE / 2 + rng.choice(_SHIFTS[scene.size]) for _ in range(2))
     left, top = _OVERSAMPLING * (x - extent / 2), _OVERSAMPLING * (y - extent / 2)
     box = (left, top, left + _OVERSAMPLING * extent, top + _OVERSAMPLING * extent)
     side = IMAGE_SIZE * _OVERSAMPLING

@@ -1,6 +1,7 @@
 """Janus models as the engine sees them: one adapter per family, checkpoints of both, and taps for hidden states."""
 
+from janus_dola.models.find import find_parts
 from janus_dola.models.load import load
-from janus_dola.models.parts import JanusParts, SpecialTokens, find_parts
+from janus_dola.models.parts import JanusParts, SpecialTokens
 
 __all__ = ["JanusParts", "SpecialTokens", "find_parts", "load"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from janus_dola.kernels.types import Head
@@ -53,23 +53,6 @@ class JanusParts:
     def dtype(self) -> torch.dtype:
         """The dtype of the hidden states."""
         return self.head.norm_weight.dtype
-
-
-def find_parts(model: PreTrainedModel) -> JanusParts:
-    """Takes a model apart, recognising its family by the modules it has.
-
-    Raises:
-        ValueError: it is neither transformers' `JanusForConditionalGeneration` nor DeepSeek's `MultiModalityCausalLM`.
-    """
-    from janus_dola.models import deepseek_family, transformers_family
-
-    for family in (transformers_family, deepseek_family):
-        if family.recognises(model):
-            return family.parts(model)
-    raise ValueError(
-        "model must be transformers' JanusForConditionalGeneration or DeepSeek's MultiModalityCausalLM, "
-        f"got {type(model).__name__}"
-    )
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

@@ -51,3 +51,4 @@ def test_multinomial_with_a_seed_leaves_the_global_generator_alone(mini):
     first = mini.generate(PROMPTS[0], 2, sampler="multinomial", seed=4).tokens
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(mini.generate(PROMPTS[0], 2, sampler="multinomial", seed=4).tokens, first)
+    assert mini.generate(PROMPTS[0], 2, sampler="multinomial", seed=None).seeds.tolist() == [[-1, -1]]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -128,6 +130,23 @@ def test_shapes_and_dtypes_that_do_not_match(case, change, message):
     hidden, keys = change(hidden, seeds(4))
     with pytest.raises(ValueError, match=message):
         early_exit(hidden, head, Decoding(), keys, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"code_bias": torch.zeros(49)}, r"code_bias must have shape \[50\], got \[49\]"),
+        ({"norm_weight": torch.zeros(17)}, r"norm_weight must have shape \[16\], got \[17\]"),
+        ({"code_weight": torch.zeros(50, 17)}, r"code_weight must have shape \[50, 16\], got \[50, 17\]"),
+        (
+            {"proj_bias": torch.zeros(16).half()},
+            "proj_bias must be torch.float32 on cpu like proj_weight, got torch.float16",
+        ),
+    ],
+)
+def test_heads_that_do_not_fit_together(case, change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(case[1], **change)
 
 
 def test_premature_index_outside_the_stack(case):
