@@ -2,10 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from janus_dola.kernels import reference
 from janus_dola.kernels.early_exit import BACKENDS, early_exit, early_exit_scores
 from janus_dola.kernels.philox import gumbel_noise
 from janus_dola.kernels.sampling import gumbel_max, multinomial
@@ -26,13 +27,27 @@ def seeds(images):
 
 
 @BACKEND
-def test_alpha_0_and_the_final_layer_are_the_baseline(case, backend):
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(temperature=st.one_of(st.just(0.0), st.floats(0.05, 5)), weight=st.floats(-3, 12), position=st.integers(0, 575))
+def test_alpha_0_and_the_final_layer_are_the_baseline(case, backend, temperature, weight, position):
     hidden, head = case
-    for temperature in (1.0, 0.7, 0.0):
-        with_candidates = early_exit(hidden, head, Decoding(5.0, temperature, 0.0, 2), seeds(4), 6, backend)
-        baseline = early_exit(hidden[-1:], head, Decoding(5.0, temperature, 0.0, 0), seeds(4), 6, backend)
-        assert torch.equal(with_candidates.code, baseline.code)
-        assert with_candidates.jsd.tolist() == baseline.jsd.tolist() == [0, 0, 0, 0]
+    forced = early_exit(hidden, head, Decoding(weight, temperature, 0.0, 2), seeds(4), position, backend)
+    # The baseline, in other words: the head's own logits, guided, drawn from with the same noise.
+    rows = reference.apply_head(reference.rms_norm(hidden[-1], head.norm_weight, head.norm_eps), head)
+    logits = reference.guide(rows, weight)
+    noise = gumbel_noise(seeds(4), position, 50)
+    scores = logits if temperature == 0 else logits / temperature + noise
+    best = scores.topk(2).values
+    clear = best[:, 0] - best[:, 1] > 1e-3
+    assert torch.equal(forced.code[clear], scores.argmax(-1)[clear])
+    assert forced.jsd.tolist() == [0, 0, 0, 0]
+
+
+def test_of_equal_layers_the_lowest_is_chosen(case):
+    hidden, head = case
+    twice = torch.stack([hidden[0], hidden[0], hidden[1], hidden[1], hidden[2]])
+    once = early_exit_scores(hidden, head, Decoding(), "reference")
+    assert torch.equal(early_exit_scores(twice, head, Decoding(), "reference").layer, 2 * once.layer)
 
 
 @BACKEND
