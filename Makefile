@@ -31,7 +31,7 @@ demo: .venv/ready  ## draw a contact sheet and layer maps with the mini model
 bench: .venv/ready  ## time the early-exit stage of each backend
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds
 
-train-mini: .venv/ready  ## train the mini model anew (about an hour and a half on 2 cores)
+train-mini: .venv/ready  ## train the mini model anew (about two hours on 2 cores)
 	$(BIN)/python bench/train_mini.py
 
 score-mini: .venv/ready  ## score what the mini model draws against its captions

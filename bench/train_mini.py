@@ -3,7 +3,8 @@
     python bench/train_mini.py                 # everything
     python bench/train_mini.py --only backbone # the language model again, on the image tokenizer already in --work
 
-How long it took for the weights in the repository, on 2 CPU cores: see bench/README.md.
+The weights in the repository took an hour for the image tokenizer and 43 minutes for the language model, on 2 CPU cores that
+also ran other work; bench/README.md tells the stages.
 """
 
 from pathlib import Path

@@ -24,7 +24,7 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 BACKGROUNDS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
 SIZES = {"small": (22, 26), "large": (38, 44)}  # the two extents of each, in pixels
-_SHIFTS = {"small": range(-12, 13, 4), "large": range(-8, 9, 4)}  # of the centre from the middle, in pixels
+_SHIFTS = {"small": (-12, -4, 4, 12), "large": (-8, 0, 8)}  # of the centre from the middle, in pixels
 
 
 @dataclass(frozen=True)
