@@ -3,7 +3,7 @@
     python bench/train_mini.py                 # everything
     python bench/train_mini.py --only backbone # the language model again, on the image tokenizer already in --work
 
-The weights in the repository took an hour for the image tokenizer and 43 minutes for the language model, on 2 CPU cores that
+The weights in the repository took an hour for the image tokenizer and 45 minutes for the language model, on 2 CPU cores that
 also ran other work; bench/README.md tells the stages.
 """
 
