@@ -41,13 +41,15 @@ def test_image_does_not_depend_on_its_batch(mini, dola):
     for i, prompt in enumerate(PROMPTS):
         alone = mini.generate(prompt, 1, dola=dola, seed=40 + i)
         assert torch.equal(alone.tokens[0, 0], together.tokens[i, 0]), prompt
-        assert torch.equal(alone.premature_layers[0, 0], together.premature_layers[i, 0])
+        # Where several layers reach ln 2, the largest possible, rounding decides between them; the contrast hardly differs.
+        clear = together.jsd[i, 0] < math.log(2) - 1e-4
+        assert torch.equal(alone.premature_layers[0, 0][clear], together.premature_layers[i, 0][clear])
 
 
 def test_seeds_are_numbered_through_the_prompts_and_recorded(mini):
-    together = mini.generate(PROMPTS[:2], 3, seed=100)
+    together = mini.generate(PROMPTS[:2], 3, dola=None, seed=100)
     assert together.seeds.tolist() == [[100, 101, 102], [103, 104, 105]]
-    alone = mini.generate(PROMPTS[1], seed=104)
+    alone = mini.generate(PROMPTS[1], dola=None, seed=104)
     assert torch.equal(alone.tokens[0, 0], together.tokens[1, 1])
     assert len(together.tokens[0].unique(dim=0)) == 3
 
