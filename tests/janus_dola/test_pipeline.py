@@ -47,9 +47,9 @@ def test_image_does_not_depend_on_its_batch(mini, dola):
 
 
 def test_seeds_are_numbered_through_the_prompts_and_recorded(mini):
-    together = mini.generate(PROMPTS[:2], 3, dola=None, seed=100)
+    together = mini.generate(PROMPTS[:2], 3, dola=None, cfg_weight=1.0, seed=100)
     assert together.seeds.tolist() == [[100, 101, 102], [103, 104, 105]]
-    alone = mini.generate(PROMPTS[1], dola=None, seed=104)
+    alone = mini.generate(PROMPTS[1], dola=None, cfg_weight=1.0, seed=104)
     assert torch.equal(alone.tokens[0, 0], together.tokens[1, 1])
     assert len(together.tokens[0].unique(dim=0)) == 3
 
