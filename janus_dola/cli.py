@@ -3,7 +3,7 @@
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import transformers
 import typer
@@ -51,7 +51,7 @@ app = typer.Typer(
 )
 
 
-def parse_layers(text: str) -> list[int] | str:
+def parse_layers(text: str) -> list[int] | Literal["auto"]:
     """ "auto", or a comma-separated list of layers.
 
     Raises:
@@ -65,14 +65,16 @@ def parse_layers(text: str) -> list[int] | str:
         raise ValueError(f'candidate_layers must be "auto" or integers separated by commas, got {text!r}') from None
 
 
-def parse_premature(text: str | None) -> int | str | None:
+def parse_premature(text: str | None) -> int | Literal["final"] | None:
     """ "final", a layer, or None.
 
     Raises:
         ValueError: it is none of those.
     """
-    if text is None or text == "final":
-        return text
+    if text is None:
+        return None
+    if text == "final":
+        return "final"
     try:
         return int(text)
     except ValueError:
@@ -80,7 +82,7 @@ def parse_premature(text: str | None) -> int | str | None:
 
 
 def _dola(enabled: bool, candidate_layers: str, alpha: float, premature_layer: str | None) -> DoLaConfig | None:
-    config = DoLaConfig(parse_layers(candidate_layers), alpha, parse_premature(premature_layer))  # type: ignore[arg-type]
+    config = DoLaConfig(parse_layers(candidate_layers), alpha, parse_premature(premature_layer))
     return config if enabled else None
 
 

@@ -24,7 +24,8 @@ def heat(value: float) -> Colour:
     value = min(max(value, 0.0), 1.0)
     stops = ((255, 250, 235), (250, 160, 60), (130, 10, 30))
     low, high, part = (stops[0], stops[1], 2 * value) if value < 0.5 else (stops[1], stops[2], 2 * value - 1)
-    return tuple(round(a + (b - a) * part) for a, b in zip(low, high, strict=True))  # type: ignore[return-value]
+    red, green, blue = (round(a + (b - a) * part) for a, b in zip(low, high, strict=True))
+    return red, green, blue
 
 
 def layer_colours(layers: Sequence[int]) -> dict[int, Colour]:
@@ -40,9 +41,7 @@ def _grid(colours: list[Colour]) -> Image.Image:
     return small.resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
 
 
-def layer_map(
-    image: Image.Image, premature_layers: Tensor, jsd: Tensor, layers: Sequence[int], jsd_top: float | None = None
-) -> Image.Image:
+def layer_map(image: Image.Image, premature_layers: Tensor, jsd: Tensor, layers: Sequence[int]) -> Image.Image:
     """An image beside a map of the layer chosen at each code and a map of its divergence.
 
     Args:
@@ -50,12 +49,11 @@ def layer_map(
         premature_layers: [T], from `GenerationOutput`; T a square number.
         jsd: [T], nats.
         layers: the candidates, for the legend.
-        jsd_top: the divergence shown darkest; None is the largest of the image.
     Returns:
-        an RGB picture, 848 x 320 pixels, with a legend.
+        an RGB picture, 832 x 320 pixels, with a legend.
     """
     colours = layer_colours([*layers, *premature_layers.tolist()])
-    top = jsd_top or float(jsd.max()) or 1.0
+    top = float(jsd.max()) or 1.0  # the divergence shown darkest
     panels = [
         ("drawn", image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.NEAREST)),
         ("layer contrasted with", _grid([colours[layer] for layer in premature_layers.tolist()])),

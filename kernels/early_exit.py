@@ -67,10 +67,11 @@ def early_exit(
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
     """
-    images = hidden_states.shape[1] // 2 if hidden_states.ndim == 3 else 0
-    if hidden_states.ndim == 3 and (tuple(seeds.shape) != (images,) or seeds.dtype != torch.int64):
+    _check(hidden_states, head, decoding)
+    images = hidden_states.shape[1] // 2
+    if tuple(seeds.shape) != (images,) or seeds.dtype != torch.int64:
         raise ValueError(f"seeds must be int64 of shape [{images}], got {seeds.dtype} of shape {list(seeds.shape)}")
-    found = early_exit_scores(hidden_states, head, decoding, backend)
+    found = BACKENDS[resolve_backend(backend)](hidden_states, head, decoding)
     code = gumbel_max(found.scores, decoding.temperature, seeds, position)
     return EarlyExit(code, found.layer, found.jsd, found.finite)
 
