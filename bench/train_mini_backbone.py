@@ -15,9 +15,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from train_mini_tokenizer import IMAGE, build_tokenizer
+from train_mini_tokenizer import BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE, build_tokenizer
 from train_mini_vq import HIDDEN, VQ_CONFIG, encode
-from transformers import GenerationConfig, JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, LlamaConfig
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusVisionConfig,
+    LlamaConfig,
+)
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from janus_dola.mini.pictures import IMAGE_SIZE, Scene, draw, random_caption, random_scene
@@ -76,15 +83,17 @@ def train_backbone(
     start: Path | None = None,
     pictures: int = 6144,
     batch_size: int = 16,
+    peak_rate: float = 1.2e-3,
     seed: int = 0,
 ) -> None:
     """Trains for so many steps and saves model and tokenizer in transformers' format, weights in float16.
 
-    With `start`, a folder that an earlier run saved, training goes on from there.
+    The learning rate rises to `peak_rate` in 50 steps and falls along a cosine. With `start`, a folder that an earlier run
+    saved, training goes on from there.
     """
     torch.manual_seed(seed)
     rng = random.Random(seed + 1)
-    tokenizer = build_tokenizer(seed)
+    tokenizer = build_tokenizer(seed) if start is None else AutoTokenizer.from_pretrained(start)
     vq = JanusVQVAE.from_pretrained(vq_folder).eval()
     model = build_model(tokenizer, vq)
     if start is not None:
@@ -105,7 +114,7 @@ def train_backbone(
     known: dict[str, list[int]] = {}
     started, recent = time.time(), []
     for step in range(steps):
-        rate = 1.2e-3 * min(1, (step + 1) / 50) * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * step / steps)))
+        rate = peak_rate * min(1, (step + 1) / 50) * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = rate
         chosen = [rng.randrange(len(codes)) for _ in range(batch_size)]
@@ -151,6 +160,9 @@ def save(model: JanusForConditionalGeneration, tokenizer, target: Path) -> None:
     # In the form of transformers 4, which both series read.
     file = target / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
-    image_tokens = {name: settings.pop(name) for name in ("image_token", "boi_token", "eoi_token")}
-    settings |= {"extra_special_tokens": image_tokens, "tokenizer_class": "PreTrainedTokenizerFast"}
-    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    kept = ("backend", "bos_token", "eos_token", "model_max_length", "pad_token", "padding_side")
+    settings = {name: settings[name] for name in kept} | {
+        "extra_special_tokens": {"image_token": IMAGE, "boi_token": BEGIN_OF_IMAGE, "eoi_token": END_OF_IMAGE},
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")

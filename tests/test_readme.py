@@ -21,6 +21,13 @@ def test_scores_are_those_of_the_committed_results(monkeypatch):
     assert README.split(score_mini.MARKERS[0])[1].split(score_mini.MARKERS[1])[0] == score_mini.table(results)
 
 
+def test_the_mini_model_draws_what_its_captions_say():
+    results = json.loads((ROOT / "bench" / "results" / "mini_scores.json").read_text(encoding="utf-8"))
+    baseline = results["scores"]["baseline"]
+    assert results["settings"]["images"] == 200
+    assert min(baseline[name] for name in ("size", "colour", "shape", "background")) >= 0.95, baseline
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
