@@ -89,6 +89,7 @@ def draw_codes(
     slots = torch.zeros_like(tokens)
     jsd = torch.zeros(images, steps, device=parts.device)
     finite = torch.ones(images, dtype=torch.bool, device=parts.device)
+    positions = torch.arange(steps, device=parts.device)
     backbone = Backbone(parts, prompts, steps)
     with tapped(parts, plan.layers, 2 * images) as hidden_states:
         backbone.prefill()
@@ -96,7 +97,7 @@ def draw_codes(
             if position > 0:
                 backbone.step(parts.embed_codes(tokens[:, position - 1]))
             if sampler == "gumbel":
-                found = early_exit(hidden_states, parts.head, plan.decoding, seeds, position, backend)
+                found = early_exit(hidden_states, parts.head, plan.decoding, seeds, positions[position], backend)
             else:
                 found = _draw_multinomial(hidden_states, parts, plan.decoding, generator, backend)
             tokens[:, position] = found.code

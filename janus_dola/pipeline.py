@@ -95,7 +95,7 @@ class JanusDoLa:
                 on its own seed only, not on its batch. None picks a random one. The sampler "multinomial" seeds one
                 torch generator for the whole batch with `seed`; None is torch's global one, as upstream loops use.
             sampler: "gumbel" (counter-based noise) or "multinomial" (torch.multinomial, to match other loops draw for draw).
-            backend: of the early-exit stage: "auto", "reference" or "torch".
+            backend: of the early-exit stage: "auto", "reference", "torch" or "triton" (fused kernels, on a GPU).
             progress: shows a bar with tokens per second and the time left.
         Raises:
             ValueError: an argument is out of range; nothing has been drawn then.
@@ -103,7 +103,7 @@ class JanusDoLa:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         _check(prompts, parallel_size, seed, sampler)
-        resolve_backend(backend)
+        resolve_backend(backend, self.parts.device, self.parts.head.norm_weight.dtype)
         planned = plan(dola, cfg_weight, temperature, self.parts.num_layers)
         ids = [self._prompt_ids(prompt) for prompt in prompts]
         device = self.parts.device

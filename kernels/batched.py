@@ -16,38 +16,40 @@ from janus_dola.kernels.types import Decoding, Head, Scores
 _WEIGHTS_AT_ONCE = 1 << 21  # of 16-bit weights widened at a time: 8 MB of float32, which stays in a CPU's cache
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b accumulated and returned in the precision of x, float32 or float64, whatever that of the weights.
 
     Args:
         x: [..., K] float32 or float64.
         weight: [O, K] in any floating dtype.
-        bias: [O].
+        bias: [O], or None.
     Returns:
         [..., O] in the dtype of x.
     """
     if weight.dtype == x.dtype:
         return F.linear(x, weight, bias)
     if x.is_cuda and x.dtype == torch.float32:
-        # Tensor cores multiply 16-bit operands and accumulate in float32; only the result must not be rounded back.
-        rows = x.flatten(0, -2).to(weight.dtype)
-        product = torch.mm(rows, weight.T, out_dtype=torch.float32)
-        return product.unflatten(0, x.shape[:-1]) + bias.float()
-    chunk = max(1, _WEIGHTS_AT_ONCE // weight.shape[1])
-    parts = [
-        F.linear(x, w.to(x.dtype), b.to(x.dtype)) for w, b in zip(weight.split(chunk), bias.split(chunk), strict=True)
-    ]
-    return torch.cat(parts, -1)
+        # Tensor cores multiply 16-bit operands and accumulate in float32. x goes in as a sum of two of 16 bits, which holds
+        # twice the digits: rounded to one, it would miss the accuracy asked for, since guidance multiplies the error by w.
+        rows = x.flatten(0, -2)
+        coarse = rows.to(weight.dtype)
+        halves = torch.cat([coarse, (rows - coarse.float()).to(weight.dtype)])
+        product = torch.mm(halves, weight.T, out_dtype=torch.float32).unflatten(0, (2, *x.shape[:-1])).sum(0)
+    else:
+        chunk = max(1, _WEIGHTS_AT_ONCE // weight.shape[1])
+        product = torch.cat([F.linear(x, part.to(x.dtype)) for part in weight.split(chunk)], -1)
+    return product if bias is None else product + bias.to(x.dtype)
 
 
-def early_exit_logits(hidden_states: Tensor, head: Head, cfg_weight: float) -> Tensor:
-    """Guided logits of all layers: [L, 2B, D] to [L, B, V]."""
-    normed = reference.rms_norm(hidden_states, head.norm_weight, head.norm_eps)
-    projected = F.gelu(linear(normed, head.proj_weight, head.proj_bias))
-    return linear(reference.guide(projected, cfg_weight), head.code_weight, head.code_bias)
+def early_exit_logits(hidden_states: Tensor, head: Head, cfg_weight: float | None) -> Tensor:
+    """Guided logits of all layers: [L, R, D] to [L, B, V]."""
+    x = reference.rms_norm(hidden_states, head.norm_weight, head.norm_eps)
+    if head.proj_weight is not None:
+        x = F.gelu(linear(x, head.proj_weight, head.proj_bias))
+    return linear(reference.guide(x, cfg_weight), head.code_weight, head.code_bias)
 
 
 def early_exit_scores(hidden_states: Tensor, head: Head, decoding: Decoding) -> Scores:
     """The whole stage. See `janus_dola.kernels.early_exit` for the arguments."""
     logits = early_exit_logits(hidden_states, head, decoding.cfg_weight)
-    return reference.decide(logits, reference.finite_images(hidden_states), decoding)
+    return reference.decide(logits, reference.finite_images(hidden_states, logits.shape[1]), decoding)

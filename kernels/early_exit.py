@@ -4,9 +4,8 @@ It picks a backend; each computes the same:
 
 - `reference`: layer by layer, as the formulas are written.
 - `torch`: all layers in one pass over the head's weights, on any device.
+- `triton`: three fused launches, on a GPU.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,22 +14,35 @@ from janus_dola.kernels import batched, reference
 from janus_dola.kernels.sampling import gumbel_max
 from janus_dola.kernels.types import Decoding, EarlyExit, Head, Scores
 
-BACKENDS: dict[str, Callable[[Tensor, Head, Decoding], Scores]] = {
-    "reference": reference.early_exit_scores,
-    "torch": batched.early_exit_scores,
-}
+try:
+    from janus_dola.kernels import fused
+except ModuleNotFoundError as missing:  # Triton exists for Linux only
+    if missing.name != "triton":
+        raise
+    fused = None  # type: ignore[assignment]
+
+_SCORES = {"reference": reference.early_exit_scores, "torch": batched.early_exit_scores}
+BACKENDS = (*_SCORES, "triton")
 
 
-def resolve_backend(backend: str) -> str:
-    """The backend that a name stands for: "auto" is the fastest one there is.
+def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that a name stands for: "auto" is triton where it can run, and torch elsewhere.
 
+    Args:
+        backend: "auto", "reference", "torch" or "triton".
+        device, dtype: of the hidden states.
     Raises:
-        ValueError: there is no such backend.
+        ValueError: there is no such backend, or triton cannot run on this device or dtype.
     """
     if backend == "auto":
-        return "torch"
+        runs = fused is not None and device.type == "cuda" and fused.obstacle(device, dtype) is None
+        return "triton" if runs else "torch"
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {['auto', *BACKENDS]}, got {backend!r}")
+    if backend == "triton":
+        obstacle = "Triton, which is not installed" if fused is None else fused.obstacle(device, dtype)
+        if obstacle is not None:
+            raise ValueError(f"backend 'triton' needs {obstacle}; 'auto' takes the fastest that runs here")
     return backend
 
 
@@ -38,16 +50,20 @@ def early_exit_scores(hidden_states: Tensor, head: Head, decoding: Decoding, bac
     """The contrasted distribution of each image, without drawing from it.
 
     Args:
-        hidden_states: [L, 2B, D], the last position's output of each candidate block in ascending order, then that of the
-            final block, all before the final norm. Rows: B conditional, then B unconditional in the same order.
+        hidden_states: [L, R, D], the last position's output of each candidate block in ascending order, then that of the
+            final block, all before the final norm. Rows: B conditional, then B unconditional in the same order; without
+            guidance, B.
         head: final norm and image head, of the same dtype and device.
         decoding: guidance, temperature, plausibility and the choice of layer.
-        backend: "auto", "reference" or "torch".
+        backend: "auto", "reference", "torch" or "triton".
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
     """
     _check(hidden_states, head, decoding)
-    return BACKENDS[resolve_backend(backend)](hidden_states, head, decoding)
+    backend = resolve_backend(backend, hidden_states.device, hidden_states.dtype)
+    if backend == "triton":
+        return fused.early_exit_scores(hidden_states, head, decoding)
+    return _SCORES[backend](hidden_states, head, decoding)
 
 
 def early_exit(
@@ -68,20 +84,28 @@ def early_exit(
         ValueError: shapes, dtypes or devices do not fit.
     """
     _check(hidden_states, head, decoding)
-    images = hidden_states.shape[1] // 2
-    if tuple(seeds.shape) != (images,) or seeds.dtype != torch.int64:
-        raise ValueError(f"seeds must be int64 of shape [{images}], got {seeds.dtype} of shape {list(seeds.shape)}")
-    found = BACKENDS[resolve_backend(backend)](hidden_states, head, decoding)
+    images, device = decoding.images(hidden_states.shape[1]), hidden_states.device
+    if tuple(seeds.shape) != (images,) or seeds.dtype != torch.int64 or seeds.device != device:
+        raise ValueError(
+            f"seeds must be int64 of shape [{images}] on {device}, "
+            f"got {seeds.dtype} of shape {list(seeds.shape)} on {seeds.device}"
+        )
+    if isinstance(position, Tensor) and (position.numel() != 1 or position.dtype != torch.int64):
+        raise ValueError(f"position must be one int64, got {position.dtype} of shape {list(position.shape)}")
+    backend = resolve_backend(backend, device, hidden_states.dtype)
+    if backend == "triton":
+        return fused.early_exit(hidden_states, head, decoding, seeds, position)
+    found = _SCORES[backend](hidden_states, head, decoding)
     code = gumbel_max(found.scores, decoding.temperature, seeds, position)
     return EarlyExit(code, found.layer, found.jsd, found.finite)
 
 
 def _check(hidden_states: Tensor, head: Head, decoding: Decoding) -> None:
     shape = list(hidden_states.shape)
-    if hidden_states.ndim != 3 or shape[0] < 1 or shape[1] < 2 or shape[1] % 2 or shape[2] != head.hidden_size:
-        raise ValueError(
-            f"hidden_states must be [layers >= 1, an even number of rows, {head.hidden_size}], got shape {shape}"
-        )
+    guided = decoding.cfg_weight is not None
+    rows = "an even number of rows" if guided else "rows"
+    if hidden_states.ndim != 3 or 0 in shape or (guided and shape[1] % 2) or shape[2] != head.hidden_size:
+        raise ValueError(f"hidden_states must be [layers >= 1, {rows}, {head.hidden_size}], got shape {shape}")
     if not hidden_states.is_floating_point() or hidden_states.dtype != head.norm_weight.dtype:
         raise ValueError(
             f"hidden_states must have the head's dtype, {head.norm_weight.dtype}, got {hidden_states.dtype}"

@@ -15,7 +15,8 @@ from torch import Tensor
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
-_SMALLEST_U, _LARGEST_U = 2.0**-33, 1.0 - 2.0**-24  # keep both logarithms finite in float32
+WORD = 2.0**-32
+SMALLEST_U, LARGEST_U = 2.0**-33, 1.0 - 2.0**-24  # keep both logarithms finite in float32
 
 
 def philox_4x32_10(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -61,5 +62,5 @@ def gumbel_noise(seeds: Tensor, position: int | Tensor, num_codes: int) -> Tenso
     Returns:
         [B, V] float32, finite.
     """
-    u = (random_words(seeds, position, num_codes).to(torch.float32) * 2.0**-32).clamp(_SMALLEST_U, _LARGEST_U)
+    u = (random_words(seeds, position, num_codes).to(torch.float32) * WORD).clamp(SMALLEST_U, LARGEST_U)
     return -torch.log(-torch.log1p(-u))

@@ -44,20 +44,26 @@ def rms_norm(hidden_states: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def apply_head(normed: Tensor, head: Head) -> Tensor:
-    """phi: Linear(D, E) + bias -> GELU (exact, erf) -> Linear(E, V) + bias. [..., D] to [..., V]."""
-    dtype = normed.dtype
-    projected = F.gelu(F.linear(normed, head.proj_weight.to(dtype), head.proj_bias.to(dtype)))
-    return F.linear(projected, head.code_weight.to(dtype), head.code_bias.to(dtype))
+    """phi: Linear(D, E) + bias -> GELU (exact, erf) -> Linear(E, V) + bias, or the last Linear alone: [..., D] to [..., V]."""
+    projected = normed if head.proj_weight is None else F.gelu(_linear(normed, head.proj_weight, head.proj_bias))
+    return _linear(projected, head.code_weight, head.code_bias)
 
 
-def guide(rows: Tensor, cfg_weight: float) -> Tensor:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def guide(rows: Tensor, cfg_weight: float | None) -> Tensor:
     """Classifier-free guidance: u + w (c - u), rows stacked as all conditional, then all unconditional.
 
     Args:
         rows: [..., 2B, X]; valid on logits, log-probabilities and whatever precedes the last Linear.
+        cfg_weight: w; None leaves the rows as they are, [..., B, X].
     Returns:
         [..., B, X].
     """
+    if cfg_weight is None:
+        return rows
     conditional, unconditional = rows.chunk(2, dim=-2)
     return unconditional + cfg_weight * (conditional - unconditional)
 
@@ -133,10 +139,9 @@ def decide(logits: Tensor, finite: Tensor, decoding: Decoding) -> Scores:
     return Scores(scores, layer, jsd[layer, image], finite)
 
 
-def finite_images(hidden_states: Tensor) -> Tensor:
-    """Whether both rows of an image are finite in every layer: [L, 2B, D] to [B] bool."""
-    conditional, unconditional = hidden_states.isfinite().all(-1).all(0).chunk(2)
-    return conditional & unconditional
+def finite_images(hidden_states: Tensor, images: int) -> Tensor:
+    """Whether all rows of an image are finite in every layer: [L, R, D] with R = B or 2B to [B] bool."""
+    return hidden_states.isfinite().all(-1).all(0).unflatten(0, (-1, images)).all(0)
 
 
 def early_exit_scores(hidden_states: Tensor, head: Head, decoding: Decoding) -> Scores:
@@ -145,4 +150,5 @@ def early_exit_scores(hidden_states: Tensor, head: Head, decoding: Decoding) -> 
     for layer in hidden_states:
         z = apply_head(rms_norm(layer, head.norm_weight, head.norm_eps), head)
         logits.append(guide(z, decoding.cfg_weight))
-    return decide(torch.stack(logits), finite_images(hidden_states), decoding)
+    finite = finite_images(hidden_states, decoding.images(hidden_states.shape[1]))
+    return decide(torch.stack(logits), finite, decoding)

@@ -17,9 +17,10 @@ def check_alpha(alpha: float) -> None:
 
 @dataclass(frozen=True)
 class Head:
-    """The weights every layer is read out with: LN_out (RMSNorm), then phi = Linear -> GELU (exact) -> Linear.
+    """The weights every layer is read out with: LN_out (RMSNorm), then phi.
 
-    All tensors share one dtype and device.
+    Janus' image head is phi = Linear -> GELU (exact) -> Linear. Text models have a single Linear: leave the projection out,
+    and E is D. All tensors are contiguous and share one dtype and device.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit together.
@@ -27,26 +28,35 @@ class Head:
 
     norm_weight: Tensor  # [D]
     norm_eps: float
-    proj_weight: Tensor  # [E, D]
-    proj_bias: Tensor  # [E]
     code_weight: Tensor  # [V, E]
-    code_bias: Tensor  # [V]
+    code_bias: Tensor | None = None  # [V]
+    proj_weight: Tensor | None = None  # [E, D]
+    proj_bias: Tensor | None = None  # [E], given with proj_weight
 
     def __post_init__(self) -> None:
-        (width, hidden), codes = self.proj_weight.shape, self.code_weight.shape[0]
+        if (self.proj_weight is None) != (self.proj_bias is None):
+            missing, given = ("proj_weight", "proj_bias") if self.proj_weight is None else ("proj_bias", "proj_weight")
+            raise ValueError(f"{missing} must be given with {given}, got None")
+        codes, width = self.code_weight.shape
+        hidden = width if self.proj_weight is None else self.proj_weight.shape[1]
         expected = {
-            "norm_weight": [hidden],
-            "proj_bias": [width],
             "code_weight": [codes, width],
+            "norm_weight": [hidden],
+            "proj_weight": [width, hidden],
+            "proj_bias": [width],
             "code_bias": [codes],
         }
         for name, shape in expected.items():
             weight = getattr(self, name)
+            if weight is None:
+                continue
+            if not weight.is_contiguous():
+                raise ValueError(f"{name} must be contiguous, got strides {weight.stride()}")
             if list(weight.shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {list(weight.shape)}")
-            if (weight.dtype, weight.device) != (self.proj_weight.dtype, self.proj_weight.device):
+            if (weight.dtype, weight.device) != (self.code_weight.dtype, self.code_weight.device):
                 raise ValueError(
-                    f"{name} must be {self.proj_weight.dtype} on {self.proj_weight.device} like proj_weight, "
+                    f"{name} must be {self.code_weight.dtype} on {self.code_weight.device} like code_weight, "
                     f"got {weight.dtype} on {weight.device}"
                 )
 
@@ -66,7 +76,7 @@ class Decoding:
     """How a token is chosen from the stack of layers.
 
     Attributes:
-        cfg_weight: w of classifier-free guidance, finite.
+        cfg_weight: w of classifier-free guidance, finite. None: there is none, and every row is an image of its own.
         temperature: T >= 0; 0 is greedy.
         alpha: threshold of the adaptive plausibility constraint, in [0, 1]; 0 admits every code.
         premature: index into the stack of the layer to contrast with; None takes the one with the largest JSD, and the
@@ -76,17 +86,21 @@ class Decoding:
         ValueError: a value is out of range.
     """
 
-    cfg_weight: float = 5.0
+    cfg_weight: float | None = 5.0
     temperature: float = 1.0
     alpha: float = 0.1
     premature: int | None = None
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.cfg_weight):
+        if self.cfg_weight is not None and not math.isfinite(self.cfg_weight):
             raise ValueError(f"cfg_weight must be a finite number, got {self.cfg_weight}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature must be a finite number >= 0 (0 is greedy), got {self.temperature}")
         check_alpha(self.alpha)
+
+    def images(self, rows: int) -> int:
+        """B of so many rows R: a conditional and an unconditional one make an image, where there is guidance."""
+        return rows if self.cfg_weight is None else rows // 2
 
 
 @dataclass(frozen=True)

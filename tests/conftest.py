@@ -5,9 +5,11 @@ import pytest
 import torch
 import transformers
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before the kernels are imported: they run in numpy then
 from janus_dola import JanusDoLa
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 hypothesis.settings.register_profile("unhurried", deadline=None)  # the first call of an operation can be slow
 hypothesis.settings.load_profile("unhurried")
 transformers.utils.logging.disable_progress_bar()

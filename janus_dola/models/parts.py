@@ -89,6 +89,10 @@ def head_of(final_norm: LlamaRMSNorm, projection: nn.Linear, activation: nn.Modu
     if not torch.allclose(activation(x), nn.functional.gelu(x), atol=1e-6):
         raise ValueError(f"the image head's activation must be the exact GELU, got {activation}")
     return Head(
-        final_norm.weight.detach(), final_norm.variance_epsilon, projection.weight.detach(), projection.bias.detach(),
-        codes.weight.detach(), codes.bias.detach(),
-    )  # fmt: skip
+        norm_weight=final_norm.weight.detach(),
+        norm_eps=final_norm.variance_epsilon,
+        code_weight=codes.weight.detach(),
+        code_bias=codes.bias.detach(),
+        proj_weight=projection.weight.detach(),
+        proj_bias=projection.bias.detach(),
+    )

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_dola import DoLaConfig, JanusDoLa, NonFiniteError
-from janus_dola.kernels.early_exit import BACKENDS
 from janus_dola.mini.pictures import BACKGROUNDS, COLOURS, SHAPES, SIZES
+from tests.kernels.cases import CPU_BACKENDS
 
 PROMPTS = [
     "a large red circle on white",
@@ -86,7 +86,7 @@ def test_dola_changes_the_image(mini):
 
 @pytest.mark.parametrize("dola", [None, DoLaConfig()], ids=["baseline", "dola"])
 def test_backends_draw_the_same_images(mini, dola):
-    drawn = [mini.generate(PROMPTS[:3], dola=dola, backend=backend).tokens for backend in BACKENDS]
+    drawn = [mini.generate(PROMPTS[:3], dola=dola, backend=backend).tokens for backend in CPU_BACKENDS]
     assert all(torch.equal(tokens, drawn[0]) for tokens in drawn[1:])
 
 
@@ -139,7 +139,7 @@ def test_non_finite_hidden_states_are_reported_with_their_image(mini, monkeypatc
         ({"seed": -1}, "seed must be None or an int in 0 .. .*, got -1"),
         ({"seed": 2**63}, "seed must be None or an int in 0 .. .*, got 9223372036854775808"),
         ({"sampler": "greedy"}, r"sampler must be one of \['gumbel', 'multinomial'\], got 'greedy'"),
-        ({"backend": "cuda"}, r"backend must be one of \['auto', 'reference', 'torch'\], got 'cuda'"),
+        ({"backend": "cuda"}, r"backend must be one of \['auto', 'reference', 'torch', 'triton'\], got 'cuda'"),
         ({"dola": DoLaConfig([8, 9])}, r"candidate_layers must name a layer in 1 .. 7 .* got \[8, 9\]"),
         ({"dola": DoLaConfig(premature_layer=8)}, "premature_layer must lie in 1 .. 7, .* got 8"),
     ],

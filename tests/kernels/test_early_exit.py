@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from janus_dola.kernels import reference
-from janus_dola.kernels.early_exit import BACKENDS, early_exit, early_exit_scores
+from janus_dola.kernels.early_exit import early_exit, early_exit_scores
 from janus_dola.kernels.philox import gumbel_noise
 from janus_dola.kernels.sampling import gumbel_max, multinomial
 from janus_dola.kernels.types import Decoding
-from tests.kernels.cases import random_head, random_hidden
+from tests.kernels.cases import CPU_BACKENDS, random_head, random_hidden, to
 
-BACKEND = pytest.mark.parametrize("backend", sorted(BACKENDS))
+BACKEND = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
 
 @pytest.fixture
@@ -63,14 +63,10 @@ def test_the_code_is_the_gumbel_maximum(case, backend):
 def test_backends_draw_the_same_codes(case, backend):
     hidden, head = case
     for position in range(20):
-        expected = early_exit(hidden.double(), _double(head), Decoding(), seeds(4), position, "reference").code
+        expected = early_exit(
+            hidden.double(), to(head, torch.float64), Decoding(), seeds(4), position, "reference"
+        ).code
         assert torch.equal(early_exit(hidden, head, Decoding(), seeds(4), position, backend).code, expected)
-
-
-def _double(head):
-    from tests.kernels.cases import to
-
-    return to(head, torch.float64)
 
 
 def test_an_image_does_not_depend_on_its_batch(case):
@@ -136,8 +132,8 @@ def test_codes_are_plausible_for_any_seed(seed, position, alpha):
         (lambda h, s: (h.half(), s), "hidden_states must have the head's dtype, torch.float32, got torch.float16"),
         (lambda h, s: (h.to("meta"), s), "hidden_states must be on the head's device, cpu, got meta"),
         (lambda h, s: (h[:1], s), "must hold at least one candidate layer beside the final one, got 1 layer"),
-        (lambda h, s: (h, s[:3]), r"seeds must be int64 of shape \[4\], got torch.int64 of shape \[3\]"),
-        (lambda h, s: (h, s.int()), r"seeds must be int64 of shape \[4\], got torch.int32 of shape \[4\]"),
+        (lambda h, s: (h, s[:3]), r"seeds must be int64 of shape \[4\], on cpu, got torch.int64 of shape \[3\]"),
+        (lambda h, s: (h, s.int()), r"seeds must be int64 of shape \[4\], on cpu, got torch.int32 of shape \[4\]"),
     ],
 )
 def test_shapes_and_dtypes_that_do_not_match(case, change, message):
@@ -155,7 +151,7 @@ def test_shapes_and_dtypes_that_do_not_match(case, change, message):
         ({"code_weight": torch.zeros(50, 17)}, r"code_weight must have shape \[50, 16\], got \[50, 17\]"),
         (
             {"proj_bias": torch.zeros(16).half()},
-            "proj_bias must be torch.float32 on cpu like proj_weight, got torch.float16",
+            "proj_bias must be torch.float32 on cpu like code_weight, got torch.float16",
         ),
     ],
 )
@@ -172,7 +168,9 @@ def test_premature_index_outside_the_stack(case):
 
 def test_unknown_backend(case):
     hidden, head = case
-    with pytest.raises(ValueError, match=r"backend must be one of \['auto', 'reference', 'torch'\], got 'cuda'"):
+    with pytest.raises(
+        ValueError, match=r"backend must be one of \['auto', 'reference', 'torch', 'triton'\], got 'cuda'"
+    ):
         early_exit(hidden, head, Decoding(), seeds(4), 0, "cuda")
 
 
