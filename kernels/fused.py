@@ -1,0 +1,100 @@
+"""The triton backend: the whole early-exit stage in three launches, each weight of the head read once.
+
+    project   h -> LN_out -> Linear, GELU -> guidance       x      [L, B, E]
+    codebook  x -> last Linear                              logits [L, B, V] float32, with partial softmax sums
+    sweep     logits -> JSD, M, F -> Gumbel-max             code, premature layer, JSD [B]
+
+It is one custom operator of torch, so that it runs eagerly, under torch.compile without a graph break and in a CUDA graph.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from janus_dola.kernels.codebook import codebook
+from janus_dola.kernels.launch import INTERPRETED, unsupported
+from janus_dola.kernels.project import project
+from janus_dola.kernels.sweep import sweep
+from janus_dola.kernels.types import Decoding, EarlyExit, Head, Scores
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@torch.library.custom_op("janus_dola::early_exit", mutates_args=())
+def _early_exit(
+    hidden_states: Tensor,
+    norm_weight: Tensor,
+    norm_eps: float,
+    code_weight: Tensor,
+    code_bias: Tensor | None,
+    proj_weight: Tensor | None,
+    proj_bias: Tensor | None,
+    cfg_weight: float | None,
+    temperature: float,
+    alpha: float,
+    premature: int | None,
+    seeds: Tensor,
+    position: Tensor,
+    with_scores: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    head = Head(norm_weight, norm_eps, code_weight, code_bias, proj_weight, proj_bias)
+    decoding = Decoding(cfg_weight, temperature, alpha, premature)
+    images = decoding.images(hidden_states.shape[1])
+    arrived = torch.empty(images, dtype=torch.int32, device=hidden_states.device)
+    x = project(hidden_states, head, cfg_weight, arrived)
+    drawn = sweep(*codebook(x, head), arrived, decoding, seeds, position, with_scores)
+    return drawn.code, drawn.layer, drawn.jsd, drawn.finite, drawn.scores
+
+
+@_early_exit.register_fake
+def _(
+    hidden_states, norm_weight, norm_eps, code_weight, code_bias, proj_weight, proj_bias, cfg_weight, temperature,
+    alpha, premature, seeds, position, with_scores,
+):  # fmt: skip
+    images = hidden_states.shape[1] if cfg_weight is None else hidden_states.shape[1] // 2
+    return (
+        hidden_states.new_empty(images, dtype=torch.int64),
+        hidden_states.new_empty(images, dtype=torch.int64),
+        hidden_states.new_empty(images, dtype=torch.float32),
+        hidden_states.new_empty(images, dtype=torch.bool),
+        hidden_states.new_empty((images, code_weight.shape[0]) if with_scores else 0, dtype=torch.float32),
+    )
+
+
+def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What keeps the kernels from running on such tensors, in words that follow "needs"; None if nothing does."""
+    if dtype not in DTYPES:
+        return f"float16, bfloat16 or float32, got {dtype}"
+    if device.type == "cpu" and INTERPRETED:
+        return None
+    if device.type != "cuda" or INTERPRETED:
+        return f"a GPU, got tensors on {device.type}"
+    return unsupported(device)
+
+
+def _run(
+    hidden_states: Tensor, head: Head, decoding: Decoding, seeds: Tensor, position: Tensor, with_scores: bool
+) -> tuple[Tensor, ...]:
+    return _early_exit(
+        hidden_states.contiguous(), head.norm_weight, head.norm_eps, head.code_weight, head.code_bias, head.proj_weight,
+        head.proj_bias, decoding.cfg_weight, decoding.temperature, decoding.alpha, decoding.premature, seeds, position,
+        with_scores,
+    )  # fmt: skip
+
+
+def early_exit_scores(hidden_states: Tensor, head: Head, decoding: Decoding) -> Scores:
+    """The contrasted distributions. See `janus_dola.kernels.early_exit` for the arguments."""
+    nothing = torch.zeros(decoding.images(hidden_states.shape[1]), dtype=torch.int64, device=hidden_states.device)
+    greedy = replace(decoding, temperature=0.0)  # nothing is drawn
+    _, layer, jsd, finite, scores = _run(hidden_states, head, greedy, nothing, nothing, with_scores=True)
+    return Scores(scores, layer, jsd, finite)
+
+
+def early_exit(
+    hidden_states: Tensor, head: Head, decoding: Decoding, seeds: Tensor, position: int | Tensor
+) -> EarlyExit:
+    """The next codes. See `janus_dola.kernels.early_exit` for the arguments."""
+    if not isinstance(position, Tensor):
+        position = torch.full((1,), position, device=hidden_states.device)
+    return EarlyExit(*_run(hidden_states, head, decoding, seeds, position, with_scores=False)[:4])

@@ -1,0 +1,101 @@
+"""Block shapes and pipelining of the kernels, by GPU generation and shape, read from `launch_table.json`.
+
+Nothing is tuned while a model runs: results would depend on timing, and a CUDA graph cannot be captured meanwhile. `make tune`
+measures on the GPU at hand and rewrites its part of the table.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+
+# Under TRITON_INTERPRET=1 Triton runs kernels on the CPU in numpy: for tests.
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+TABLE = Path(__file__).with_name("launch_table.json")
+
+
+@dataclass(frozen=True)
+class MatmulLaunch:
+    """Tiles of a product of weights [outputs, inputs] with activations [pairs, inputs]."""
+
+    block_outputs: int
+    block_pairs: int
+    block_inputs: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class SweepLaunch:
+    """Codes a program looks at in one go, and the most programs that share an image."""
+
+    block_codes: int
+    max_parts: int
+    num_warps: int
+
+
+def generation_of(device: torch.device) -> str:
+    """The part of the table for a GPU: "sm_80", "sm_89" (little shared memory), "sm_90", "sm_100" or "gfx942"."""
+    if device.type == "cpu":  # the interpreter
+        return "sm_90"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    capability = (properties.major, properties.minor)
+    return {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}.get(capability, "sm_89")
+
+
+def unsupported(device: torch.device) -> str | None:
+    """What a GPU lacks to run the kernels, or None."""
+    if torch.version.hip:
+        name = generation_of(device)
+        return None if name in _table() else f"an AMD GPU of gfx942, got {name}"
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 8 else f"a GPU of compute capability 8.0 or higher, got {major}.{minor}"
+
+
+@cache
+def matmul_launch(kernel: str, generation: str, bits: int, pairs: int, outputs: int) -> MatmulLaunch:
+    """The first entry of the table that the sizes fit into.
+
+    Args:
+        kernel: "project" or "codebook".
+        generation: as `generation_of` says.
+        bits: of the weights' dtype, 16 or 32.
+        pairs: L * B.
+        outputs: rows of the weights.
+    """
+    for entry in _table()[generation][kernel]:
+        fits_pairs = entry["max_pairs"] is None or pairs <= entry["max_pairs"]
+        fits_outputs = entry["max_outputs"] is None or outputs <= entry["max_outputs"]
+        if entry["bits"] == bits and fits_pairs and fits_outputs:
+            return MatmulLaunch(**{name: entry[name] for name in MatmulLaunch.__dataclass_fields__})
+    raise LookupError(f"no {bits}-bit entry of {kernel} on {generation} fits {pairs} pairs and {outputs} outputs")
+
+
+@cache
+def sweep_launch(generation: str) -> SweepLaunch:
+    """The sweep's entry of the table."""
+    return SweepLaunch(**_table()[generation]["sweep"])
+
+
+def launch_of(kernel: str, activations: Tensor, pairs: int, outputs: int) -> MatmulLaunch:
+    """`matmul_launch` for tensors on their device."""
+    return matmul_launch(kernel, _generation(activations.device), activations.element_size() * 8, pairs, outputs)
+
+
+def sweep_launch_of(logits: Tensor) -> SweepLaunch:
+    """`sweep_launch` for tensors on their device."""
+    return sweep_launch(_generation(logits.device))
+
+
+_generation = cache(generation_of)
+
+
+@cache
+def _table() -> dict:
+    return json.loads(TABLE.read_text(encoding="utf-8"))
