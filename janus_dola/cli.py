@@ -191,7 +191,7 @@ def info(
         "family": parts.family,
         "blocks (N)": parts.num_layers,
         "hidden size (D)": parts.head.hidden_size,
-        "head width (E)": parts.head.proj_weight.shape[0],
+        "head width (E)": parts.head.code_weight.shape[1],
         "image codes (V)": parts.head.num_codes,
         "codes per image": parts.image_tokens,
         "image size": f"{parts.image_size} x {parts.image_size} pixels",

@@ -2,9 +2,9 @@
 
     z = W2 x + b2          [L, B, V] float32
 
-Beside the logits each tile of codes leaves its maximum m and sum exp(z - m), from which the sweep gets the log-sum-exp without
-another pass. A tile holds all rows and a slice of W2, so that each weight is read once; as in `project`, weights are the
-left operand. A sum of NaN tells the sweep that a logit was not finite.
+Beside the logits each tile of codes leaves its maximum m and sum exp(z - m), from which the sweep gets the log-sum-exp
+without another pass. A tile holds all rows and a slice of W2, so that each weight is read once; as in `project`, weights are
+the left operand. A sum of NaN tells the sweep that a logit was not finite.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Block shapes and pipelining of the kernels, by GPU generation and shape, read from `launch_table.json`.
 
-Nothing is tuned while a model runs: results would depend on timing, and a CUDA graph cannot be captured meanwhile. `make tune`
-measures on the GPU at hand and rewrites its part of the table.
+Nothing is tuned while a model runs: results would depend on timing, and a CUDA graph cannot be captured meanwhile.
+`make tune` measures on the GPU at hand and rewrites its part of the table.
 """
 
 import json

@@ -4,13 +4,13 @@
     g = LN_out(h)                        without one (a single Linear, as text models have)
     x = g^u + w (g^c - g^u)              guidance, which the last Linear lets through unchanged (see `batched`)
 
-A projection tile holds all rows and a slice of W1, so that each weight is read once. Weights are the left operand: they fill
-the 64 rows that the matrix instructions of Hopper want, and the few rows of activations are padded to 16 only. LN_out needs the
-mean square of a whole row, which is known only at the end of the loop; being one number a row, it is applied there.
+A projection tile holds all rows and a slice of W1, so that each weight is read once. Weights are the left operand: they
+fill the 64 rows that the matrix instructions of Hopper want, and the few rows of activations are padded to 16 only. LN_out
+needs the mean square of a whole row, which is known only at the end of the loop; being one number a row, it comes in there.
 
-Heads of 16 bits are multiplied in float16. bfloat16 weights lose nothing by that (below 6e-5 they are rounded to 6e-8), while
-activations rounded to bfloat16 would miss the accuracy asked for, since guidance multiplies their error by w. Activations are
-held at a sixteenth, a power of two and so without loss, which gives float16 room for numbers up to a million.
+Heads of 16 bits are multiplied in float16. bfloat16 weights lose nothing by that (below 6e-5 they are rounded to 6e-8),
+while activations rounded to bfloat16 would miss the accuracy asked for, since guidance multiplies their error by w.
+Activations are held at a sixteenth, a power of two and so without loss: float16 then has room for numbers up to a million.
 """
 
 import torch

@@ -44,7 +44,7 @@ def rms_norm(hidden_states: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def apply_head(normed: Tensor, head: Head) -> Tensor:
-    """phi: Linear(D, E) + bias -> GELU (exact, erf) -> Linear(E, V) + bias, or the last Linear alone: [..., D] to [..., V]."""
+    """phi: Linear(D, E) + bias -> GELU (exact, erf) -> Linear(E, V) + bias, or that alone: [..., D] to [..., V]."""
     projected = normed if head.proj_weight is None else F.gelu(_linear(normed, head.proj_weight, head.proj_bias))
     return _linear(projected, head.code_weight, head.code_bias)
 
