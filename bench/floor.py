@@ -1,0 +1,66 @@
+"""How fast a case can possibly be: the bytes it must move and the operations it must do, over what the GPU is capable of."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """Sizes of an output head: hidden size D, width E (None: a single matrix), codes V."""
+
+    hidden: int
+    width: int | None
+    codes: int
+
+
+SHAPES = {
+    "1B": HeadShape(2048, 2048, 16384),  # the image head of Janus-Pro-1B
+    "7B": HeadShape(4096, 4096, 16384),  # of Janus-Pro-7B
+    "text 8B": HeadShape(4096, None, 128256),  # the language head of an 8B text model
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a case needs at the least: each input read once, each output written once, each product made once."""
+
+    bytes: int
+    operations: int
+
+    def seconds(self, bytes_per_second: float, operations_per_second: float) -> float:
+        """The floor: the longer of moving and computing."""
+        return max(self.bytes / bytes_per_second, self.operations / operations_per_second)
+
+
+def project(shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -> Work:
+    """Norm, projection and guidance: reads W1 [E, D] and hidden states [L, 2B, D], writes x [L, B, E]."""
+    pairs = layers * images
+    activations = 2 * pairs * shape.hidden
+    if shape.width is None:
+        return Work((activations + pairs * shape.hidden) * dtype.itemsize, 0)
+    weights = shape.width * shape.hidden
+    return Work((weights + activations + pairs * shape.width) * dtype.itemsize, 2 * weights * 2 * pairs)
+
+
+def codebook(shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -> Work:
+    """The last Linear: reads W2 [V, E] and x [L, B, E], writes float32 logits [L, B, V]."""
+    pairs = layers * images
+    width = shape.hidden if shape.width is None else shape.width
+    weights = shape.codes * width
+    return Work((weights + pairs * width) * dtype.itemsize + pairs * shape.codes * 4, 2 * weights * pairs)
+
+
+def sweep(shape: HeadShape, layers: int, images: int) -> Work:
+    """JSD, choice of layer and sampling: reads float32 logits [L, B, V] once."""
+    return Work(layers * images * shape.codes * 4, 0)
+
+
+def head_stage(shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -> Work:
+    """Hidden states in, codes out: the weights are read once; what lies between may stay in the cache and counts nothing."""
+    pairs = layers * images
+    width = shape.hidden if shape.width is None else shape.width
+    projection = 0 if shape.width is None else width * shape.hidden
+    weights = projection + shape.codes * width
+    moved = (weights + 2 * pairs * shape.hidden) * dtype.itemsize
+    return Work(moved, 2 * (projection * 2 + shape.codes * width) * pairs)

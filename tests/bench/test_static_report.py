@@ -1,0 +1,66 @@
+"""What can be known of the compiled kernels without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> list[dict]:
+    """Every kernel in every configuration of the launch table, compiled anew. Not under the interpreter, so elsewhere."""
+    outdir = tmp_path_factory.mktemp("static")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(outdir / "cache")
+    command = [sys.executable, str(ROOT / "bench" / "static_report.py"), "--outdir", str(outdir)]
+    subprocess.run(command, env=environment, check=True, cwd=outdir)
+    return json.loads((outdir / "static_report.json").read_text(encoding="utf-8"))
+
+
+def name(row: dict) -> str:
+    return f"{row['generation']} {row['kernel']} {row['bits']} bits, {row['configuration']}"
+
+
+def test_every_configuration_of_the_table_was_compiled(report):
+    table = json.loads((ROOT / "kernels" / "launch_table.json").read_text(encoding="utf-8"))
+    assert {row["generation"] for row in report} == set(table) == {"sm_80", "sm_89", "sm_90", "sm_100", "gfx942"}
+    for generation, kernels in table.items():
+        for kernel in ("project", "codebook"):
+            compiled = [row for row in report if (row["generation"], row["kernel"]) == (generation, kernel)]
+            assert len(compiled) == len(kernels[kernel]) + 2  # and with sizes of one, and odd ones
+
+
+def test_no_registers_are_spilled(report):
+    # Odd sizes are loaded 2 bytes at a time, which costs so much that a few spills do not matter.
+    assert [name(row) for row in report if row["spilled_bytes"] and row["aligned"]] == []
+
+
+def test_shared_memory_is_within_the_limit_of_the_chip(report):
+    assert [name(row) for row in report if row["shared_memory"] > row["shared_memory_limit"]] == []
+
+
+def test_weights_are_loaded_16_bytes_at_a_time(report):
+    products = [row for row in report if row["kernel"] in ("project", "codebook") and row["aligned"]]
+    assert [name(row) for row in products if row["weight_load_bytes"] != 16] == []
+
+
+def test_products_of_16_bits_use_the_matrix_units(report):
+    products = [row for row in report if row["kernel"] in ("project", "codebook") and row["bits"] == 16]
+    assert [name(row) for row in products if row["matrix_instruction"] is None] == []
+
+
+def test_the_codebook_uses_wgmma_on_hopper(report):
+    rows = [row for row in report if (row["generation"], row["kernel"], row["bits"]) == ("sm_90", "codebook", 16)]
+    assert rows
+    assert [name(row) for row in rows if row["matrix_instruction"] != "wgmma"] == []
+
+
+def test_the_committed_report_is_of_the_present_table(report):
+    committed = json.loads((ROOT / "bench" / "results" / "static_report.json").read_text(encoding="utf-8"))
+    assert [name(row) for row in committed] == [name(row) for row in report], "run make static-report"
