@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COMPAT := .venv-compat/bin
 
-.PHONY: help test test-compat lint format types demo bench train-mini score-mini clean
+.PHONY: help test test-compat lint format types demo bench static-report gpu-check tune train-mini score-mini clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -30,6 +30,17 @@ demo: .venv/ready  ## draw a contact sheet and layer maps with the mini model
 
 bench: .venv/ready  ## time the early-exit stage of each backend
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds
+
+static-report: .venv/ready  ## compile the fused kernels for GPUs that are not here, and report
+	$(BIN)/python bench/static_report.py
+
+gpu-check:  ## on a GPU, with torch in $(PYTHON): accuracy, then speed, of the fused kernels
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PYTHON) bench/gpu_check.py
+
+tune:  ## on a GPU, with torch in $(PYTHON): measure launch parameters anew
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PYTHON) bench/tune.py
 
 train-mini: .venv/ready  ## train the mini model anew (about two hours on 2 cores)
 	$(BIN)/python bench/train_mini.py

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from janus_dola.kernels.launch import launch_of
+from janus_dola.kernels.launch import MatmulLaunch, launch_of
 from janus_dola.kernels.project import SHRINK
 from janus_dola.kernels.types import Head
 
@@ -62,12 +62,13 @@ def _codebook_kernel(
     tl.store(tile_sum_ptr + tile, tl.where(finite, total, float("nan")), mask=inside_pair)
 
 
-def codebook(x: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
+def codebook(x: Tensor, head: Head, launch: MatmulLaunch | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of all codes, with partial softmax sums.
 
     Args:
         x: [L, B, E], as `project` returns it.
         head: its last Linear is applied.
+        launch: block shapes; None takes those of the launch table.
     Returns:
         logits: [L, B, V] float32.
         tile_max, tile_sum: [L, B, TILES] float32: over each tile of codes max z and sum exp(z - max z); the sum is NaN where
@@ -75,7 +76,7 @@ def codebook(x: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
     """
     layers, images, width = x.shape
     pairs, codes = layers * images, head.num_codes
-    launch = launch_of("codebook", x, pairs, codes)
+    launch = launch or launch_of("codebook", x, pairs, codes)
     tiles = triton.cdiv(codes, launch.block_outputs)
     logits = torch.empty(layers, images, codes, dtype=torch.float32, device=x.device)
     tile_max = torch.empty(layers, images, tiles, dtype=torch.float32, device=x.device)

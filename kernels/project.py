@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from janus_dola.kernels.launch import launch_of
+from janus_dola.kernels.launch import MatmulLaunch, launch_of
 from janus_dola.kernels.types import Head
 
 SHRINK = tl.constexpr(1 / 16)
@@ -141,7 +141,9 @@ def multiplied_dtype(weights: torch.dtype) -> torch.dtype:
     return torch.float32 if weights == torch.float32 else torch.float16
 
 
-def project(hidden_states: Tensor, head: Head, cfg_weight: float | None, arrived: Tensor) -> Tensor:
+def project(
+    hidden_states: Tensor, head: Head, cfg_weight: float | None, arrived: Tensor, launch: MatmulLaunch | None = None
+) -> Tensor:
     """What goes into the last Linear: normalised, projected and guided.
 
     Args:
@@ -150,6 +152,7 @@ def project(hidden_states: Tensor, head: Head, cfg_weight: float | None, arrived
         head: weights of the same dtype and device.
         cfg_weight: w, or None.
         arrived: [B] int32, set to zero here for `sweep`.
+        launch: block shapes; None takes those of the launch table.
     Returns:
         [L, B, E], x / 16 in `multiplied_dtype` of the weights (E is D without a projection).
     """
@@ -164,7 +167,7 @@ def project(hidden_states: Tensor, head: Head, cfg_weight: float | None, arrived
             GUIDED=guided, BLOCK_D=min(2048, triton.next_power_of_2(hidden)), num_warps=8, enable_fp_fusion=True,
         )  # fmt: skip
         return x
-    launch = launch_of("project", hidden_states, pairs, width)
+    launch = launch or launch_of("project", hidden_states, pairs, width)
     grid = (triton.cdiv(width, launch.block_outputs), triton.cdiv(pairs, launch.block_pairs))
     _project_kernel[grid](
         hidden_states, head.norm_weight, head.proj_weight, head.proj_bias, x, arrived, pairs, images, hidden, width,

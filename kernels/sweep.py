@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from janus_dola.kernels import philox
-from janus_dola.kernels.launch import sweep_launch_of
+from janus_dola.kernels.launch import SweepLaunch, sweep_launch_of
 from janus_dola.kernels.types import Decoding
 
 _LN2 = tl.constexpr(math.log(2.0))
@@ -187,6 +187,7 @@ def sweep(
     seeds: Tensor,
     position: Tensor,
     with_scores: bool,
+    launch: SweepLaunch | None = None,
 ) -> Drawn:
     """The premature layer of each image, its JSD, and a code drawn from softmax(F / T).
 
@@ -197,6 +198,7 @@ def sweep(
         seeds: [B] int64, one per image.
         position: [1] int64, the token's position in its image.
         with_scores: whether F is wanted.
+        launch: block shapes; None takes those of the launch table.
     """
     layers, images, codes = logits.shape
     device, final = logits.device, layers - 1
@@ -204,7 +206,7 @@ def sweep(
         first, candidates = 0, final
     else:
         first, candidates = decoding.premature, int(decoding.premature < final)
-    launch = sweep_launch_of(logits)
+    launch = launch or sweep_launch_of(logits)
     blocks = triton.cdiv(codes, launch.block_codes)
     parts = min(blocks, launch.max_parts) if candidates else 1
     found = Drawn(

@@ -95,7 +95,8 @@ def assert_accurate(
     assert ((found.jsd - expected.jsd).abs() <= jsd_tolerance)[same].all()
     if decoding.alpha > 0:
         distance = log_q_final - log_q_final.amax(-1, keepdim=True) - math.log(decoding.alpha)
-        same &= (distance.abs() > max(1e-3, 3 * jsd_tolerance)).all(-1)
+        margin = 1e-2 if hidden_states.dtype in (torch.bfloat16, torch.float16) else 1e-3
+        same &= (distance.abs() > margin).all(-1)
     difference = total_variation(found.scores, expected.scores)[same]
     assert (difference <= TOTAL_VARIATION[hidden_states.dtype]).all(), difference.max()
     return int(same.sum())

@@ -1,0 +1,141 @@
+"""Measures launch parameters of the fused kernels on the GPU at hand and rewrites its part of kernels/launch_table.json.
+
+    python bench/tune.py        # `make tune`
+
+For every bucket of 16-bit weights it times all block shapes that compile, in a CUDA graph over weights larger than the
+cache, at the sizes of Janus-Pro that fall into the bucket, and keeps the one with the smallest geometric mean of times.
+"""
+
+import itertools
+import json
+import math
+import sys
+from typing import Annotated
+
+import floor
+import head_stage
+import torch
+import triton
+import typer
+from timing import graphed
+from tqdm import tqdm
+from triton.runtime.errors import OutOfResources
+
+from janus_dola.kernels.codebook import codebook
+from janus_dola.kernels.launch import TABLE, MatmulLaunch, SweepLaunch, generation_of
+from janus_dola.kernels.project import project
+from janus_dola.kernels.sweep import sweep
+from janus_dola.kernels.types import Decoding
+
+LAYERS = 5
+SHAPES = ("1B", "7B")
+BLOCK_OUTPUTS = {"project": (16, 32, 64, 128), "codebook": (64, 128, 256)}
+SWEEPS = [SweepLaunch(*choice) for choice in itertools.product((512, 1024, 2048, 4096), (8, 16, 32, 64), (4, 8, 16))]
+
+
+def launches(kernel: str, pairs: int) -> list[MatmulLaunch]:
+    """What is tried for so many pairs: a block of 16 at the least, which fills a matrix instruction, and of 128 at most."""
+    block_pairs = min(128, max(16, triton.next_power_of_2(pairs)))
+    choices = itertools.product(BLOCK_OUTPUTS[kernel], (64, 128, 256), (4, 8), (2, 3, 4, 5, 6))
+    return [MatmulLaunch(outputs, block_pairs, inputs, warps, stages) for outputs, inputs, warps, stages in choices]
+
+
+def images_of(entry: dict) -> int:
+    """As many images as make the largest bucket of pairs that the entry is for."""
+    return max(1, (entry["max_pairs"] or 80) // LAYERS)
+
+
+def entry_of(entries: list[dict], kernel: str, shape: str, images: int) -> dict:
+    """The entry that a shape with so many images falls into, as `launch.matmul_launch` looks it up."""
+    outputs = floor.SHAPES[shape].width if kernel == "project" else floor.SHAPES[shape].codes
+
+    def fits(entry: dict) -> bool:
+        pairs, limit = entry["max_pairs"] or math.inf, entry["max_outputs"] or math.inf
+        return entry["bits"] == 16 and LAYERS * images <= pairs and outputs <= limit
+
+    return next(entry for entry in entries if fits(entry))
+
+
+def best(choices: list, calls_of, cases_of_shapes: list) -> object:
+    """The choice with the smallest geometric mean of its times over the shapes."""
+    found, shortest = None, math.inf
+    for choice in tqdm(choices, leave=False):
+        try:
+            seconds = [graphed(calls_of(cases, choice), repeats=10).median for cases in cases_of_shapes]
+        except OutOfResources:
+            continue
+        mean = math.exp(sum(map(math.log, seconds)) / len(seconds))
+        if mean < shortest:
+            found, shortest = choice, mean
+    return found
+
+
+def prepared(entry_shapes: list[str], images: int) -> list:
+    """Cases of each shape with what the later kernels read."""
+    found = []
+    for name in entry_shapes:
+        cases = head_stage.random_cases(floor.SHAPES[name], LAYERS, images, torch.bfloat16)
+        arrived = [torch.zeros(images, dtype=torch.int32, device="cuda") for _ in cases]
+        folded = [project(c.hidden_states, c.head, 5.0, a) for c, a in zip(cases, arrived, strict=True)]
+        logits = [codebook(x, c.head) for x, c in zip(folded, cases, strict=True)]
+        found.append(list(zip(cases, arrived, folded, logits, strict=True)))
+    return found
+
+
+def project_calls(cases: list, launch: MatmulLaunch) -> list:
+    return [lambda c=c, a=a: project(c.hidden_states, c.head, 5.0, a, launch) for c, a, _, _ in cases]
+
+
+def codebook_calls(cases: list, launch: MatmulLaunch) -> list:
+    return [lambda c=c, x=x: codebook(x, c.head, launch) for c, _, x, _ in cases]
+
+
+def sweep_calls(cases: list, launch: SweepLaunch) -> list:
+    def call(case, arrived, parts) -> None:
+        arrived.zero_()
+        sweep(*parts, arrived, Decoding(), case.seeds, case.position, False, launch)
+
+    return [lambda c=c, a=a, z=z: call(c, a, z) for c, a, _, z in cases]
+
+
+def dump(table: dict) -> str:
+    """The table as JSON with one entry a line."""
+
+    def rows(entries: list[dict]) -> str:
+        return "[\n" + ",\n".join("      " + json.dumps(entry) for entry in entries) + "\n    ]"
+
+    parts = [
+        f'  "{name}": {{\n    "project": {rows(kernels["project"])},\n    "codebook": {rows(kernels["codebook"])},\n'
+        f'    "sweep": {json.dumps(kernels["sweep"])}\n  }}'
+        for name, kernels in table.items()
+    ]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def main(
+    dry_run: Annotated[bool, typer.Option(help="Print the result, and leave the table as it is.")] = False,
+) -> None:
+    """Tune the fused kernels for this GPU."""
+    if not torch.cuda.is_available():
+        print("tune: torch sees no GPU here", file=sys.stderr)
+        raise typer.Exit(1)
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    generation = generation_of(torch.device("cuda"))
+    for kernel, calls_of in (("project", project_calls), ("codebook", codebook_calls)):
+        for entry in table[generation][kernel]:
+            if entry["bits"] != 16:
+                continue
+            images = images_of(entry)
+            names = [name for name in SHAPES if entry_of(table[generation][kernel], kernel, name, images) is entry]
+            found = best(launches(kernel, images * LAYERS), calls_of, prepared(names, images))
+            entry |= {name: getattr(found, name) for name in MatmulLaunch.__dataclass_fields__}
+            print(kernel, entry, flush=True)
+    found = best(SWEEPS, sweep_calls, [cases for images in (1, 4, 16) for cases in prepared(["7B"], images)])
+    table[generation]["sweep"] = {name: getattr(found, name) for name in SweepLaunch.__dataclass_fields__}
+    print("sweep", table[generation]["sweep"])
+    if not dry_run:
+        TABLE.write_text(dump(table), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
