@@ -34,11 +34,11 @@ bench: .venv/ready  ## time the early-exit stage of each backend
 static-report: .venv/ready  ## compile the fused kernels for GPUs that are not here, and report
 	$(BIN)/python bench/static_report.py
 
-gpu-check:  ## on a GPU, with torch in $(PYTHON): accuracy, then speed, of the fused kernels
+gpu-check:  ## accuracy, then speed, of the fused kernels on the GPU here (uses python3, not an environment)
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(PYTHON) bench/gpu_check.py
 
-tune:  ## on a GPU, with torch in $(PYTHON): measure launch parameters anew
+tune:  ## measure the kernels' launch parameters anew on the GPU here (uses python3, too)
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(PYTHON) bench/tune.py
 
