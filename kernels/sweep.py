@@ -93,7 +93,7 @@ def _sweep_kernel(
 ):
     image, part = tl.program_id(0), tl.program_id(1)
     FINAL: tl.constexpr = NUM_LAYERS - 1
-    layers = tl.minimum(tl.arange(0, LAYERS_PADDED), FINAL + 1)
+    layers = tl.minimum(tl.arange(0, LAYERS_PADDED), FINAL + 1)  # L stands for padding
     maxima, lses = _log_sum_exp(tile_max_ptr, tile_sum_ptr, tl.minimum(layers, FINAL) * images + image, tiles)
     final_lse = _of_layer(lses, layers, FINAL)
     final_logits = logits_ptr + (FINAL * images + image).to(tl.int64) * V

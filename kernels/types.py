@@ -105,12 +105,17 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Scores:
-    """The contrasted distribution of each image before temperature: softmax(scores) is p_hat."""
+    """The contrasted distribution of each image, before temperature."""
 
     scores: Tensor  # [B, V] float32 (float64 for float64 input), F of the design; -inf outside V_head
     layer: Tensor  # [B] int64, index into the stack of the layer contrasted with
     jsd: Tensor  # [B], its Jensen-Shannon divergence from the final layer, nats
     finite: Tensor  # [B] bool, False where hidden states or logits were not finite
+
+    @property
+    def p_hat(self) -> Tensor:
+        """[B, V], sums to 1 in each row."""
+        return self.scores.softmax(-1)
 
 
 @dataclass(frozen=True)
