@@ -132,8 +132,8 @@ def test_codes_are_plausible_for_any_seed(seed, position, alpha):
         (lambda h, s: (h.half(), s), "hidden_states must have the head's dtype, torch.float32, got torch.float16"),
         (lambda h, s: (h.to("meta"), s), "hidden_states must be on the head's device, cpu, got meta"),
         (lambda h, s: (h[:1], s), "must hold at least one candidate layer beside the final one, got 1 layer"),
-        (lambda h, s: (h, s[:3]), r"seeds must be int64 of shape \[4\], on cpu, got torch.int64 of shape \[3\]"),
-        (lambda h, s: (h, s.int()), r"seeds must be int64 of shape \[4\], on cpu, got torch.int32 of shape \[4\]"),
+        (lambda h, s: (h, s[:3]), r"seeds must be int64 of shape \[4\] on cpu, got torch.int64 of shape \[3\]"),
+        (lambda h, s: (h, s.int()), r"seeds must be int64 of shape \[4\] on cpu, got torch.int32 of shape \[4\]"),
     ],
 )
 def test_shapes_and_dtypes_that_do_not_match(case, change, message):
@@ -148,7 +148,7 @@ def test_shapes_and_dtypes_that_do_not_match(case, change, message):
     [
         ({"code_bias": torch.zeros(49)}, r"code_bias must have shape \[50\], got \[49\]"),
         ({"norm_weight": torch.zeros(17)}, r"norm_weight must have shape \[16\], got \[17\]"),
-        ({"code_weight": torch.zeros(50, 17)}, r"code_weight must have shape \[50, 16\], got \[50, 17\]"),
+        ({"code_weight": torch.zeros(50, 17)}, r"proj_weight must have shape \[17, 16\], got \[16, 16\]"),
         (
             {"proj_bias": torch.zeros(16).half()},
             "proj_bias must be torch.float32 on cpu like code_weight, got torch.float16",
