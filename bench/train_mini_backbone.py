@@ -124,12 +124,13 @@ def train_backbone(
                 known[text] = prompt_ids(text, tokenizer, special)
             prompts.append(known[text])
         rows = prompt_batch(prompts, special, torch.device("cpu"))
-        attended = torch.cat([rows.attended, torch.ones(len(rows.attended), 63, dtype=torch.bool)], 1).long()
+        prompt_tokens, attended = rows.token_ids[rows.row_of], rows.attended[rows.row_of]
+        attended = torch.cat([attended, torch.ones(len(attended), 63, dtype=torch.bool)], 1).long()
         targets = codes[chosen]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             drawn = parts.embed_codes(targets[:, :-1]).repeat(2, 1, 1)
             hidden = parts.backbone(
-                inputs_embeds=torch.cat([parts.embed_text(rows.token_ids), drawn], 1), attention_mask=attended,
+                inputs_embeds=torch.cat([parts.embed_text(prompt_tokens), drawn], 1), attention_mask=attended,
                 position_ids=(attended.cumsum(-1) - 1).clamp(min=0), use_cache=False,
             ).last_hidden_state[:, -64:]  # fmt: skip
             logits = model.model.generation_head(hidden).float()

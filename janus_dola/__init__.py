@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from janus_dola.config import DoLaConfig
-from janus_dola.engine import NonFiniteError
+from janus_dola.engine.decode import NonFiniteError
 from janus_dola.pipeline import GenerationOutput, JanusDoLa
 
 __version__ = version("janus-dola")

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from janus_dola.batch import Settings, draw_to_files, read_prompts
 from janus_dola.config import DoLaConfig
-from janus_dola.engine import NonFiniteError
+from janus_dola.engine.decode import NonFiniteError
 from janus_dola.image_files import ImageFormat, read_recipe
 from janus_dola.models import find_parts
 from janus_dola.models.load import MINI, load_skeleton

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from janus_dola.config import DoLaConfig
-from janus_dola.engine import SAMPLERS, Sampler, draw_codes, plan
+from janus_dola.engine.decode import draw_codes
+from janus_dola.engine.plan import SAMPLERS, Sampler, plan
 from janus_dola.kernels.early_exit import resolve_backend
 from janus_dola.models import JanusParts, find_parts, load
 from janus_dola.prompt import prompt_batch, prompt_ids
@@ -48,6 +49,8 @@ class JanusDoLa:
         self.tokenizer = tokenizer
         self.parts: JanusParts = find_parts(model)
         self._special = self.parts.special_tokens(tokenizer)
+        with torch.no_grad():  # what each code is fed back as, once and for all
+            self._code_table = self.parts.embed_codes(torch.arange(self.parts.head.num_codes, device=self.parts.device))
 
     @classmethod
     def from_pretrained(
@@ -118,7 +121,9 @@ class JanusDoLa:
         else:
             seeds.fill_(-1)
         rows = prompt_batch([row for row in ids for _ in range(parallel_size)], self._special, device)
-        codes = draw_codes(self.parts, rows, planned, seeds.to(device), sampler, generator, backend, progress)
+        codes = draw_codes(
+            self.parts, self._code_table, rows, planned, seeds.to(device), sampler, generator, backend, progress
+        )
         images = to_images(self.parts, codes.tokens)
         shape = (len(prompts), parallel_size)
         return GenerationOutput(

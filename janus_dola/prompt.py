@@ -17,14 +17,17 @@ _TEMPLATE = (
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Token rows of a batch: B conditional rows, then the B unconditional ones in the same order.
+    """Token rows of a batch of B images, without repetition.
 
-    Every row is padded on the left to S tokens. An unconditional row keeps the first and the last token of its prompt and
-    has pads for words; those are attended to, the padding on the left is not.
+    The images' own rows are B conditional ones, then B unconditional ones in the same order; images of one prompt share
+    theirs, and prompts of one length share the unconditional row. Every row is padded on the left to S tokens. An
+    unconditional row keeps the first and the last token of its prompt and has pads for words; those are attended to, the
+    padding on the left is not.
     """
 
-    token_ids: Tensor  # [2B, S] int64
-    attended: Tensor  # [2B, S] bool, False on the padding
+    token_ids: Tensor  # [U, S] int64
+    attended: Tensor  # [U, S] bool, False on the padding
+    row_of: Tensor  # [2B] int64, which of the U rows each row of the batch is
 
 
 def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> list[int]:
@@ -47,13 +50,14 @@ def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, special: Special
 
 def prompt_batch(prompts: Sequence[list[int]], special: SpecialTokens, device: torch.device) -> PromptBatch:
     """The rows for one image per entry of `prompts`, each a list of token ids from `prompt_ids`."""
-    longest = max(len(ids) for ids in prompts)
-    conditional = torch.full((len(prompts), longest), special.pad)
-    unconditional = conditional.clone()
-    attended = torch.zeros(len(prompts), longest, dtype=torch.bool)
-    for row, ids in enumerate(prompts):
-        start = longest - len(ids)
-        conditional[row, start:] = torch.tensor(ids)
-        unconditional[row, start], unconditional[row, -1] = ids[0], ids[-1]
-        attended[row, start:] = True
-    return PromptBatch(torch.cat([conditional, unconditional]).to(device), attended.repeat(2, 1).to(device))
+    unconditional = [[ids[0], *[special.pad] * (len(ids) - 2), ids[-1]] for ids in prompts]
+    rows = [tuple(ids) for ids in (*prompts, *unconditional)]
+    distinct = {row: index for index, row in enumerate(dict.fromkeys(rows))}
+    longest = max(map(len, distinct))
+    token_ids = torch.full((len(distinct), longest), special.pad)
+    attended = torch.zeros(len(distinct), longest, dtype=torch.bool)
+    for row, index in distinct.items():
+        token_ids[index, longest - len(row) :] = torch.tensor(row)
+        attended[index, longest - len(row) :] = True
+    row_of = torch.tensor([distinct[row] for row in rows])
+    return PromptBatch(token_ids.to(device), attended.to(device), row_of.to(device))

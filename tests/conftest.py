@@ -24,7 +24,7 @@ def mini() -> JanusDoLa:
 @pytest.fixture(scope="session")
 def mini_hidden_states(mini) -> torch.Tensor:
     """[4, 8, 192]: layers 2, 4, 6 and 8 of the mini model for four images, in the middle of being drawn."""
-    from janus_dola.engine import Backbone
+    from janus_dola.engine.backbone import Backbone
     from janus_dola.models.taps import tapped
     from janus_dola.prompt import prompt_batch
 
@@ -38,8 +38,9 @@ def mini_hidden_states(mini) -> torch.Tensor:
     rows = prompt_batch(prompts, mini._special, torch.device("cpu"))
     codes = mini.generate(words, seed=7).tokens[:, 0]
     backbone = Backbone(mini.parts, rows, mini.parts.image_tokens)
-    with torch.no_grad(), tapped(mini.parts, [2, 4, 6], 8) as hidden_states:
+    with torch.no_grad():
         backbone.prefill()
-        for position in range(30):
-            backbone.step(mini.parts.embed_codes(codes[:, position]))
-        return hidden_states.clone()
+        with tapped(mini.parts, [2, 4, 6], 8) as hidden_states:
+            for position in range(30):
+                backbone.step(mini.parts.embed_codes(codes[:, position]).repeat(2, 1))
+            return hidden_states.clone()

@@ -209,10 +209,14 @@ def test_prompt_rows_are_padded_on_the_left_and_the_pads_for_words_are_attended(
         torch.device("cpu"),
     )
     pad, bos, boi = special.pad, special.bos, special.begin_of_image
-    assert rows.token_ids.tolist() == [
-        [bos, 7, 8, boi],
-        [pad, pad, bos, boi],
-        [bos, pad, pad, boi],
-        [pad, pad, bos, boi],
-    ]
-    assert rows.attended.int().tolist() == [[1, 1, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1]]
+    assert rows.token_ids.tolist() == [[bos, 7, 8, boi], [pad, pad, bos, boi], [bos, pad, pad, boi]]
+    assert rows.attended.int().tolist() == [[1, 1, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
+    assert rows.row_of.tolist() == [0, 1, 2, 1]
+
+
+def test_prompts_are_run_once_and_not_once_per_image(mini, monkeypatch):
+    rows = []
+    embed_text = mini.parts.embed_text
+    monkeypatch.setattr(embed_text, "forward", lambda ids, run=embed_text.forward: rows.append(len(ids)) or run(ids))
+    mini.generate(["a red cross", "a blue cross", "a red cross", "a small red cross"], parallel_size=4)
+    assert rows == [3 + 2]  # three prompts of two lengths

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_dola import DoLaConfig, JanusDoLa, NonFiniteError
+from janus_dola.engine.backbone import Backbone
 from janus_dola.mini.pictures import BACKGROUNDS, COLOURS, SHAPES, SIZES
 from tests.kernels.cases import CPU_BACKENDS
 
@@ -98,28 +99,22 @@ def test_a_model_already_in_memory_is_wrapped_and_left_where_it_is(mini):
 
 
 def test_non_finite_hidden_states_are_reported_with_their_image(mini, monkeypatch):
-    embed = mini.parts.embed_codes
+    step = Backbone.step
     calls = []
 
-    def poisoned(codes):
-        embeddings = embed(codes)
+    def poisoned(backbone, embeddings):
         calls.append(1)
         if len(calls) == 10:
             embeddings[1] = float("nan")
-        return embeddings
+        step(backbone, embeddings)
 
-    object.__setattr__(mini.parts, "embed_codes", poisoned)
-    try:
-        for sampler in ("gumbel", "multinomial"):
-            calls.clear()
-            with pytest.raises(
-                NonFiniteError, match=r"became NaN or infinite for image\(s\) \[1\] of the batch"
-            ) as error:
-                mini.generate(PROMPTS[:3], sampler=sampler)
-            assert error.value.images == [1]
-            assert len(calls) == 63  # the image was drawn to its end: nothing was read back before
-    finally:
-        object.__setattr__(mini.parts, "embed_codes", embed)
+    monkeypatch.setattr(Backbone, "step", poisoned)
+    for sampler in ("gumbel", "multinomial"):
+        calls.clear()
+        with pytest.raises(NonFiniteError, match=r"became NaN or infinite for image\(s\) \[1\] of the batch") as error:
+            mini.generate(PROMPTS[:3], sampler=sampler)
+        assert error.value.images == [1]
+        assert len(calls) == 63  # the image was drawn to its end: nothing was read back before
 
 
 @pytest.mark.parametrize(
