@@ -1,4 +1,4 @@
-"""Draws the prompts of a file, one after the other, into a folder."""
+"""Draws the prompts of a file into a folder."""
 
 import json
 from collections.abc import Iterator
@@ -55,28 +55,27 @@ def draw_to_files(
     Raises:
         ValueError: a setting is out of range; nothing has been drawn then.
     """
+    drawn = pipe.stream(
+        prompts,
+        settings.parallel_size,
+        dola=settings.dola,
+        cfg_weight=settings.cfg_weight,
+        temperature=settings.temperature,
+        seed=settings.seed,
+        backend=settings.backend,
+        progress=progress,
+    )
     outdir.mkdir(parents=True, exist_ok=True)
-    for index, prompt in enumerate(prompts):
-        drawn = pipe.generate(
-            prompt,
-            settings.parallel_size,
-            dola=settings.dola,
+    for found in drawn:
+        recipe = Recipe(
+            model=settings.model,
+            prompt=prompts[found.prompt],
+            seed=found.seed,
             cfg_weight=settings.cfg_weight,
             temperature=settings.temperature,
-            seed=settings.seed + index * settings.parallel_size,
-            backend=settings.backend,
-            progress=progress,
+            dola=settings.dola,
+            dtype=str(pipe.parts.dtype).removeprefix("torch."),
         )
-        for k, image in enumerate(drawn.images[0]):
-            recipe = Recipe(
-                model=settings.model,
-                prompt=prompt,
-                seed=int(drawn.seeds[0, k]),
-                cfg_weight=settings.cfg_weight,
-                temperature=settings.temperature,
-                dola=settings.dola,
-                dtype=str(pipe.parts.dtype).removeprefix("torch."),
-            )
-            path = outdir / file_name(index, prompt, k, settings.image_format)
-            save_image(image, path, recipe)
-            yield path
+        path = outdir / file_name(found.prompt, recipe.prompt, found.k, settings.image_format)
+        save_image(found.image, path, recipe)
+        yield path

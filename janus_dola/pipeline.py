@@ -1,8 +1,9 @@
 """`JanusDoLa`: the public API. Prompts in; images, codes and what DoLa did at each code out."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,13 +12,30 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from janus_dola.config import DoLaConfig
-from janus_dola.engine.decode import draw_codes
-from janus_dola.engine.plan import SAMPLERS, Sampler, plan
+from janus_dola.engine.decode import Codes, draw_codes
+from janus_dola.engine.plan import SAMPLERS, Plan, Sampler, plan
+from janus_dola.engine.schedule import Job, batches, images_that_fit
 from janus_dola.kernels.early_exit import resolve_backend
 from janus_dola.models import JanusParts, find_parts, load
 from janus_dola.prompt import prompt_batch, prompt_ids
 
 _MAX_SEED = 2**63 - 1
+
+
+_DECODED_AT_ONCE = 8  # images: the image decoder needs far more memory for one than drawing it does
+
+
+@dataclass(frozen=True)
+class DrawnImage:
+    """One image of `JanusDoLa.stream`. T image tokens; tensors are on the CPU."""
+
+    prompt: int  # index of its prompt
+    k: int  # which of the prompt's images
+    image: Image.Image  # RGB
+    tokens: Tensor  # [T] int64, the codes in raster order
+    premature_layers: Tensor  # [T] int64, as in GenerationOutput
+    jsd: Tensor  # [T] float32
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,7 @@ class JanusDoLa:
         backend: str = "auto",
         progress: bool = False,
     ) -> GenerationOutput:
-        """Draws `parallel_size` images for each prompt, all in one batch.
+        """Draws `parallel_size` images for each prompt.
 
         Args:
             prompts: one or several; they may differ in length.
@@ -105,34 +123,111 @@ class JanusDoLa:
             NonFiniteError: hidden states or logits became NaN or infinite.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        _check(prompts, parallel_size, seed, sampler)
-        resolve_backend(backend, self.parts.device, self.parts.head.norm_weight.dtype)
-        planned = plan(dola, cfg_weight, temperature, self.parts.num_layers)
-        ids = [self._prompt_ids(prompt) for prompt in prompts]
-        device = self.parts.device
-
-        generator = None
-        seeds = torch.arange(len(prompts) * parallel_size)
-        if seed is not None:
-            seeds += seed
-            generator = torch.Generator(device).manual_seed(seed)
-        elif sampler == "gumbel":
-            seeds += random.getrandbits(62)
-        else:
-            seeds.fill_(-1)
-        rows = prompt_batch([row for row in ids for _ in range(parallel_size)], self._special, device)
-        codes = draw_codes(
-            self.parts, self._code_table, rows, planned, seeds.to(device), sampler, generator, backend, progress
-        )
-        images = to_images(self.parts, codes.tokens)
+        if not prompts:
+            raise ValueError("prompts must hold at least one string, got none")
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {list(SAMPLERS)}, got {sampler!r}")
+        planned = self._check_and_plan(parallel_size, dola, cfg_weight, temperature, seed, backend, len(prompts))
+        base = random.getrandbits(62) if seed is None else seed
+        jobs = list(self._jobs(prompts, parallel_size, base))
+        if sampler == "gumbel":
+            together = batches(jobs, partial(images_that_fit, self.parts))
+            drawn = [image for batch in together for image in self._draw(batch, planned, backend, progress)]
+        else:  # draws of one generator for all images, so in one batch
+            generator = None if seed is None else torch.Generator(self.parts.device).manual_seed(seed)
+            drawn = self._draw(jobs, planned, backend, progress, "multinomial", generator)
         shape = (len(prompts), parallel_size)
+        seeds = torch.tensor([image.seed for image in drawn])
+        if sampler == "multinomial" and seed is None:
+            seeds.fill_(-1)
         return GenerationOutput(
-            images=[images[start : start + parallel_size] for start in range(0, len(images), parallel_size)],
-            tokens=codes.tokens.cpu().unflatten(0, shape),
-            premature_layers=codes.premature_layers.cpu().unflatten(0, shape),
-            jsd=codes.jsd.cpu().unflatten(0, shape),
+            images=[
+                [image.image for image in drawn[i : i + parallel_size]] for i in range(0, len(drawn), parallel_size)
+            ],
+            tokens=torch.stack([image.tokens for image in drawn]).unflatten(0, shape),
+            premature_layers=torch.stack([image.premature_layers for image in drawn]).unflatten(0, shape),
+            jsd=torch.stack([image.jsd for image in drawn]).unflatten(0, shape),
             seeds=seeds.unflatten(0, shape),
         )
+
+    def stream(
+        self,
+        prompts: Iterable[str],
+        parallel_size: int = 1,
+        dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
+        cfg_weight: float = 5.0,
+        temperature: float = 1.0,
+        seed: int = 0,
+        backend: str = "auto",
+        max_images: int | None = None,
+        progress: bool = False,
+    ) -> Iterator[DrawnImage]:
+        """Draws images of any number of prompts in full batches, and yields them in order as each batch is done.
+
+        Args:
+            prompts: read as they are needed.
+            parallel_size, dola, cfg_weight, temperature, seed, backend: as for `generate` with the sampler "gumbel".
+            max_images: images drawn at once; None is as many as fit into memory.
+            progress: shows a bar for each batch, with tokens per second and the time left.
+        Raises:
+            ValueError: a setting is out of range, before anything is drawn; or a prompt is, when its turn comes.
+            NonFiniteError: hidden states or logits became NaN or infinite.
+        """
+        planned = self._check_and_plan(parallel_size, dola, cfg_weight, temperature, seed, backend, 1)
+        if max_images is not None and (
+            isinstance(max_images, bool) or not isinstance(max_images, int) or max_images < 1
+        ):
+            raise ValueError(f"max_images must be None or an int >= 1, got {max_images!r}")
+        jobs = self._jobs(prompts, parallel_size, seed)
+        together = batches(jobs, lambda longest: max_images or images_that_fit(self.parts, longest))
+        return (image for batch in together for image in self._draw(batch, planned, backend, progress))
+
+    def _check_and_plan(
+        self,
+        parallel_size: int,
+        dola: DoLaConfig | None,
+        cfg_weight: float,
+        temperature: float,
+        seed: int | None,
+        backend: str,
+        prompts: int,
+    ) -> Plan:
+        if isinstance(parallel_size, bool) or not isinstance(parallel_size, int) or parallel_size < 1:
+            raise ValueError(f"parallel_size must be an int >= 1, got {parallel_size!r}")
+        last = _MAX_SEED - prompts * parallel_size
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= last):
+            raise ValueError(f"seed must be None or an int in 0 .. {last}, got {seed!r}")
+        resolve_backend(backend, self.parts.device, self.parts.head.norm_weight.dtype)
+        return plan(dola, cfg_weight, temperature, self.parts.num_layers)
+
+    def _jobs(self, prompts: Iterable[str], parallel_size: int, seed: int) -> Iterator[Job]:
+        for index, prompt in enumerate(prompts):
+            if not isinstance(prompt, str):
+                raise ValueError(f"prompts must be strings, got {prompt!r}")
+            token_ids = self._prompt_ids(prompt)
+            if seed + (index + 1) * parallel_size > _MAX_SEED:
+                raise ValueError(f"seed must leave room for prompt {index} below {_MAX_SEED}, got {seed}")
+            for k in range(parallel_size):
+                yield Job(index, k, token_ids, seed + index * parallel_size + k)
+
+    def _draw(
+        self,
+        jobs: list[Job],
+        planned: Plan,
+        backend: str,
+        progress: bool = False,
+        sampler: Sampler = "gumbel",
+        generator: torch.Generator | None = None,
+    ) -> list[DrawnImage]:
+        rows = prompt_batch([job.token_ids for job in jobs], self._special, self.parts.device)
+        seeds = torch.tensor([job.seed for job in jobs], device=self.parts.device)
+        codes = draw_codes(self.parts, self._code_table, rows, planned, seeds, sampler, generator, backend, progress)
+        images = to_images(self.parts, codes.tokens)
+        on_cpu = Codes(codes.tokens.cpu(), codes.premature_layers.cpu(), codes.jsd.cpu())
+        return [
+            DrawnImage(job.prompt, job.k, image, on_cpu.tokens[i], on_cpu.premature_layers[i], on_cpu.jsd[i], job.seed)
+            for i, (job, image) in enumerate(zip(jobs, images, strict=True))
+        ]
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         ids = prompt_ids(prompt, self.tokenizer, self._special)
@@ -148,22 +243,8 @@ class JanusDoLa:
 @torch.no_grad()
 def to_images(parts: JanusParts, tokens: Tensor) -> list[Image.Image]:
     """Decodes codes [B, T] into B RGB images, [-1, 1] mapped to 0 .. 255 and clipped."""
-    pixels = parts.decode_codes(tokens).float()
-    pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in pixels.cpu()]
-
-
-def _check(prompts: list[str], parallel_size: int, seed: int | None, sampler: str) -> None:
-    if not prompts:
-        raise ValueError("prompts must hold at least one string, got none")
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise ValueError(f"prompts must be strings, got {prompt!r}")
-    if isinstance(parallel_size, bool) or not isinstance(parallel_size, int) or parallel_size < 1:
-        raise ValueError(f"parallel_size must be an int >= 1, got {parallel_size!r}")
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {list(SAMPLERS)}, got {sampler!r}")
-    if seed is not None:
-        last = _MAX_SEED - len(prompts) * parallel_size
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= last:
-            raise ValueError(f"seed must be None or an int in 0 .. {last}, got {seed!r}")
+    images = []
+    for chunk in tokens.split(_DECODED_AT_ONCE):
+        pixels = ((parts.decode_codes(chunk).float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        images += [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in pixels.cpu()]
+    return images

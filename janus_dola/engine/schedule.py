@@ -1,0 +1,66 @@
+"""Packs images of all prompts into full batches, as many at a time as memory holds."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from janus_dola.models.parts import JanusParts
+
+_ON_A_CPU = 32  # images: more make a step longer, not an image cheaper
+_SHARE_OF_FREE_MEMORY = 0.7  # the rest is for activations, the image decoder and fragments
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to draw."""
+
+    prompt: int  # index of its prompt
+    k: int  # which of the prompt's images
+    token_ids: list[int]  # of the prompt
+    seed: int
+
+
+def batches(jobs: Iterable[Job], limit: Callable[[int], int]) -> Iterator[list[Job]]:
+    """The jobs in order, as many at a time as the limit allows.
+
+    Args:
+        jobs: read as they are needed. An error that reading one raises comes after the jobs before it.
+        limit: how many jobs may go together when the longest prompt among them has so many tokens.
+    """
+    jobs, longest = iter(jobs), 0
+    batch: list[Job] = []
+    while True:
+        try:
+            job = next(jobs)
+        except StopIteration:
+            break
+        except ValueError:
+            if batch:
+                yield batch
+            raise
+        longest = max(longest, len(job.token_ids))
+        if batch and len(batch) >= limit(longest):
+            yield batch
+            batch, longest = [], len(job.token_ids)
+        batch.append(job)
+    if batch:
+        yield batch
+
+
+def images_that_fit(parts: JanusParts, prompt_tokens: int) -> int:
+    """How many images to draw at once: what the GPU's free memory holds of keys and values, at least 1.
+
+    Args:
+        prompt_tokens: S, of the longest prompt.
+    """
+    if parts.device.type != "cuda":
+        return _ON_A_CPU
+    config = parts.config
+    heads = config.num_key_value_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    numbers_a_token = 2 * parts.num_layers * heads * head_size
+    of_an_image = 2 * (prompt_tokens + parts.image_tokens) * numbers_a_token * parts.dtype.itemsize
+    free, _ = torch.cuda.mem_get_info(parts.device)
+    free += torch.cuda.memory_reserved(parts.device) - torch.cuda.memory_allocated(parts.device)
+    return max(1, int(_SHARE_OF_FREE_MEMORY * free) // of_an_image)
