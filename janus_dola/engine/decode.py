@@ -73,6 +73,7 @@ def draw_codes(
         backbone.prefill()
     with tapped(parts, plan.layers, 2 * images) as hidden_states:
         hidden_states.copy_(of_distinct_rows[:, prompts.row_of])
+        del of_distinct_rows
         for position in tqdm(range(steps), disable=not progress, unit="tok", unit_scale=images, leave=False):
             if position > 0:
                 backbone.step(F.embedding(tokens[:, position - 1].repeat(2), code_table))
