@@ -28,7 +28,7 @@ types: .venv/ready  ## check the types of the public packages
 demo: .venv/ready  ## draw a contact sheet and layer maps with the mini model
 	$(BIN)/janus-dola demo --outdir demo_out
 
-bench: .venv/ready  ## time the early-exit stage of each backend
+bench: .venv/ready  ## time the early-exit stage and whole images on a CPU
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds
 
 static-report: .venv/ready  ## compile the fused kernels for GPUs that are not here, and report

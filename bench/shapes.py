@@ -1,0 +1,56 @@
+"""Janus models of real sizes with random weights, for measurement where there are no checkpoints."""
+
+import torch
+from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
+
+from janus_dola import JanusDoLa
+from janus_dola.models.load import MINI
+
+# hidden size, blocks, heads, MLP width of the language model; the image head is as wide as the hidden size
+SHAPES = {"1B": (2048, 24, 16, 5632), "7B": (4096, 30, 32, 11008)}
+CODES = 16384
+
+
+def random_janus(
+    shape: str,
+    blocks: int | None = None,
+    codes_a_side: int = 24,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> JanusDoLa:
+    """A Janus-Pro of random weights, with the tokenizer of the mini model and a small image decoder.
+
+    Args:
+        shape: "1B" or "7B".
+        blocks: None is as many as the real one has.
+        codes_a_side: an image is a square of so many codes.
+    """
+    hidden, all_blocks, heads, intermediate = SHAPES[shape]
+    tokenizer = JanusDoLa.from_pretrained(MINI, device="cpu").tokenizer
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=intermediate,
+        num_hidden_layers=blocks or all_blocks, num_attention_heads=heads, num_key_value_heads=heads,
+        max_position_embeddings=2048, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    vision = JanusVisionConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=1, mlp_ratio=2.0, image_size=8 * codes_a_side,
+        patch_size=8, num_image_tokens=codes_a_side**2, projection_dim=hidden,
+    )  # fmt: skip
+    vq = JanusVQVAEConfig(
+        embed_dim=8, num_embeddings=CODES, latent_channels=32, base_channels=32, channel_multiplier=[1, 1, 1, 1],
+        num_res_blocks=1, num_patches=codes_a_side, projection_dim=hidden, image_token_embed_dim=hidden,
+        num_hidden_layers=2,
+    )  # fmt: skip
+    config = JanusConfig(
+        text_config=text,
+        vision_config=vision,
+        vq_config=vq,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image_placeholder>"),
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = JanusForConditionalGeneration(config).to(dtype).eval()
+    generation = model.generation_config
+    generation.bos_token_id, generation.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
+    generation.generation_kwargs = {"boi_token_id": tokenizer.convert_tokens_to_ids("<begin_of_image>")}
+    return JanusDoLa(model, tokenizer)

@@ -1,0 +1,32 @@
+"""The loops that we are compared with draw the same tokens, so that only time differs."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from janus_dola import DoLaConfig
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
+import peers
+
+PROMPT = "a small purple cross on grey"
+
+
+@pytest.mark.parametrize("dola", [None, DoLaConfig()], ids=["baseline", "dola"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_plain_loop_draws_what_we_draw(mini, dola, temperature):
+    torch.manual_seed(3)
+    expected = peers.seed_loop(mini, PROMPT, 3, dola, temperature=temperature)
+    torch.manual_seed(3)
+    found = mini.generate(PROMPT, 3, dola, temperature=temperature, seed=None, sampler="multinomial").tokens
+    assert torch.equal(found[0], expected)
+
+
+def test_transformers_draws_what_we_draw(mini):
+    torch.manual_seed(3)
+    expected = peers.transformers_generate(mini, PROMPT, 3)
+    torch.manual_seed(3)
+    found = mini.generate(PROMPT, 3, None, seed=None, sampler="multinomial").tokens
+    assert torch.equal(found[0], expected)
