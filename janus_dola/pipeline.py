@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from janus_dola.config import DoLaConfig
-from janus_dola.engine.decode import Codes, draw_codes
+from janus_dola.engine.decode import Codes, NonFiniteError, draw_codes
 from janus_dola.engine.plan import SAMPLERS, Plan, Sampler, plan
 from janus_dola.engine.schedule import Job, batches, images_that_fit
 from janus_dola.kernels.early_exit import resolve_backend
@@ -208,7 +208,7 @@ class JanusDoLa:
             if seed + (index + 1) * parallel_size > _MAX_SEED:
                 raise ValueError(f"seed must leave room for prompt {index} below {_MAX_SEED}, got {seed}")
             for k in range(parallel_size):
-                yield Job(index, k, token_ids, seed + index * parallel_size + k)
+                yield Job(index * parallel_size + k, index, k, token_ids, seed + index * parallel_size + k)
 
     def _draw(
         self,
@@ -221,7 +221,12 @@ class JanusDoLa:
     ) -> list[DrawnImage]:
         rows = prompt_batch([job.token_ids for job in jobs], self._special, self.parts.device)
         seeds = torch.tensor([job.seed for job in jobs], device=self.parts.device)
-        codes = draw_codes(self.parts, self._code_table, rows, planned, seeds, sampler, generator, backend, progress)
+        try:
+            codes = draw_codes(
+                self.parts, self._code_table, rows, planned, seeds, sampler, generator, backend, progress
+            )
+        except NonFiniteError as error:
+            raise NonFiniteError([jobs[i].index for i in error.images]) from None
         images = to_images(self.parts, codes.tokens)
         on_cpu = Codes(codes.tokens.cpu(), codes.premature_layers.cpu(), codes.jsd.cpu())
         return [

@@ -18,11 +18,11 @@ from janus_dola.prompt import PromptBatch
 
 
 class NonFiniteError(RuntimeError):
-    """Hidden states or logits of some images were NaN or infinite; `images` are their indices in the batch."""
+    """Hidden states or logits of some images were NaN or infinite; `images` are their indices, over all prompts."""
 
     def __init__(self, images: list[int]) -> None:
         super().__init__(
-            f"hidden states or logits became NaN or infinite for image(s) {images} of the batch; nothing was drawn. "
+            f"hidden states or logits became NaN or infinite for image(s) {images}, counted over all prompts. "
             "float16 overflows in some Janus checkpoints: try dtype bfloat16 or float32"
         )
         self.images = images

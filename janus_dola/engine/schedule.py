@@ -15,6 +15,7 @@ _SHARE_OF_FREE_MEMORY = 0.7  # the rest is for activations, the image decoder an
 class Job:
     """One image to draw."""
 
+    index: int  # over all prompts
     prompt: int  # index of its prompt
     k: int  # which of the prompt's images
     token_ids: list[int]  # of the prompt

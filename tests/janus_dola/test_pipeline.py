@@ -111,7 +111,9 @@ def test_non_finite_hidden_states_are_reported_with_their_image(mini, monkeypatc
     monkeypatch.setattr(Backbone, "step", poisoned)
     for sampler in ("gumbel", "multinomial"):
         calls.clear()
-        with pytest.raises(NonFiniteError, match=r"became NaN or infinite for image\(s\) \[1\] of the batch") as error:
+        with pytest.raises(
+            NonFiniteError, match=r"became NaN or infinite for image\(s\) \[1\], counted over all prompts"
+        ) as error:
             mini.generate(PROMPTS[:3], sampler=sampler)
         assert error.value.images == [1]
         assert len(calls) == 63  # the image was drawn to its end: nothing was read back before

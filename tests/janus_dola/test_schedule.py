@@ -3,13 +3,15 @@
 import pytest
 import torch
 
+from janus_dola import NonFiniteError
+from janus_dola.engine.backbone import Backbone
 from janus_dola.engine.schedule import Job, batches, images_that_fit
 
 PROMPTS = ["a large red circle on white", "a small blue square on grey", "a green cross"]
 
 
 def jobs(lengths):
-    return [Job(i, 0, [0] * length, i) for i, length in enumerate(lengths)]
+    return [Job(i, i, 0, [0] * length, i) for i, length in enumerate(lengths)]
 
 
 def sizes(lengths, limit):
@@ -72,3 +74,20 @@ def test_free_memory_decides_on_a_gpu(mini, monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
     assert images_that_fit(parts, 36) == 10
     assert images_that_fit(parts, 10**9) == 1
+
+
+def test_an_image_that_is_not_finite_is_named_by_its_place_among_all(mini, monkeypatch):
+    step, calls = Backbone.step, []
+
+    def poisoned(backbone, embeddings):
+        calls.append(1)
+        if len(calls) == 63 + 10:  # of the second batch
+            embeddings[0] = float("nan")
+        step(backbone, embeddings)
+
+    monkeypatch.setattr(Backbone, "step", poisoned)
+    stream = mini.stream(PROMPTS, max_images=2)
+    assert [next(stream).prompt, next(stream).prompt] == [0, 1]
+    with pytest.raises(NonFiniteError, match=r"image\(s\) \[2\], counted over all prompts") as error:
+        next(stream)
+    assert error.value.images == [2]
