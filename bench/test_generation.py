@@ -8,6 +8,7 @@ import pytest
 import shapes
 
 from janus_dola import DoLaConfig, JanusDoLa
+from janus_dola.pipeline import to_images
 
 PROMPT, IMAGES = "a large red circle on white", 4
 MODELS = {
@@ -18,9 +19,9 @@ DOLA = DoLaConfig(candidate_layers=[1, 2, 3])
 WAYS = {
     "ours, baseline": lambda pipe: pipe.generate(PROMPT, IMAGES, dola=None),
     "ours, DoLa": lambda pipe: pipe.generate(PROMPT, IMAGES, dola=DOLA),
-    "plain loop, baseline": lambda pipe: peers.seed_loop(pipe, PROMPT, IMAGES, None),
-    "plain loop, DoLa": lambda pipe: peers.seed_loop(pipe, PROMPT, IMAGES, DOLA),
-    "transformers, baseline": lambda pipe: peers.transformers_generate(pipe, PROMPT, IMAGES),
+    "plain loop, baseline": lambda pipe: to_images(pipe.parts, peers.seed_loop(pipe, PROMPT, IMAGES, None)),
+    "plain loop, DoLa": lambda pipe: to_images(pipe.parts, peers.seed_loop(pipe, PROMPT, IMAGES, DOLA)),
+    "transformers, baseline": lambda pipe: to_images(pipe.parts, peers.transformers_generate(pipe, PROMPT, IMAGES)),
 }
 
 
