@@ -67,9 +67,9 @@ def test_accuracy_at_the_size_of_janus_pro_1b(dtype, decoding):
     assert assert_accurate(found, hidden, head, decoding) > 0
 
 
-def test_accuracy_with_the_vocabulary_of_a_text_model():
-    head = random_matrix(64, 131_000, torch.bfloat16, seed=4, bias=False)
-    hidden = random_hidden(9, 1, 64, torch.bfloat16, seed=4)[:, :1]
+def test_accuracy_with_the_largest_vocabularies_of_text_models():
+    head = random_matrix(64, 262_144, torch.bfloat16, seed=4, bias=False)
+    hidden = random_hidden(3, 1, 64, torch.bfloat16, seed=4)[:, :1]
     decoding = Decoding(None, alpha=0.0)
     found = early_exit_scores(hidden, head, decoding, "triton")
     assert assert_accurate(found, hidden, head, decoding, JSD_TOLERANCE_OF_SMALL_HEADS) > 0
