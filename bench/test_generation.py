@@ -8,7 +8,7 @@ import pytest
 import shapes
 
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.pipeline import to_images
+from janus_dola.engine.pictures import to_images
 
 PROMPT, IMAGES = "a large red circle on white", 4
 MODELS = {

@@ -1,9 +1,9 @@
 """`JanusDoLa`: the public API. Prompts in; images, codes and what DoLa did at each code out."""
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -12,17 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from janus_dola.config import DoLaConfig
-from janus_dola.engine.decode import Codes, NonFiniteError, draw_codes
-from janus_dola.engine.plan import SAMPLERS, Plan, Sampler, plan
+from janus_dola.engine.decode import Codes, NonFiniteError
+from janus_dola.engine.engine import Engine
+from janus_dola.engine.pictures import start_decoding
+from janus_dola.engine.plan import Plan, Sampler, plan
 from janus_dola.engine.schedule import Job, batches, images_that_fit
-from janus_dola.kernels.early_exit import resolve_backend
 from janus_dola.models import JanusParts, find_parts, load
 from janus_dola.prompt import prompt_batch, prompt_ids
 
 _MAX_SEED = 2**63 - 1
-
-
-_DECODED_AT_ONCE = 8  # images: the image decoder needs far more memory for one than drawing it does
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,7 @@ class JanusDoLa:
         self.tokenizer = tokenizer
         self.parts: JanusParts = find_parts(model)
         self._special = self.parts.special_tokens(tokenizer)
-        with torch.no_grad():  # what each code is fed back as, once and for all
-            self._code_table = self.parts.embed_codes(torch.arange(self.parts.head.num_codes, device=self.parts.device))
+        self._engine = Engine(self.parts)
 
     @classmethod
     def from_pretrained(
@@ -102,6 +99,8 @@ class JanusDoLa:
         seed: int | None = 0,
         sampler: Sampler = "gumbel",
         backend: str = "auto",
+        engine: str = "auto",
+        strict: bool = False,
         progress: bool = False,
     ) -> GenerationOutput:
         """Draws `parallel_size` images for each prompt.
@@ -117,25 +116,27 @@ class JanusDoLa:
                 torch generator for the whole batch with `seed`; None is torch's global one, as upstream loops use.
             sampler: "gumbel" (counter-based noise) or "multinomial" (torch.multinomial, to match other loops draw for draw).
             backend: of the early-exit stage: "auto", "reference", "torch" or "triton" (fused kernels, on a GPU).
+            engine: how a step is run: "auto", "graph" (one CUDA graph replayed for each token), "compile" (torch.compile of
+                the blocks, under the same graph on a GPU) or "eager". "auto" is "graph" on a CUDA device, else "eager".
+            strict: a step that cannot be compiled or captured is an error; otherwise it runs eagerly, after a warning.
             progress: shows a bar with tokens per second and the time left.
         Raises:
             ValueError: an argument is out of range; nothing has been drawn then.
             NonFiniteError: hidden states or logits became NaN or infinite.
+            RuntimeError: with `strict`, the step cannot be compiled or captured.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             raise ValueError("prompts must hold at least one string, got none")
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {list(SAMPLERS)}, got {sampler!r}")
-        planned = self._check_and_plan(parallel_size, dola, cfg_weight, temperature, seed, backend, len(prompts))
+        planned = plan(self.parts, dola, cfg_weight, temperature, sampler, backend, engine)
+        self._check(parallel_size, seed, len(prompts))
         base = random.getrandbits(62) if seed is None else seed
         jobs = list(self._jobs(prompts, parallel_size, base))
         if sampler == "gumbel":
-            together = batches(jobs, partial(images_that_fit, self.parts))
-            drawn = [image for batch in together for image in self._draw(batch, planned, backend, progress)]
+            drawn = list(self._draw(batches(jobs, self._limit), planned, strict, progress))
         else:  # draws of one generator for all images, so in one batch
-            generator = None if seed is None else torch.Generator(self.parts.device).manual_seed(seed)
-            drawn = self._draw(jobs, planned, backend, progress, "multinomial", generator)
+            with _torch_seed(seed, self.parts.device):
+                drawn = list(self._draw([jobs], planned, strict, progress))
         shape = (len(prompts), parallel_size)
         seeds = torch.tensor([image.seed for image in drawn])
         if sampler == "multinomial" and seed is None:
@@ -159,46 +160,46 @@ class JanusDoLa:
         temperature: float = 1.0,
         seed: int = 0,
         backend: str = "auto",
+        engine: str = "auto",
+        strict: bool = False,
         max_images: int | None = None,
         progress: bool = False,
     ) -> Iterator[DrawnImage]:
         """Draws images of any number of prompts in full batches, and yields them in order as each batch is done.
 
+        On a GPU the next batch is being drawn while the pictures of the last are decoded and handed out.
+
         Args:
             prompts: read as they are needed.
-            parallel_size, dola, cfg_weight, temperature, seed, backend: as for `generate` with the sampler "gumbel".
+            parallel_size, dola, cfg_weight, temperature, seed, backend, engine, strict: as for `generate` with the sampler
+                "gumbel".
             max_images: images drawn at once; None is as many as fit into memory.
             progress: shows a bar for each batch, with tokens per second and the time left.
         Raises:
             ValueError: a setting is out of range, before anything is drawn; or a prompt is, when its turn comes.
             NonFiniteError: hidden states or logits became NaN or infinite.
+            RuntimeError: with `strict`, the step cannot be compiled or captured.
         """
-        planned = self._check_and_plan(parallel_size, dola, cfg_weight, temperature, seed, backend, 1)
+        planned = plan(self.parts, dola, cfg_weight, temperature, "gumbel", backend, engine)
+        self._check(parallel_size, seed, 1)
         if max_images is not None and (
             isinstance(max_images, bool) or not isinstance(max_images, int) or max_images < 1
         ):
             raise ValueError(f"max_images must be None or an int >= 1, got {max_images!r}")
         jobs = self._jobs(prompts, parallel_size, seed)
-        together = batches(jobs, lambda longest: max_images or images_that_fit(self.parts, longest))
-        return (image for batch in together for image in self._draw(batch, planned, backend, progress))
+        together = batches(jobs, lambda longest: max_images or self._limit(longest))
+        return self._draw(together, planned, strict, progress)
 
-    def _check_and_plan(
-        self,
-        parallel_size: int,
-        dola: DoLaConfig | None,
-        cfg_weight: float,
-        temperature: float,
-        seed: int | None,
-        backend: str,
-        prompts: int,
-    ) -> Plan:
+    def _limit(self, prompt_tokens: int) -> int:
+        return images_that_fit(self.parts, prompt_tokens, self._engine.kept_bytes)
+
+    @staticmethod
+    def _check(parallel_size: int, seed: int | None, prompts: int) -> None:
         if isinstance(parallel_size, bool) or not isinstance(parallel_size, int) or parallel_size < 1:
             raise ValueError(f"parallel_size must be an int >= 1, got {parallel_size!r}")
         last = _MAX_SEED - prompts * parallel_size
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= last):
             raise ValueError(f"seed must be None or an int in 0 .. {last}, got {seed!r}")
-        resolve_backend(backend, self.parts.device, self.parts.head.norm_weight.dtype)
-        return plan(dola, cfg_weight, temperature, self.parts.num_layers)
 
     def _jobs(self, prompts: Iterable[str], parallel_size: int, seed: int) -> Iterator[Job]:
         for index, prompt in enumerate(prompts):
@@ -210,29 +211,31 @@ class JanusDoLa:
             for k in range(parallel_size):
                 yield Job(index * parallel_size + k, index, k, token_ids, seed + index * parallel_size + k)
 
-    def _draw(
-        self,
-        jobs: list[Job],
-        planned: Plan,
-        backend: str,
-        progress: bool = False,
-        sampler: Sampler = "gumbel",
-        generator: torch.Generator | None = None,
-    ) -> list[DrawnImage]:
+    def _draw(self, together: Iterable[list[Job]], planned: Plan, strict: bool, progress: bool) -> Iterator[DrawnImage]:
+        """Draws batch after batch. On a GPU a batch is queued before the pictures of the one before it are waited for."""
+        waiting: _Batch | None = None
+        following = iter(together)
+        while True:
+            try:
+                jobs = next(following, None)
+                codes = None if jobs is None else self._queue(jobs, planned, strict, progress)
+            except Exception:
+                if waiting is not None:
+                    yield from waiting.images()
+                raise
+            if waiting is not None:
+                yield from waiting.images()
+            if jobs is None or codes is None:
+                return
+            waiting = _Batch.of(jobs, codes, self.parts)
+            if self.parts.device.type != "cuda":
+                yield from waiting.images()
+                waiting = None
+
+    def _queue(self, jobs: list[Job], planned: Plan, strict: bool, progress: bool) -> Codes:
         rows = prompt_batch([job.token_ids for job in jobs], self._special, self.parts.device)
         seeds = torch.tensor([job.seed for job in jobs], device=self.parts.device)
-        try:
-            codes = draw_codes(
-                self.parts, self._code_table, rows, planned, seeds, sampler, generator, backend, progress
-            )
-        except NonFiniteError as error:
-            raise NonFiniteError([jobs[i].index for i in error.images]) from None
-        images = to_images(self.parts, codes.tokens)
-        on_cpu = Codes(codes.tokens.cpu(), codes.premature_layers.cpu(), codes.jsd.cpu())
-        return [
-            DrawnImage(job.prompt, job.k, image, on_cpu.tokens[i], on_cpu.premature_layers[i], on_cpu.jsd[i], job.seed)
-            for i, (job, image) in enumerate(zip(jobs, images, strict=True))
-        ]
+        return self._engine.draw(rows, seeds, planned, strict, progress)
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         ids = prompt_ids(prompt, self.tokenizer, self._special)
@@ -245,11 +248,42 @@ class JanusDoLa:
         return ids
 
 
-@torch.no_grad()
-def to_images(parts: JanusParts, tokens: Tensor) -> list[Image.Image]:
-    """Decodes codes [B, T] into B RGB images, [-1, 1] mapped to 0 .. 255 and clipped."""
-    images = []
-    for chunk in tokens.split(_DECODED_AT_ONCE):
-        pixels = ((parts.decode_codes(chunk).float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        images += [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in pixels.cpu()]
-    return images
+@dataclass(frozen=True)
+class _Batch:
+    """A batch whose codes are drawn and whose pictures are being decoded."""
+
+    jobs: list[Job]
+    codes: Codes  # on the CPU
+    pictures: Callable[[], list[Image.Image]]  # waits for them
+
+    @staticmethod
+    def of(jobs: list[Job], codes: Codes, parts: JanusParts) -> "_Batch":
+        """Waits for the codes.
+
+        Raises:
+            NonFiniteError: hidden states or logits of an image were not finite.
+        """
+        finite = codes.finite.tolist()
+        if not all(finite):
+            raise NonFiniteError([job.index for job, fine in zip(jobs, finite, strict=True) if not fine])
+        pictures = start_decoding(parts, codes.tokens)
+        return _Batch(jobs, Codes(*(getattr(codes, field.name).cpu() for field in fields(codes))), pictures)
+
+    def images(self) -> Iterator[DrawnImage]:
+        """The images in order."""
+        codes = self.codes
+        for i, (job, picture) in enumerate(zip(self.jobs, self.pictures(), strict=True)):
+            yield DrawnImage(
+                job.prompt, job.k, picture, codes.tokens[i], codes.premature_layers[i], codes.jsd[i], job.seed
+            )
+
+
+@contextmanager
+def _torch_seed(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Torch's global generator seeded for a while, and as it was afterwards; None leaves it alone."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -22,15 +22,14 @@ def gumbel_max(scores: Tensor, temperature: float, seeds: Tensor, position: int 
     return (scores / temperature + gumbel_noise(seeds, position, scores.shape[-1])).argmax(-1)
 
 
-def multinomial(scores: Tensor, temperature: float, finite: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A draw from softmax(F / T) by torch.multinomial, which upstream loops use; greedy at T = 0.
+def multinomial(scores: Tensor, temperature: float, finite: Tensor) -> Tensor:
+    """A draw from softmax(F / T) by torch.multinomial and torch's global generator, as in upstream loops; greedy at T = 0.
 
     Args:
         scores: [B, V].
         temperature: T >= 0.
         finite: [B] bool; an image marked False draws from a uniform distribution, since torch.multinomial would stop the
             whole batch on it.
-        generator: torch's own random state; None is the global one.
     Returns:
         [B] int64.
     """
@@ -38,4 +37,4 @@ def multinomial(scores: Tensor, temperature: float, finite: Tensor, generator: t
         return scores.argmax(-1)
     probabilities = torch.softmax(scores / temperature, -1)
     probabilities = torch.where(finite[:, None], probabilities, 1.0)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+    return torch.multinomial(probabilities, 1).squeeze(-1)

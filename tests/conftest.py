@@ -24,8 +24,8 @@ def mini() -> JanusDoLa:
 @pytest.fixture(scope="session")
 def mini_hidden_states(mini) -> torch.Tensor:
     """[4, 8, 192]: layers 2, 4, 6 and 8 of the mini model for four images, in the middle of being drawn."""
-    from janus_dola.engine.backbone import Backbone
-    from janus_dola.models.taps import tapped
+    from janus_dola.engine.backbone import Backbone, visible_length
+    from janus_dola.models.taps import tap_buffer, tapped
     from janus_dola.prompt import prompt_batch
 
     words = [
@@ -37,10 +37,13 @@ def mini_hidden_states(mini) -> torch.Tensor:
     prompts = [mini._prompt_ids(prompt) for prompt in words]
     rows = prompt_batch(prompts, mini._special, torch.device("cpu"))
     codes = mini.generate(words, seed=7).tokens[:, 0]
-    backbone = Backbone(mini.parts, rows, mini.parts.image_tokens)
+    written = rows.token_ids.shape[1]
+    backbone = Backbone(mini.parts, 8, visible_length(written + 30))
+    hidden_states = tap_buffer(mini.parts, [2, 4, 6], 8)
     with torch.no_grad():
-        backbone.prefill()
-        with tapped(mini.parts, [2, 4, 6], 8) as hidden_states:
+        backbone.begin(rows)
+        with tapped(mini.parts, [2, 4, 6], hidden_states):
             for position in range(30):
-                backbone.step(mini.parts.embed_codes(codes[:, position]).repeat(2, 1))
-            return hidden_states.clone()
+                embeddings = mini.parts.embed_codes(codes[:, position]).repeat(2, 1)
+                backbone.step(embeddings, visible_length(written + position + 1))
+    return hidden_states

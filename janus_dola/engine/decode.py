@@ -1,19 +1,25 @@
-"""The decode loop: prompts once, then one token at a time for all images of a batch, and nothing read back until the end."""
+"""One batch of images being drawn: static tensors, and the step that draws a code of each and feeds it back.
 
+The step is the same sequence of kernels at every token (but for how far attention looks), takes all it needs from device
+memory and leaves everything there, so that it can be captured in a CUDA graph.
+"""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from janus_dola.engine.backbone import Backbone
-from janus_dola.engine.plan import Plan, Sampler
+from janus_dola.engine.compiled import compiled_blocks
+from janus_dola.engine.plan import Plan
 from janus_dola.kernels.early_exit import early_exit, early_exit_scores
 from janus_dola.kernels.sampling import multinomial
-from janus_dola.kernels.types import Decoding, EarlyExit
+from janus_dola.kernels.types import EarlyExit
 from janus_dola.models.parts import JanusParts
-from janus_dola.models.taps import tapped
+from janus_dola.models.taps import tap_buffer, tapped
 from janus_dola.prompt import PromptBatch
 
 
@@ -35,65 +41,101 @@ class Codes:
     tokens: Tensor  # [B, T] int64
     premature_layers: Tensor  # [B, T] int64, the layer contrasted with; N where there was no contrast
     jsd: Tensor  # [B, T] float32, its divergence from the final layer in nats; 0 where there was no contrast
+    finite: Tensor  # [B] bool, False where hidden states or logits were not finite at some token
 
 
-@torch.no_grad()
-def draw_codes(
-    parts: JanusParts,
-    code_table: Tensor,
-    prompts: PromptBatch,
-    plan: Plan,
-    seeds: Tensor,
-    sampler: Sampler = "gumbel",
-    generator: torch.Generator | None = None,
-    backend: str = "auto",
-    progress: bool = False,
-) -> Codes:
-    """Draws the codes of B images.
+class Decoder:
+    """Draws B images at a time by one plan.
 
     Args:
         code_table: [V, D], what a code is fed back as.
-        prompts: the distinct rows of the prompts, and which of them each of the 2B rows begins with.
-        seeds: [B] int64 on the model's device; keys of the noise for the sampler "gumbel".
-        sampler: "gumbel" (counter-based noise) or "multinomial" (torch's generator, as upstream loops use).
-        generator: of the multinomial sampler; None is torch's global one.
-        backend: of the early-exit stage, see `janus_dola.kernels.early_exit`.
-        progress: shows a bar with tokens per second and the time left.
-    Raises:
-        NonFiniteError: at the end, when hidden states or logits of an image were not finite.
+        images: B.
+        capacity: positions of prompt and image together, at most.
     """
-    images, steps = len(seeds), parts.image_tokens
-    tokens = torch.zeros(images, steps, dtype=torch.int64, device=parts.device)
-    slots = torch.zeros_like(tokens)
-    jsd = torch.zeros(images, steps, device=parts.device)
-    finite = torch.ones(images, dtype=torch.bool, device=parts.device)
-    positions = torch.arange(steps, device=parts.device)
-    backbone = Backbone(parts, prompts, steps)
-    with tapped(parts, plan.layers, len(prompts.token_ids)) as of_distinct_rows:
-        backbone.prefill()
-    with tapped(parts, plan.layers, 2 * images) as hidden_states:
-        hidden_states.copy_(of_distinct_rows[:, prompts.row_of])
-        del of_distinct_rows
-        for position in tqdm(range(steps), disable=not progress, unit="tok", unit_scale=images, leave=False):
-            if position > 0:
-                backbone.step(F.embedding(tokens[:, position - 1].repeat(2), code_table))
-            if sampler == "gumbel":
-                found = early_exit(hidden_states, parts.head, plan.decoding, seeds, positions[position], backend)
-            else:
-                found = _draw_multinomial(hidden_states, parts, plan.decoding, generator, backend)
-            tokens[:, position] = found.code
-            slots[:, position] = found.layer
-            jsd[:, position] = found.jsd
-            finite &= found.finite
-    if not bool(finite.all()):
-        raise NonFiniteError((~finite).nonzero().flatten().tolist())
-    layer_of_slot = torch.tensor([*plan.layers, parts.num_layers], device=parts.device)
-    return Codes(tokens, layer_of_slot[slots], jsd)
 
+    def __init__(self, parts: JanusParts, code_table: Tensor, plan: Plan, images: int, capacity: int) -> None:
+        self.parts, self.plan, self.images, self.capacity = parts, plan, images, capacity
+        self._code_table = code_table
+        self._backbone = Backbone(parts, 2 * images, capacity)
+        device, steps = parts.device, parts.image_tokens
+        self._hidden_states = tap_buffer(parts, plan.layers, 2 * images)  # [L, 2B, D]
+        self._layer_of_slot = torch.tensor([*plan.layers, parts.num_layers], device=device)  # [L]
+        self._seeds = torch.zeros(images, dtype=torch.int64, device=device)
+        self._position = torch.zeros(1, dtype=torch.int64, device=device)  # of the code drawn next, 0 .. T-1
+        self._code = torch.zeros(images, dtype=torch.int64, device=device)  # drawn last
+        self._tokens = torch.zeros(images, steps, dtype=torch.int64, device=device)
+        self._slots = torch.zeros_like(self._tokens)  # into the stack of layers
+        self._jsd = torch.zeros(images, steps, device=device)
+        self._finite = torch.ones(images, dtype=torch.bool, device=device)
 
-def _draw_multinomial(
-    hidden_states: Tensor, parts: JanusParts, decoding: Decoding, generator: torch.Generator | None, backend: str
-) -> EarlyExit:
-    found = early_exit_scores(hidden_states, parts.head, decoding, backend)
-    code = multinomial(found.scores, decoding.temperature, found.finite, generator)
-    return EarlyExit(code, found.layer, found.jsd, found.finite)
+    def begin(self, prompts: PromptBatch, seeds: Tensor) -> None:
+        """Runs the prompts and draws the first code of each image; what was before is forgotten.
+
+        Args:
+            prompts: the distinct rows of the prompts, and which of them each of the 2B rows begins with.
+            seeds: [B] int64; keys of the noise for the sampler "gumbel".
+        """
+        self._seeds.copy_(seeds)
+        self._position.zero_()
+        self._finite.fill_(True)
+        of_distinct_rows = tap_buffer(self.parts, self.plan.layers, len(prompts.token_ids))
+        with tapped(self.parts, self.plan.layers, of_distinct_rows):
+            self._backbone.begin(prompts)
+        self._hidden_states.copy_(of_distinct_rows[:, prompts.row_of])
+        self._draw()
+
+    def try_steps(self, visible_lengths: Iterable[int]) -> None:
+        """Runs steps so that all they need is compiled and loaded; what was being drawn is lost.
+
+        Torch's random numbers are left as they were.
+        """
+        device = self.parts.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            for visible in visible_lengths:
+                self._position.zero_()
+                self._backbone.rewind()
+                self.step(visible)
+
+    def step(self, visible: int) -> None:
+        """Feeds the last code of each image back and draws the next.
+
+        Args:
+            visible: positions that attention looks at.
+        """
+        with tapped(self.parts, self.plan.layers, self._hidden_states), self._blocks():
+            self._backbone.step(F.embedding(self._code.repeat(2), self._code_table), visible)
+        self._draw()
+
+    def _blocks(self) -> AbstractContextManager[None]:
+        return compiled_blocks(self.parts) if self.plan.engine == "compile" else nullcontext()
+
+    def _draw(self) -> None:
+        found = self._early_exit()
+        self._code.copy_(found.code)
+        self._tokens.index_copy_(1, self._position, found.code.unsqueeze(1))
+        self._slots.index_copy_(1, self._position, found.layer.unsqueeze(1))
+        self._jsd.index_copy_(1, self._position, found.jsd.unsqueeze(1))
+        self._finite.logical_and_(found.finite)
+        self._position += 1
+
+    def _early_exit(self) -> EarlyExit:
+        head, decoding, backend = self.parts.head, self.plan.decoding, self.plan.backend
+        if self.plan.sampler == "gumbel":
+            return early_exit(self._hidden_states, head, decoding, self._seeds, self._position, backend)
+        found = early_exit_scores(self._hidden_states, head, decoding, backend)
+        code = multinomial(found.scores, decoding.temperature, found.finite)
+        return EarlyExit(code, found.layer, found.jsd, found.finite)
+
+    @property
+    def key_value_bytes(self) -> int:
+        """Memory of the keys and values, which is most of what a decoder holds."""
+        return self._backbone.key_value_bytes
+
+    def codes(self, images: int) -> Codes:
+        """What has been drawn of the first images; the next batch does not change it."""
+        return Codes(
+            self._tokens[:images].clone(),
+            self._layer_of_slot[self._slots[:images]],
+            self._jsd[:images].clone(),
+            self._finite[:images].clone(),
+        )

@@ -1,30 +1,76 @@
-"""What a user's settings mean for a model of so many blocks."""
+"""What a user's settings mean for a model of so many blocks on its device."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from janus_dola.config import DoLaConfig
+from janus_dola.kernels.early_exit import resolve_backend
 from janus_dola.kernels.types import Decoding
+from janus_dola.models.parts import JanusParts
 
 Sampler = Literal["gumbel", "multinomial"]
 SAMPLERS = ("gumbel", "multinomial")
+ENGINES = ("auto", "graph", "compile", "eager")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which layers are read at each token, and how a token is chosen from them."""
+    """Which layers are read at each token, how a token is chosen from them, and how the step is run."""
 
     layers: tuple[int, ...]  # tapped, in ascending order; the final layer N comes after them
     decoding: Decoding
+    sampler: Sampler
+    backend: str  # of the early-exit stage: "reference", "torch" or "triton"
+    engine: str  # "graph", "compile" or "eager"
 
 
-def plan(dola: DoLaConfig | None, cfg_weight: float, temperature: float, num_layers: int) -> Plan:
-    """Turns the settings of a user into a plan for a model of `num_layers` blocks. `dola=None` is the plain baseline.
+def plan(
+    parts: JanusParts,
+    dola: DoLaConfig | None,
+    cfg_weight: float,
+    temperature: float,
+    sampler: Sampler,
+    backend: str,
+    engine: str,
+) -> Plan:
+    """Turns the settings of a user into a plan for a model. `dola=None` is the plain baseline.
 
     Raises:
-        ValueError: a value is out of range, or no candidate layer exists in the model.
+        ValueError: a value is out of range, no candidate layer exists in the model, or its device lacks what is asked for.
     """
-    layers = tuple(dola.layers_to_read(num_layers)) if dola is not None else ()
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {list(SAMPLERS)}, got {sampler!r}")
+    layers = tuple(dola.layers_to_read(parts.num_layers)) if dola is not None else ()
     alpha = dola.alpha if dola is not None else 0.0
     premature = None if dola is not None and dola.premature_layer is None else 0
-    return Plan(layers, Decoding(cfg_weight, temperature, alpha, premature))
+    return Plan(
+        layers,
+        Decoding(cfg_weight, temperature, alpha, premature),
+        sampler,
+        resolve_backend(backend, parts.device, parts.dtype),
+        resolve_engine(engine, parts.device),
+    )
+
+
+def resolve_engine(engine: str, device: torch.device) -> str:
+    """The engine that a name stands for: "auto" is "graph" on a CUDA device, and "eager" elsewhere.
+
+    Raises:
+        ValueError: there is no such engine, or graphs do not exist on this device.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {list(ENGINES)}, got {engine!r}")
+    if engine == "auto":
+        return "graph" if has_graphs(device) else "eager"
+    if engine == "graph" and not has_graphs(device):
+        raise ValueError(
+            f"engine 'graph' needs a CUDA device, got {device.type}; 'auto' takes the fastest that runs here"
+        )
+    return engine
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Whether CUDA graphs can be captured on such a device."""
+    return device.type == "cuda"

@@ -1,13 +1,17 @@
 """Packs images of all prompts into full batches, as many at a time as memory holds."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
+from janus_dola.engine.backbone import key_shape, visible_length
 from janus_dola.models.parts import JanusParts
 
-_ON_A_CPU = 32  # images: more make a step longer, not an image cheaper
+# Images: more make a step longer, not an image cheaper.
+_ON_A_CPU = 32
+_ON_A_GPU = 64
 _SHARE_OF_FREE_MEMORY = 0.7  # the rest is for activations, the image decoder and fragments
 
 
@@ -49,19 +53,23 @@ def batches(jobs: Iterable[Job], limit: Callable[[int], int]) -> Iterator[list[J
         yield batch
 
 
-def images_that_fit(parts: JanusParts, prompt_tokens: int) -> int:
+def images_that_fit(parts: JanusParts, prompt_tokens: int, kept_bytes: int = 0) -> int:
     """How many images to draw at once: what the GPU's free memory holds of keys and values, at least 1.
 
     Args:
         prompt_tokens: S, of the longest prompt.
+        kept_bytes: memory that is not free, but will be.
     """
     if parts.device.type != "cuda":
         return _ON_A_CPU
-    config = parts.config
-    heads = config.num_key_value_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    numbers_a_token = 2 * parts.num_layers * heads * head_size
-    of_an_image = 2 * (prompt_tokens + parts.image_tokens) * numbers_a_token * parts.dtype.itemsize
+    positions = visible_length(prompt_tokens + parts.image_tokens)
+    of_an_image = 2 * parts.num_layers * math.prod(key_shape(parts, 2, positions)) * parts.dtype.itemsize
     free, _ = torch.cuda.mem_get_info(parts.device)
-    free += torch.cuda.memory_reserved(parts.device) - torch.cuda.memory_allocated(parts.device)
-    return max(1, int(_SHARE_OF_FREE_MEMORY * free) // of_an_image)
+    free += torch.cuda.memory_reserved(parts.device) - torch.cuda.memory_allocated(parts.device) + kept_bytes
+    fit = min(int(_SHARE_OF_FREE_MEMORY * free) // of_an_image, _ON_A_GPU)
+    return max(images for images in range(1, max(1, fit) + 1) if bucket_of(images) == images)
+
+
+def bucket_of(images: int) -> int:
+    """The number of images, at least so many, that a graph is captured for: 1, 2, 4 or a multiple of 8."""
+    return next((size for size in (1, 2, 4) if images <= size), -(-images // 8) * 8)

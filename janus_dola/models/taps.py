@@ -9,19 +9,21 @@ from torch import Tensor, nn
 from janus_dola.models.parts import JanusParts
 
 
+def tap_buffer(parts: JanusParts, layers: Sequence[int], rows: int) -> Tensor:
+    """What `tapped` writes into: [len(layers) + 1, R, D] zeros in the model's dtype."""
+    return torch.zeros(len(layers) + 1, rows, parts.head.hidden_size, dtype=parts.dtype, device=parts.device)
+
+
 @contextmanager
-def tapped(parts: JanusParts, layers: Sequence[int], rows: int) -> Iterator[Tensor]:
-    """While open, every call of the backbone writes into the buffer it yields.
+def tapped(parts: JanusParts, layers: Sequence[int], buffer: Tensor) -> Iterator[None]:
+    """While open, every call of the backbone writes into the buffer.
 
     Args:
         layers: indices in 1 .. N-1; layer j is the output of block j.
-        rows: R, the batch rows of each call.
-    Yields:
-        [len(layers) + 1, R, D] in the model's dtype: the tapped layers in the order given, then the final block's output,
-        taken at the input of the final norm (Hugging Face's last hidden state has been through that norm already).
+        buffer: from `tap_buffer`, for the batch rows of each call: the tapped layers in the order given, then the final
+            block's output, taken at the input of the final norm (Hugging Face's last hidden state has been through that
+            norm already).
     """
-    size = parts.head.hidden_size
-    buffer = torch.zeros(len(layers) + 1, rows, size, dtype=parts.dtype, device=parts.device)
 
     def read(slot: int, hidden_states: Tensor) -> None:
         buffer[slot].copy_(hidden_states[:, -1])
@@ -38,7 +40,7 @@ def tapped(parts: JanusParts, layers: Sequence[int], rows: int) -> Iterator[Tens
     handles = [parts.blocks[layer - 1].register_forward_hook(block_hook(slot)) for slot, layer in enumerate(layers)]
     handles.append(parts.final_norm.register_forward_pre_hook(norm_hook))
     try:
-        yield buffer
+        yield
     finally:
         for handle in handles:
             handle.remove()

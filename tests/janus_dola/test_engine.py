@@ -39,9 +39,9 @@ def test_nothing_is_read_by_the_host_before_the_images_are_done(mini, monkeypatc
     waits = Waits()
     step = Backbone.step
 
-    def counted(backbone, embeddings):
+    def counted(backbone, embeddings, visible):
         waits.steps += 1
-        step(backbone, embeddings)
+        step(backbone, embeddings, visible)
 
     monkeypatch.setattr(Backbone, "step", counted)
     for name in METHODS:
@@ -72,8 +72,8 @@ def live_bytes() -> int:
 def test_dola_adds_the_hidden_states_of_its_layers_and_no_more(mini, monkeypatch):
     step, seen = Backbone.step, []
 
-    def weighed(backbone, embeddings):
-        step(backbone, embeddings)
+    def weighed(backbone, embeddings, visible):
+        step(backbone, embeddings, visible)
         if len(seen) % 63 == 20:
             seen.append(live_bytes())
         else:
@@ -83,7 +83,7 @@ def test_dola_adds_the_hidden_states_of_its_layers_and_no_more(mini, monkeypatch
     for dola in (None, DoLaConfig(candidate_layers=[2, 4, 6])):
         mini.generate(PROMPTS, dola=dola)
     baseline, with_dola = (size for size in seen if size is not None)
-    assert with_dola - baseline == 3 * 4 * 192 * 4  # layers, rows, hidden size, bytes
+    assert with_dola - baseline == 3 * 4 * 192 * 4 + 3 * 8  # layers, rows, hidden size, bytes; and the layers' numbers
 
 
 def test_fifty_generations_leave_nothing_behind(mini):

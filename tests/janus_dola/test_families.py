@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.kernels import batched, reference
 from janus_dola.models import find_parts
-from janus_dola.models.taps import tapped
+from janus_dola.models.taps import tap_buffer, tapped
 from janus_dola.prompt import prompt_batch
 from tests.deepseek_stand_in import MultiModalityCausalLM
 
@@ -34,7 +34,8 @@ def test_final_row_is_the_models_own_head_on_its_own_last_hidden_state(pipe):
     parts = pipe.parts
     ids = torch.tensor([pipe._prompt_ids("a red circle"), pipe._prompt_ids("a blue circle")])
     layers = [1, 3]
-    with torch.no_grad(), tapped(parts, layers, 2) as hidden_states:
+    hidden_states = tap_buffer(parts, layers, 2)
+    with torch.no_grad(), tapped(parts, layers, hidden_states):
         output = parts.backbone(inputs_embeds=parts.embed_text(ids), output_hidden_states=True)
         expected = own_head(pipe)(output.last_hidden_state[:, -1])
         for w, row in ((1.0, 0), (0.0, 1)):  # only the conditional, only the unconditional row
@@ -54,7 +55,7 @@ def test_taps_leave_the_model_as_it_was(pipe):
 
     before = hooks()
     pipe.generate("a red circle")
-    with tapped(pipe.parts, [1, 2], 2):
+    with tapped(pipe.parts, [1, 2], tap_buffer(pipe.parts, [1, 2], 2)):
         assert hooks() == before + 3
     assert hooks() == before
 

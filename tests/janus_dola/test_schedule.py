@@ -5,7 +5,7 @@ import torch
 
 from janus_dola import NonFiniteError
 from janus_dola.engine.backbone import Backbone
-from janus_dola.engine.schedule import Job, batches, images_that_fit
+from janus_dola.engine.schedule import Job, batches, bucket_of, images_that_fit
 
 PROMPTS = ["a large red circle on white", "a small blue square on grey", "a green cross"]
 
@@ -64,26 +64,42 @@ def test_max_images_out_of_range(mini, size):
         mini.stream(PROMPTS, max_images=size)
 
 
-def test_free_memory_decides_on_a_gpu(mini, monkeypatch):
-    """Keys and values of an image: 2 rows x (prompt + 64) tokens x 8 blocks x 192 numbers x 2 x 4 bytes."""
+@pytest.mark.parametrize(("room", "images"), [(0.5, 1), (3.5, 2), (15.9, 8), (16.1, 16), (10**6, 64)])
+def test_free_memory_decides_on_a_gpu(mini, monkeypatch, room, images):
+    """An image needs 2 rows x 128 positions (36 + 64, rounded up) x 8 blocks x 192 numbers x 2 x 4 bytes."""
     parts = type("Parts", (), {**vars(mini.parts), "num_layers": 8, "dtype": torch.float32})
     parts.device = torch.device("cuda")
-    free = 10 * 2 * (36 + 64) * 8 * 192 * 2 * 4
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free / 0.7) + 100, 10**12))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
-    assert images_that_fit(parts, 36) == 10
-    assert images_that_fit(parts, 10**9) == 1
+    free = int(room / 0.7 * 2 * 128 * 8 * 192 * 2 * 4)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free - 100, 10**12))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 950)
+    assert images_that_fit(parts, 36, kept_bytes=50) == images
+
+
+def test_graphs_are_captured_for_few_sizes():
+    assert [bucket_of(images) for images in (1, 2, 3, 4, 5, 8, 9, 16, 17, 64, 65)] == [
+        1,
+        2,
+        4,
+        4,
+        8,
+        8,
+        16,
+        16,
+        24,
+        64,
+        72,
+    ]
 
 
 def test_an_image_that_is_not_finite_is_named_by_its_place_among_all(mini, monkeypatch):
     step, calls = Backbone.step, []
 
-    def poisoned(backbone, embeddings):
+    def poisoned(backbone, embeddings, visible):
         calls.append(1)
         if len(calls) == 63 + 10:  # of the second batch
             embeddings[0] = float("nan")
-        step(backbone, embeddings)
+        step(backbone, embeddings, visible)
 
     monkeypatch.setattr(Backbone, "step", poisoned)
     stream = mini.stream(PROMPTS, max_images=2)
