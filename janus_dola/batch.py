@@ -7,6 +7,7 @@ from pathlib import Path
 
 from janus_dola.config import DoLaConfig
 from janus_dola.image_files import ImageFormat, Recipe, file_name, save_image
+from janus_dola.models.quantize import Quantization
 from janus_dola.pipeline import JanusDoLa
 
 
@@ -22,6 +23,8 @@ class Settings:
     seed: int
     backend: str = "auto"
     image_format: ImageFormat = "jpg"
+    engine: str = "auto"
+    quantize: Quantization | None = None
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -63,6 +66,7 @@ def draw_to_files(
         temperature=settings.temperature,
         seed=settings.seed,
         backend=settings.backend,
+        engine=settings.engine,
         progress=progress,
     )
     outdir.mkdir(parents=True, exist_ok=True)
@@ -75,6 +79,7 @@ def draw_to_files(
             temperature=settings.temperature,
             dola=settings.dola,
             dtype=str(pipe.parts.dtype).removeprefix("torch."),
+            quantize=settings.quantize,
         )
         path = outdir / file_name(found.prompt, recipe.prompt, found.k, settings.image_format)
         save_image(found.image, path, recipe)

@@ -15,6 +15,7 @@ from janus_dola.engine.decode import NonFiniteError
 from janus_dola.image_files import ImageFormat, read_recipe
 from janus_dola.models import find_parts
 from janus_dola.models.load import MINI, load_skeleton
+from janus_dola.models.quantize import Quantization
 from janus_dola.pipeline import JanusDoLa
 
 Model = Annotated[str, typer.Option(help='"mini", a folder, or a repository such as deepseek-community/Janus-Pro-1B.')]
@@ -30,7 +31,12 @@ PrematureLayer = Annotated[
 ]
 Dola = Annotated[bool, typer.Option("--dola/--no-dola", help="DoLa, or plain decoding.")]
 Seed = Annotated[int, typer.Option(help="Image k of prompt i has the seed SEED + i * PARALLEL_SIZE + k.")]
-Backend = Annotated[str, typer.Option(help="Of the early-exit stage: auto, reference or torch.")]
+Backend = Annotated[str, typer.Option(help="Of the early-exit stage: auto, reference, torch or triton.")]
+EngineName = Annotated[str, typer.Option("--engine", help="How a step is run: auto, graph, compile or eager.")]
+Quantize = Annotated[
+    Quantization | None,
+    typer.Option(help="Weights of the blocks in 8 bits; other tokens now and then.", show_default="as they are"),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="a GPU if there is one")]
 Dtype = Annotated[
     str | None,
@@ -110,8 +116,10 @@ def generate(
     dola: Dola = True,
     seed: Seed = 0,
     backend: Backend = "auto",
+    engine: EngineName = "auto",
     device: Device = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
     image_format: Format = "png",
     from_image: Annotated[
         Path | None, typer.Option("--from", help="Draw the image in this file again, by the recipe in its metadata.")
@@ -121,24 +129,27 @@ def generate(
     if from_image is not None:
         _refuse_other_settings(context)
         recipe = read_recipe(from_image)
-        prompts, model, dtype = [recipe.prompt], recipe.model, recipe.dtype
+        prompts, model, dtype, quantize = [recipe.prompt], recipe.model, recipe.dtype, recipe.quantize
         settings = Settings(
-            model, recipe.cfg_weight, recipe.temperature, recipe.dola, 1, recipe.seed, backend, image_format
+            model, recipe.cfg_weight, recipe.temperature, recipe.dola, 1, recipe.seed, backend, image_format, engine,
+            quantize,
         )  # fmt: skip
     else:
         if not prompts:
             raise typer.BadParameter("give a prompt, or --from an image")
         config = _dola(dola, candidate_layers, alpha, premature_layer)
-        settings = Settings(model, cfg_weight, temperature, config, parallel_size, seed, backend, image_format)
+        settings = Settings(
+            model, cfg_weight, temperature, config, parallel_size, seed, backend, image_format, engine, quantize
+        )
     _hint_at_mini(model)
-    pipe = JanusDoLa.from_pretrained(model, device, dtype)
+    pipe = JanusDoLa.from_pretrained(model, device, dtype, quantize=quantize)
     for path in draw_to_files(pipe, prompts, outdir, settings, progress=sys.stderr.isatty()):
         typer.echo(path)
 
 
 def _refuse_other_settings(context: typer.Context) -> None:
     """With --from, everything that decides what is drawn comes from the image."""
-    allowed = {"from_image", "outdir", "backend", "device", "image_format"}
+    allowed = {"from_image", "outdir", "backend", "engine", "device", "image_format"}
     given = [
         name
         for name in context.params
@@ -163,16 +174,20 @@ def batch(
     max_prompts: Annotated[int | None, typer.Option(min=1, help="Draw only so many.", show_default="all")] = None,
     seed: Seed = 0,
     backend: Backend = "auto",
+    engine: EngineName = "auto",
     device: Device = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
     image_format: Format = "jpg",
 ) -> None:
     """Draw every prompt of a JSON file into a folder."""
     prompts = read_prompts(prompt_json)[:max_prompts]
     config = _dola(dola, candidate_layers, alpha, premature_layer)
-    settings = Settings(model, cfg_weight, temperature, config, parallel_size, seed, backend, image_format)
+    settings = Settings(
+        model, cfg_weight, temperature, config, parallel_size, seed, backend, image_format, engine, quantize
+    )
     _hint_at_mini(model)
-    pipe = JanusDoLa.from_pretrained(model, device, dtype)
+    pipe = JanusDoLa.from_pretrained(model, device, dtype, quantize=quantize)
     files = draw_to_files(pipe, prompts, outdir, settings)
     count = sum(
         1 for _ in tqdm(files, total=len(prompts) * parallel_size, unit="image", disable=not sys.stderr.isatty())
@@ -225,7 +240,7 @@ def run(command: typer.Typer) -> None:
     warnings.formatwarning = lambda message, *args, **kwargs: f"janus-dola: warning: {message}\n"
     try:
         command()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         typer.echo(f"janus-dola: error: {error}", err=True)
         sys.exit(2)
     except NonFiniteError as error:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from PIL import ExifTags, Image
 
 from janus_dola.config import DoLaConfig
+from janus_dola.models.quantize import Quantization
 
 ImageFormat = Literal["jpg", "png", "webp"]
 _STUB_LENGTH = 48
@@ -33,6 +34,7 @@ class Recipe:
     temperature: float
     dola: DoLaConfig | None  # None is the plain baseline
     dtype: str
+    quantize: Quantization | None = None
 
     def to_json(self) -> str:
         """The recipe as one line of JSON."""
