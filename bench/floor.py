@@ -64,3 +64,16 @@ def head_stage(shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -
     weights = projection + shape.codes * width
     moved = (weights + 2 * pairs * shape.hidden) * dtype.itemsize
     return Work(moved, 2 * (projection * 2 + shape.codes * width) * pairs)
+
+
+def decode_step(weights: int, key_values: int, shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -> Work:
+    """A whole step: reads the blocks' weights, the keys and values of what is visible, and what the head stage reads.
+
+    Args:
+        weights: numbers in the blocks.
+        key_values: numbers in the visible keys and values of one row, all blocks.
+        shape, layers, images, dtype: of the head stage.
+    """
+    head, rows = head_stage(shape, layers, images, dtype), 2 * images
+    moved = (weights + rows * key_values) * dtype.itemsize
+    return Work(moved + head.bytes, 2 * rows * (weights + key_values) + head.operations)

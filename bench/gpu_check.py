@@ -1,7 +1,8 @@
-"""Accuracy and speed of the fused kernels on the GPU at hand, in one command: `make gpu-check`.
+"""Accuracy and speed of the fused kernels and the decode engine on the GPU at hand, in one command: `make gpu-check`.
 
-Runs the tests that need a GPU, compute-sanitizer where it is installed, and the latency table; writes all of it to
-bench/results/<gpu>.json and .md. Exits with 1 when anything failed, a test was skipped, or there is no GPU.
+Runs the tests that need a GPU, compute-sanitizer where it is installed, and the measurements; writes all of it to
+bench/results/<gpu>.json and .md, anew after each part. Exits with 1 when anything failed, a test was skipped, or there is
+no GPU.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Annotated
 from xml.etree import ElementTree
 
+import generation
 import head_stage
 import timing
 import torch
@@ -25,7 +27,7 @@ import typer
 from janus_dola.kernels.launch import generation_of
 
 ROOT = Path(__file__).parent.parent
-ACCURACY = ["tests/kernels/test_fused_on_gpu.py"]
+ACCURACY = ["tests/kernels/test_fused_on_gpu.py", "tests/janus_dola/test_engine_on_gpu.py"]
 SANITIZED = "tests/kernels/test_fused_on_gpu.py::test_all_rows_and_layers"
 NOT_MEASURED = "not measured"
 
@@ -97,10 +99,10 @@ def versions() -> dict[str, str]:
 
 
 def markdown(results: dict) -> str:
-    """The results as Markdown."""
-    made, tests, ceilings = results["made_with"], results["tests"], results["ceilings"]
+    """The results as Markdown, as far as there are any."""
+    made, tests = results["made_with"], results["tests"]
     text = [
-        f"# Fused kernels on {made['gpu']}",
+        f"# Fused kernels and decode engine on {made['gpu']}",
         "",
         "Made by `make gpu-check`: "
         + ", ".join(f"{name} {value}" for name, value in made.items() if name != "gpu")
@@ -110,26 +112,85 @@ def markdown(results: dict) -> str:
         f"{tests['seconds']:.0f} s. "
         + " ".join(f"compute-sanitizer {tool}: {said}." for tool, said in results["sanitizer"].items()),
         "",
-        f"Ceilings measured: copy {ceilings['bytes_per_second'] / 1e12:.2f} TB/s, bf16 products "
-        f"{ceilings['operations_per_second'] / 1e12:.0f} TFLOP/s.",
-        "",
+        f"Ceilings measured: copy {results['ceilings']['bytes_per_second'] / 1e12:.2f} TB/s, bf16 products "
+        f"{results['ceilings']['operations_per_second'] / 1e12:.0f} TFLOP/s.",
+    ]
+    sections = {
+        "head_stage": _head_stage_table,
+        "steps": _steps_table,
+        "whole_images": _whole_images_table,
+        "memory": _memory_table,
+    }
+    for name, table in sections.items():
+        text += ["", *(table(results[name]) if results.get(name) else [f"{name}: {NOT_MEASURED}"])]
+    return "\n".join(text) + "\n"
+
+
+def _table(columns: list[str], rows: list[list]) -> list[str]:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+
+
+def _time(timing: dict, unit: float = 1e6) -> str:
+    return "{:.1f} ({:.1f}-{:.1f})".format(*(unit * timing[key] for key in ("median", "low", "high")))
+
+
+def _head_stage_table(found: list[dict]) -> list[str]:
+    names = list(dict.fromkeys(name for row in found for name in row["seconds"]))
+    rows = []
+    for row in found:
+        share = row["seconds"]["triton"]["median"] / row["floor_seconds"]
+        times = [_time(row["seconds"][name]) if name in row["seconds"] else "" for name in names]
+        floor = f"{row['floor_seconds'] * 1e6:.1f}"
+        rows.append([row["shape"], row["images"], row["candidates"], floor, f"{share:.2f} x", *times])
+    return [
         "Head stage, norm to sampled code, bfloat16, guidance 5, alpha 0.1; microseconds, median (quartiles). The floor is",
         "the time to read weights and hidden states once, or to make the products, whichever is longer. *of floor* is",
         "triton's median over it. Where it does not say eager, calls are replayed from a CUDA graph.",
         "",
+        *_table(["shape", "images", "candidates", "floor", "of floor", *names], rows),
     ]
-    names = list(dict.fromkeys(name for row in results["head_stage"] for name in row["seconds"]))
-    columns = ["shape", "images", "candidates", "floor", "of floor", *names]
-    text += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in results["head_stage"]:
-        cells = [row["shape"], row["images"], row["candidates"], f"{row['floor_seconds'] * 1e6:.1f}"]
-        cells.append(f"{row['seconds']['triton']['median'] / row['floor_seconds']:.2f} x")
-        for name in names:
-            value = row["seconds"].get(name)
-            form = "{:.1f} ({:.1f}-{:.1f})"
-            cells.append("" if value is None else form.format(*(1e6 * value[key] for key in ("median", "low", "high"))))
-        text.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(text) + "\n"
+
+
+def _steps_table(found: list[dict]) -> list[str]:
+    rows = []
+    for row in found:
+        plain, dola = row["seconds"]["baseline"], row["seconds"]["DoLa"]
+        rows.append(
+            [row["shape"], row["images"], row["engine"], f"{row['floor_seconds'] * 1e3:.2f}", _time(plain, 1e3),
+             _time(dola, 1e3), f"{dola['median'] / plain['median']:.3f}", f"{row['floor_seconds'] / dola['median']:.0%}"]
+        )  # fmt: skip
+    return [
+        "A whole decode step, random weights, bfloat16, half way through an image; milliseconds, median (quartiles). The",
+        "floor is the time to read the blocks' weights, the visible keys and values and the head once.",
+        "",
+        *_table(["shape", "images", "engine", "floor", "baseline", "DoLa", "DoLa / baseline", "share of floor"], rows),
+    ]
+
+
+def _whole_images_table(found: list[dict]) -> list[str]:
+    rows = [
+        [row["shape"], row["images"], name, f"{seconds:.2f}", f"{row['images'] / seconds:.2f}"]
+        for row in found
+        for name, seconds in row["seconds"].items()
+    ]
+    return [
+        "Whole images of 576 codes, prompt to pictures, random weights, bfloat16. Ours: median of three runs; peers: one.",
+        "",
+        *_table(["shape", "images", "way", "seconds", "images a second"], rows),
+    ]
+
+
+def _memory_table(found: list[dict]) -> list[str]:
+    rows = []
+    for row in found:
+        plain, dola = (row["bytes"][way] / 2**20 for way in ("baseline", "DoLa"))
+        rows.append([row["shape"], row["images"], f"{plain:.0f}", f"{dola:.0f}", f"{dola - plain:.1f}"])
+    return [
+        "Memory at the most while images are drawn, beyond the model; MiB.",
+        "",
+        *_table(["shape", "images", "baseline", "DoLa", "DoLa adds"], rows),
+    ]
 
 
 def main(
@@ -153,11 +214,19 @@ def main(
         "operations_per_second": timing.matrix_rate(),
     }
     print(results["ceilings"], flush=True)
-    results["head_stage"] = head_stage.measure(shapes, *results["ceilings"].values())
-    results["seconds"] = time.time() - started
     name = re.sub(r"[^a-z0-9]+", "_", made["gpu"].lower()).strip("_")
-    (outdir / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (outdir / f"{name}.md").write_text(markdown(results), encoding="utf-8")
+
+    def save() -> None:
+        results["seconds"] = time.time() - started
+        (outdir / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (outdir / f"{name}.md").write_text(markdown(results), encoding="utf-8")
+
+    results["head_stage"] = head_stage.measure(shapes, *results["ceilings"].values())
+    save()
+    for table, row in generation.measure(shapes, *results["ceilings"].values()):
+        print(table, row, flush=True)
+        results.setdefault(table, []).append(row)
+        save()
     print(markdown(results))
     tests = results["tests"]
     bad = tests["failures"] + tests["errors"] + tests["skipped"]

@@ -8,22 +8,22 @@ from janus_dola.models.load import MINI
 
 # hidden size, blocks, heads, MLP width of the language model; the image head is as wide as the hidden size
 SHAPES = {"1B": (2048, 24, 16, 5632), "7B": (4096, 30, 32, 11008)}
-CODES = 16384
+CODES, REAL_SIDE = 16384, 24
 
 
 def random_janus(
     shape: str,
     blocks: int | None = None,
-    codes_a_side: int = 24,
+    codes_a_side: int = REAL_SIDE,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> JanusDoLa:
-    """A Janus-Pro of random weights, with the tokenizer of the mini model and a small image decoder.
+    """A Janus-Pro of random weights, with the tokenizer of the mini model.
 
     Args:
         shape: "1B" or "7B".
         blocks: None is as many as the real one has.
-        codes_a_side: an image is a square of so many codes.
+        codes_a_side: an image is a square of so many codes; with fewer than the real 24 the image decoder is small.
     """
     hidden, all_blocks, heads, intermediate = SHAPES[shape]
     tokenizer = JanusDoLa.from_pretrained(MINI, device="cpu").tokenizer
@@ -32,14 +32,20 @@ def random_janus(
         num_hidden_layers=blocks or all_blocks, num_attention_heads=heads, num_key_value_heads=heads,
         max_position_embeddings=2048, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
+    real = codes_a_side == REAL_SIDE
+    pixels_a_code = 16 if real else 8
     vision = JanusVisionConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=1, mlp_ratio=2.0, image_size=8 * codes_a_side,
-        patch_size=8, num_image_tokens=codes_a_side**2, projection_dim=hidden,
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=1, mlp_ratio=2.0, projection_dim=hidden,
+        image_size=pixels_a_code * codes_a_side, patch_size=pixels_a_code, num_image_tokens=codes_a_side**2,
     )  # fmt: skip
+    decoder = (
+        {}
+        if real
+        else {"latent_channels": 32, "base_channels": 32, "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1}
+    )
     vq = JanusVQVAEConfig(
-        embed_dim=8, num_embeddings=CODES, latent_channels=32, base_channels=32, channel_multiplier=[1, 1, 1, 1],
-        num_res_blocks=1, num_patches=codes_a_side, projection_dim=hidden, image_token_embed_dim=hidden,
-        num_hidden_layers=2,
+        embed_dim=8, num_embeddings=CODES, num_patches=codes_a_side, projection_dim=hidden, image_token_embed_dim=hidden,
+        num_hidden_layers=2, **decoder,
     )  # fmt: skip
     config = JanusConfig(
         text_config=text,
