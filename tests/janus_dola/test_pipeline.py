@@ -102,11 +102,11 @@ def test_non_finite_hidden_states_are_reported_with_their_image(mini, monkeypatc
     step = Backbone.step
     calls = []
 
-    def poisoned(backbone, embeddings):
+    def poisoned(backbone, embeddings, visible):
         calls.append(1)
         if len(calls) == 10:
             embeddings[1] = float("nan")
-        step(backbone, embeddings)
+        step(backbone, embeddings, visible)
 
     monkeypatch.setattr(Backbone, "step", poisoned)
     for sampler in ("gumbel", "multinomial"):
