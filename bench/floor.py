@@ -15,8 +15,12 @@ class HeadShape:
 
 
 SHAPES = {
+    "mini": HeadShape(192, 192, 512),
     "1B": HeadShape(2048, 2048, 16384),  # the image head of Janus-Pro-1B
     "7B": HeadShape(4096, 4096, 16384),  # of Janus-Pro-7B
+    "2048 x 4096": HeadShape(2048, None, 4096),  # one matrix, with as many codes as the second number says
+    "2048 x 16384": HeadShape(2048, None, 16384),
+    "2048 x 65536": HeadShape(2048, None, 65536),
     "text 8B": HeadShape(4096, None, 128256),  # the language head of an 8B text model
 }
 

@@ -34,7 +34,7 @@ def side_by_side(plain: JanusDoLa, quantised: JanusDoLa, prompts: list[str]) -> 
     for pipe in (plain, quantised):
         planned = plan(pipe.parts, DoLaConfig(), 5.0, 1.0, "gumbel", "auto", "eager")
         capacity = visible_length(length + pipe.parts.image_tokens)
-        decoders.append(Decoder(pipe.parts, pipe._engine._code_table, planned, len(prompts), capacity))
+        decoders.append(Decoder(pipe.parts, pipe._engine.code_table, planned, len(prompts), capacity))
         decoders[-1].begin(rows, seeds)
     leader, follower = decoders
     for written in range(length + 1, length + plain.parts.image_tokens):

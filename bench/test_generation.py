@@ -1,37 +1,61 @@
-"""Times whole images: our engine with and without DoLa against the plain loop and transformers' own generation.
+"""Times whole images, prompt to pictures: our engine with and without DoLa against the plain loop and transformers' own."""
 
-`make bench` runs it on a CPU: the mini model, and a Janus of 1B shape cut to 4 blocks and 36 codes, with random weights.
-"""
-
+import models
 import peers
-import pytest
-import shapes
+import torch
 
-from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.engine.pictures import to_images
 
-PROMPT, IMAGES = "a large red circle on white", 4
-MODELS = {
-    "mini": lambda: JanusDoLa.from_pretrained("mini", device="cpu", dtype="float32"),
-    "1B, 4 blocks": lambda: shapes.random_janus("1B", blocks=4, codes_a_side=6),
-}
-DOLA = DoLaConfig(candidate_layers=[1, 2, 3])
+PROMPT = "a large red circle on white"
+
+
+def ours(engine):
+    return lambda pipe, images, dola: pipe.generate(PROMPT, images, dola, engine=engine, strict=True)
+
+
+def plain_loop(pipe, images, dola):
+    return to_images(pipe.parts, peers.seed_loop(pipe, PROMPT, images, dola))
+
+
+def transformers_loop(pipe, images, dola):
+    return to_images(pipe.parts, peers.transformers_generate(pipe, PROMPT, images))
+
+
 WAYS = {
-    "ours, baseline": lambda pipe: pipe.generate(PROMPT, IMAGES, dola=None),
-    "ours, DoLa": lambda pipe: pipe.generate(PROMPT, IMAGES, dola=DOLA),
-    "plain loop, baseline": lambda pipe: to_images(pipe.parts, peers.seed_loop(pipe, PROMPT, IMAGES, None)),
-    "plain loop, DoLa": lambda pipe: to_images(pipe.parts, peers.seed_loop(pipe, PROMPT, IMAGES, DOLA)),
-    "transformers, baseline": lambda pipe: to_images(pipe.parts, peers.transformers_generate(pipe, PROMPT, IMAGES)),
+    "ours, eager": ours("eager"),
+    "ours, graph": ours("graph"),
+    "ours, compile": ours("compile"),
+    "plain loop": plain_loop,
+    "transformers": transformers_loop,
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def model(request):
-    return request.param, MODELS[request.param]()
+def table(name, images, engines):
+    pairs = [(f"ours, {engine}", way) for engine in engines for way in models.DOLA]
+    pairs += [("plain loop", "baseline"), ("plain loop", "DoLa"), ("transformers", "baseline")]
+    return {
+        f"{name}-{images}-{loop}-{way}": {"name": name, "images": images, "loop": loop, "way": way}
+        for loop, way in pairs
+    }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_image(benchmark, model, way):
-    name, pipe = model
-    benchmark.group = f"{IMAGES} images, {name}"
-    benchmark.pedantic(WAYS[way], args=(pipe,), rounds=3, warmup_rounds=1, iterations=1)
+def test_image(timed, device, benchmark, name, images, loop, way):
+    pipe = models.model(name, device)
+    pipe._engine.release()
+    rounds = 3 if loop.startswith("ours") or device == "cpu" else 1
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    timed(
+        [lambda: WAYS[loop](pipe, images, models.dola_of(name, way))],
+        rounds=rounds,
+        model=name, images=images, loop=loop, way=way, dtype=str(pipe.parts.dtype).removeprefix("torch."),
+    )  # fmt: skip
+    if device == "cuda":
+        benchmark.extra_info["memory_bytes"] = torch.cuda.max_memory_allocated() - before
+
+
+test_image.cases = {
+    "cpu": table("mini", 4, ["eager"]) | table("1B, 4 blocks", 4, ["eager"]),
+    "cuda": table("1B", 4, ["graph", "compile"]) | table("7B", 16, ["graph", "compile"]),
+}

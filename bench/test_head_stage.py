@@ -1,41 +1,73 @@
-"""Times the early-exit stage (norm .. scores) of each backend: the batched pass against the layer-by-layer reference.
+"""Times the early-exit stage, hidden states to sampled code: each backend, shape, number of images and of candidates."""
 
-`make bench` runs it. Shapes are those of the image heads of Janus-Pro; weights are random, inputs never zero.
-"""
-
-import pytest
+import cases
+import floor
 import torch
 
-from janus_dola.kernels.early_exit import early_exit_scores
-from janus_dola.kernels.types import Decoding
-from tests.kernels.cases import random_head, random_hidden
+from janus_dola.kernels import batched
+from janus_dola.kernels.early_exit import early_exit
+from janus_dola.kernels.sampling import gumbel_max
 
-SHAPES = {"1B": (2048, 2048, 16384)}  # D, E, V
-LAYERS, IMAGES = 5, 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@pytest.fixture(scope="module", params=SHAPES)
-def shape(request):
-    return SHAPES[request.param]
+def table(backends, shapes, images, candidates, dtypes):
+    return {
+        f"{shape}-{count}-{layers}-{dtype}-{backend}": {
+            "backend": backend, "shape": shape, "images": count, "candidates": layers, "dtype": dtype,
+        }
+        for shape in shapes for count in images for layers in candidates for dtype in dtypes for backend in backends
+    }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=DTYPES)
-def dtype(request):
-    return DTYPES[request.param]
+PLAIN = ("reference", "torch")
+VOCABULARIES = ["2048 x 4096", "2048 x 16384", "2048 x 65536"]
+FUSED = ("triton", "triton, eager", "torch", "torch, eager", "reference")
+CASES = {
+    "cpu": table(PLAIN, ["mini"], [4], [3], ["float32"])
+    | table(PLAIN, ["1B"], [1, 4, 16], [4], ["float32"])
+    | table(PLAIN, ["1B"], [4], [1, 2, 8], ["float32"])
+    | table(PLAIN, ["1B"], [4], [4], ["bfloat16"])
+    | table(PLAIN, VOCABULARIES, [1], [4], ["float32"])
+    | table(["torch"], ["text 8B"], [1], [8], ["bfloat16"]),
+    "cuda": table(FUSED, ["1B", "7B"], [1, 4, 16, 32], [4], ["bfloat16"])
+    | table(["torch, compiled"], ["1B", "7B"], [1, 4, 16, 32], [4], ["bfloat16"])
+    | table(["triton", "torch"], ["1B", "7B"], [1, 4, 16, 32], [1, 2, 8], ["bfloat16"])
+    | table(
+        ["triton", "torch", "reference"],
+        [*VOCABULARIES, "text 8B"],
+        [1],
+        [4],
+        ["bfloat16"],
+    ),
+}
 
 
-@pytest.fixture(scope="module")
-def case(shape, dtype):
-    hidden, width, codes = shape
-    return random_hidden(LAYERS, IMAGES, hidden, dtype, seed=0), random_head(hidden, width, codes, dtype, seed=0)
+def batched_stage(case):
+    """The torch backend without its checks, which torch.compile takes whole."""
+    found = batched.early_exit_scores(case.hidden_states, case.head, cases.GUIDED)
+    return gumbel_max(found.scores, 1.0, case.seeds, case.position)
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
-def test_head_stage(benchmark, case, backend):
-    hidden_states, head = case
-    benchmark.extra_info["torch_threads"] = torch.get_num_threads()
-    benchmark.group = f"head stage, {hidden_states.dtype}"
-    benchmark.pedantic(
-        early_exit_scores, args=(hidden_states, head, Decoding(), backend), rounds=20, warmup_rounds=3, iterations=1
-    )
+def stage(backend):
+    """One call as a user makes it."""
+    if backend == "torch, compiled":
+        torch.compiler.reset()
+        return torch.compile(batched_stage, fullgraph=True)
+    name = backend.removesuffix(", eager")
+    return lambda case: early_exit(case.hidden_states, case.head, cases.GUIDED, case.seeds, case.position, name)
+
+
+def test_head_stage(timed, device, backend, shape, images, candidates, dtype):
+    sizes, layers = floor.SHAPES[shape], candidates + 1
+    inputs = cases.random_cases(sizes, layers, images, DTYPES[dtype], device)
+    timed(
+        cases.calls(inputs, stage(backend)),
+        floor.head_stage(sizes, layers, images, DTYPES[dtype]),
+        graph="eager" not in backend and backend != "reference",
+        rounds=20 if device == "cuda" else 7,
+        backend=backend, shape=shape, images=images, candidates=candidates, dtype=dtype,
+    )  # fmt: skip
+
+
+test_head_stage.cases = CASES

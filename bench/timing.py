@@ -1,6 +1,7 @@
-"""Time on a GPU by CUDA events: of calls as Python makes them, and of calls in a CUDA graph, which shows kernels alone."""
+"""How benchmarks take time: on a GPU by device events, kernels replayed from a CUDA graph. And what a device can do."""
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,36 +10,36 @@ import torch
 Call = Callable[[], object]
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one call: median and quartiles over the repeats."""
+class DeviceClock:
+    """Seconds on a GPU's own clock, for pytest-benchmark: everything queued before is done when it is read."""
 
-    median: float
-    low: float
-    high: float
+    def __init__(self) -> None:
+        self._now, self._last = 0.0, self._event()
+
+    def __call__(self) -> float:
+        event = self._event()
+        event.synchronize()
+        self._now += self._last.elapsed_time(event) / 1000  # from reading to reading: a float32 of ms is fine for that
+        self._last = event
+        return self._now
 
     @staticmethod
-    def of(seconds: list[float]) -> "Timing":
-        """Summarises repeats."""
-        low, median, high = statistics.quantiles(seconds, n=4)
-        return Timing(median, low, high)
+    def _event() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
-def eager(calls: Sequence[Call], repeats: int = 30) -> Timing:
-    """Each repeat makes all calls once, one after the other; launching is part of the time.
-
-    Args:
-        calls: the same work on different inputs, together larger than the cache.
-    """
-    for call in calls:
-        call()
-    return Timing.of([_seconds(lambda: [call() for call in calls]) / len(calls) for _ in range(repeats)])
+def clock(device: str) -> Callable[[], float]:
+    """Seconds, as a benchmark on this device takes them."""
+    return DeviceClock() if device == "cuda" else time.perf_counter
 
 
-def graphed(calls: Sequence[Call], repeats: int = 30) -> Timing:
-    """As `eager`, but all calls are captured in one CUDA graph, and a repeat replays it."""
+def in_graph(calls: Sequence[Call]) -> Call:
+    """All calls captured in one CUDA graph, after a warm-up that compiles: kernels alone, without Python's launching."""
     stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):  # warm-up, which compiles
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
         for call in calls:
             call()
     torch.cuda.current_stream().wait_stream(stream)
@@ -46,29 +47,46 @@ def graphed(calls: Sequence[Call], repeats: int = 30) -> Timing:
     with torch.cuda.graph(graph):
         for call in calls:
             call()
-    for _ in range(3):
-        graph.replay()
-    return Timing.of([_seconds(graph.replay) / len(calls) for _ in range(repeats)])
+    return graph.replay
 
 
-def _seconds(run: Call) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
+def one_after_the_other(calls: Sequence[Call]) -> Call:
+    """All calls as Python makes them."""
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
 
 
-def copy_bandwidth() -> float:
-    """Bytes a second of a device-to-device copy of 1 GiB, read plus written."""
-    source = torch.randint(0, 100, (1 << 30,), dtype=torch.uint8, device="cuda")
+def median_seconds(run: Call, device: str, repeats: int = 15) -> float:
+    """The median of some repeats, after three that do not count."""
+    now = clock(device)
+    seconds = []
+    for _ in range(repeats + 3):
+        start = now()
+        run()
+        seconds.append(now() - start)
+    return statistics.median(seconds[3:])
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What a device was measured to be capable of."""
+
+    bytes_per_second: float
+    operations_per_second: dict[str, float]  # by dtype
+
+
+def ceilings(device: str) -> Ceilings:
+    """A copy within memory, read plus written, and a square matrix product of random numbers in each dtype."""
+    on_gpu = device == "cuda"
+    source = torch.randint(0, 100, (1 << (30 if on_gpu else 28),), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * source.numel() / eager([lambda: target.copy_(source)]).median
-
-
-def matrix_rate() -> float:
-    """Operations a second of an 8192 x 8192 x 8192 product in bfloat16, on random numbers."""
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return 2 * 8192**3 / eager([lambda: a @ b]).median
+    bandwidth = 2 * source.numel() / median_seconds(lambda: target.copy_(source), device)
+    size, rates = 8192 if on_gpu else 1024, {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / median_seconds(lambda a=a, b=b: a @ b, device)
+    return Ceilings(bandwidth, rates)

@@ -13,11 +13,11 @@ import sys
 from typing import Annotated
 
 import floor
-import head_stage
 import torch
 import triton
 import typer
-from timing import graphed
+from cases import random_cases
+from timing import in_graph, median_seconds
 from tqdm import tqdm
 from triton.runtime.errors import OutOfResources
 
@@ -61,7 +61,10 @@ def best(choices: list, calls_of, cases_of_shapes: list) -> object:
     found, shortest = None, math.inf
     for choice in tqdm(choices, leave=False):
         try:
-            seconds = [graphed(calls_of(cases, choice), repeats=10).median for cases in cases_of_shapes]
+            seconds = [
+                median_seconds(in_graph(calls_of(cases, choice)), "cuda", repeats=10) / len(cases)
+                for cases in cases_of_shapes
+            ]
         except OutOfResources:
             continue
         mean = math.exp(sum(map(math.log, seconds)) / len(seconds))
@@ -74,7 +77,7 @@ def prepared(entry_shapes: list[str], images: int) -> list:
     """Cases of each shape with what the later kernels read."""
     found = []
     for name in entry_shapes:
-        cases = head_stage.random_cases(floor.SHAPES[name], LAYERS, images, torch.bfloat16)
+        cases = random_cases(floor.SHAPES[name], LAYERS, images, torch.bfloat16, "cuda")
         arrived = [torch.zeros(images, dtype=torch.int32, device="cuda") for _ in cases]
         folded = [project(c.hidden_states, c.head, 5.0, a) for c, a in zip(cases, arrived, strict=True)]
         logits = [codebook(x, c.head) for x, c in zip(folded, cases, strict=True)]

@@ -1,4 +1,4 @@
-"""The command line: `janus-dola generate`, `batch`, `info` and `demo`."""
+"""The command line: `janus-dola generate`, `batch`, `info`, `profile` and `demo`."""
 
 import sys
 import warnings
@@ -214,6 +214,31 @@ def info(
     }
     for name, value in lines.items():
         typer.echo(f"{name:26}{value}")
+
+
+@app.command()
+def profile(
+    model: Model = MINI,
+    parallel_size: Annotated[int, typer.Option(help="Images drawn at once.")] = 4,
+    alpha: Alpha = 0.1,
+    candidate_layers: CandidateLayers = "auto",
+    premature_layer: PrematureLayer = None,
+    dola: Dola = True,
+    backend: Backend = "auto",
+    engine: EngineName = "auto",
+    device: Device = None,
+    dtype: Dtype = None,
+    trace: Annotated[Path, typer.Option(help="File for the timeline, to be opened at ui.perfetto.dev.")] = Path(
+        "decode_step.json"
+    ),
+) -> None:
+    """Record one decode step: its ten most expensive operations, and a timeline."""
+    from janus_dola.profiling import profile_step
+
+    config = _dola(dola, candidate_layers, alpha, premature_layer)
+    pipe = JanusDoLa.from_pretrained(model, device, dtype)
+    typer.echo(profile_step(pipe, parallel_size, config, backend, engine, trace))
+    typer.echo(f"timeline: {trace}")
 
 
 @app.command()

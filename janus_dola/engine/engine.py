@@ -25,8 +25,8 @@ class Engine:
 
     def __init__(self, parts: JanusParts) -> None:
         self._parts = parts
-        with torch.no_grad():  # what each code is fed back as, once and for all
-            self._code_table = parts.embed_codes(torch.arange(parts.head.num_codes, device=parts.device))
+        with torch.no_grad():  # [V, D], what each code is fed back as
+            self.code_table = parts.embed_codes(torch.arange(parts.head.num_codes, device=parts.device))
         self._decoder: Decoder | None = None  # the one that the graphs are of
         self._graphs: StepGraphs | None = None
         self._failed: set[str] = set()  # engines that could not be had
@@ -45,6 +45,23 @@ class Engine:
         Raises:
             RuntimeError: with `strict`, the step cannot be compiled or captured.
         """
+        decoder, step = self.begin(prompts, seeds, plan, strict)
+        positions = range(1, self._parts.image_tokens)
+        for position in _with_bar(positions, len(seeds), self._parts.device) if progress else positions:
+            step(position)
+        return decoder.codes(len(seeds))
+
+    @torch.no_grad()
+    def begin(
+        self, prompts: PromptBatch, seeds: Tensor, plan: Plan, strict: bool = False
+    ) -> tuple[Decoder, Callable[[int], None]]:
+        """Makes the step ready, runs the prompts and draws the first code of each image.
+
+        Args:
+            prompts, seeds, plan, strict: as for `draw`.
+        Returns:
+            the decoder, and what draws the code at position 1, then 2 and so on.
+        """
         images, length = len(seeds), prompts.token_ids.shape[1]
         if plan.engine in self._failed and not strict:
             plan = replace(plan, engine="eager")
@@ -58,14 +75,10 @@ class Engine:
             if strict or plan.engine == "eager":
                 raise
             self._failed.add(plan.engine)
-            warnings.warn(f"engine {plan.engine!r} failed, and the step runs eagerly instead: {error}", stacklevel=2)
+            warnings.warn(f"engine {plan.engine!r} failed, and the step runs eagerly instead: {error}", stacklevel=3)
             decoder, step = self._prepare(replace(plan, engine="eager"), images, length)
         decoder.begin(*_padded(prompts, seeds, decoder.images))
-        first = length + 1  # positions written once the first code has been fed back
-        written = range(first, first + self._parts.image_tokens - 1)
-        for count in _with_bar(written, images, self._parts.device) if progress else written:
-            step(visible_length(count))
-        return decoder.codes(images)
+        return decoder, lambda position: step(visible_length(length + position))
 
     def _prepare(self, plan: Plan, images: int, length: int) -> tuple[Decoder, Callable[[int], None]]:
         """A decoder for so many images and prompts of so many tokens, and its step, called with the visible length."""
@@ -74,7 +87,7 @@ class Engine:
         visible = range(visible_length(length + 1), capacity + 1, VISIBLE_MULTIPLE)
         if plan.engine == "eager" or not has_graphs(parts.device):
             self.release()
-            decoder = Decoder(parts, self._code_table, plan, images, capacity)
+            decoder = Decoder(parts, self.code_table, plan, images, capacity)
             if plan.engine == "compile":
                 decoder.try_steps(visible)
             return decoder, decoder.step
@@ -83,7 +96,7 @@ class Engine:
         kept = self._decoder
         if kept is None or (kept.plan, kept.images, kept.capacity) != (plan, bucket, capacity):
             self.release()
-            self._decoder = kept = Decoder(parts, self._code_table, plan, bucket, capacity)
+            self._decoder = kept = Decoder(parts, self.code_table, plan, bucket, capacity)
             self._graphs = StepGraphs(kept)
         assert self._graphs is not None
         self._graphs.capture(visible)

@@ -1,0 +1,34 @@
+"""The models that steps and whole images are timed with: one at a time, kept until another is asked for."""
+
+import gc
+
+import shapes
+import torch
+
+from janus_dola import DoLaConfig, JanusDoLa
+
+DOLA = {"baseline": None, "DoLa": DoLaConfig()}
+_FOUR_BLOCKS = DoLaConfig(candidate_layers=[1, 2, 3])
+_MODELS = {
+    "mini": lambda device: JanusDoLa.from_pretrained("mini", device=device, dtype="float32"),
+    "1B, 4 blocks": lambda device: shapes.random_janus("1B", blocks=4, codes_a_side=5, device=device),
+    "1B": lambda device: shapes.random_janus("1B", device=device, dtype=torch.bfloat16),
+    "7B": lambda device: shapes.random_janus("7B", device=device, dtype=torch.bfloat16),
+}
+_loaded: dict[str, JanusDoLa] = {}
+
+
+def model(name: str, device: str) -> JanusDoLa:
+    """One of `_MODELS`. Those of real shapes have random weights."""
+    if name not in _loaded:
+        _loaded.clear()
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        _loaded[name] = _MODELS[name](device)
+    return _loaded[name]
+
+
+def dola_of(name: str, way: str) -> DoLaConfig | None:
+    """None, or DoLa with the default candidates; with 4 blocks there are none, and all are taken."""
+    return _FOUR_BLOCKS if (name, way) == ("1B, 4 blocks", "DoLa") else DOLA[way]

@@ -1,0 +1,85 @@
+"""Times the parts of the early-exit stage: its sweep (logits to sampled code) in torch, and each fused launch alone."""
+
+import cases
+import floor
+import torch
+
+from janus_dola.kernels import reference
+from janus_dola.kernels.sampling import gumbel_max
+
+LAYERS = 5
+
+
+def sweep_cases(backends, shapes, images):
+    return {
+        f"{shape}-{count}-{backend}": {"backend": backend, "shape": shape, "images": count}
+        for shape in shapes for count in images for backend in backends
+    }  # fmt: skip
+
+
+def torch_sweep(logits, seeds, position):
+    """As the torch backend does it, from logits [L, B, V]."""
+    finite = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+    found = reference.decide(logits, finite, cases.GUIDED)
+    return gumbel_max(found.scores, 1.0, seeds, position)
+
+
+def test_sweep(timed, device, backend, shape, images):
+    sizes = floor.SHAPES[shape]
+    work = floor.sweep(sizes, LAYERS, images)
+    inputs = [
+        (torch.randn(LAYERS, images, sizes.codes, device=device), torch.arange(images, device=device) + i)
+        for i in range(min(64, -(-2 * cases.CACHE // work.bytes)))
+    ]
+    position = torch.tensor([7], device=device)
+    sweep = torch_sweep
+    if backend == "torch, compiled":
+        torch.compiler.reset()
+        sweep = torch.compile(torch_sweep, fullgraph=True)
+    calls = [lambda logits=logits, seeds=seeds: sweep(logits, seeds, position) for logits, seeds in inputs]
+    timed(calls, work, graph=True, rounds=7, backend=backend, shape=shape, images=images, dtype="float32")
+
+
+test_sweep.cases = {
+    "cpu": sweep_cases(["torch"], ["mini", "1B"], [4, 16]),
+    "cuda": sweep_cases(["torch", "torch, compiled"], ["1B"], [1, 4, 16, 32]),
+}
+
+
+def test_launch(timed, device, launch, shape, images):
+    """One of the three launches of the triton backend."""
+    from janus_dola.kernels.codebook import codebook
+    from janus_dola.kernels.project import project
+    from janus_dola.kernels.sweep import sweep
+
+    sizes, dtype = floor.SHAPES[shape], torch.bfloat16
+    inputs = cases.random_cases(sizes, LAYERS, images, dtype, device)
+    arrived = [torch.zeros_like(case.seeds, dtype=torch.int32) for case in inputs]
+    folded = [project(c.hidden_states, c.head, 5.0, a) for c, a in zip(inputs, arrived, strict=True)]
+    logits = [codebook(x, c.head) for x, c in zip(folded, inputs, strict=True)]
+
+    def count_and_sweep(case, zeros, parts):
+        zeros.zero_()  # what the first launch does otherwise
+        sweep(*parts, zeros, cases.GUIDED, case.seeds, case.position, False)
+
+    every = list(zip(inputs, arrived, folded, logits, strict=True))
+    calls = {
+        "project": [lambda c=c, a=a: project(c.hidden_states, c.head, 5.0, a) for c, a, _, _ in every],
+        "codebook": [lambda c=c, x=x: codebook(x, c.head) for c, _, x, _ in every],
+        "sweep": [lambda c=c, a=a, z=z: count_and_sweep(c, a, z) for c, a, _, z in every],
+    }
+    works = {
+        "project": floor.project(sizes, LAYERS, images, dtype),
+        "codebook": floor.codebook(sizes, LAYERS, images, dtype),
+        "sweep": floor.sweep(sizes, LAYERS, images),
+    }
+    timed(calls[launch], works[launch], graph=True, launch=launch, shape=shape, images=images, dtype="bfloat16")
+
+
+test_launch.cases = {
+    "cpu": {},
+    "cuda": {
+        f"{shape}-{images}-{launch}": {"launch": launch, "shape": shape, "images": images}
+        for shape in ("1B", "7B") for images in (1, 4, 16, 32) for launch in ("project", "codebook", "sweep")
+    },
+}  # fmt: skip
