@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COMPAT := .venv-compat/bin
 
-.PHONY: help test test-compat lint format types demo bench static-report gpu-check tune train-mini score-mini clean
+.PHONY: help test test-compat lint format types demo bench report bench-compare static-report gpu-check tune train-mini score-mini clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -28,8 +28,18 @@ types: .venv/ready  ## check the types of the public packages
 demo: .venv/ready  ## draw a contact sheet and layer maps with the mini model
 	$(BIN)/janus-dola demo --outdir demo_out
 
-bench: .venv/ready  ## time the early-exit stage and whole images on a CPU
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds
+bench: .venv/ready  ## time everything on this machine's CPU and write the report (about 5 minutes on 2 cores)
+	$(BIN)/python -m pytest bench --benchmark-only --device cpu --benchmark-columns=median,iqr,rounds \
+		--benchmark-json=bench/results/bench_cpu.json
+	$(BIN)/python bench/report.py
+
+report: .venv/ready  ## make tables and plots from the records in bench/results
+	$(BIN)/python bench/report.py
+
+bench-compare: .venv/ready  ## make bench-compare A.json B.json: what got slower from A to B
+	$(BIN)/python bench/compare.py $(filter %.json,$(MAKECMDGOALS))
+
+%.json: ;
 
 static-report: .venv/ready  ## compile the fused kernels for GPUs that are not here, and report
 	$(BIN)/python bench/static_report.py

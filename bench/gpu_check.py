@@ -1,30 +1,24 @@
 """Accuracy and speed of the fused kernels and the decode engine on the GPU at hand, in one command: `make gpu-check`.
 
-Runs the tests that need a GPU, compute-sanitizer where it is installed, and the measurements; writes all of it to
-bench/results/<gpu>.json and .md, anew after each part. Exits with 1 when anything failed, a test was skipped, or there is
-no GPU.
+Runs the tests that need a GPU, compute-sanitizer where it is installed, and the benchmarks. Writes check_<gpu>.md and
+bench_<gpu>.json into bench/results, from which `make report` makes the pages. Exits with 1 when anything failed, a test was
+skipped, or there is no GPU.
 """
 
-import json
 import re
 import shutil
 import subprocess
 import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
 from xml.etree import ElementTree
 
-import generation
-import head_stage
-import timing
+import tables
 import torch
-import transformers
-import triton
 import typer
-
-from janus_dola.kernels.launch import generation_of
+from conftest import made_with
+from records import RESULTS, read
 
 ROOT = Path(__file__).parent.parent
 ACCURACY = ["tests/kernels/test_fused_on_gpu.py", "tests/janus_dola/test_engine_on_gpu.py"]
@@ -77,164 +71,53 @@ def sanitize() -> dict[str, str]:
     return found
 
 
-def versions() -> dict[str, str]:
-    """What the results were made with."""
-    driver = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
+def benchmark(record: Path) -> int:
+    """Runs the benchmarks and writes their record. Returns pytest's exit status."""
+    command = [sys.executable, "-m", "pytest", "bench", "--benchmark-only", "--device", "cuda", "-q"]
+    command += ["--benchmark-columns=median,iqr,rounds", f"--benchmark-json={record}"]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def summary(made: dict, tests: dict, sanitizer: dict[str, str]) -> str:
+    """What was checked, in short."""
+    return (
+        f"# Checks on {made['device']}\n\nMade by `make gpu-check`: "
+        + ", ".join(f"{name} {value}" for name, value in made.items() if name != "device")
+        + f".\n\nTests: {tests['tests']} run, {tests['failures'] + tests['errors']} failed, {tests['skipped']} skipped, "
+        + f"{tests['seconds']:.0f} s; not passed: {', '.join(tests['not_passed']) or 'none'}.\n\n"
+        + "\n".join(f"compute-sanitizer {tool}: {said}." for tool, said in sanitizer.items())
+        + "\n"
     )
-    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "generation": generation_of(torch.device("cuda")),
-        "driver": driver.stdout.strip(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "transformers": transformers.__version__,
-        "revision": revision.stdout.strip() or "unknown",
-        "date": datetime.now(timezone.utc).date().isoformat(),
-    }
-
-
-def markdown(results: dict) -> str:
-    """The results as Markdown, as far as there are any."""
-    made, tests = results["made_with"], results["tests"]
-    text = [
-        f"# Fused kernels and decode engine on {made['gpu']}",
-        "",
-        "Made by `make gpu-check`: "
-        + ", ".join(f"{name} {value}" for name, value in made.items() if name != "gpu")
-        + ".",
-        "",
-        f"Tests: {tests['tests']} run, {tests['failures'] + tests['errors']} failed, {tests['skipped']} skipped, "
-        f"{tests['seconds']:.0f} s. "
-        + " ".join(f"compute-sanitizer {tool}: {said}." for tool, said in results["sanitizer"].items()),
-        "",
-        f"Ceilings measured: copy {results['ceilings']['bytes_per_second'] / 1e12:.2f} TB/s, bf16 products "
-        f"{results['ceilings']['operations_per_second'] / 1e12:.0f} TFLOP/s.",
-    ]
-    sections = {
-        "head_stage": _head_stage_table,
-        "steps": _steps_table,
-        "whole_images": _whole_images_table,
-        "memory": _memory_table,
-    }
-    for name, table in sections.items():
-        text += ["", *(table(results[name]) if results.get(name) else [f"{name}: {NOT_MEASURED}"])]
-    return "\n".join(text) + "\n"
-
-
-def _table(columns: list[str], rows: list[list]) -> list[str]:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-
-
-def _time(timing: dict, unit: float = 1e6) -> str:
-    return "{:.1f} ({:.1f}-{:.1f})".format(*(unit * timing[key] for key in ("median", "low", "high")))
-
-
-def _head_stage_table(found: list[dict]) -> list[str]:
-    names = list(dict.fromkeys(name for row in found for name in row["seconds"]))
-    rows = []
-    for row in found:
-        share = row["seconds"]["triton"]["median"] / row["floor_seconds"]
-        times = [_time(row["seconds"][name]) if name in row["seconds"] else "" for name in names]
-        floor = f"{row['floor_seconds'] * 1e6:.1f}"
-        rows.append([row["shape"], row["images"], row["candidates"], floor, f"{share:.2f} x", *times])
-    return [
-        "Head stage, norm to sampled code, bfloat16, guidance 5, alpha 0.1; microseconds, median (quartiles). The floor is",
-        "the time to read weights and hidden states once, or to make the products, whichever is longer. *of floor* is",
-        "triton's median over it. Where it does not say eager, calls are replayed from a CUDA graph.",
-        "",
-        *_table(["shape", "images", "candidates", "floor", "of floor", *names], rows),
-    ]
-
-
-def _steps_table(found: list[dict]) -> list[str]:
-    rows = []
-    for row in found:
-        plain, dola = row["seconds"]["baseline"], row["seconds"]["DoLa"]
-        rows.append(
-            [row["shape"], row["images"], row["engine"], f"{row['floor_seconds'] * 1e3:.2f}", _time(plain, 1e3),
-             _time(dola, 1e3), f"{dola['median'] / plain['median']:.3f}", f"{row['floor_seconds'] / dola['median']:.0%}"]
-        )  # fmt: skip
-    return [
-        "A whole decode step, random weights, bfloat16, half way through an image; milliseconds, median (quartiles). The",
-        "floor is the time to read the blocks' weights, the visible keys and values and the head once.",
-        "",
-        *_table(["shape", "images", "engine", "floor", "baseline", "DoLa", "DoLa / baseline", "share of floor"], rows),
-    ]
-
-
-def _whole_images_table(found: list[dict]) -> list[str]:
-    rows = [
-        [row["shape"], row["images"], name, f"{seconds:.2f}", f"{row['images'] / seconds:.2f}"]
-        for row in found
-        for name, seconds in row["seconds"].items()
-    ]
-    return [
-        "Whole images of 576 codes, prompt to pictures, random weights, bfloat16. Ours: median of three runs; peers: one.",
-        "",
-        *_table(["shape", "images", "way", "seconds", "images a second"], rows),
-    ]
-
-
-def _memory_table(found: list[dict]) -> list[str]:
-    rows = []
-    for row in found:
-        plain, dola = (row["bytes"][way] / 2**20 for way in ("baseline", "DoLa"))
-        rows.append([row["shape"], row["images"], f"{plain:.0f}", f"{dola:.0f}", f"{dola - plain:.1f}"])
-    return [
-        "Memory at the most while images are drawn, beyond the model; MiB.",
-        "",
-        *_table(["shape", "images", "baseline", "DoLa", "DoLa adds"], rows),
-    ]
 
 
 def main(
-    outdir: Annotated[Path, typer.Option(help="Where the results go.")] = ROOT / "bench" / "results",
-    shapes: Annotated[list[str], typer.Option(help="Head shapes to time.")] = ["1B", "7B"],  # noqa: B006
+    outdir: Annotated[Path, typer.Option(help="Where the results go.")] = RESULTS,
 ) -> None:
-    """Check and time the fused kernels on this GPU."""
+    """Check and time the fused kernels and the decode engine on this GPU."""
     if not torch.cuda.is_available():
         print("gpu-check: torch sees no GPU here", file=sys.stderr)
         raise typer.Exit(1)
     started = time.time()
     outdir.mkdir(parents=True, exist_ok=True)
-    made = versions()
+    made = made_with("cuda")
     print(made, flush=True)
-    results: dict = {"made_with": made, "tests": run_tests(outdir / "gpu_tests.xml")}
+    name = re.sub(r"[^a-z0-9]+", "_", made["device"].lower()).strip("_")
+    tests = run_tests(outdir / "gpu_tests.xml")
     (outdir / "gpu_tests.xml").unlink()
-    results["sanitizer"] = sanitize()
-    print(results["sanitizer"], flush=True)
-    results["ceilings"] = {
-        "bytes_per_second": timing.copy_bandwidth(),
-        "operations_per_second": timing.matrix_rate(),
-    }
-    print(results["ceilings"], flush=True)
-    name = re.sub(r"[^a-z0-9]+", "_", made["gpu"].lower()).strip("_")
-
-    def save() -> None:
-        results["seconds"] = time.time() - started
-        (outdir / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        (outdir / f"{name}.md").write_text(markdown(results), encoding="utf-8")
-
-    results["head_stage"] = head_stage.measure(shapes, *results["ceilings"].values())
-    save()
-    for table, row in generation.measure(shapes, *results["ceilings"].values()):
-        print(table, row, flush=True)
-        results.setdefault(table, []).append(row)
-        save()
-    print(markdown(results))
-    tests = results["tests"]
-    bad = tests["failures"] + tests["errors"] + tests["skipped"]
-    bad += sum(said.startswith("FAILED") for said in results["sanitizer"].values())
+    sanitizer = sanitize()
+    text = summary(made, tests, sanitizer)
+    (outdir / f"check_{name}.md").write_text(text, encoding="utf-8")
+    print(text, flush=True)
+    record = outdir / f"bench_{name}.json"
+    benchmarks = benchmark(record)
+    if record.exists():
+        print(tables.report(read(record)), flush=True)
+    bad = tests["failures"] + tests["errors"] + tests["skipped"] + (benchmarks != 0)
+    bad += sum(said.startswith("FAILED") for said in sanitizer.values())
     if bad or tests["tests"] == 0:
         print(f"gpu-check: {bad} checks did not pass: {tests['not_passed']}", file=sys.stderr)
         raise typer.Exit(1)
-    print(f"gpu-check: all passed in {results['seconds']:.0f} s")
+    print(f"gpu-check: all passed in {time.time() - started:.0f} s; `make report` puts the times into the pages")
 
 
 if __name__ == "__main__":

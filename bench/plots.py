@@ -1,0 +1,101 @@
+"""Plots of a record: neutral grey text on a transparent ground, for white pages and dark ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import floor
+import matplotlib
+from records import Record, Row
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+GREY = "#808890"
+COLOURS = {
+    "reference": "#e0565b", "torch": "#4c8dd6", "torch, compiled": "#8a6fd1", "triton": "#2fa36b",
+    "ours": "#2fa36b", "plain loop": "#e0565b", "transformers": "#d98c2b",
+}  # fmt: skip
+STYLE = {
+    "svg.hashsalt": "janus-dola", "font.size": 11, "text.color": GREY, "axes.labelcolor": GREY, "axes.edgecolor": GREY,
+    "xtick.color": GREY, "ytick.color": GREY, "axes.spines.top": False, "axes.spines.right": False, "grid.color": GREY,
+    "grid.alpha": 0.25, "axes.grid": True, "axes.axisbelow": True, "legend.frameon": False,
+}  # fmt: skip
+
+
+def _lines(axes: Axes, rows: list[Row], x: Callable[[Row], float]) -> None:
+    """A line for each backend, with quartiles, and the floor; times in milliseconds."""
+    for backend in dict.fromkeys(row.facts["backend"] for row in rows):
+        mine = sorted((row for row in rows if row.has(backend=backend)), key=x)
+        times = [1e3 * row.median for row in mine]
+        bars = [[1e3 * (row.median - row.low) for row in mine], [1e3 * (row.high - row.median) for row in mine]]
+        axes.errorbar(
+            [x(row) for row in mine], times, bars, marker="o", capsize=3, color=COLOURS[backend], label=backend
+        )
+    floors = {x(row): 1e3 * row.floor for row in rows if row.floor}
+    axes.plot(*zip(*sorted(floors.items()), strict=True), linestyle="--", color=GREY, label="floor")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(sorted(floors), [f"{value:g}" for value in sorted(floors)])
+    axes.minorticks_off()
+    axes.set_ylabel("time of one call, ms")
+    axes.legend()
+
+
+def _stage(record: Record, **facts: object) -> list[Row]:
+    dtype = "bfloat16" if record.on_gpu else "float32"
+    return [
+        row for row in record.select("test_head_stage", dtype=dtype, **facts) if "eager" not in row.facts["backend"]
+    ]
+
+
+def latency_by_images(record: Record, axes: Axes) -> None:
+    _lines(axes, _stage(record, shape="1B", candidates=4), lambda row: row.facts["images"])
+    axes.set_xlabel("images at once")
+    axes.set_title("Head stage of the 1B shape, 5 layers")
+
+
+def cost_by_candidates(record: Record, axes: Axes) -> None:
+    _lines(axes, _stage(record, shape="1B", images=4), lambda row: row.facts["candidates"])
+    axes.set_xlabel("candidate layers")
+    axes.set_title("Head stage of the 1B shape, 4 images")
+
+
+def cost_by_vocabulary(record: Record, axes: Axes) -> None:
+    rows = [row for row in _stage(record, images=1, candidates=4) if row.facts["shape"].startswith("2048 x")]
+    _lines(axes, rows, lambda row: floor.SHAPES[row.facts["shape"]].codes)
+    axes.set_xlabel("codes in the vocabulary")
+    axes.set_title("One-matrix head, hidden size 2048, 5 layers, 1 image")
+
+
+def images_per_second(record: Record, axes: Axes) -> None:
+    rows = record.select("test_image")[::-1]
+    speeds = [row.facts["images"] / row.median for row in rows]
+    colours = [COLOURS[row.facts["loop"].split(",")[0]] for row in rows]
+    bars = axes.barh(
+        [f"{row.facts['model']}: {row.facts['loop']}, {row.facts['way']}" for row in rows], speeds, color=colours
+    )
+    axes.bar_label(bars, [f"{speed:.3g}" for speed in speeds], padding=4, color=GREY)
+    axes.set_xscale("log")
+    axes.margins(x=0.15)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("images a second")
+    axes.set_title("Whole images")
+
+
+PLOTS = (latency_by_images, cost_by_candidates, cost_by_vocabulary, images_per_second)
+
+
+def draw(record: Record, folder: Path, name: str, ending: str = "svg") -> list[Path]:
+    """Writes all plots of a record as `{name}_{plot}.svg`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for plot in PLOTS:
+        with plt.rc_context(STYLE):
+            figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+            plot(record, axes)
+            path = folder / f"{name}_{plot.__name__}.{ending}"
+            figure.savefig(path, transparent=True, metadata={"Date": None} if ending == "svg" else None, dpi=110)
+            plt.close(figure)
+        paths.append(path)
+    return paths

@@ -1,0 +1,77 @@
+"""Raw records of `make bench` and `make gpu-check`, as pytest-benchmark writes them, read into rows of seconds per call."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import floor
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One benchmark. Seconds of one call: median and quartiles over the rounds."""
+
+    name: str  # the test's name with its case
+    test: str
+    facts: dict  # shape, images, backend, ... of the case
+    median: float
+    low: float
+    high: float
+    floor: float | None  # seconds, where the benchmark says what work it needs
+
+    def has(self, **facts: object) -> bool:
+        """Whether these are facts of the case."""
+        return all(self.facts.get(name) == value for name, value in facts.items())
+
+
+@dataclass(frozen=True)
+class Record:
+    """All benchmarks of one run."""
+
+    made_with: dict[str, str]
+    ceilings: dict
+    rows: list[Row]
+
+    @property
+    def device(self) -> str:
+        """The processor it was made on."""
+        return self.made_with["device"]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether that is a GPU."""
+        return not self.device.startswith("CPU")
+
+    def select(self, test: str, **facts: object) -> list[Row]:
+        """The rows of a test with these facts, in the order they were run."""
+        return [row for row in self.rows if row.test == test and row.has(**facts)]
+
+    def median(self, test: str, **facts: object) -> float | None:
+        """The median of the one row with these facts; None if it was not measured."""
+        found = self.select(test, **facts)
+        if len(found) > 1:
+            raise LookupError(f"{len(found)} rows of {test} have {facts}")
+        return found[0].median if found else None
+
+
+def read(path: Path) -> Record:
+    """Reads the file that `--benchmark-json` wrote."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    ceilings, rows = content["ceilings"], []
+    for found in content["benchmarks"]:
+        facts, stats = found["extra_info"], found["stats"]
+        calls = facts["calls"]
+        least = None
+        if "bytes" in facts:
+            rate = ceilings["operations_per_second"][facts["dtype"]]
+            least = floor.Work(facts["bytes"], facts["operations"]).seconds(ceilings["bytes_per_second"], rate)
+        seconds = [stats[key] / calls for key in ("median", "q1", "q3")]
+        rows.append(Row(found["name"], found["name"].split("[")[0], facts, *seconds, least))
+    return Record(content["machine_info"], ceilings, rows)
+
+
+def committed() -> list[Record]:
+    """The records in bench/results, CPUs first."""
+    return sorted(map(read, RESULTS.glob("bench_*.json")), key=lambda record: (record.on_gpu, record.device))

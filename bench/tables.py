@@ -1,0 +1,188 @@
+"""Tables of the report and of the README, from records alone."""
+
+from collections.abc import Callable, Iterable
+
+from records import Record, Row
+
+NOT_MEASURED = "not measured"
+
+
+def markdown(columns: list[str], rows: Iterable[list]) -> str:
+    """A table."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)]) + "\n"
+
+
+def time(seconds: float) -> str:
+    """Three digits with a unit that suits."""
+    unit, name = next(
+        (unit, name) for unit, name in ((1, "s"), (1e-3, "ms"), (1e-6, "us")) if seconds >= unit or unit == 1e-6
+    )
+    return f"{seconds / unit:.3g} {name}"
+
+
+def spread(row: Row) -> str:
+    """Median and quartiles."""
+    return f"{time(row.median)} ({time(row.low)} - {time(row.high)})"
+
+
+def _share(row: Row) -> str:
+    return f"{row.median / row.floor:.2f} x" if row.floor else ""
+
+
+def _floor(row: Row) -> str:
+    return time(row.floor) if row.floor else ""
+
+
+def _listing(record: Record, test: str, facts: list[str]) -> str:
+    rows = record.select(test)
+    if not rows:
+        return NOT_MEASURED + "\n"
+    body = [[*(row.facts[name] for name in facts), spread(row), _floor(row), _share(row)] for row in rows]
+    return markdown([*facts, "median (quartiles)", "floor", "over floor"], body)
+
+
+def _images(record: Record) -> str:
+    rows = record.select("test_image")
+    if not rows:
+        return NOT_MEASURED + "\n"
+    body = [
+        [row.facts["model"], row.facts["images"], row.facts["loop"], row.facts["way"], spread(row),
+         f"{row.facts['images'] / row.median:.3g}"]
+        for row in rows
+    ]  # fmt: skip
+    return markdown(["model", "images", "loop", "decoding", "median (quartiles)", "images a second"], body)
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Record], str]]] = {
+    "Head stage": (
+        "Hidden states of all layers to sampled code; `candidates` beside the final layer; guidance 5, alpha 0.1.",
+        lambda record: _listing(record, "test_head_stage", ["shape", "dtype", "images", "candidates", "backend"]),
+    ),
+    "Sweep": (
+        "Logits of 5 layers to sampled code.",
+        lambda record: _listing(record, "test_sweep", ["shape", "images", "backend"]),
+    ),
+    "Launches": (
+        "The three fused kernels, each alone.",
+        lambda record: _listing(record, "test_launch", ["shape", "images", "launch"]),
+    ),
+    "Decode step": (
+        "Last codes to next codes, half way through an image.",
+        lambda record: _listing(record, "test_step", ["model", "dtype", "images", "engine", "way"]),
+    ),
+    "Whole images": ("Prompt to pictures.", _images),
+    "Pieces of other libraries": (
+        "What they do of the stage, beside our sweep, which does all of it.",
+        lambda record: _listing(record, "test_piece", ["piece", "images"]),
+    ),
+}
+
+
+def report(record: Record) -> str:
+    """All tables of one record."""
+    made = ", ".join(f"{name} {value}" for name, value in record.made_with.items() if name != "device")
+    rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in record.ceilings["operations_per_second"].items())
+    text = [
+        f"### {record.device}",
+        "",
+        f"Made with {made}. Measured ceilings: copy {record.ceilings['bytes_per_second'] / 1e9:.3g} GB/s; matrix products, "
+        f"TFLOP/s: {rates}.",
+        "",
+    ]
+    for name, (what, table) in SECTIONS.items():
+        text += [f"#### {name}", "", what, "", table(record)]
+    return "\n".join(text)
+
+
+def _ratio(over: float | None, under: float | None) -> str:
+    return NOT_MEASURED if over is None or under is None else f"{over / under:.2f} x"
+
+
+def on_a_cpu(record: Record) -> str:
+    """The README's ratios of a CPU."""
+
+    def stage(backend: str, dtype: str) -> float | None:
+        return record.median("test_head_stage", shape="1B", images=4, candidates=4, backend=backend, dtype=dtype)
+
+    def image(model: str, loop: str, way: str) -> float | None:
+        return record.median("test_image", model=model, loop=loop, way=way)
+
+    def step(model: str, way: str) -> float | None:
+        return record.median("test_step", model=model, way=way)
+
+    head = "head stage, 1B shape, 5 layers, 4 images, {}: reference over batched torch"
+    rows = [
+        [head.format(dtype), _ratio(stage("reference", dtype), stage("torch", dtype))]
+        for dtype in ("float32", "bfloat16")
+    ]
+    for model in ("mini", "1B, 4 blocks"):
+        ours = image(model, "ours, eager", "DoLa")
+        rows += [
+            [f"{model}: a step with DoLa over one without", _ratio(step(model, "DoLa"), step(model, "baseline"))],
+            [f"{model}: images with DoLa, plain loop over ours", _ratio(image(model, "plain loop", "DoLa"), ours)],
+            [
+                f"{model}: images without DoLa, transformers over ours",
+                _ratio(image(model, "transformers", "baseline"), image(model, "ours, eager", "baseline")),
+            ],
+        ]
+    return markdown([f"time ratios on a {record.device}", "medians"], rows)
+
+
+def on_a_gpu(record: Record | None) -> str:
+    """The README's targets, and how far they are met on a GPU."""
+
+    def worst(shape: str) -> str:
+        rows = record.select("test_head_stage", shape=shape, candidates=4, backend="triton") if record else []
+        shares = [row.median / row.floor for row in rows if row.floor and row.facts["images"] <= 16]
+        return f"{max(shares):.2f} x" if shares else NOT_MEASURED
+
+    def of(test: str, **facts: object) -> float | None:
+        return record.median(test, **facts) if record else None
+
+    def stage(backend: str) -> float | None:
+        return of("test_head_stage", shape="7B", images=4, candidates=4, backend=backend)
+
+    def image(model: str, loop: str, way: str) -> float | None:
+        return of("test_image", model=model, loop=loop, way=way)
+
+    def step(way: str) -> float | None:
+        return of("test_step", model="7B", images=16, engine="graph", way=way)
+
+    def share() -> str:
+        rows = record.select("test_step", model="7B", images=16, engine="graph", way="DoLa") if record else []
+        return f"{rows[0].floor / rows[0].median:.0%}" if rows and rows[0].floor else NOT_MEASURED
+
+    def memory() -> str:
+        rows = record.select("test_image", model="7B", loop="ours, graph") if record else []
+        size = {row.facts["way"]: row.facts["memory_bytes"] for row in rows}
+        return f"{(size['DoLa'] - size['baseline']) / 1e6:.1f} MB" if len(size) == 2 else NOT_MEASURED
+
+    def faster(model: str, loop: str, way: str) -> str:
+        """Than ours with DoLa."""
+        return _ratio(image(model, loop, way), image(model, "ours, graph", "DoLa"))
+
+    def stage_faster(backend: str) -> str:
+        return _ratio(stage(backend), stage("triton"))
+
+    rows = [
+        ["head stage over its floor, 7B, 5 layers, 1 to 16 images (the worst)", "<= 1.25 x", worst("7B")],
+        ["the same, 1B", "<= 1.5 x", worst("1B")],
+        ["head stage, 7B, 4 images: eager reference over ours", ">= 10 x", stage_faster("reference")],
+        ["the same, torch.compile of the batched pass over ours", ">= 1.5 x", stage_faster("torch, compiled")],
+        ["a step with DoLa over one without, 7B, 16 images", "<= 1.02", _ratio(step("DoLa"), step("baseline"))],
+        ["the floor's share of a 7B step with DoLa, 16 images", ">= 75%", share()],
+        ["images with DoLa, 1B, 4 at once: plain loop over ours", ">= 5 x", faster("1B", "plain loop", "DoLa")],
+        ["the same, 7B, 16 at once", ">= 3 x", faster("7B", "plain loop", "DoLa")],
+        ["transformers' loop without DoLa over ours with it, 1B", ">= 2 x", faster("1B", "transformers", "baseline")],
+        ["memory that DoLa adds, 7B, 16 images", "<= 64 MB", memory()],
+    ]
+    device = record.device if record else "a GPU"
+    return markdown([f"bfloat16 on {device}", "target", "measured"], rows)
+
+
+def performance(records: list[Record]) -> str:
+    """The README's tables: one CPU, one GPU."""
+    gpu = next((record for record in records if record.on_gpu), None)
+    parts = [on_a_cpu(record) for record in records if not record.on_gpu][:1]
+    return "\n".join([*parts, on_a_gpu(gpu)])
