@@ -6,10 +6,12 @@ from pathlib import Path
 import floor
 import matplotlib
 from records import Record, Row
+from tables import NOT_MEASURED
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 GREY = "#808890"
 COLOURS = {
@@ -25,6 +27,10 @@ STYLE = {
 
 def _lines(axes: Axes, rows: list[Row], x: Callable[[Row], float]) -> None:
     """A line for each backend, with quartiles, and the floor; times in milliseconds."""
+    axes.set_ylabel("time of one call, ms")
+    if not rows:
+        axes.text(0.5, 0.5, NOT_MEASURED, transform=axes.transAxes, ha="center")
+        return
     for backend in dict.fromkeys(row.facts["backend"] for row in rows):
         mine = sorted((row for row in rows if row.has(backend=backend)), key=x)
         times = [1e3 * row.median for row in mine]
@@ -37,8 +43,9 @@ def _lines(axes: Axes, rows: list[Row], x: Callable[[Row], float]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(sorted(floors), [f"{value:g}" for value in sorted(floors)])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-    axes.set_ylabel("time of one call, ms")
     axes.legend()
 
 
@@ -76,7 +83,6 @@ def images_per_second(record: Record, axes: Axes) -> None:
         [f"{row.facts['model']}: {row.facts['loop']}, {row.facts['way']}" for row in rows], speeds, color=colours
     )
     axes.bar_label(bars, [f"{speed:.3g}" for speed in speeds], padding=4, color=GREY)
-    axes.set_xscale("log")
     axes.margins(x=0.15)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("images a second")

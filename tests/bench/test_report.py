@@ -1,0 +1,137 @@
+"""The pages say what the committed records say, and no benchmark is slower unnoticed."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
+import plots
+import records
+import report
+import tables
+
+BENCH = records.RESULTS.parent
+CPU = records.RESULTS / "bench_cpu.json"
+
+
+@pytest.fixture
+def content():
+    """A record of a CPU as pytest-benchmark writes it."""
+    return json.loads(CPU.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def gpu(content, tmp_path):
+    """The record of an invented GPU on which all targets are met."""
+    content["machine_info"]["device"] = "NVIDIA Invented"
+    content["ceilings"] = {"bytes_per_second": 1e12, "operations_per_second": {"bfloat16": 1e15, "float32": 1e14}}
+    content["benchmarks"] = []
+
+    def add(test, seconds, calls=1, **facts):
+        facts = {"calls": calls, "dtype": "bfloat16", **facts}
+        stats = {"median": seconds * calls, "q1": 0.9 * seconds * calls, "q3": 1.2 * seconds * calls}
+        content["benchmarks"].append({"name": f"{test}[{facts}]", "extra_info": facts, "stats": stats})
+
+    for shape, images in (("1B", 4), ("7B", 4), ("7B", 16), ("7B", 32)):
+        stage = {"shape": shape, "images": images, "candidates": 4, "bytes": 10**9, "operations": 0}
+        add("test_head_stage", 2e-3 if images == 32 else 1.2e-3, 3, backend="triton", **stage)
+        add("test_head_stage", 24e-3, backend="reference", **stage)
+        add("test_head_stage", 2.4e-3, backend="torch, compiled", **stage)
+    for way, seconds, memory in (("baseline", 10e-3, 5_000_000), ("DoLa", 10.1e-3, 25_000_000)):
+        add("test_step", seconds, model="7B", images=16, engine="graph", way=way, bytes=8 * 10**9, operations=0)
+        for model, images in (("1B", 4), ("7B", 16)):
+            add("test_image", 2.0, model=model, images=images, loop="ours, graph", way=way, memory_bytes=memory)
+            add("test_image", 12.0, model=model, images=images, loop="plain loop", way=way)
+            add("test_image", 5.0, model=model, images=images, loop="transformers", way=way)
+    path = tmp_path / "bench_gpu.json"
+    path.write_text(json.dumps(content))
+    return records.read(path)
+
+
+def cells(table):
+    return [line.split("|")[-2].strip() for line in table.splitlines()[2:]]
+
+
+def test_the_pages_are_those_of_the_committed_records():
+    found = records.committed()
+    assert found
+    for path, name, text in (
+        (report.PERFORMANCE, "performance", tables.performance(found)),
+        (report.REPORT, "results", report.results(found)),
+    ):
+        assert report.between(name).search(path.read_text(encoding="utf-8"))[0] == text, "run `make report`"
+    for record in found:
+        for plot in plots.PLOTS:
+            assert (report.PLOTS / f"{report.file_name(record)}_{plot.__name__}.svg").exists()
+
+
+def test_records_name_what_made_them_and_not_whose_machine():
+    for path in records.RESULTS.glob("bench_*.json"):
+        made = json.loads(path.read_text(encoding="utf-8"))["machine_info"]
+        assert {"device", "torch", "triton", "transformers", "revision", "date"} <= set(made)
+        assert not {"node", "release", "user"} & set(made)
+
+
+def test_a_gpu_fills_the_table_of_targets(gpu):
+    expected = ["1.20 x", "1.20 x", "20.00 x", "2.00 x", "1.01 x", "79%", "6.00 x", "6.00 x", "2.50 x", "20.0 MB"]
+    assert cells(tables.on_a_gpu(gpu)) == expected
+    assert cells(tables.on_a_gpu(None)) == [tables.NOT_MEASURED] * len(expected)
+    assert gpu.device in tables.report(gpu)
+    assert report.file_name(gpu) == "nvidia_invented"
+
+
+def test_the_time_of_a_round_is_shared_by_its_calls(gpu):
+    row = gpu.select("test_head_stage", shape="1B", backend="triton")[0]
+    assert row.median == pytest.approx(1.2e-3)
+    assert row.floor == pytest.approx(1e-3)
+    with pytest.raises(LookupError, match="rows of test_head_stage have"):
+        gpu.median("test_head_stage", shape="7B")
+
+
+def test_plots_are_drawn_from_either_kind_of_record(gpu, tmp_path):
+    for record in (*records.committed(), gpu):
+        for path in plots.draw(record, tmp_path, report.file_name(record)):
+            assert "</svg>" in path.read_text(encoding="utf-8")
+
+
+def compare(before, after):
+    return subprocess.run(
+        [sys.executable, str(BENCH / "compare.py"), str(before), str(after)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_comparison_tells_what_is_slower_beyond_the_noise(content, tmp_path):
+    rows = content["benchmarks"]
+    for row in rows:
+        row["stats"] |= {"median": 1.0, "q1": 0.99, "q3": 1.01}
+    rows[2]["stats"] |= {"q1": 0.8, "q3": 1.2}
+    before, after = tmp_path / "a.json", tmp_path / "b.json"
+    before.write_text(json.dumps(content))
+    changed = copy.deepcopy(content)
+    for index, median in ((0, 1.04), (1, 1.1), (2, 1.3), (3, 0.5)):
+        changed["benchmarks"][index]["stats"]["median"] = median
+    after.write_text(json.dumps(changed))
+    ended = compare(before, after)
+    assert ended.returncode == 1
+    assert f"{len(rows)} benchmarks in both, 1 slower beyond the noise" in ended.stdout
+    assert f"| {rows[1]['name']} | 1 s | 1.1 s | 1.10 x | 5% |" in ended.stdout
+    assert compare(before, before).returncode == 0
+    changed["machine_info"]["device"] = "another"
+    after.write_text(json.dumps(changed))
+    ended = compare(before, after)
+    assert ended.returncode == 2
+    assert "both records must be of one device" in ended.stderr
+
+
+def test_markers_must_be_there(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    with pytest.raises(ValueError, match="must have the markers 'results' once, got 0"):
+        report.replace(page, "results", "x")
