@@ -61,7 +61,7 @@ def timed(benchmark, device):
         if work is not None:
             benchmark.extra_info.update(asdict(work))
         together = timing.in_graph(calls) if graph and device == "cuda" else timing.one_after_the_other(calls)
-        benchmark.pedantic(together, rounds=rounds, warmup_rounds=2 if rounds > 5 else 1, iterations=1)
+        benchmark.pedantic(together, rounds=rounds, warmup_rounds=min(2, rounds // 3), iterations=1)
 
     return run
 

@@ -24,7 +24,6 @@ def transformers_loop(pipe, images, dola):
 WAYS = {
     "ours, eager": ours("eager"),
     "ours, graph": ours("graph"),
-    "ours, compile": ours("compile"),
     "plain loop": plain_loop,
     "transformers": transformers_loop,
 }
@@ -57,5 +56,5 @@ def test_image(timed, device, benchmark, name, images, loop, way):
 
 test_image.cases = {
     "cpu": table("mini", 4, ["eager"]) | table("1B, 4 blocks", 4, ["eager"]),
-    "cuda": table("1B", 4, ["graph", "compile"]) | table("7B", 16, ["graph", "compile"]),
+    "cuda": table("1B", 4, ["graph"]) | table("7B", 16, ["graph"]),
 }

@@ -22,7 +22,6 @@ def table(backends, shapes, images, candidates, dtypes):
 
 PLAIN = ("reference", "torch")
 VOCABULARIES = ["2048 x 4096", "2048 x 16384", "2048 x 65536"]
-FUSED = ("triton", "triton, eager", "torch", "torch, eager", "reference")
 CASES = {
     "cpu": table(PLAIN, ["mini"], [4], [3], ["float32"])
     | table(PLAIN, ["1B"], [1, 4, 16], [4], ["float32"])
@@ -30,16 +29,10 @@ CASES = {
     | table(PLAIN, ["1B"], [4], [4], ["bfloat16"])
     | table(PLAIN, VOCABULARIES, [1], [4], ["float32"])
     | table(["torch"], ["text 8B"], [1], [8], ["bfloat16"]),
-    "cuda": table(FUSED, ["1B", "7B"], [1, 4, 16, 32], [4], ["bfloat16"])
-    | table(["torch, compiled"], ["1B", "7B"], [1, 4, 16, 32], [4], ["bfloat16"])
-    | table(["triton", "torch"], ["1B", "7B"], [1, 4, 16, 32], [1, 2, 8], ["bfloat16"])
-    | table(
-        ["triton", "torch", "reference"],
-        [*VOCABULARIES, "text 8B"],
-        [1],
-        [4],
-        ["bfloat16"],
-    ),
+    "cuda": table(["triton", "torch", "reference"], ["1B", "7B"], [1, 4, 16, 32], [4], ["bfloat16"])
+    | table(["triton, eager", "torch, eager", "torch, compiled"], ["1B", "7B"], [4], [4], ["bfloat16"])
+    | table(["triton", "torch"], ["1B", "7B"], [4], [1, 2, 8], ["bfloat16"])
+    | table(["triton", "torch"], [*VOCABULARIES, "text 8B"], [1], [4], ["bfloat16"]),
 }
 
 

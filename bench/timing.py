@@ -1,6 +1,5 @@
 """How benchmarks take time: on a GPU by device events, kernels replayed from a CUDA graph. And what a device can do."""
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,15 +59,15 @@ def one_after_the_other(calls: Sequence[Call]) -> Call:
     return run
 
 
-def median_seconds(run: Call, device: str, repeats: int = 15) -> float:
-    """The median of some repeats, after three that do not count."""
+def seconds(run: Call, device: str, repeats: int = 15) -> list[float]:
+    """Of some repeats, after three that do not count."""
     now = clock(device)
-    seconds = []
+    found = []
     for _ in range(repeats + 3):
         start = now()
         run()
-        seconds.append(now() - start)
-    return statistics.median(seconds[3:])
+        found.append(now() - start)
+    return found[3:]
 
 
 @dataclass(frozen=True)
@@ -80,13 +79,13 @@ class Ceilings:
 
 
 def ceilings(device: str) -> Ceilings:
-    """A copy within memory, read plus written, and a square matrix product of random numbers in each dtype."""
+    """A copy within memory, read plus written, and a square matrix product of random numbers: the best of some repeats."""
     on_gpu = device == "cuda"
     source = torch.randint(0, 100, (1 << (30 if on_gpu else 28),), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    bandwidth = 2 * source.numel() / median_seconds(lambda: target.copy_(source), device)
+    bandwidth = 2 * source.numel() / min(seconds(lambda: target.copy_(source), device))
     size, rates = 8192 if on_gpu else 1024, {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / median_seconds(lambda a=a, b=b: a @ b, device)
+        rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / min(seconds(lambda a=a, b=b: a @ b, device))
     return Ceilings(bandwidth, rates)

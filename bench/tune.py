@@ -9,6 +9,7 @@ cache, at the sizes of Janus-Pro that fall into the bucket, and keeps the one wi
 import itertools
 import json
 import math
+import statistics
 import sys
 from typing import Annotated
 
@@ -17,7 +18,8 @@ import torch
 import triton
 import typer
 from cases import random_cases
-from timing import in_graph, median_seconds
+from timing import in_graph
+from timing import seconds as seconds_of
 from tqdm import tqdm
 from triton.runtime.errors import OutOfResources
 
@@ -62,7 +64,7 @@ def best(choices: list, calls_of, cases_of_shapes: list) -> object:
     for choice in tqdm(choices, leave=False):
         try:
             seconds = [
-                median_seconds(in_graph(calls_of(cases, choice)), "cuda", repeats=10) / len(cases)
+                statistics.median(seconds_of(in_graph(calls_of(cases, choice)), "cuda", repeats=10)) / len(cases)
                 for cases in cases_of_shapes
             ]
         except OutOfResources:
