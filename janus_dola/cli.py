@@ -17,7 +17,7 @@ from janus_dola.config import DoLaConfig
 from janus_dola.engine.decode import NonFiniteError
 from janus_dola.image_files import ImageFormat, Recipe, file_name, read_recipe, save_image
 from janus_dola.models import find_parts
-from janus_dola.models.load import MINI, load_skeleton
+from janus_dola.models.load import HINT_AT_MINI, MINI, load_skeleton
 from janus_dola.pipeline import JanusDoLa
 
 Model = Annotated[str, typer.Option(help='"mini", a folder, or a repository such as deepseek-community/Janus-Pro-1B.')]
@@ -91,11 +91,7 @@ def _dola(enabled: bool, candidate_layers: str, alpha: float, premature_layer: s
 
 def _hint_at_mini(model: str) -> None:
     if model == MINI:
-        typer.echo(
-            'Drawing with "mini", which knows coloured shapes only ("a large red circle on white"); '
-            "a real Janus: --model deepseek-community/Janus-Pro-1B",
-            err=True,
-        )
+        typer.echo(HINT_AT_MINI, err=True)
 
 
 @app.command()
@@ -225,7 +221,6 @@ def batch(
     look = Look(cfg_weight, temperature, _dola(dola, candidate_layers, alpha, premature_layer))
     settings = Settings(model, look, parallel_size, seed, image_format, dtype)
     compute = Compute(device, backend, workers, ray_address, batch_size)
-    _hint_at_mini(model)
     summary = run_batch(
         prompts,
         outdir,

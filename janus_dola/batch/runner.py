@@ -22,6 +22,7 @@ from janus_dola.batch.records import BadRecord, Numbered, Records, numbered, ope
 from janus_dola.batch.resume import DONE, FAILED, MISSING, RunFile, forget_all, states_of
 from janus_dola.batch.settings import Settings, Task
 from janus_dola.batch.worker import Failed
+from janus_dola.models.load import HINT_AT_MINI, MINI
 from janus_dola.pipeline import JanusDoLa
 
 _SECONDS_BETWEEN_LINES = 60  # of progress in a log file
@@ -165,11 +166,11 @@ class _Run:
         with telling(self._outdir):
             self._record_bad()
         if left:
-            with self._bar("drawing", self._order.images, kept) as bar:
-                log = partial(tqdm.write, file=sys.stderr) if self._progress else _silent
-                with _pool(self._settings, compute, pipe, log) as pool:
-                    self._draw_missing(pool, compute, before, bar)
-                left = self._order.images - int(bar.n)
+            log = partial(tqdm.write, file=sys.stderr) if self._progress else _silent
+            if self._settings.model == MINI:
+                log(HINT_AT_MINI)
+            with _pool(self._settings, compute, pipe, log) as pool:
+                left -= self._draw_missing(pool, compute, before, kept)
         with telling(self._outdir):
             self._manifest.compact()
             write_page(self._outdir, self._manifest, self._settings.named())
@@ -184,18 +185,23 @@ class _Run:
                 self._manifest.append(bad_entry(first, record) for first, record in part)
             self._failed += self._order.bad
 
-    def _draw_missing(self, pool: Pool, compute: Compute, before: RunFile | None, bar: tqdm) -> None:
+    def _draw_missing(self, pool: Pool, compute: Compute, before: RunFile | None, kept: int) -> int:
+        """Returns how many images were drawn or failed."""
         size = compute.batch_size or (before.batch_size if before is not None else pool.batch_size)
         self._settings = self._settings.with_dtype(pool.dtype)
         with telling(self._outdir):
             if before is None:  # nothing there is of this run
                 forget_all(self._outdir, self._manifest)
             RunFile(self._settings.named(), size).write(self._outdir)
-        drawn = pool.run(self._missing(size))
-        for batch, results in drawn:
-            with telling(self._outdir):
-                bar.update(self._store(batch, results))
-            bar.set_postfix(failed=self._failed)
+        taken = 0
+        with self._bar("drawing", self._order.images, kept) as bar:
+            for batch, results in pool.run(self._missing(size)):
+                with telling(self._outdir):
+                    stored = self._store(batch, results)
+                taken += stored
+                bar.set_postfix(failed=self._failed, refresh=False)
+                bar.update(stored)
+        return taken
 
     def _missing(self, size: int) -> Iterator[Batch]:
         """Batches with a missing image, as whole as they were planned; then what had failed before, once more."""
