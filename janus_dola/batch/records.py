@@ -243,7 +243,7 @@ def _checked(index: int, fields: Mapping[str, Any], settings: Settings) -> Recor
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            raise ValueError(f"prompt and id must be valid Unicode, got {_shown(ascii(text))}") from None
+            raise ValueError(f"prompt and id must be valid Unicode, got {ascii(text)[:_SHOWN]}") from None
     size = given.get("parallel_size")
     if size is not None:
         check_int("parallel_size", size, 1, MAX_PARALLEL_SIZE)

@@ -150,7 +150,7 @@ class _Run:
         self._outdir, self._order, self._settings = outdir, order, settings
         self._manifest, self._interrupt, self._progress = manifest, interrupt, progress
         self._states = bytearray(order.numbers)  # all MISSING
-        self._failed = 0
+        self._failed = order.bad
 
     def check(self, overwrite: bool) -> None:
         """Looks at what an earlier run with the same settings left."""
@@ -163,8 +163,6 @@ class _Run:
         """Draws what is missing, then makes the page."""
         kept = self._states.count(DONE)
         left = self._order.images - kept
-        with telling(self._outdir):
-            self._record_bad()
         if left:
             log = partial(tqdm.write, file=sys.stderr) if self._progress else _silent
             if self._settings.model == MINI:
@@ -172,6 +170,7 @@ class _Run:
             with _pool(self._settings, compute, pipe, log) as pool:
                 left -= self._draw_missing(pool, compute, before, kept)
         with telling(self._outdir):
+            self._record_bad()
             self._manifest.compact()
             write_page(self._outdir, self._manifest, self._settings.named())
         drawn = self._states.count(DONE) - kept
@@ -183,7 +182,6 @@ class _Run:
             bad = ((first, record) for first, record, _ in self._order if isinstance(record, BadRecord))
             while part := list(islice(bad, _LINES_AT_ONCE)):
                 self._manifest.append(bad_entry(first, record) for first, record in part)
-            self._failed += self._order.bad
 
     def _draw_missing(self, pool: Pool, compute: Compute, before: RunFile | None, kept: int) -> int:
         """Returns how many images were drawn or failed."""

@@ -142,11 +142,9 @@ def test_batches_lose_no_image_and_double_none(looks, size):
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl", "txt"])
-def test_reading_a_million_prompts_takes_the_memory_of_a_few(tmp_path, form):
+def test_reading_many_prompts_takes_the_memory_of_a_few(tmp_path, form):
     path = tmp_path / f"a.{form}"
-    count, words = (
-        (1_000_000, "x") if form == "txt" else (100_000, "a large red circle on white, with 100 more words" * 4)
-    )
+    count, words = 40_000, "a large red circle on white, " * 10
     with path.open("w") as file:
         if form == "json":
             file.write('{"prompts": [' + f'"{words}",' * (count - 1) + f'"{words}"]}}')
@@ -157,4 +155,4 @@ def test_reading_a_million_prompts_takes_the_memory_of_a_few(tmp_path, form):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found == count
-    assert peak < 2_000_000
+    assert peak < 1_000_000 < path.stat().st_size / 10

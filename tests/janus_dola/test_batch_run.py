@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -53,7 +54,7 @@ def test_a_run_writes_what_stream_draws_and_says_how(mini, tmp_path):
         assert (recipe.prompt, recipe.seed, recipe.dtype) == (line["prompt"], line["seed"], "float32")
         layer_map = Image.open(tmp_path / line["map"])
         assert layer_map.size == (16, 8)
-        assert list(layer_map.crop((0, 0, 8, 8)).getdata()) == drawn.premature_layers.tolist()
+        assert np.asarray(layer_map)[:, :8].ravel().tolist() == drawn.premature_layers.tolist()
 
 
 def test_the_same_command_again_draws_nothing(fast, tmp_path, drawn_prompts):
@@ -84,7 +85,7 @@ def test_what_is_damaged_is_drawn_again_in_its_own_batch(fast, tmp_path, drawn_p
         Image.open(path).save(path)
     else:
         text = (tmp_path / "manifest.jsonl").read_text().splitlines(keepends=True)
-        (tmp_path / "manifest.jsonl").write_text("".join(text[:5] + ["garbage\n"] + text[6:]) + '{"image": 3, "fi')
+        (tmp_path / "manifest.jsonl").write_text("".join([*text[:5], "garbage\n", *text[6:]]) + '{"image": 3, "fi')
     drawn_prompts.clear()
     summary = run_batch(SHAPES[:6], tmp_path, TWO, FOUR_AT_ONCE, pipe=fast)
     assert (summary.drawn, summary.kept) == (1, 11)
@@ -337,10 +338,3 @@ def test_the_shell_says_what_happened(tmp_path):
     assert f"12 images of 7 prompts in out ({drawn} from earlier runs)" in second.stdout
     assert second.stderr.endswith("janus-dola: 1 failed: see the lines with an error in out/manifest.jsonl\n")
     assert "failed=1" in second.stderr
-    third = subprocess.run(
-        [*command, "--seed", "3"], cwd=tmp_path, input=prompts, capture_output=True, text=True, check=False
-    )
-    assert third.returncode == 2
-    assert third.stderr.splitlines()[-1].startswith(
-        "janus-dola: error: outdir out was made with other settings: seed 0, now 3."
-    )
