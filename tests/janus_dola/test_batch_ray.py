@@ -1,0 +1,108 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from janus_dola.batch import Compute, Settings, run_batch
+from tests.janus_dola.batch_helpers import SHAPES, lines, pictures, without_seconds
+
+ray = pytest.importorskip("ray")
+COMMAND = [
+    sys.executable, "-m", "janus_dola.cli", "batch", "--prompts", "prompts.json", "--parallel-size", "2",
+    "--batch-size", "2", "--device", "cpu",
+]  # fmt: skip
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    (tmp_path / "prompts.json").write_text(json.dumps({"prompts": SHAPES}))
+    return tmp_path / "prompts.json"
+
+
+def test_two_workers_one_killed_half_way_draw_what_one_process_draws(prompts, mini, tmp_path):
+    alone, outdir = tmp_path / "alone", tmp_path / "out"
+    run_batch(prompts, alone, Settings(parallel_size=2), Compute(batch_size=2), pipe=mini)
+    with (tmp_path / "log").open("w+") as log:
+        command = [*COMMAND, "--outdir", "out", "--workers", "2"]
+        running = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+        ready = []
+        while len(ready) < 2 or len(list(outdir.glob("*.jpg"))) < len(SHAPES):
+            assert running.poll() is None, (tmp_path / "log").read_text()
+            ready = re.findall(r"worker ready: pid (\d+) on", (tmp_path / "log").read_text())
+            time.sleep(0.02)
+        os.kill(int(ready[0]), signal.SIGKILL)
+        assert running.wait(timeout=120) == 0, (tmp_path / "log").read_text()
+    text = (tmp_path / "log").read_text()
+    assert f"worker lost: pid {ready[0]} on" in text
+    assert "36 images of 18 prompts in out" in text
+    assert pictures(outdir) == pictures(alone)
+    assert without_seconds(outdir) == without_seconds(alone)
+    assert len(lines(outdir)) == 36
+
+
+@pytest.fixture
+def one_machine():
+    """What a user's own cluster would be, in this process."""
+    yield
+    ray.shutdown()
+
+
+def test_a_batch_that_kills_every_worker_fails_and_the_run_goes_on(tmp_path, monkeypatch, one_machine):
+    from janus_dola.batch import ray_pool
+
+    class Dies(ray_pool._Actor):
+        def load(self, settings, compute):
+            return "float32", 2, f"pid {os.getpid()} on this"
+
+        def draw(self, batch):
+            from janus_dola.batch.worker import Drawn
+
+            if any(task.prompt == "poison" for task in batch):
+                os._exit(1)
+            return [Drawn(b"an image", None, 0.0, 0.0, {}, 0.0)] * len(batch)
+
+    monkeypatch.setattr(ray_pool, "_Actor", Dies)
+    prompts = ["a", "b", "poison", "c", "d", "e"]
+    summary = run_batch(prompts, tmp_path, Settings(parallel_size=1), Compute("cpu", workers=2, batch_size=1))
+    assert (summary.drawn, summary.failed) == (5, 1)
+    assert [line["index"] for line in lines(tmp_path) if line["file"] is None] == [2]
+    assert lines(tmp_path)[2]["error"].startswith("3 workers died over the batch with this image; the last: ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "compute", "message"),
+    [
+        (
+            Settings(),
+            Compute("cpu", workers=1000),
+            "workers must be at most the .* CPU cores of the Ray cluster, got 1000",
+        ),
+        (Settings("no/such/model"), Compute("cpu", workers=1), "no/such/model"),
+        (Settings(), Compute(ray_address="local"), "workers must be given where the Ray cluster has no GPU"),
+    ],
+)
+def test_what_workers_cannot_do_is_said_in_one_line(tmp_path, settings, compute, message, one_machine):
+    import torch
+
+    if compute.ray_address and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises((ValueError, OSError), match=message) as raised:
+        run_batch(["a"], tmp_path, settings, compute)
+    assert len(str(raised.value).splitlines()) == 1
+    assert not ray.is_initialized()
+
+
+def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'janus-dola\[ray\]'"):
+        run_batch(["a"], tmp_path, Settings(), Compute(workers=2))
+
+
+def test_workers_have_no_numbered_device():
+    with pytest.raises(ValueError, match='device must be "cpu" or "cuda" with workers'):
+        Compute("cuda:1", workers=2)
