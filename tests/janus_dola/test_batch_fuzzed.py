@@ -35,10 +35,10 @@ GOOD = st.fixed_dictionaries(
 )
 ODD = st.dictionaries(st.sampled_from([*FIELDS, "prompts", "Seed"]), VALUES, max_size=4) | VALUES
 # Parallel sizes that are legal and huge would only take long.
-RECORDS = (GOOD | ODD).filter(
+RECORDS = (GOOD | GOOD | GOOD | ODD).filter(
     lambda found: not isinstance(found, dict) or not isinstance(size := found.get("parallel_size"), int) or size <= 3
 )
-RAW = st.one_of(RECORDS.map(lambda found: json.dumps(found).encode()), st.binary(max_size=30)).map(
+RAW = st.one_of(*[RECORDS.map(lambda found: json.dumps(found).encode())] * 4, st.binary(max_size=30)).map(
     lambda line: line.replace(b"\n", b"").replace(b"\r", b"")
 )
 COUNT = 10_000
