@@ -3,7 +3,7 @@
 import os
 import socket
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,24 @@ class _Actor:
     def draw(self, batch: Batch) -> Results:
         """See `Worker.draw`."""
         return self._worker.draw(batch)
+
+
+def plan_workers(resources: Mapping[str, float], compute: Compute) -> tuple[dict[str, int], int]:
+    """What each worker needs of a cluster, and how many workers there are: one for each GPU, where there are any.
+
+    Raises:
+        ValueError: the cluster is too small, or nothing says how many.
+    """
+    gpus = int(resources.get("GPU", 0)) if compute.device != "cpu" else 0
+    if compute.device == "cuda" and not gpus:
+        raise ValueError('device must be "cpu" where the Ray cluster has no GPU, got "cuda"')
+    if compute.workers is None and not gpus:
+        raise ValueError("workers must be given where the Ray cluster has no GPU, got None")
+    room, kind = (gpus, "GPUs") if gpus else (int(resources.get("CPU", 0)), "CPU cores")
+    count = compute.workers or gpus
+    if count > room:
+        raise ValueError(f"workers must be at most the {room} {kind} of the Ray cluster, got {count}")
+    return ({"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 1}), count
 
 
 @dataclass
@@ -61,7 +79,7 @@ class RayPool(AbstractContextManager["RayPool"]):
             small.
     """
 
-    def __init__(self, settings: Settings, compute: Compute, log: Any = print) -> None:
+    def __init__(self, settings: Settings, compute: Compute, log: Callable[[str], None]) -> None:
         try:
             import ray
         except ImportError:
@@ -71,7 +89,7 @@ class RayPool(AbstractContextManager["RayPool"]):
         self._restarts = 0
         self._start_ray()
         try:
-            self._options, count = self._plan()
+            self._options, count = plan_workers(ray.cluster_resources(), compute)
             self._members = [self._member() for _ in range(count)]
             self.dtype, self.batch_size = "", 0
             self._await_one()
@@ -86,21 +104,6 @@ class RayPool(AbstractContextManager["RayPool"]):
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
         own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         self._ray.init(address=address, log_to_driver=False, logging_level="error", **own)
-
-    def _plan(self) -> tuple[dict[str, Any], int]:
-        resources = self._ray.cluster_resources()
-        on_gpus = self._compute.device != "cpu" and resources.get("GPU", 0) >= 1
-        kind, room = ("GPUs", int(resources["GPU"])) if on_gpus else ("CPU cores", int(resources.get("CPU", 0)))
-        if self._compute.device == "cuda" and not on_gpus:
-            raise ValueError('device must be "cpu" where the Ray cluster has no GPU, got "cuda"')
-        count = self._compute.workers
-        if count is None:
-            if not on_gpus:
-                raise ValueError("workers must be given where the Ray cluster has no GPU, got None")
-            count = room
-        if count > room:
-            raise ValueError(f"workers must be at most the {room} {kind} of the Ray cluster, got {count}")
-        return ({"num_gpus": 1, "num_cpus": 1} if on_gpus else {"num_cpus": 1}), count
 
     def _member(self) -> _Member:
         actor: Any = self._ray.remote(_Actor).options(**self._options).remote()
