@@ -2,19 +2,22 @@
 
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import transformers
 import typer
-from tqdm.auto import tqdm
 
-from janus_dola.batch import Settings, draw_to_files, read_prompts
+from janus_dola.batch import Compute, Look, Settings, run_batch
+from janus_dola.batch.manifest import NAME as MANIFEST
+from janus_dola.batch.page import PAGE
+from janus_dola.batch.pool import WorkersLostError
 from janus_dola.config import DoLaConfig
 from janus_dola.engine.decode import NonFiniteError
-from janus_dola.image_files import ImageFormat, read_recipe
+from janus_dola.image_files import ImageFormat, Recipe, file_name, read_recipe, save_image
 from janus_dola.models import find_parts
-from janus_dola.models.load import MINI, load_skeleton
+from janus_dola.models.load import HINT_AT_MINI, MINI, load_skeleton
 from janus_dola.models.quantize import Quantization
 from janus_dola.pipeline import JanusDoLa
 
@@ -94,11 +97,7 @@ def _dola(enabled: bool, candidate_layers: str, alpha: float, premature_layer: s
 
 def _hint_at_mini(model: str) -> None:
     if model == MINI:
-        typer.echo(
-            'Drawing with "mini", which knows coloured shapes only ("a large red circle on white"); '
-            "a real Janus: --model deepseek-community/Janus-Pro-1B",
-            err=True,
-        )
+        typer.echo(HINT_AT_MINI, err=True)
 
 
 @app.command()
@@ -129,22 +128,45 @@ def generate(
     if from_image is not None:
         _refuse_other_settings(context)
         recipe = read_recipe(from_image)
-        prompts, model, dtype, quantize = [recipe.prompt], recipe.model, recipe.dtype, recipe.quantize
-        settings = Settings(
-            model, recipe.cfg_weight, recipe.temperature, recipe.dola, 1, recipe.seed, backend, image_format, engine,
-            quantize,
-        )  # fmt: skip
+        prompts, dtype = [recipe.prompt], recipe.dtype
+        look = Look(recipe.cfg_weight, recipe.temperature, recipe.dola)
+        settings = Settings(recipe.model, look, 1, recipe.seed, image_format, quantize=recipe.quantize)
     else:
         if not prompts:
             raise typer.BadParameter("give a prompt, or --from an image")
-        config = _dola(dola, candidate_layers, alpha, premature_layer)
-        settings = Settings(
-            model, cfg_weight, temperature, config, parallel_size, seed, backend, image_format, engine, quantize
-        )
-    _hint_at_mini(model)
-    pipe = JanusDoLa.from_pretrained(model, device, dtype, quantize=quantize)
-    for path in draw_to_files(pipe, prompts, outdir, settings, progress=sys.stderr.isatty()):
+        look = Look(cfg_weight, temperature, _dola(dola, candidate_layers, alpha, premature_layer))
+        settings = Settings(model, look, parallel_size, seed, image_format, quantize=quantize)
+    _hint_at_mini(settings.model)
+    pipe = JanusDoLa.from_pretrained(settings.model, device, dtype, quantize=settings.quantize)
+    for path in _draw_to_files(pipe, prompts, outdir, settings, backend, engine):
         typer.echo(path)
+
+
+def _draw_to_files(
+    pipe: JanusDoLa, prompts: list[str], outdir: Path, settings: Settings, backend: str, engine: str
+) -> Iterator[Path]:
+    look = settings.look
+    drawn = pipe.stream(
+        prompts,
+        settings.parallel_size,
+        dola=look.dola,
+        cfg_weight=look.cfg_weight,
+        temperature=look.temperature,
+        seed=settings.seed,
+        backend=backend,
+        engine=engine,
+        progress=sys.stderr.isatty(),
+    )
+    outdir.mkdir(parents=True, exist_ok=True)
+    dtype = str(pipe.parts.dtype).removeprefix("torch.")
+    for found in drawn:
+        prompt = prompts[found.prompt]
+        recipe = Recipe(
+            settings.model, prompt, found.seed, look.cfg_weight, look.temperature, look.dola, dtype, settings.quantize
+        )
+        path = outdir / file_name(found.prompt, prompt, found.k, settings.image_format)
+        save_image(found.image, path, recipe)
+        yield path
 
 
 def _refuse_other_settings(context: typer.Context) -> None:
@@ -161,7 +183,16 @@ def _refuse_other_settings(context: typer.Context) -> None:
 
 @app.command()
 def batch(
-    prompt_json: Annotated[Path, typer.Option(help='File with {"prompts": ["...", ...]}.')],
+    prompts: Annotated[
+        str,
+        typer.Option(
+            "--prompts",
+            "--prompt-json",
+            metavar="FILE",
+            help='.json: {"prompts": ["...", ...]}; .jsonl: an object a line, {"prompt": "..."} and if wished id, seed, '
+            "parallel_size, cfg_weight, alpha, candidate_layers; .txt: a prompt a line; - is stdin.",
+        ),
+    ],
     model: Model = MINI,
     outdir: OutDir = Path("out_dola"),
     parallel_size: ParallelSize = 4,
@@ -172,27 +203,57 @@ def batch(
     premature_layer: PrematureLayer = None,
     dola: Dola = True,
     max_prompts: Annotated[int | None, typer.Option(min=1, help="Draw only so many.", show_default="all")] = None,
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(help="The n-th image of all, from 0, has the seed SEED + n.")] = 0,
     backend: Backend = "auto",
     engine: EngineName = "auto",
     device: Device = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
     image_format: Format = "jpg",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Record malformed prompts as failed and go on.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what OUTDIR holds of other settings or prompts.")
+    ] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images drawn at once.", show_default="what fits into memory")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Ray actors, each with a GPU or a CPU core.", show_default="this process alone"),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Of a Ray cluster: auto, or HOST:PORT; one actor for each GPU.", show_default="none"),
+    ] = None,
 ) -> None:
-    """Draw every prompt of a JSON file into a folder."""
-    prompts = read_prompts(prompt_json)[:max_prompts]
-    config = _dola(dola, candidate_layers, alpha, premature_layer)
-    settings = Settings(
-        model, cfg_weight, temperature, config, parallel_size, seed, backend, image_format, engine, quantize
+    """Draw prompts by the thousand into a folder.
+
+    The same command again goes on where it stopped. OUTDIR gets the images, manifest.jsonl with a line for each, and
+    index.html to look at them.
+    """
+    look = Look(cfg_weight, temperature, _dola(dola, candidate_layers, alpha, premature_layer))
+    settings = Settings(model, look, parallel_size, seed, image_format, dtype, quantize)
+    compute = Compute(device, backend, engine, workers, ray_address, batch_size)
+    summary = run_batch(
+        prompts,
+        outdir,
+        settings,
+        compute,
+        max_prompts=max_prompts,
+        skip_bad=skip_bad,
+        overwrite=overwrite,
+        progress=True,
     )
-    _hint_at_mini(model)
-    pipe = JanusDoLa.from_pretrained(model, device, dtype, quantize=quantize)
-    files = draw_to_files(pipe, prompts, outdir, settings)
-    count = sum(
-        1 for _ in tqdm(files, total=len(prompts) * parallel_size, unit="image", disable=not sys.stderr.isatty())
-    )
-    typer.echo(f"{count} images of {len(prompts)} prompts in {outdir}")
+    there = summary.drawn + summary.kept
+    earlier = f" ({summary.kept} from earlier runs)" if summary.kept else ""
+    typer.echo(f"{there} images of {summary.prompts} prompts in {outdir}{earlier}; see {outdir / PAGE}")
+    if summary.failed:
+        typer.echo(f"janus-dola: {summary.failed} failed: see the lines with an error in {outdir / MANIFEST}", err=True)
+    if summary.interrupted:
+        typer.echo(f"janus-dola: interrupted with {summary.left} images to go; the same command goes on", err=True)
+        raise typer.Exit(130)
+    if summary.failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -268,7 +329,7 @@ def run(command: typer.Typer) -> None:
     except (ValueError, OSError, ImportError) as error:
         typer.echo(f"janus-dola: error: {error}", err=True)
         sys.exit(2)
-    except NonFiniteError as error:
+    except (NonFiniteError, WorkersLostError) as error:
         typer.echo(f"janus-dola: error: {error}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:

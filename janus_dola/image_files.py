@@ -3,11 +3,12 @@
 The recipe is JSON in the EXIF field ImageDescription, which JPEG, PNG and WebP all have.
 """
 
+import io
 import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from PIL import ExifTags, Image
 
@@ -61,19 +62,30 @@ def file_name(index: int, prompt: str, k: int, image_format: ImageFormat = "jpg"
     return f"{index}_{stub or 'image'}_p{k}.{image_format}"
 
 
+def encode_image(image: Image.Image, image_format: ImageFormat, recipe: Recipe) -> bytes:
+    """The content of a file with an image and its recipe; the same bytes for the same image and recipe.
+
+    Raises:
+        ValueError: another format than jpg, png or webp, or a recipe that is too long for it (JPEG: 64 kB).
+    """
+    if image_format not in get_args(ImageFormat):
+        raise ValueError(f"format must be one of {list(get_args(ImageFormat))}, got {image_format!r}")
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = recipe.to_json().encode("utf-8")
+    exif[ExifTags.Base.Software] = "janus-dola"
+    content = io.BytesIO()
+    name = "jpeg" if image_format == "jpg" else image_format
+    image.save(content, format=name, exif=exif, **_SAVE_OPTIONS[image_format])
+    return content.getvalue()
+
+
 def save_image(image: Image.Image, path: Path, recipe: Recipe) -> None:
     """Writes an image with its recipe; the format follows from the ending of `path`: jpg, png or webp.
 
     Raises:
-        ValueError: another ending.
+        ValueError: another ending, or as for `encode_image`.
     """
-    ending = path.suffix[1:]
-    if ending not in get_args(ImageFormat):
-        raise ValueError(f"format must be one of {list(get_args(ImageFormat))}, got {ending!r}")
-    exif = Image.Exif()
-    exif[ExifTags.Base.ImageDescription] = recipe.to_json().encode("utf-8")
-    exif[ExifTags.Base.Software] = "janus-dola"
-    image.save(path, exif=exif, **_SAVE_OPTIONS[ending])
+    path.write_bytes(encode_image(image, cast(ImageFormat, path.suffix[1:]), recipe))
 
 
 def read_recipe(path: Path) -> Recipe:

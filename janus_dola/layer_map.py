@@ -73,6 +73,36 @@ def layer_map(image: Image.Image, premature_layers: Tensor, jsd: Tensor, layers:
     return sheet
 
 
+def colour_of_layer(layer: int) -> Colour:
+    """A layer's colour in `small_map`, whatever the other layers: neighbours in steps of one or two differ."""
+    return _PALETTE[layer % len(_PALETTE)]
+
+
+def small_map(premature_layers: Tensor, jsd: Tensor) -> Image.Image:
+    """The layer chosen at each code, and to the right of it how far it diverged, one pixel a code.
+
+    Args:
+        premature_layers, jsd: [T], from `GenerationOutput`; layers below 128.
+    Returns:
+        a palette picture of ceil(sqrt T) rows and twice as many columns. Its left half holds the number of the layer itself,
+        its right half 128 + round(127 * jsd / max jsd).
+    """
+    side = math.isqrt(len(jsd) - 1) + 1
+    picture = Image.new("P", (2 * side, side))
+    picture.putpalette(
+        [
+            *(part for layer in range(128) for part in colour_of_layer(layer)),
+            *(part for level in range(128) for part in heat(level / 127)),
+        ]
+    )
+    top = float(jsd.max()) or 1.0
+    levels = (128 + (127 * jsd / top).round()).to(premature_layers.dtype)
+    for left, values in ((0, premature_layers.tolist()), (side, levels.tolist())):
+        for code, value in enumerate(values):
+            picture.putpixel((left + code % side, code // side), value)
+    return picture
+
+
 def _legend_of_layers(
     canvas: ImageDraw.ImageDraw, colours: dict[int, Colour], premature_layers: Tensor, left: int, y: int
 ) -> None:

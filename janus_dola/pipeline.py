@@ -199,6 +199,41 @@ class JanusDoLa:
         together = batches(jobs, lambda longest: max_images or self._limit(longest))
         return self._draw(together, planned, strict, progress)
 
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
+        cfg_weight: float = 5.0,
+        temperature: float = 1.0,
+        backend: str = "auto",
+        engine: str = "auto",
+    ) -> list[DrawnImage]:
+        """Draws one image for each prompt and its seed, all at once.
+
+        Args:
+            prompts: at least one; the same one several times gives several images of it.
+            seeds: one for each image, 0 .. 2**63 - 1.
+            dola, cfg_weight, temperature, backend, engine: as for `generate` with the sampler "gumbel".
+        Returns:
+            the images in order; `prompt` counts them, and `k` is 0.
+        Raises:
+            ValueError: an argument is out of range; nothing has been drawn then.
+            NonFiniteError: hidden states or logits became NaN or infinite; its `images` count the prompts given.
+        """
+        if not prompts or len(prompts) != len(seeds):
+            raise ValueError(f"seeds must be one for each of at least one prompt, got {len(seeds)} for {len(prompts)}")
+        for seed in seeds:
+            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _MAX_SEED:
+                raise ValueError(f"seeds must be ints in 0 .. {_MAX_SEED}, got {seed!r}")
+        planned = plan(self.parts, dola, cfg_weight, temperature, "gumbel", backend, engine)
+        jobs = [Job(i, i, 0, self._prompt_ids(prompt), seeds[i]) for i, prompt in enumerate(prompts)]
+        return list(self._draw([jobs], planned, strict=False, progress=False))
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raises ValueError where a prompt is too long for the model."""
+        self._prompt_ids(prompt)
+
     def _limit(self, prompt_tokens: int) -> int:
         return images_that_fit(self.parts, prompt_tokens, self._engine.kept_bytes)
 

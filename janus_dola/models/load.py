@@ -17,6 +17,10 @@ from transformers import (
 from janus_dola.models.deepseek_checkpoint import MODEL_TYPE, load_deepseek_checkpoint, read_config
 
 MINI = "mini"
+HINT_AT_MINI = (
+    'Drawing with "mini", which knows coloured shapes only ("a large red circle on white"); '
+    "a real Janus: --model deepseek-community/Janus-Pro-1B"
+)
 _DESCRIPTION, _WEIGHTS = ["*.json", "*.jinja"], ["*.safetensors", "pytorch_model*.bin"]
 
 

@@ -1,0 +1,74 @@
+"""Memory of a batch run over many prompts: resident size of the process after every tenth of them.
+
+python bench/batch_memory.py --prompts 2000
+
+The mini model, drawn for 4 of its 64 codes so that it takes minutes; the rest of each picture is one code.
+"""
+
+import os
+import resource
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch.nn.functional as F
+import typer
+
+from janus_dola import JanusDoLa
+from janus_dola.batch import Compute, Settings, run_batch
+
+_CODES = 4
+
+
+def short_mini() -> JanusDoLa:
+    """The mini model with images of few codes."""
+    pipe = JanusDoLa.from_pretrained("mini", device="cpu")
+    whole, decode = pipe.parts.image_tokens, pipe.parts.decode_codes
+    pipe.parts = replace(
+        pipe.parts, image_tokens=_CODES, decode_codes=lambda codes: decode(F.pad(codes, (0, whole - _CODES)))
+    )
+    return pipe
+
+
+def resident_mib() -> float:
+    """What the process occupies now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def measure(prompts: int, batch_size: int = 32) -> list[tuple[int, float]]:
+    """Images written and MiB resident, after every tenth of a run with one image a prompt."""
+    pipe = short_mini()
+    found: list[tuple[int, float]] = []
+    drawn, draw = 0, pipe.draw
+
+    def draw_and_look(*arguments, **settings):
+        nonlocal drawn
+        images = draw(*arguments, **settings)
+        drawn += len(images)
+        if drawn // max(1, prompts // 10) > len(found):
+            found.append((drawn, resident_mib()))
+        return images
+
+    pipe.draw = draw_and_look  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        lines = Path(folder, "prompts.txt")
+        with lines.open("w") as file:
+            file.writelines(f"a large red circle on white, number {number}\n" for number in range(prompts))
+        summary = run_batch(
+            lines, Path(folder, "out"), Settings(parallel_size=1), Compute(batch_size=batch_size), pipe=pipe
+        )
+    assert summary.drawn == prompts, summary
+    return found
+
+
+def main(prompts: Annotated[int, typer.Option(help="How many prompts.")] = 2000) -> None:
+    """Print the memory of a run as it goes on."""
+    for images, mib in measure(prompts):
+        typer.echo(f"{images:6} images  {mib:8.1f} MiB")
+    typer.echo(f"at most         {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:8.1f} MiB")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,7 @@
+"""Batch generation: any number of prompts into a folder, resumable, on one GPU or on many."""
+
+from janus_dola.batch.pool import Compute
+from janus_dola.batch.runner import Summary, run_batch
+from janus_dola.batch.settings import Look, Settings
+
+__all__ = ["Compute", "Look", "Settings", "Summary", "run_batch"]

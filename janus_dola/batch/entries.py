@@ -1,0 +1,69 @@
+"""The lines of the manifest: what is said of an image that was drawn, of one that failed, and of a malformed prompt."""
+
+from pathlib import Path
+from typing import Any
+
+from janus_dola.batch.manifest import Entry
+from janus_dola.batch.records import BadRecord
+from janus_dola.batch.settings import Settings, Task
+from janus_dola.batch.worker import Drawn, Failed
+from janus_dola.image_files import file_name
+
+MAPS = "maps"  # the folder of the layer maps
+
+
+def map_name(name: str) -> str:
+    """Where the layer map of an image lies in the folder."""
+    return f"{MAPS}/{Path(name).stem}.png"
+
+
+def look_named(task: Task) -> dict[str, Any]:
+    """What a task may have of its own, as JSON holds it."""
+    look = task.look
+    if look.dola is None:
+        return {"cfg_weight": look.cfg_weight, "temperature": look.temperature, "dola": False}
+    layers = look.dola.candidate_layers
+    return {
+        "cfg_weight": look.cfg_weight,
+        "temperature": look.temperature,
+        "alpha": look.dola.alpha,
+        "candidate_layers": layers if isinstance(layers, str) else list(layers),
+        "premature_layer": look.dola.premature_layer,
+    }
+
+
+def entry_of(task: Task) -> Entry:
+    """What the line of an image says whether it was drawn or not."""
+    return {
+        "image": task.number,
+        "index": task.index,
+        "k": task.k,
+        "id": task.id,
+        "prompt": task.prompt,
+        "seed": task.seed,
+        "settings": look_named(task),
+    }
+
+
+def drawn_entry(task: Task, drawn: Drawn, settings: Settings) -> Entry:
+    """The line of an image that was drawn; JSD in nats."""
+    name = file_name(task.index, task.prompt, task.k, settings.image_format)
+    return {
+        "file": name,
+        "map": map_name(name) if drawn.layer_map is not None else None,
+        **entry_of(task),
+        "mean_jsd": drawn.mean_jsd,
+        "max_jsd": drawn.max_jsd,
+        "layers": {str(layer): count for layer, count in drawn.layers.items()},
+        "seconds": drawn.seconds,
+    }
+
+
+def failed_entry(task: Task, failed: Failed) -> Entry:
+    """The line of an image that could not be drawn."""
+    return {"file": None, **entry_of(task), "error": failed.error}
+
+
+def bad_entry(number: int, record: BadRecord) -> Entry:
+    """The line of a malformed prompt, under the number that its first image would have had."""
+    return {"file": None, "image": number, "index": record.index, "k": None, "prompt": None, "error": record.reason}

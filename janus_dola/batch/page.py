@@ -1,0 +1,71 @@
+"""`index.html`: a folder's images to look at in a browser, with their prompts, seeds, layer maps and failures.
+
+The page is static and opens from disk. What it shows lies beside it in `index_data.js`; only what is in view becomes an
+element.
+"""
+
+import json
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from janus_dola.batch.files import sync_folder, write_whole
+from janus_dola.batch.manifest import Manifest
+from janus_dola.layer_map import colour_of_layer
+
+PAGE, DATA = "index.html", "index_data.js"
+
+
+def write_page(outdir: Path, manifest: Manifest, settings: dict[str, Any]) -> None:
+    """Writes the page and its data.
+
+    Args:
+        settings: of the run, by name.
+    """
+    write_whole(outdir, DATA, _data(manifest, settings))
+    write_whole(outdir, PAGE, files("janus_dola.batch").joinpath("page.html").read_bytes())
+    sync_folder(outdir)
+
+
+def _data(manifest: Manifest, settings: dict[str, Any]) -> Iterator[bytes]:
+    """JavaScript, a row for each line of the manifest. A prompt is given once for its images in a row, each look once."""
+    yield f"const SETTINGS = {_js(settings)};\nconst ROWS = [\n".encode()
+    looks: dict[str, int] = {}
+    layers: set[int] = set()
+    before: object = None
+    for entry in manifest:
+        here = (entry["index"], entry.get("prompt"))
+        look = _js(entry.get("settings"))
+        layers.update(int(layer) for layer in entry.get("layers", {}))
+        row = [
+            entry["index"],
+            entry["k"],
+            entry.get("id"),
+            0 if here == before else entry.get("prompt"),
+            entry.get("seed"),
+            looks.setdefault(look, len(looks)),
+            entry["file"],
+            entry.get("map"),
+            entry.get("mean_jsd"),
+            entry.get("max_jsd"),
+            entry.get("layers"),
+            entry.get("error"),
+        ]
+        yield f"{_js(row)},\n".encode()
+        before = here
+    colours = {layer: "rgb({}, {}, {})".format(*colour_of_layer(layer)) for layer in sorted(layers)}
+    yield f"];\nconst LOOKS = [{', '.join(looks)}];\nconst COLOURS = {_js(colours)};\n".encode()
+
+
+def _js(value: object) -> str:
+    # A seed may be larger than the integers that JavaScript counts with.
+    return json.dumps(_seeds_as_text(value), ensure_ascii=False, separators=(",", ":"))
+
+
+def _seeds_as_text(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**53:
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _seeds_as_text(item) for key, item in value.items()}
+    return [_seeds_as_text(item) for item in value] if isinstance(value, list) else value

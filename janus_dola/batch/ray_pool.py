@@ -1,0 +1,192 @@
+"""Ray actors that draw: one for each GPU of a machine or a cluster, or several on CPUs."""
+
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from janus_dola.batch.batches import Batch
+from janus_dola.batch.pool import Compute, Results, WorkersLostError
+from janus_dola.batch.settings import Settings
+from janus_dola.batch.worker import Drawn, Failed, Worker
+from janus_dola.pipeline import JanusDoLa
+
+_AHEAD = 2  # batches an actor holds: the next one waits where the model is
+_ATTEMPTS = 3  # times a batch is handed out, when workers die over it
+_RESTARTS = 10  # of workers in a row, without an image drawn in between
+
+
+class _Actor:
+    """Lives in a process of its own, maybe on another machine."""
+
+    def load(self, settings: Settings, compute: Compute) -> tuple[str, int, str]:
+        """Loads the model: its dtype, the images that fit, and where it is."""
+        pipe = JanusDoLa.from_pretrained(settings.model, compute.device, settings.dtype, quantize=settings.quantize)
+        self._worker = Worker(pipe, settings, compute.backend, compute.engine)
+        return self._worker.dtype, self._worker.batch_size, f"pid {os.getpid()} on {socket.gethostname()}"
+
+    def draw(self, batch: Batch) -> Results:
+        """See `Worker.draw`."""
+        return self._worker.draw(batch)
+
+
+def plan_workers(resources: Mapping[str, float], compute: Compute) -> tuple[dict[str, int], int]:
+    """What each worker needs of a cluster, and how many workers there are: one for each GPU, where there are any.
+
+    Raises:
+        ValueError: the cluster is too small, or nothing says how many.
+    """
+    gpus = int(resources.get("GPU", 0)) if compute.device != "cpu" else 0
+    if compute.device == "cuda" and not gpus:
+        raise ValueError('device must be "cpu" where the Ray cluster has no GPU, got "cuda"')
+    if compute.workers is None and not gpus:
+        raise ValueError("workers must be given where the Ray cluster has no GPU, got None")
+    room, kind = (gpus, "GPUs") if gpus else (int(resources.get("CPU", 0)), "CPU cores")
+    count = compute.workers or gpus
+    if count > room:
+        raise ValueError(f"workers must be at most the {room} {kind} of the Ray cluster, got {count}")
+    return ({"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 1}), count
+
+
+@dataclass
+class _Handed:
+    """A batch, and how often a worker died over it."""
+
+    batch: Batch
+    deaths: int = 0
+
+
+@dataclass(eq=False)
+class _Member:
+    """An actor and what it was handed, oldest first."""
+
+    handle: Any
+    loading: Any  # ObjectRef of load; None once it is ready
+    where: str = "a new worker"
+    queue: "deque[tuple[Any, _Handed]]" = field(default_factory=deque)
+
+
+class RayPool(AbstractContextManager["RayPool"]):
+    """Actors of Ray, and batches handed out to them one by one.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ConnectionError: no cluster answers at the address.
+        FileNotFoundError, ValueError: the model cannot be loaded or cannot draw with these settings; or the cluster is too
+            small.
+    """
+
+    def __init__(self, settings: Settings, compute: Compute, log: Callable[[str], None]) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise ImportError("workers and ray_address need Ray: pip install 'janus-dola[ray]'") from None
+        self._ray, self._settings, self._compute, self._log = ray, settings, compute, log
+        self._retry: deque[_Handed] = deque()
+        self._restarts = 0
+        self._start_ray()
+        try:
+            self._options, count = plan_workers(ray.cluster_resources(), compute)
+            self._members = [self._member() for _ in range(count)]
+            self.dtype, self.batch_size = "", 0
+            self._await_one()
+            self._settings = settings.with_dtype(self.dtype)
+        except BaseException:
+            ray.shutdown()
+            raise
+
+    def _start_ray(self) -> None:
+        address = self._compute.ray_address or "local"
+        if address == "local":
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
+        own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+        self._ray.init(address=address, log_to_driver=False, logging_level="error", **own)
+
+    def _member(self) -> _Member:
+        actor: Any = self._ray.remote(_Actor).options(**self._options).remote()
+        return _Member(actor, actor.load.remote(self._settings, self._compute))
+
+    def _await_one(self) -> None:
+        """Waits for the first worker whose model is loaded."""
+        while not self.dtype:
+            self._handle_ready()
+
+    def __exit__(self, *exception: object) -> None:
+        self._ray.shutdown()
+
+    def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Results]]:
+        """See `Pool`. Batches come as they are done, not in order.
+
+        Raises:
+            WorkersLostError: workers die again and again.
+        """
+        while True:
+            self._hand_out(batches)
+            if not self._retry and not any(member.queue for member in self._members):
+                return
+            yield from self._handle_ready()
+
+    def _hand_out(self, batches: Iterator[Batch]) -> None:
+        for depth in range(_AHEAD):  # one for each worker before a second for any
+            for member in self._members:
+                if member.loading is not None or len(member.queue) > depth:
+                    continue
+                handed = self._retry.popleft() if self._retry else None
+                if handed is None:
+                    batch = next(batches, None)
+                    if batch is None:
+                        return
+                    handed = _Handed(batch)
+                member.queue.append((member.handle.draw.remote(handed.batch), handed))
+
+    def _handle_ready(self) -> list[tuple[Batch, Results]]:
+        """Waits until a worker has something, and takes it."""
+        waiting = {member.loading or member.queue[0][0]: member for member in self._members if self._busy(member)}
+        ready, _ = self._ray.wait(list(waiting), num_returns=1)
+        member = waiting[ready[0]]
+        try:
+            found = self._ray.get(ready[0])
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ValueError | OSError):  # of the settings or the model, so for every worker
+                raise error.cause from None
+            return self._replace(member, error.cause)
+        except self._ray.exceptions.RayError as error:
+            return self._replace(member, error)
+        if member.loading is not None:
+            dtype, fits, member.where = found
+            member.loading = None
+            self.dtype = self.dtype or dtype
+            self.batch_size = min(self.batch_size or fits, fits)
+            self._log(f"worker ready: {member.where}")
+            return []
+        self._restarts = 0
+        _, handed = member.queue.popleft()
+        return [(handed.batch, found)]
+
+    @staticmethod
+    def _busy(member: _Member) -> bool:
+        return member.loading is not None or bool(member.queue)
+
+    def _replace(self, member: _Member, error: Exception) -> list[tuple[Batch, Results]]:
+        """Puts a new worker in the place of a dead one, whose batches go to whoever is free."""
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        self._log(f"worker lost: {member.where}: {reason}")
+        self._ray.kill(member.handle)  # where it was only out of reach
+        self._restarts += 1
+        if self._restarts > _RESTARTS:
+            raise WorkersLostError(f"{_RESTARTS} workers in a row died without drawing an image; the last: {reason}")
+        self._members[self._members.index(member)] = self._member()
+        given_up: list[tuple[Batch, Results]] = []
+        for place, (_, handed) in enumerate(member.queue):
+            handed.deaths += place == 0  # the others were only waiting
+            if handed.deaths < _ATTEMPTS:
+                self._retry.append(handed)
+            else:
+                failed: Drawn | Failed = Failed(
+                    f"{_ATTEMPTS} workers died over the batch with this image; the last: {reason}"
+                )
+                given_up.append((handed.batch, [failed] * len(handed.batch)))
+        return given_up

@@ -1,0 +1,262 @@
+"""Draws any number of prompts into a folder, and goes on where an earlier run of the same command stopped."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from janus_dola.batch.batches import Batch, batches
+from janus_dola.batch.entries import MAPS, bad_entry, drawn_entry, failed_entry
+from janus_dola.batch.files import held, sync_folder, telling, write_whole
+from janus_dola.batch.interrupt import Interrupt
+from janus_dola.batch.manifest import Manifest
+from janus_dola.batch.page import write_page
+from janus_dola.batch.pool import Compute, InProcess, Pool, Results
+from janus_dola.batch.records import BadRecord, Numbered, Records, numbered, open_records
+from janus_dola.batch.resume import DONE, FAILED, MISSING, RunFile, forget_all, states_of
+from janus_dola.batch.settings import Settings, Task
+from janus_dola.batch.worker import Failed
+from janus_dola.models.load import HINT_AT_MINI, MINI
+from janus_dola.pipeline import JanusDoLa
+
+_SECONDS_BETWEEN_LINES = 60  # of progress in a log file
+_LINES_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended."""
+
+    prompts: int
+    images: int  # of the well-formed prompts
+    drawn: int  # by this run
+    kept: int  # drawn by earlier runs
+    failed: int  # images that could not be drawn, and malformed prompts
+    left: int  # not reached, after Ctrl-C
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it before its time."""
+        return self.left > 0
+
+
+def run_batch(
+    prompts: str | Path | Sequence[str | Mapping[str, Any]],
+    outdir: str | Path,
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    compute: Compute = Compute(),  # noqa: B008 (frozen)
+    *,
+    max_prompts: int | None = None,
+    skip_bad: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+    pipe: JanusDoLa | None = None,
+) -> Summary:
+    """Draws prompts into a folder: images, `manifest.jsonl`, layer maps and a page to look at, `index.html`.
+
+    Called again with the same arguments it draws what is missing, and ends with the images, byte for byte, of a run that was
+    never interrupted on the same kind of device.
+
+    Args:
+        prompts: a file (JSON, JSON lines, text), "-" for stdin, or a list of strings and of mappings with the keys of a JSON
+            line: prompt, id, seed, parallel_size, cfg_weight, alpha, candidate_layers.
+        outdir: made if need be.
+        settings: what is drawn; a prompt's own ones go first.
+        compute: on what.
+        max_prompts: only the first ones; None is all.
+        skip_bad: malformed records are recorded as failed; without it they stop the run before anything is drawn.
+        overwrite: images in the folder that were made with other settings or prompts are replaced or deleted.
+        progress: shows a bar with images per second, the time left and failures.
+        pipe: a model in memory, instead of loading one.
+    Raises:
+        ValueError: the prompts are malformed, a setting is out of range, or the folder was made with other settings; nothing
+            has been drawn then.
+        OSError: the prompts cannot be read, the model is not there, or the folder cannot be written to.
+        ImportError: Ray is asked for and not installed.
+    """
+    folder, records = Path(outdir), open_records(prompts)
+    if max_prompts is not None and max_prompts < 1:
+        raise ValueError(f"max_prompts must be None or an int >= 1, got {max_prompts}")
+    order = _Order(records, max_prompts, settings, skip_bad)
+    with held(folder):
+        before = RunFile.read(folder)
+        differences = before.differences(settings) if before is not None else []
+        if differences and not overwrite:
+            raise ValueError(
+                f"outdir {folder} was made with other settings: {'; '.join(differences)}. "
+                "Take another --outdir, or --overwrite what is there"
+            )
+        if before is not None and not differences:
+            settings = settings.with_dtype(before.settings["dtype"])
+        with telling(folder):
+            (folder / MAPS).mkdir(exist_ok=True)
+            manifest = Manifest(folder, order.numbers)
+        with closing(manifest), Interrupt() as interrupt:
+            run = _Run(folder, order, settings, manifest, interrupt, progress)
+            if before is not None and not differences:
+                run.check(overwrite)
+            return run.draw(compute, before if not differences else None, pipe)
+
+
+class _Order:
+    """The prompts of a run, looked through once.
+
+    Raises:
+        ValueError: there are none, or bad ones and no leave to skip them.
+    """
+
+    def __init__(self, records: Records, max_prompts: int | None, settings: Settings, skip_bad: bool) -> None:
+        self._records, self._max_prompts, self._settings = records, max_prompts, settings
+        self.prompts = self.images = self.numbers = self.bad = 0  # numbers are taken up by bad prompts, too
+        first_reason = ""
+        for first, record, tasks in self:
+            self.prompts, self.images = self.prompts + 1, self.images + len(tasks)
+            self.numbers = first + (len(tasks) or settings.parallel_size)
+            if isinstance(record, BadRecord):
+                self.bad += 1
+                first_reason = first_reason or record.reason
+        if self.prompts == 0:
+            raise ValueError(f"{records.name} must hold at least one prompt, got none")
+        if self.bad and not skip_bad:
+            more = f"; {self.bad} of {self.prompts} prompts are bad" if self.bad > 1 else ""
+            raise ValueError(f"{records.name} {first_reason}{more}. --skip-bad draws the others")
+
+    def __iter__(self) -> Iterator[Numbered]:
+        return numbered(islice(self._records.read(self._settings), self._max_prompts), self._settings)
+
+    def tasks(self) -> Iterator[Task]:
+        """The images, in order."""
+        return (task for _, _, tasks in self for task in tasks)
+
+
+class _Run:
+    """One run, in a folder that it alone writes to."""
+
+    def __init__(
+        self,
+        outdir: Path,
+        order: _Order,
+        settings: Settings,
+        manifest: Manifest,
+        interrupt: Interrupt,
+        progress: bool,
+    ) -> None:
+        self._outdir, self._order, self._settings = outdir, order, settings
+        self._manifest, self._interrupt, self._progress = manifest, interrupt, progress
+        self._states = bytearray(order.numbers)  # all MISSING
+        self._failed = order.bad
+
+    def check(self, overwrite: bool) -> None:
+        """Looks at what an earlier run with the same settings left."""
+        with self._bar("checking", self._order.images) as bar:
+            self._states = states_of(
+                self._outdir, self._manifest, self._order, self._settings, len(self._states), overwrite, bar.update
+            )
+
+    def draw(self, compute: Compute, before: RunFile | None, pipe: JanusDoLa | None) -> Summary:
+        """Draws what is missing, then makes the page."""
+        kept = self._states.count(DONE)
+        left = self._order.images - kept
+        if left:
+            log = partial(tqdm.write, file=sys.stderr) if self._progress else _silent
+            if self._settings.model == MINI:
+                log(HINT_AT_MINI)
+            with _pool(self._settings, compute, pipe, log) as pool:
+                left -= self._draw_missing(pool, compute, before, kept)
+        with telling(self._outdir):
+            self._record_bad()
+            self._manifest.compact()
+            write_page(self._outdir, self._manifest, self._settings.named())
+        drawn = self._states.count(DONE) - kept
+        return Summary(self._order.prompts, self._order.images, drawn, kept, self._failed, left)
+
+    def _record_bad(self) -> None:
+        """Gives each malformed prompt its line."""
+        if self._order.bad:
+            bad = ((first, record) for first, record, _ in self._order if isinstance(record, BadRecord))
+            while part := list(islice(bad, _LINES_AT_ONCE)):
+                self._manifest.append(bad_entry(first, record) for first, record in part)
+
+    def _draw_missing(self, pool: Pool, compute: Compute, before: RunFile | None, kept: int) -> int:
+        """Returns how many images were drawn or failed."""
+        size = compute.batch_size or (before.batch_size if before is not None else pool.batch_size)
+        self._settings = self._settings.with_dtype(pool.dtype)
+        with telling(self._outdir):
+            if before is None:  # nothing there is of this run
+                forget_all(self._outdir, self._manifest)
+            RunFile(self._settings.named(), size).write(self._outdir)
+        taken = 0
+        with self._bar("drawing", self._order.images, kept) as bar:
+            for batch, results in pool.run(self._missing(size)):
+                with telling(self._outdir):
+                    stored = self._store(batch, results)
+                taken += stored
+                bar.set_postfix(failed=self._failed, refresh=False)
+                bar.update(stored)
+        return taken
+
+    def _missing(self, size: int) -> Iterator[Batch]:
+        """Batches with a missing image, as whole as they were planned; then what had failed before, once more."""
+        for batch in batches(self._order.tasks(), size):
+            if self._interrupt.requested:
+                return
+            if any(self._states[task.number] == MISSING for task in batch):
+                for task in batch:
+                    if self._states[task.number] == FAILED:  # its turn is now
+                        self._states[task.number] = MISSING
+                yield batch
+        failed = (task for task in self._order.tasks() if self._states[task.number] == FAILED)
+        for batch in batches(failed, size):
+            if self._interrupt.requested:
+                return
+            yield batch
+
+    def _store(self, batch: Batch, results: Results) -> int:
+        """Writes what is new, files before lines, and returns how many images that are."""
+        entries = []
+        for task, result in zip(batch, results, strict=True):
+            if self._states[task.number] == DONE:
+                continue
+            if isinstance(result, Failed):
+                entries.append(failed_entry(task, result))
+                self._failed += 1
+                continue
+            entry = drawn_entry(task, result, self._settings)
+            write_whole(self._outdir, entry["file"], result.content)
+            if result.layer_map is not None:
+                write_whole(self._outdir, entry["map"], result.layer_map)
+            entries.append(entry)
+            self._states[task.number] = DONE
+        sync_folder(self._outdir)
+        sync_folder(self._outdir / MAPS)
+        self._manifest.append(entries)
+        return len(entries)
+
+    def _bar(self, what: str, total: int, initial: int = 0) -> tqdm:
+        """A bar on a terminal; in a log file a line now and then."""
+        return tqdm(
+            desc=what,
+            total=total,
+            initial=initial,
+            unit="image",
+            disable=not self._progress,
+            mininterval=0.1 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES,
+        )
+
+
+def _silent(message: str) -> None:
+    pass
+
+
+def _pool(settings: Settings, compute: Compute, pipe: JanusDoLa | None, log: Callable[[str], None]) -> Pool:
+    if compute.uses_ray:
+        from janus_dola.batch.ray_pool import RayPool
+
+        return RayPool(settings, compute, log)
+    return InProcess(settings, compute, pipe)

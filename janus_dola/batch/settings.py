@@ -1,0 +1,117 @@
+"""What every image of a run shares, and one image of it."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
+
+from janus_dola.config import DoLaConfig
+from janus_dola.image_files import ImageFormat, Recipe
+from janus_dola.kernels.types import Decoding
+from janus_dola.models.load import parse_dtype
+from janus_dola.models.quantize import Quantization
+
+MAX_SEED = 2**63 - 1
+MAX_PARALLEL_SIZE = 65536
+
+
+def check_int(name: str, value: object, low: int, high: int) -> None:
+    """Raises ValueError where a value is no integer, or lies outside low .. high."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} must be an int in {low} .. {high}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What may differ between the images of one run; images with the same look are drawn together.
+
+    Attributes:
+        cfg_weight: weight of classifier-free guidance, finite.
+        temperature: >= 0; 0 is greedy.
+        dola: how layers are contrasted; None is the plain baseline.
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    cfg_weight: float = 5.0
+    temperature: float = 1.0
+    dola: DoLaConfig | None = DoLaConfig()  # noqa: RUF009 (frozen)
+
+    def __post_init__(self) -> None:
+        Decoding(self.cfg_weight, self.temperature)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run draws with. A prompt may have its own seed, parallel size, guidance and DoLa.
+
+    Attributes:
+        model: "mini", a folder, or a repository on the Hugging Face hub.
+        look: guidance, temperature and DoLa.
+        parallel_size: images per prompt, 1 .. 65536.
+        seed: of the first image; the n-th image of the run has the seed `seed + n`.
+        image_format: "jpg", "png" or "webp".
+        dtype: None is float32 on a CPU and bfloat16 elsewhere.
+        quantize: None, "int8" or "fp8", as for `JanusDoLa.from_pretrained`.
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    model: str = "mini"
+    look: Look = Look()
+    parallel_size: int = 4
+    seed: int = 0
+    image_format: ImageFormat = "jpg"
+    dtype: str | None = None
+    quantize: Quantization | None = None
+
+    def __post_init__(self) -> None:
+        check_int("parallel_size", self.parallel_size, 1, MAX_PARALLEL_SIZE)
+        check_int("seed", self.seed, 0, MAX_SEED - self.parallel_size)
+        if self.image_format not in get_args(ImageFormat):
+            raise ValueError(f"image_format must be one of {list(get_args(ImageFormat))}, got {self.image_format!r}")
+        if self.dtype is not None:  # one name for "bf16" and "bfloat16"
+            object.__setattr__(self, "dtype", str(parse_dtype(self.dtype)).removeprefix("torch."))
+
+    def named(self) -> dict[str, Any]:
+        """Each setting under the name it has on the command line, as JSON holds it."""
+        dola = self.look.dola
+        contrast = asdict(dola) if dola is not None else {}
+        if not isinstance(contrast.get("candidate_layers", "auto"), str):
+            contrast["candidate_layers"] = list(contrast["candidate_layers"])
+        return {
+            "model": self.model,
+            "parallel_size": self.parallel_size,
+            "cfg_weight": self.look.cfg_weight,
+            "temperature": self.look.temperature,
+            "dola": dola is not None,
+            **contrast,
+            "seed": self.seed,
+            "format": self.image_format,
+            "dtype": self.dtype,
+            "quantize": self.quantize,
+        }
+
+    def with_dtype(self, dtype: str) -> "Settings":
+        """The same in this dtype."""
+        return replace(self, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to draw."""
+
+    number: int  # of the image in the run
+    index: int  # of its prompt
+    k: int  # which of the prompt's images
+    prompt: str
+    seed: int
+    look: Look
+    id: str | int | None = None  # what the user calls the prompt
+
+    def recipe(self, settings: Settings) -> Recipe:
+        """What its file says it was drawn by; the dtype of the settings must be known."""
+        assert settings.dtype is not None
+        look = self.look
+        return Recipe(
+            settings.model, self.prompt, self.seed, look.cfg_weight, look.temperature, look.dola, settings.dtype,
+            settings.quantize,
+        )  # fmt: skip

@@ -1,0 +1,17 @@
+"""A night's run needs no more memory at its end than at its beginning."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
+import batch_memory
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_memory_stays_flat_over_many_prompts():
+    found = batch_memory.measure(prompts=160, batch_size=8)
+    assert len(found) >= 10
+    settled = found[len(found) // 3][1]  # the first batches allocate buffers that stay
+    assert found[-1][1] - settled < 8, found

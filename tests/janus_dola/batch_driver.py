@@ -1,0 +1,143 @@
+"""Draws prompts in processes that are killed, then once more to the end; run by test_batch_killed.py.
+
+One import and one model for all of them: each run is a fork of this process, in which torch has started no threads yet.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from janus_dola import JanusDoLa
+from janus_dola.batch import Compute, Settings, files, manifest, run_batch, runner
+
+
+def run(pipe: JanusDoLa, prompts: Path, outdir: Path, sabotage=None) -> int:
+    """Starts a run and returns the id of its process."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        if sabotage is not None:
+            sabotage()
+        run_batch(prompts, outdir, Settings(parallel_size=2), Compute(batch_size=4), pipe=pipe)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_inside_an_image(countdown: int):
+    """Half of a file's bytes are on disk when the process dies."""
+
+    def write_whole(outdir, name, content):
+        nonlocal countdown
+        countdown -= name.endswith(".jpg")
+        if countdown > 0:
+            return whole(outdir, name, content)
+        opened = Path.open
+        Path.open = lambda self, mode: opened(self, mode, buffering=0)
+        return whole(outdir, name, halves(content))
+
+    def halves(content):
+        yield content[: len(content) // 2]
+        assert any(path.stat().st_size for path in Path(outdir_of_run).joinpath(".partial").iterdir())
+        die()
+
+    def sabotage():
+        runner.write_whole = write_whole
+
+    whole = files.write_whole
+    return sabotage
+
+
+def die_inside_the_manifest(countdown: int):
+    """Half of the lines of a batch are on disk, the last of them torn."""
+
+    def append(self, entries):
+        nonlocal countdown
+        countdown -= 1
+        if countdown == 0:
+            self._out = Torn(self._out)
+        append_whole(self, entries)
+
+    class Torn:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, content):
+            self.file.write(content[: len(content) // 2])
+            die()
+
+    def sabotage():
+        manifest.Manifest.append = append
+
+    append_whole = manifest.Manifest.append
+    return sabotage
+
+
+def die_between_files_and_manifest(countdown: int):
+    """The images of a batch are there, their lines are not."""
+
+    def append(self, entries):
+        nonlocal countdown
+        countdown -= 1
+        if countdown == 0:
+            die()
+        append_whole(self, entries)
+
+    def sabotage():
+        manifest.Manifest.append = append
+
+    append_whole = manifest.Manifest.append
+    return sabotage
+
+
+def killed_from_outside(child: int, outdir: Path, images: int, delay: float) -> None:
+    """Waits until the child has drawn some images, then a little, then kills it."""
+    before = len(list(outdir.glob("*.jpg")))
+    while len(list(outdir.glob("*.jpg"))) < before + images:
+        time.sleep(0.01)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    prompts, undisturbed, killed = map(Path, sys.argv[1:4])
+    chance = random.Random(int(sys.argv[4]))
+    outdir_of_run = killed
+    pipe = JanusDoLa.from_pretrained("mini", device="cpu")
+    assert os.waitpid(run(pipe, prompts, undisturbed), 0)[1] == 0
+    moments = [
+        (die_inside_an_image(chance.randint(1, 5)), None),
+        (die_inside_the_manifest(chance.randint(1, 2)), None),
+        (None, (chance.randint(1, 3), chance.uniform(0, 1))),
+        (die_between_files_and_manifest(chance.randint(1, 2)), None),
+        (None, (chance.randint(0, 3), chance.uniform(0, 1))),
+    ]
+    chance.shuffle(moments)
+    report = []
+    for sabotage, outside in moments:
+        child = run(pipe, prompts, killed, sabotage)
+        if outside is not None:
+            killed_from_outside(child, killed, *outside)
+        status = os.waitpid(child, 0)[1]
+        report.append(
+            {
+                "killed": os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL,
+                "images": len(list(killed.glob("*.jpg"))),
+                "partial": len(list(killed.joinpath(".partial").glob("*"))),
+                "torn": not (b"\n" + (killed / "manifest.jsonl").read_bytes()).endswith(b"\n"),
+            }
+        )
+    last = os.waitpid(run(pipe, prompts, killed), 0)[1]
+    print(json.dumps({"moments": report, "last": last}))

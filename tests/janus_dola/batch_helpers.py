@@ -1,0 +1,57 @@
+"""What the tests of batch runs share."""
+
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from janus_dola import JanusDoLa
+from janus_dola.pipeline import DrawnImage
+
+SHAPES = [
+    f"a {size} {colour} {shape}"
+    for size in ("large", "small")
+    for colour in ("red", "blue", "green")
+    for shape in ("circle", "square", "cross")
+]
+
+
+class FastPipe(JanusDoLa):
+    """The mini model, but for the drawing: each image is a surface of the colour that its seed gives."""
+
+    def draw(self, prompts, seeds, dola=None, cfg_weight=5.0, temperature=1.0, backend="auto"):
+        if dola is not None:
+            dola.layers_to_read(self.parts.num_layers)
+        return [
+            DrawnImage(
+                i,
+                0,
+                Image.new("RGB", (8, 8), (seed % 251, seed // 251 % 251, 7)),
+                torch.zeros(4, dtype=torch.int64),
+                torch.tensor([2, 4, 6, 8]),
+                torch.tensor([0.1, 0.2, 0.3, 0.0]),
+                seed,
+            )
+            for i, seed in enumerate(seeds)
+        ]
+
+
+def lines(outdir: Path) -> list[dict]:
+    """The manifest."""
+    text = (outdir / "manifest.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def without_seconds(outdir: Path) -> list[dict]:
+    """The manifest without what differs between runs."""
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines(outdir)]
+
+
+def pictures(outdir: Path) -> dict[str, bytes]:
+    """Every image and layer map of a folder."""
+    return {
+        str(path.relative_to(outdir)): path.read_bytes()
+        for path in sorted(outdir.rglob("*"))
+        if path.suffix in (".jpg", ".png", ".webp")
+    }

@@ -1,0 +1,114 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from janus_dola.batch import Compute, Settings, run_batch
+from janus_dola.batch.ray_pool import plan_workers
+from tests.janus_dola.batch_helpers import SHAPES, lines, pictures, without_seconds
+
+ray = pytest.importorskip("ray")
+COMMAND = [
+    sys.executable, "-m", "janus_dola.cli", "batch", "--prompts", "prompts.json", "--parallel-size", "2",
+    "--batch-size", "2", "--device", "cpu",
+]  # fmt: skip
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    (tmp_path / "prompts.json").write_text(json.dumps({"prompts": SHAPES[:14]}))
+    return tmp_path / "prompts.json"
+
+
+def test_two_workers_one_killed_half_way_draw_what_one_process_draws(prompts, mini, tmp_path):
+    alone, outdir = tmp_path / "alone", tmp_path / "out"
+    run_batch(prompts, alone, Settings(parallel_size=2), Compute(batch_size=2), pipe=mini)
+    with (tmp_path / "log").open("w+") as log:
+        command = [*COMMAND, "--outdir", "out", "--workers", "2"]
+        running = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+        ready = []
+        while len(ready) < 2 or len(list(outdir.glob("*.jpg"))) < 14:
+            assert running.poll() is None, (tmp_path / "log").read_text()
+            ready = re.findall(r"worker ready: pid (\d+) on", (tmp_path / "log").read_text())
+            time.sleep(0.02)
+        os.kill(int(ready[0]), signal.SIGKILL)
+        assert running.wait(timeout=120) == 0, (tmp_path / "log").read_text()
+    text = (tmp_path / "log").read_text()
+    assert f"worker lost: pid {ready[0]} on" in text
+    assert "28 images of 14 prompts in out" in text
+    assert pictures(outdir) == pictures(alone)
+    assert without_seconds(outdir) == without_seconds(alone)
+    assert len(lines(outdir)) == 28
+
+
+@pytest.fixture
+def one_machine():
+    """What a user's own cluster would be, in this process."""
+    yield
+    ray.shutdown()
+
+
+def test_a_batch_that_kills_every_worker_fails_and_the_run_goes_on(tmp_path, monkeypatch, one_machine):
+    from janus_dola.batch import ray_pool
+
+    class Dies(ray_pool._Actor):
+        def load(self, settings, compute):
+            return "float32", 2, f"pid {os.getpid()} on this"
+
+        def draw(self, batch):
+            from janus_dola.batch.worker import Drawn
+
+            if any(task.prompt == "poison" for task in batch):
+                os._exit(1)
+            return [Drawn(b"an image", None, 0.0, 0.0, {}, 0.0)] * len(batch)
+
+    monkeypatch.setattr(ray_pool, "_Actor", Dies)
+    prompts = ["a", "b", "poison", "c", "d", "e"]
+    summary = run_batch(prompts, tmp_path, Settings(parallel_size=1), Compute("cpu", workers=2, batch_size=1))
+    assert (summary.drawn, summary.failed) == (5, 1)
+    assert [line["index"] for line in lines(tmp_path) if line["file"] is None] == [2]
+    assert lines(tmp_path)[2]["error"].startswith("3 workers died over the batch with this image; the last: ")
+
+
+def test_a_model_that_is_not_there_is_said_in_one_line(tmp_path, one_machine):
+    with pytest.raises(FileNotFoundError, match="no/such/model") as raised:
+        run_batch(["a"], tmp_path, Settings("no/such/model"), Compute("cpu", workers=1))
+    assert len(str(raised.value).splitlines()) == 1
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("resources", "compute", "plan"),
+    [
+        ({"CPU": 8.0, "GPU": 2.0}, Compute(ray_address="auto"), ({"num_gpus": 1, "num_cpus": 1}, 2)),
+        ({"CPU": 8.0, "GPU": 2.0}, Compute(workers=1), ({"num_gpus": 1, "num_cpus": 1}, 1)),
+        ({"CPU": 8.0, "GPU": 2.0}, Compute("cpu", workers=4), ({"num_cpus": 1}, 4)),
+        ({"CPU": 8.0}, Compute(workers=8), ({"num_cpus": 1}, 8)),
+        ({"CPU": 8.0}, Compute(workers=9), "workers must be at most the 8 CPU cores of the Ray cluster, got 9"),
+        ({"CPU": 8.0, "GPU": 2.0}, Compute(workers=3), "workers must be at most the 2 GPUs of the Ray cluster, got 3"),
+        ({"CPU": 8.0}, Compute(ray_address="auto"), "workers must be given where the Ray cluster has no GPU, got None"),
+        ({"CPU": 8.0}, Compute("cuda", workers=1), 'device must be "cpu" where the Ray cluster has no GPU, got "cuda"'),
+    ],
+)
+def test_workers_fit_the_cluster(resources, compute, plan):
+    if isinstance(plan, str):
+        with pytest.raises(ValueError, match=plan):
+            plan_workers(resources, compute)
+    else:
+        assert plan_workers(resources, compute) == plan
+
+
+def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'janus-dola\[ray\]'"):
+        run_batch(["a"], tmp_path, Settings(), Compute(workers=2))
+
+
+def test_workers_have_no_numbered_device():
+    with pytest.raises(ValueError, match='device must be "cpu" or "cuda" with workers'):
+        Compute("cuda:1", workers=2)
