@@ -33,6 +33,15 @@ class _Actor:
         return self._worker.draw(batch)
 
 
+def _knock(address: str) -> None:
+    """Raises ConnectionError where nobody answers; Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ConnectionError(f"ray_address {address!r} must be of a running Ray cluster, but: {error}") from None
+
+
 def plan_workers(resources: Mapping[str, float], compute: Compute) -> tuple[dict[str, int], int]:
     """What each worker needs of a cluster, and how many workers there are: one for each GPU, where there are any.
 
@@ -85,9 +94,12 @@ class RayPool(AbstractContextManager["RayPool"]):
         except ImportError:
             raise ImportError("workers and ray_address need Ray: pip install 'janus-dola[ray]'") from None
         self._ray, self._settings, self._compute, self._log = ray, settings, compute, log
+        self._members: list[_Member] = []
         self._retry: deque[_Handed] = deque()
         self._restarts = 0
-        self._start_ray()
+        self._ours = not ray.is_initialized()  # else the caller's own cluster is used, and left as it is
+        if self._ours:
+            self._start_ray()
         try:
             self._options, count = plan_workers(ray.cluster_resources(), compute)
             self._members = [self._member() for _ in range(count)]
@@ -95,13 +107,15 @@ class RayPool(AbstractContextManager["RayPool"]):
             self._await_one()
             self._settings = settings.with_dtype(self.dtype)
         except BaseException:
-            ray.shutdown()
+            self.__exit__()
             raise
 
     def _start_ray(self) -> None:
         address = self._compute.ray_address or "local"
         if address == "local":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
+        elif ":" in address and "//" not in address:
+            _knock(address)
         own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         self._ray.init(address=address, log_to_driver=False, logging_level="error", **own)
 
@@ -115,7 +129,10 @@ class RayPool(AbstractContextManager["RayPool"]):
             self._handle_ready()
 
     def __exit__(self, *exception: object) -> None:
-        self._ray.shutdown()
+        for member in self._members:
+            self._ray.kill(member.handle)
+        if self._ours:
+            self._ray.shutdown()
 
     def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Results]]:
         """See `Pool`. Batches come as they are done, not in order.

@@ -103,6 +103,12 @@ def test_workers_fit_the_cluster(resources, compute, plan):
         assert plan_workers(resources, compute) == plan
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port"])
+def test_an_address_where_nobody_answers_is_said_at_once(tmp_path, address):
+    with pytest.raises(ConnectionError, match=f"ray_address '{address}' must be of a running Ray cluster, but: "):
+        run_batch(["a"], tmp_path, Settings(), Compute(ray_address=address))
+
+
 def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install 'janus-dola\[ray\]'"):
