@@ -1,4 +1,4 @@
-"""Reads the hidden states DoLa needs while the backbone runs: the last position of each tapped layer, nothing else."""
+"""Reads the hidden states DoLa needs while the backbone runs: the last position (or last few) of each tapped layer."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,21 +10,24 @@ from janus_dola.models.parts import JanusParts
 
 
 @contextmanager
-def tapped(parts: JanusParts, layers: Sequence[int], rows: int) -> Iterator[Tensor]:
+def tapped(parts: JanusParts, layers: Sequence[int], rows: int, positions: int | None = None) -> Iterator[Tensor]:
     """While open, every call of the backbone writes into the buffer it yields.
 
     Args:
         layers: indices in 1 .. N-1; layer j is the output of block j.
         rows: R, the batch rows of each call.
+        positions: P, how many of the last positions are read; None is the last one.
     Yields:
-        [len(layers) + 1, R, D] in the model's dtype: the tapped layers in the order given, then the final block's output,
-        taken at the input of the final norm (Hugging Face's last hidden state has been through that norm already).
+        [len(layers) + 1, R, D], or [len(layers) + 1, R, P, D], in the model's dtype: the tapped layers in the order given,
+        then the final block's output, taken at the input of the final norm (Hugging Face's last hidden state has been
+        through that norm already).
     """
-    size = parts.head.hidden_size
-    buffer = torch.zeros(len(layers) + 1, rows, size, dtype=parts.dtype, device=parts.device)
+    read_positions = -1 if positions is None else slice(-positions, None)
+    shape = (rows, parts.head.hidden_size) if positions is None else (rows, positions, parts.head.hidden_size)
+    buffer = torch.zeros(len(layers) + 1, *shape, dtype=parts.dtype, device=parts.device)
 
     def read(slot: int, hidden_states: Tensor) -> None:
-        buffer[slot].copy_(hidden_states[:, -1])
+        buffer[slot].copy_(hidden_states[:, read_positions])
 
     def block_hook(slot: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
