@@ -1,6 +1,6 @@
 """The temperature at which the baseline's distributions are as sharp as those of a DoLa cell.
 
-DoLa changes the entropy of what is drawn from, and so does a temperature. What DoLa does beyond that shows against a baseline
+DoLa changes the entropy of what is drawn from; so does a temperature. What DoLa does beyond that shows against a baseline
 whose temperature is chosen so that its mean entropy, on the images it draws itself, is that of the DoLa cell.
 """
 

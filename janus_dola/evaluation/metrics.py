@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from janus_dola.evaluation.task import ALL_FOUR
+from janus_dola.evaluation.task import ALL_FOUR, CLIP_SCORE
 from janus_dola.mini.pictures import ATTRIBUTES
 
 RESAMPLES = 10_000
@@ -33,7 +33,7 @@ class Metric:
 
 METRICS = (
     *(Metric(name, "%", 1, is_score=True) for name in (*ATTRIBUTES, ALL_FOUR)),
-    Metric("CLIP score", "", 2, is_score=True),
+    Metric(CLIP_SCORE, "", 2, is_score=True),
     Metric("entropy", "nats", 4),
     Metric("top probability", "%", 2),
     Metric("distinct codes", "codes", 1),

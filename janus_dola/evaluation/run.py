@@ -140,7 +140,7 @@ class Evaluation:
         """The baseline at the temperature that gives it the entropy of `cell`; without values where there is none."""
         begin = time.perf_counter()
         prompts = max(1, _MATCHED_ON // self._settings.parallel_size)
-        few = replace(self._task, prompts=self._task.prompts[:prompts], judge=None)
+        few = replace(self._task, prompts=self._task.prompts[:prompts], judge=None, metadata=None)
         images = len(few.prompts) * self._settings.parallel_size
 
         def entropy_at(temperature: float) -> float:
@@ -227,10 +227,14 @@ def summaries(measured: dict[str, dict[str, Any]], prompts: int) -> list[dict[st
         rows.append(
             {
                 "name": name,
-                **asdict(cell),
-                "temperature": found.get("temperature", cell.temperature),
+                "layers": cell.layers,
+                "alpha": cell.alpha,
+                "cfg": cell.cfg,
+                "grid temperature": cell.temperature,
+                "temperature": found.get("temperature"),  # of a matched baseline another than the grid's
+                "is baseline": cell.is_baseline,
+                "is matched baseline": "match" in found,
                 "match": found.get("match"),
-                "is_matched_baseline": "match" in found,
                 "metrics": {key: {title: each.rounded() for title, each in e.items()} for key, e in metrics.items()},
                 "raster": found.get("raster"),
                 "seconds": found["seconds"],

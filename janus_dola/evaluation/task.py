@@ -17,7 +17,7 @@ from janus_dola.models.load import MINI
 # Scores of a list of images, one list of numbers per score.
 Judge = Callable[[Sequence[Image.Image], Sequence[str]], Mapping[str, list[float]]]
 
-ALL_FOUR = "all four"
+ALL_FOUR, CLIP_SCORE = "all four", "CLIP score"
 _CAPTION_SEED = 2024
 _MINI_AT_ONCE = 128  # images: four times what a real model's step is worth on a CPU, the mini model is so small
 
@@ -29,6 +29,7 @@ class Task:
     Attributes:
         prompts: one after the other; `parallel_size` images are drawn for each.
         judge: scores images against their prompts; None leaves that to other programs.
+        judge_name: says what the judge is.
         metadata: what GenEval's scorer wants beside each prompt's images; None keeps no images.
         source: says where the prompts come from, so that an evaluation is not continued with others.
         images_at_once: drawn together; None is as many as fit.
@@ -36,6 +37,7 @@ class Task:
 
     prompts: list[str]
     judge: Judge | None
+    judge_name: str | None
     metadata: list[dict[str, Any]] | None
     source: str
     images_at_once: int | None = None
@@ -56,10 +58,11 @@ def captions(count: int) -> list[str]:
 
 def mini_task(prompts: int) -> Task:
     """So many captions for the mini model, judged by its checker."""
-    return Task(captions(prompts), check_pictures, None, f"captions of {MINI}", _MINI_AT_ONCE)
+    checker = "janus_dola.mini.checker"
+    return Task(captions(prompts), check_pictures, checker, None, f"captions of {MINI}", _MINI_AT_ONCE)
 
 
-def geneval_task(path: Path, prompts: int | None, judge: Judge | None) -> Task:
+def geneval_task(path: Path, prompts: int | None, judge: Judge | None = None, judge_name: str | None = None) -> Task:
     """The first prompts (None: all) of a file in GenEval's format, whose images are kept in GenEval's folders.
 
     Raises:
@@ -71,4 +74,5 @@ def geneval_task(path: Path, prompts: int | None, judge: Judge | None) -> Task:
         raise ValueError(f"images must not ask for more prompts than {path} holds, {len(metadata)}; got {prompts}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     kept = metadata[:prompts]
-    return Task([entry["prompt"] for entry in kept], judge, kept, f"{path.name}, sha256 {digest}")
+    source = f"{path.name}, sha256 {digest}"
+    return Task([entry["prompt"] for entry in kept], judge, judge_name, kept, source)
