@@ -10,6 +10,7 @@ import numpy as np
 from janus_dola.evaluation.extras import needed
 from janus_dola.evaluation.metrics import METRICS, Metric
 from janus_dola.evaluation.report import Row, groups, headline
+from janus_dola.kernels.reference import LN2
 from janus_dola.layer_map import layer_colours
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _MARKERS = "os^Dv"
 _POINTS_SHOWN = 20.0  # percentage points at which the colours of the heat maps end
 _GREY = "#555555"
+_LEAST_WIDTH, _LEAST_HEIGHT = 9.0, 2.6  # inches: room for titles and colour bars
 
 
 def check_available() -> None:
@@ -51,7 +53,7 @@ def draw_figures(evaluation: dict[str, Any], outdir: Path) -> list[Path]:
 def _figure(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, np.ndarray]":
     from matplotlib.figure import Figure  # draws without a display, and leaves pyplot's state alone
 
-    figure = Figure((columns * width, rows * height), layout="constrained")
+    figure = Figure((max(columns * width, _LEAST_WIDTH), max(rows * height, _LEAST_HEIGHT)), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -220,7 +222,7 @@ def _against_entropy(evaluation: dict[str, Any]) -> "Figure | None":
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(colours) + 1, fontsize=8
     )
     figure.suptitle(
-        f"{_axis_label(metric)}, against sharpness: DoLa (numbers: alpha) and plain decoding at matched temperatures",
+        f"{_axis_label(metric)}, against sharpness: DoLa (small numbers: alpha) and plain decoding at other temperatures",
         fontsize=10,
     )
     return figure
@@ -239,7 +241,6 @@ def _layers(evaluation: dict[str, Any]) -> "Figure | None":
     columns = max(len(counts) for _, counts, _ in pooled.values())
     figure, axes = _figure(len(pooled), columns + 1, 2.3, 2.5)
     mean_jsd = {name: jsd.sum(0) / counts.sum(0) for name, (_, counts, jsd) in pooled.items()}
-    top = max(float(map_.max()) for map_ in mean_jsd.values())
     for line, (name, (layers, counts, jsd)) in zip(axes, pooled.items(), strict=True):
         share, of_layer = counts / counts.sum(0), counts.sum(1)
         for slot, panel in enumerate(line[:-1]):
@@ -248,13 +249,13 @@ def _layers(evaluation: dict[str, Any]) -> "Figure | None":
                 own = jsd[slot].sum() / of_layer[slot] if of_layer[slot] else math.nan
                 title = f"layer {layers[slot]}: {of_layer[slot] / of_layer.sum():.1%}\nJSD {own:.2f} nats where chosen"
                 shares = _raster(panel, 100 * share[slot], title, "viridis", 100)
-        divergences = _raster(line[-1], mean_jsd[name], f"mean JSD {jsd.sum() / counts.sum():.2f} nats", "magma", top)
+        divergences = _raster(line[-1], mean_jsd[name], f"mean JSD {jsd.sum() / counts.sum():.2f} nats", "magma", LN2)
         line[0].set_axis_on()
         line[0].set_ylabel(f"{name}\nraster row", fontsize=8)
         line[0].set_xlabel("raster column", fontsize=8)
     for picture, part, unit in (
         (shares, axes[:, :-1], "chosen at this position, % of images"),
-        (divergences, axes[:, -1:], "JSD of the layer chosen, nats"),
+        (divergences, axes[:, -1:], "JSD of the layer chosen, nats (at most ln 2)"),
     ):
         bar = figure.colorbar(picture, ax=part, location="bottom", shrink=0.5, aspect=30, pad=0.02)
         bar.set_label(unit, fontsize=8)

@@ -74,19 +74,19 @@ class Bootstrap:
             rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=min(_AT_ONCE, resamples - start))
             for start in range(0, resamples, _AT_ONCE)
         ]
-        self._weights = np.concatenate(counts).astype(np.float32) / prompts
+        self._weights = np.concatenate(counts) / prompts
 
     def estimate(self, values: np.ndarray) -> Estimate:
         """The mean of [P] numbers, or of the differences of two such arrays, and its interval."""
-        # Around the mean, so that float32 weights cost no digits and a constant has an interval of no width.
-        mean = values.mean()
-        moved = self._weights @ (values - mean)
-        low, high = np.percentile(moved, [2.5, 97.5])
-        return Estimate(float(mean), float(mean + low), float(mean + high))
+        low, high = np.percentile(self._weights @ values, [2.5, 97.5])
+        # Rounded, so that an interval that ends at 0 does.
+        return Estimate(*(round(float(value), 12) for value in (values.mean(), low, high)))
 
 
 def shown(metric: Metric, estimate: Mapping[str, float], signed: bool = False) -> str:
     """ "97.5 [95.0, 99.2]", in the metric's units."""
-    sign = "+" if signed else ""
-    numbers = (f"{metric.scale * estimate[name]:{sign}.{metric.digits}f}" for name in ("mean", "low", "high"))
+    numbers = []
+    for name in ("mean", "low", "high"):
+        value = round(metric.scale * estimate[name], metric.digits) + 0.0  # no -0.0
+        numbers.append(f"{value:{'+' if signed else ''}.{metric.digits}f}")
     return "{} [{}, {}]".format(*numbers)

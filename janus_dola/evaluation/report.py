@@ -43,8 +43,8 @@ def tables(evaluation: dict[str, Any]) -> str:
     prompts = settings["images"] // settings["parallel_size"]
     parts = [
         f"{settings['images']} images a cell: {settings['parallel_size']} of each of {prompts} prompts, the same prompts "
-        f"and seeds in every cell. In brackets 95% confidence intervals, by a bootstrap over prompts; differences, with a "
-        f"sign, are paired: cell minus the baseline of the same cfg and temperature."
+        f"and seeds in every cell. In brackets 95% confidence intervals, by a bootstrap over prompts; numbers with a "
+        f"sign are paired differences: cell minus the baseline of the same cfg and temperature."
     ]
     layers = [f"{name}: {', '.join(map(str, found)) or 'no contrast'}" for name, found in evaluation["layers"].items()]
     parts.append(f"Candidate layers: {'; '.join(layers)}.")
@@ -60,8 +60,10 @@ def tables(evaluation: dict[str, Any]) -> str:
 
 def _scores(rows: list[Row], metrics: list[Metric], main: Metric) -> str:
     """The baseline's means; of the other cells the headline's mean and the differences of all scores."""
-    head = [f"{metric.key}{', ' + metric.unit if metric.unit else ''}" for metric in metrics]
-    lines = [_line("", f"{main.key} itself", *head, f"{main.key}, from matched"), "|---" * (len(metrics) + 3) + "|"]
+    head = [f"{metric.key}{', points' if metric.unit == '%' else ''}" for metric in metrics]
+    own = f"{main.key}{', ' + main.unit if main.unit else ''}"
+    lines = [_line("", own, *head, f"{head[metrics.index(main)]}, from matched baseline")]
+    lines.append("|---" * (len(metrics) + 3) + "|")
     for row in rows:
         found = row["metrics"]
         if not found:
