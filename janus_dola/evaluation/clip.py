@@ -27,9 +27,7 @@ def clip_judge(model: str, device: str | torch.device) -> Judge:
     if architecture not in open_clip.list_models():
         raise ValueError(f"clip must name an architecture of open_clip, got {architecture!r}")
     try:
-        network, _, preprocess = open_clip.create_model_and_transforms(
-            architecture, pretrained=weights, device=device, weights_only=True
-        )
+        network, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=weights, device=device)
     except Exception as error:  # of the hub, the network, the file or its contents
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"clip weights {weights!r} for {architecture!r} could not be loaded: {reason}") from error
