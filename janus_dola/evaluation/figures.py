@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MARKERS = "os^Dv"
+_MARKERS = "os^Dv"  # one for each set of layers
 _POINTS_SHOWN = 20.0  # percentage points at which the colours of the heat maps end
 _GREY = "#555555"
 _LEAST_WIDTH, _LEAST_HEIGHT = 9.0, 2.6  # inches: room for titles and colour bars
@@ -100,8 +100,7 @@ def _heat_maps(evaluation: dict[str, Any]) -> "Figure":
             if j == 0:
                 axes[i, j].set_ylabel("candidate layers", fontsize=8)
     bar = figure.colorbar(last, ax=axes, extend="both", shrink=0.8, pad=0.01)
-    unit = "percentage points" if metrics[0].unit == "%" else _with_unit(metrics[0])
-    bar.set_label(f"difference from the baseline, {unit}", fontsize=8)
+    bar.set_label("percentage points" if metrics[0].unit == "%" else _with_unit(metrics[0]), fontsize=8)
     bar.ax.tick_params(labelsize=8)
     figure.suptitle(
         "Difference from the baseline of the same cfg and temperature; bold where the 95% interval leaves out 0",
@@ -170,7 +169,7 @@ def _against_alpha(evaluation: dict[str, Any]) -> "Figure | None":
             panel.plot([place for place, *_ in shown], [mean for _, mean, _ in shown], color=colour, linewidth=1)
             for k, (place, mean, reach) in enumerate(shown):
                 panel.errorbar(
-                    place, mean, reach, color=colour, marker=_MARKERS[i % len(_MARKERS)], markersize=5, capsize=2,
+                    place, mean, reach, color=colour, marker=_MARKERS[i], markersize=5, capsize=2,
                     linewidth=1, label=_set_label(evaluation, name) if k == 0 else None,
                 )  # fmt: skip
         panel.set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
@@ -191,41 +190,49 @@ def _set_label(evaluation: dict[str, Any], name: str) -> str:
 
 
 def _against_entropy(evaluation: dict[str, Any]) -> "Figure | None":
-    """Whether a cell does better than plain decoding that is as sharp."""
-    found, colours = groups(evaluation), _colours(evaluation)
-    metric = headline(found[0][1])
+    """Whether a cell does better, or is more diverse, than plain decoding that is as sharp."""
+    found = groups(evaluation)
     if not any(row["match"] for row in evaluation["cells"]):
         return None
-    figure, axes = _figure(1, len(found), 5.2, 4.2)
-    for panel, (title, rows) in zip(axes[0], found, strict=True):
-        for i, (name, colour) in enumerate(colours.items()):
-            cells = [row for row in _cells(rows) if row["layers"] == name and not row["is baseline"]]
-            points = [_point(row, metric) for row in cells]
-            panel.scatter(
-                *np.array(points).reshape(-1, 2).T, color=colour, marker=_MARKERS[i % len(_MARKERS)], s=28,
-                label=_set_label(evaluation, name),
-            )  # fmt: skip
-            for row, point in zip(cells, points, strict=True):
-                panel.annotate(
-                    f"{row['alpha']:g}", point, (3, 3), textcoords="offset points", fontsize=6.5, color=colour
-                )
-        plain = sorted(_point(row, metric) for row in rows if row["match"] or row["is baseline"])
-        panel.plot(
-            *np.array(plain).T, color=_GREY, marker="x", linewidth=1.2, label="baseline, by temperature", zorder=0
-        )
-        panel.set_xscale("log")
+    wanted = (headline(found[0][1]).key, "differing codes")
+    metrics = [metric for metric in METRICS if metric.key in wanted and metric.key in found[0][1][0]["metrics"]]
+    figure, axes = _figure(len(metrics), len(found), 5.2, 3.4)
+    for line, metric in zip(axes, metrics, strict=True):
+        for panel, (title, rows) in zip(line, found, strict=True):
+            _panel_against_entropy(panel, rows, metric, evaluation)
+            panel.set_title(title, fontsize=10)
+    for panel in axes[-1]:
         panel.set_xlabel("mean entropy of the distributions drawn from, nats per code")
-        panel.set_ylabel(_axis_label(metric))
-        panel.set_title(title, fontsize=10)
-        panel.grid(alpha=0.3)
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(colours) + 1, fontsize=8
-    )
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]), fontsize=8)
     figure.suptitle(
-        f"{_axis_label(metric)}, against sharpness: DoLa (small numbers: alpha) and plain decoding at other temperatures",
-        fontsize=10,
+        "Against sharpness: DoLa (the larger the mark, the larger alpha) and plain decoding at other temperatures",
+        fontsize=11,
     )
     return figure
+
+
+def _panel_against_entropy(panel: "Axes", rows: list[Row], metric: Metric, evaluation: dict[str, Any]) -> None:
+    plain = sorted(_point(row, metric) for row in rows if row["match"] or row["is baseline"])
+    panel.plot(*np.array(plain).T, color=_GREY, marker="x", linewidth=1.2, label="baseline, by temperature")
+    for i, (name, colour) in enumerate(_colours(evaluation).items()):
+        cells = [row for row in _cells(rows) if row["layers"] == name and not row["is baseline"]]
+        cells.sort(key=lambda row: row["alpha"])
+        points = np.array([_point(row, metric) for row in cells]).reshape(-1, 2).T
+        sizes = [16 + 16 * sorted(evaluation["grid"]["alpha"]).index(row["alpha"]) for row in cells]
+        panel.plot(*points, color=colour, linewidth=0.7, alpha=0.6)
+        panel.scatter(
+            *points,
+            color=colour,
+            marker=_MARKERS[i],
+            s=sizes,
+            alpha=0.8,
+            linewidth=0,
+            label=_set_label(evaluation, name),
+        )
+    panel.set_xscale("log")
+    panel.set_ylabel(_axis_label(metric))
+    panel.grid(alpha=0.3)
 
 
 def _point(row: Row, metric: Metric) -> tuple[float, float]:
@@ -255,7 +262,7 @@ def _layers(evaluation: dict[str, Any]) -> "Figure | None":
         line[0].set_xlabel("raster column", fontsize=8)
     for picture, part, unit in (
         (shares, axes[:, :-1], "chosen at this position, % of images"),
-        (divergences, axes[:, -1:], "JSD of the layer chosen, nats (at most ln 2)"),
+        (divergences, axes[:, -1:], "its JSD, nats (at most ln 2)"),
     ):
         bar = figure.colorbar(picture, ax=part, location="bottom", shrink=0.5, aspect=30, pad=0.02)
         bar.set_label(unit, fontsize=8)

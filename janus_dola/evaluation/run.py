@@ -112,7 +112,7 @@ class Evaluation:
             "seconds": round(sum(cell["seconds"] for cell in measured.values())),
             "cells": summaries(measured, settings.images // settings.parallel_size),
         }
-        _write(self._outdir / "evaluation.json", json.dumps(evaluation, indent=1))
+        _write(self._outdir / "evaluation.json", _a_cell_a_line(evaluation))
         return evaluation
 
     def _measured(self, name: str, draw: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -254,6 +254,12 @@ def _claim(path: Path, settings: dict[str, Any]) -> None:
     ]
     if other:
         raise ValueError(f"outdir {path.parent} holds an evaluation with other settings: {'; '.join(other)}")
+
+
+def _a_cell_a_line(evaluation: dict[str, Any]) -> str:
+    cells = ",\n".join(json.dumps(cell) for cell in evaluation["cells"])
+    rest = {key: value for key, value in evaluation.items() if key != "cells"}
+    return json.dumps(rest, indent=1).removesuffix("\n}") + f',\n "cells": [\n{cells}\n]}}'
 
 
 def _write(path: Path, text: str) -> None:
