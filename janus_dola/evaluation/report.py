@@ -48,6 +48,11 @@ def tables(evaluation: dict[str, Any]) -> str:
     ]
     layers = [f"{name}: {', '.join(map(str, found)) or 'no contrast'}" for name, found in evaluation["layers"].items()]
     parts.append(f"Candidate layers: {'; '.join(layers)}.")
+    parts.append(
+        "Entropy and top probability are those of the distributions that codes were drawn from, means over codes; distinct "
+        "codes those in all images of a prompt; differing codes the share of positions at which two images of one prompt "
+        "differ."
+    )
     for title, rows in groups(evaluation):
         scores = [metric for metric in METRICS if metric.key in rows[0]["metrics"] and metric.is_score]
         others = [metric for metric in METRICS if metric.key in rows[0]["metrics"] and not metric.is_score]
