@@ -66,8 +66,7 @@ def _colours(evaluation: dict[str, Any]) -> dict[str, tuple[float, ...]]:
 
 def _axis_label(metric: Metric) -> str:
     if metric.key == "differing codes":
-        return "codes that differ between
-images of a prompt, %"
+        return "codes that differ between\nimages of a prompt, %"
     return f"{metric.key} right, %" if metric.is_score and metric.unit == "%" else _with_unit(metric)
 
 
