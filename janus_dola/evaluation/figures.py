@@ -220,17 +220,11 @@ def _panel_against_entropy(panel: "Axes", rows: list[Row], metric: Metric, evalu
     for i, (name, colour) in enumerate(_colours(evaluation).items()):
         cells = [row for row in _cells(rows) if row["layers"] == name and not row["is baseline"]]
         cells.sort(key=lambda row: row["alpha"])
-        points = np.array([_point(row, metric) for row in cells]).reshape(-1, 2).T
+        x, y = np.array([_point(row, metric) for row in cells]).reshape(-1, 2).T
         sizes = [16 + 16 * sorted(evaluation["grid"]["alpha"]).index(row["alpha"]) for row in cells]
-        panel.plot(*points, color=colour, linewidth=0.7, alpha=0.6)
+        panel.plot(x, y, color=colour, linewidth=0.7, alpha=0.6)
         panel.scatter(
-            *points,
-            color=colour,
-            marker=_MARKERS[i],
-            s=sizes,
-            alpha=0.8,
-            linewidth=0,
-            label=_set_label(evaluation, name),
+            x, y, sizes, color=colour, marker=_MARKERS[i], alpha=0.8, linewidth=0, label=_set_label(evaluation, name)
         )
     panel.set_xscale("log")
     panel.set_ylabel(_axis_label(metric))
