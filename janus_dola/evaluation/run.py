@@ -85,8 +85,8 @@ class Evaluation:
         self._pipe, self._task, self._settings, self._outdir, self._match = pipe, task, settings, outdir, match
         self._num_layers = pipe.parts.num_layers
         self._baseline_entropies: dict[tuple[float, float], float] = {}  # by guidance and temperature
-        self._bar = tqdm(unit="image", disable=not progress)
         _claim(outdir / "settings.json", asdict(settings))
+        self._bar = tqdm(unit="image", disable=not progress)
 
     def run(self, grid: Grid) -> dict[str, Any]:
         """Measures every cell that is not there yet; writes and returns what `evaluation.json` holds."""

@@ -10,6 +10,7 @@ from janus_dola.evaluation.grid import Cell
 from janus_dola.evaluation.matching import HIGHEST, LOWEST, match_temperature
 from janus_dola.evaluation.measure import diversity
 from janus_dola.evaluation.metrics import METRICS, Bootstrap, Estimate, per_prompt, shown
+from janus_dola.evaluation.report import tables
 from janus_dola.evaluation.run import summaries
 
 PROMPTS = 200
@@ -54,6 +55,24 @@ def test_differences_are_paired():
     found = rows[1]["metrics"]["all four"]
     assert found["from baseline"] == {"mean": 0.25, "low": 0.25, "high": 0.25}
     assert found["value"]["high"] - found["value"]["low"] > 0.01
+
+
+def test_a_cell_whose_entropy_no_temperature_reaches_has_no_matched_baseline():
+    baseline, dola = Cell("final", 0.0, 5.0, 1.0), Cell("auto", 0.1, 5.0, 1.0)
+    values = {"entropy": [0.1] * PROMPTS, "distinct codes": [3.0] * PROMPTS}
+    rows = summaries(
+        {
+            baseline.name: measured(baseline, values),
+            dola.name: measured(dola, values),
+            f"{dola.name}-matched": {"cell": dola, "match": None, "seconds": 2.0},
+        },
+        PROMPTS,
+    )
+    assert "from matched" not in rows[1]["metrics"]["entropy"]
+    assert rows[2]["metrics"] == {}
+    settings = {"images": PROMPTS, "parallel_size": 1}
+    text = tables({"settings": settings, "layers": {"auto": [2]}, "cells": rows})
+    assert "| baseline matched to auto, alpha 0.1: no temperature gives its entropy |  |  |" in text
 
 
 def test_images_of_a_prompt_count_as_one():
