@@ -182,7 +182,7 @@ def batch(
 
 @app.command()
 def evaluate(
-    more: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUES]...", help="More of the grid.")] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUES", help="More of the grid.")] = None,
     grid: Annotated[
         list[str] | None,
         typer.Option(

@@ -79,9 +79,9 @@ def _cells(rows: list[Row]) -> list[Row]:
     return [row for row in rows if not row["is matched baseline"]]
 
 
-def _row_of(rows: list[Row], layers: str, alpha: float) -> Row | None:
-    """The cell of these settings; the baseline stands for "final" at alpha 0."""
-    return next((row for row in _cells(rows) if (row["layers"], row["alpha"]) == (layers, alpha)), None)
+def _row_of(rows: list[Row], layers: str, alpha: float) -> Row:
+    """The cell of these settings."""
+    return next(row for row in _cells(rows) if (row["layers"], row["alpha"]) == (layers, alpha))
 
 
 def _heat_maps(evaluation: dict[str, Any]) -> "Figure":
@@ -91,19 +91,25 @@ def _heat_maps(evaluation: dict[str, Any]) -> "Figure":
     metrics = [metric for metric in metrics if metric.is_score] or metrics
     layers, alphas = list(evaluation["layers"]), evaluation["grid"]["alpha"]
     figure, axes = _figure(len(found), len(metrics), 0.62 * len(alphas) + 0.5, 0.42 * len(layers) + 1.0)
-    for i, (title, rows) in enumerate(found):
-        for j, metric in enumerate(metrics):
-            grid = [[_difference(_row_of(rows, name, alpha), metric) for alpha in alphas] for name in layers]
-            last = _heat_map(axes[i, j], grid, metric)
+    for j, metric in enumerate(metrics):
+        grids = [
+            [[_difference(_row_of(rows, name, alpha), metric) for alpha in alphas] for name in layers]
+            for _, rows in found
+        ]
+        limit = _POINTS_SHOWN if metric.unit == "%" else _largest(grids)
+        for i, (title, _) in enumerate(found):
+            last = _heat_map(axes[i, j], grids[i], metric, limit)
             axes[i, j].set_title(f"{metric.key}\n{title}" if j == 0 else f"{metric.key}\n", fontsize=9)
             axes[i, j].set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas], fontsize=8)
             axes[i, j].set_yticks(range(len(layers)), layers if j == 0 else [""] * len(layers), fontsize=8)
             axes[i, j].set_xlabel("alpha", fontsize=8)
             if j == 0:
                 axes[i, j].set_ylabel("candidate layers", fontsize=8)
-    bar = figure.colorbar(last, ax=axes, extend="both", shrink=0.8, pad=0.01)
-    bar.set_label("percentage points" if metrics[0].unit == "%" else _with_unit(metrics[0]), fontsize=8)
-    bar.ax.tick_params(labelsize=8)
+        if j == len(metrics) - 1 or metrics[j + 1].unit != metric.unit:  # one bar for all panels of a unit before it
+            first = next(k for k in range(j + 1) if all(other.unit == metric.unit for other in metrics[k : j + 1]))
+            bar = figure.colorbar(last, ax=axes[:, first : j + 1], extend="both", shrink=0.8, pad=0.01)
+            bar.set_label("percentage points" if metric.unit == "%" else metric.unit or metric.key, fontsize=8)
+            bar.ax.tick_params(labelsize=8)
     figure.suptitle(
         "Difference from the baseline of the same cfg and temperature; bold where the 95% interval leaves out 0",
         fontsize=10,
@@ -111,31 +117,29 @@ def _heat_maps(evaluation: dict[str, Any]) -> "Figure":
     return figure
 
 
-def _difference(row: Row | None, metric: Metric) -> tuple[float, bool] | None:
+def _difference(row: Row, metric: Metric) -> tuple[float, bool]:
     """Of a cell from its baseline, in units shown, and whether its interval leaves out 0."""
-    if row is None:
-        return None
     if row["is baseline"]:
         return 0.0, False
     estimate = row["metrics"][metric.key]["from baseline"]
     return metric.scale * estimate["mean"], estimate["low"] > 0 or estimate["high"] < 0
 
 
-def _heat_map(axes: "Axes", grid: list[list[tuple[float, bool] | None]], metric: Metric) -> Any:
-    numbers = np.array([[math.nan if cell is None else cell[0] for cell in line] for line in grid])
-    limit = float(np.nanmax(np.abs(numbers))) or 1.0
-    limit = _POINTS_SHOWN if metric.unit == "%" else limit
+def _largest(grids: list[list[list[tuple[float, bool]]]]) -> float:
+    return max(abs(difference) for grid in grids for line in grid for difference, _ in line) or 1.0
+
+
+def _heat_map(axes: "Axes", grid: list[list[tuple[float, bool]]], metric: Metric, limit: float) -> Any:
+    numbers = np.array([[difference for difference, _ in line] for line in grid])
     picture = axes.imshow(numbers, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
     for y, line in enumerate(grid):
         for x, cell in enumerate(line):
-            if cell is not None:
-                digits = 0 if abs(cell[0]) >= 10 else metric.digits
-                dark = abs(cell[0]) > 0.6 * limit
-                weight = "bold" if cell[1] else "normal"
-                axes.text(
-                    x, y, f"{cell[0]:+.{digits}f}" if cell[0] else "0", ha="center", va="center", fontsize=7.5,
-                    color="white" if dark else "black", weight=weight,
-                )  # fmt: skip
+            difference, sure = cell
+            digits = 0 if abs(difference) >= 10 else metric.digits
+            axes.text(
+                x, y, f"{difference:+.{digits}f}" if difference else "0", ha="center", va="center", fontsize=7.5,
+                color="white" if abs(difference) > 0.6 * limit else "black", weight="bold" if sure else "normal",
+            )  # fmt: skip
     return picture
 
 
@@ -166,7 +170,6 @@ def _against_alpha(evaluation: dict[str, Any]) -> "Figure | None":
             shown = [
                 (place, *_bars(cell["metrics"][metric.key]["value"], metric.scale))
                 for place, cell in zip(x, cells, strict=True)
-                if cell is not None
             ]
             panel.plot([place for place, *_ in shown], [mean for _, mean, _ in shown], color=colour, linewidth=1)
             for k, (place, mean, reach) in enumerate(shown):
