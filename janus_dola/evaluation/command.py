@@ -46,12 +46,15 @@ def run_evaluation(request: Request, progress: bool = False) -> Iterator[str]:
     check_available()
     task = _task(request)
     folder = resolve(request.model, request.revision)
+    commit = folder.name if folder.parent.name == "snapshots" else None  # as the hub's cache names its folders
+    if request.revision is not None and commit is None:
+        raise ValueError(f"revision goes with a repository on the hub, not with the model {request.model!r}")
     pipe = JanusDoLa.from_pretrained(folder, request.device, request.dtype)
     for cell in grid.cells():  # settings that this model cannot have
         cell.dola(pipe.parts.num_layers, request.seed)
     settings = Settings(
         model=request.model,
-        revision=folder.name if folder.parent.name == "snapshots" else request.revision,
+        revision=commit,
         prompts=task.source,
         images=len(task.prompts) * request.parallel_size,
         parallel_size=request.parallel_size,

@@ -43,7 +43,7 @@ class Settings:
     """
 
     model: str
-    revision: str | None  # of a repository: the commit that was loaded, where it is known
+    revision: str | None  # the commit that was loaded, of a repository on the hub
     prompts: str  # where they come from
     images: int  # per cell
     parallel_size: int  # images per prompt

@@ -241,6 +241,19 @@ def test_the_recipe_lies_beside_the_images(call, tmp_path, prompt_file):
     assert not (tmp_path / "out/images/baseline-cfg2-t0.9/00002").exists()  # --images 2: the first two prompts
 
 
+def test_the_commit_of_a_repository_is_recorded(call, tmp_path, prompt_file, monkeypatch):
+    """The hub's cache keeps each commit in a folder of its name."""
+    cached = tmp_path / "models--someone--janus" / "snapshots" / "0123abc"
+    cached.mkdir(parents=True)
+    monkeypatch.setattr("janus_dola.evaluation.command.resolve", lambda model, revision: cached)
+    call(
+        "evaluate", "--model", "someone/janus", "--revision", "main", "--prompts", prompt_file, "--images", 1,
+        "--parallel-size", 1, "--no-match", "--grid", "layers=final", "alpha=0", "--outdir", tmp_path / "out",
+    )  # fmt: skip
+    recipe = json.loads((tmp_path / "out/images/baseline-cfg5-t1/recipe.json").read_text())
+    assert (recipe["model"], recipe["revision"]) == ("someone/janus", "0123abc")
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
@@ -333,6 +346,7 @@ def test_without_matplotlib_nothing_is_drawn(call, tmp_path, monkeypatch):
         (["--images", "0"], "images must be a multiple of parallel_size, 4, got 0"),
         (["--parallel-size", "0"], "parallel_size must be an int >= 1, got 0"),
         (["--images", "4", "--seed", "-1"], "seed must be an int >= 0, got -1"),
+        (["--images", "4", "--revision", "main"], "revision goes with a repository on the hub, not with the model 'mini'"),
         (["--model", "other"], "prompts must be given for the model 'other'"),
         (["--clip", "Tiny:here"], "clip goes with prompts"),
         (["--prompts", "missing.jsonl"], "No such file"),
