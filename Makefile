@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COMPAT := .venv-compat/bin
 
-.PHONY: help test test-compat lint format types demo bench report bench-compare static-report gpu-check tune train-mini score-mini clean
+.PHONY: help test test-compat lint format types demo bench report bench-compare static-report gpu-check tune train-mini score-mini evaluate-mini clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -57,6 +57,12 @@ train-mini: .venv/ready  ## train the mini model anew (about two hours on 2 core
 
 score-mini: .venv/ready  ## score what the mini model draws against its captions
 	$(BIN)/python bench/score_mini.py
+
+evaluate-mini: .venv/ready  ## measure what DoLa does to the mini model's pictures (about an hour)
+	OMP_NUM_THREADS=1 $(BIN)/janus-dola evaluate --model mini --images 200 --outdir bench/results/evaluation \
+		--grid alpha=0,0.05,0.1,0.25,0.5 layers=auto,early,late,random,final cfg=1,5 temperature=1
+	OMP_NUM_THREADS=1 $(BIN)/janus-dola evaluate --model mini --images 1000 --outdir bench/results/evaluation_1000 \
+		--grid alpha=0.1,0.5 layers=auto,final cfg=5 temperature=1
 
 .venv/ready: pyproject.toml tests/constraints.txt
 	$(PYTHON) -m venv .venv

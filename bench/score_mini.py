@@ -1,45 +1,34 @@
 """Scores what the mini model draws against its captions: baseline and DoLa, same captions and seeds.
 
-Writes bench/results/mini_scores.json and the table in the README. The captions name all four attributes and are drawn with
-a fixed seed; the checker is `janus_dola.mini.checker`.
+Writes bench/results/mini_scores.json and the table in the README. Captions, checker and measures are those of `janus-dola
+evaluate`, which measures more settings with intervals.
 """
 
 import json
-import random
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from tqdm import tqdm
 
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.mini.checker import check
-from janus_dola.mini.pictures import ATTRIBUTES, caption, random_scene
+from janus_dola.evaluation.measure import Sampling, measure
+from janus_dola.evaluation.task import ALL_FOUR, mini_task
+from janus_dola.mini.pictures import ATTRIBUTES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results" / "mini_scores.json"
 README = ROOT / "README.md"
 MARKERS = ("<!-- mini scores -->\n", "<!-- end of mini scores -->\n")
 METHODS = {"baseline": None, "DoLa": DoLaConfig()}
-BATCH = 20
 
 
-def score(pipe: JanusDoLa, captions: list[str], dola: DoLaConfig | None, seed: int) -> dict[str, float]:
+def score(pipe: JanusDoLa, images: int, dola: DoLaConfig | None, seed: int) -> dict[str, float]:
     """Shares of images in which each attribute is right, all of them, and the mean number of distinct codes an image has."""
-    right = dict.fromkeys((*ATTRIBUTES, "all four"), 0)
-    distinct = 0
-    for start in tqdm(range(0, len(captions), BATCH), unit="batch"):
-        words = captions[start : start + BATCH]
-        drawn = pipe.generate(words, dola=dola, cfg_weight=5.0, temperature=1.0, seed=seed + start)
-        for text, row, tokens in zip(words, drawn.images, drawn.tokens, strict=True):
-            verdict = check(row[0], text)
-            for name in ATTRIBUTES:
-                right[name] += verdict.right[name]
-            right["all four"] += verdict.all_right
-            distinct += len(tokens.unique())
-    return {name: count / len(captions) for name, count in right.items()} | {"distinct codes": distinct / len(captions)}
+    sampling = Sampling(dola, cfg_weight=5.0, temperature=1.0, parallel_size=1, seed=seed)
+    values = measure(pipe, mini_task(images), sampling)["values"]
+    return {name: sum(values[name]) / images for name in (*ATTRIBUTES, ALL_FOUR, "distinct codes")}
 
 
 def table(results: dict) -> str:
@@ -65,10 +54,8 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the first image.")] = 0,
 ) -> None:
     """Score the mini model."""
-    rng = random.Random(2024)
-    captions = [caption(random_scene(rng)) for _ in range(images)]
     pipe = JanusDoLa.from_pretrained("mini", device="cpu", dtype="float32")
-    scores = {name: score(pipe, captions, dola, seed) for name, dola in METHODS.items()}
+    scores = {name: score(pipe, images, dola, seed) for name, dola in METHODS.items()}
     settings = {"images": images, "seed": seed, "cfg_weight": 5.0, "temperature": 1.0, "dola": asdict(DoLaConfig())}
     results = {"settings": settings, "torch": torch.__version__, "scores": scores}
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

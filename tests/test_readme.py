@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from janus_dola import cli
+from janus_dola.evaluation.metrics import METRICS, shown
+from janus_dola.evaluation.report import tables
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,6 +28,46 @@ def test_the_mini_model_draws_what_its_captions_say():
     baseline = results["scores"]["baseline"]
     assert results["settings"]["images"] == 200
     assert min(baseline[name] for name in ("size", "colour", "shape", "background")) >= 0.95, baseline
+
+
+CELLS = {  # rows of the README's table on DoLa, and the cells they show
+    "baseline": "baseline-cfg{}-t1",
+    "DoLa, alpha 0": "auto-alpha0-cfg{}-t1",
+    "DoLa, alpha 0.1 (default)": "auto-alpha0.1-cfg{}-t1",
+    "DoLa, alpha 0.5": "auto-alpha0.5-cfg{}-t1",
+    "truncation alone, alpha 0.1": "final-alpha0.1-cfg{}-t1",
+    "truncation alone, alpha 0.5": "final-alpha0.5-cfg{}-t1",
+    "baseline as sharp as that (temperature 0.13, 0.18)": "auto-alpha0.1-cfg{}-t1-matched",
+    "baseline as sharp as that (temperature 0.086, 0.078)": "auto-alpha0.5-cfg{}-t1-matched",
+}
+
+
+def test_what_is_said_of_dola_is_what_was_measured():
+    evaluation = json.loads((ROOT / "bench/results/evaluation/evaluation.json").read_text(encoding="utf-8"))
+    cells = {cell["name"]: cell for cell in evaluation["cells"]}
+    score, variety = (next(m for m in METRICS if m.key == key) for key in ("all four", "differing codes"))
+    section = README.split("## Does DoLa help pictures?")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ") and "at cfg" not in line]
+    for row in rows:
+        label, *shares = (part.strip() for part in row.strip("|").split("|"))
+        for guidance, right, differing in ((5, shares[0], shares[2]), (1, shares[1], shares[3])):
+            cell = cells[CELLS[label].format(guidance)]
+            found = cell["metrics"][score.key]
+            expected = shown(score, found["value"]).split(" [")[0]
+            if "from baseline" in found:
+                expected += f" ({shown(score, found['from baseline'], signed=True)})"
+            assert right == expected
+            assert differing == shown(variety, cell["metrics"][variety.key]["value"]).split(" [")[0]
+            if "temperature" in label:
+                assert f"{cell['temperature']:.2g}" in label
+    assert len(rows) == len(CELLS)
+
+
+@pytest.mark.parametrize("name", ["evaluation", "evaluation_1000"])
+def test_tables_are_those_of_the_committed_results(name):
+    folder = ROOT / "bench" / "results" / name
+    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    assert (folder / "tables.md").read_text(encoding="utf-8") == tables(evaluation)
 
 
 def test_links_lead_somewhere():

@@ -31,9 +31,9 @@ def plan(
     dola: DoLaConfig | None,
     cfg_weight: float,
     temperature: float,
-    sampler: Sampler,
-    backend: str,
-    engine: str,
+    sampler: Sampler = "gumbel",
+    backend: str = "auto",
+    engine: str = "auto",
 ) -> Plan:
     """Turns the settings of a user into a plan for a model. `dola=None` is the plain baseline.
 

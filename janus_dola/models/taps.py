@@ -1,4 +1,4 @@
-"""Reads the hidden states DoLa needs while the backbone runs: the last position of each tapped layer, nothing else."""
+"""Reads the hidden states DoLa needs while the backbone runs: the last position (or last few) of each tapped layer."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,9 +9,18 @@ from torch import Tensor, nn
 from janus_dola.models.parts import JanusParts
 
 
-def tap_buffer(parts: JanusParts, layers: Sequence[int], rows: int) -> Tensor:
-    """What `tapped` writes into: [len(layers) + 1, R, D] zeros in the model's dtype."""
-    return torch.zeros(len(layers) + 1, rows, parts.head.hidden_size, dtype=parts.dtype, device=parts.device)
+def tap_buffer(parts: JanusParts, layers: Sequence[int], rows: int, positions: int | None = None) -> Tensor:
+    """What `tapped` writes into: zeros in the model's dtype.
+
+    Args:
+        layers: as for `tapped`.
+        rows: R, the batch rows of each call.
+        positions: P, how many of the last positions are read; None is the last one.
+    Returns:
+        [len(layers) + 1, R, D], or [len(layers) + 1, R, P, D].
+    """
+    read = () if positions is None else (positions,)
+    return torch.zeros(len(layers) + 1, rows, *read, parts.head.hidden_size, dtype=parts.dtype, device=parts.device)
 
 
 @contextmanager
@@ -20,13 +29,13 @@ def tapped(parts: JanusParts, layers: Sequence[int], buffer: Tensor) -> Iterator
 
     Args:
         layers: indices in 1 .. N-1; layer j is the output of block j.
-        buffer: from `tap_buffer`, for the batch rows of each call: the tapped layers in the order given, then the final
-            block's output, taken at the input of the final norm (Hugging Face's last hidden state has been through that
-            norm already).
+        buffer: from `tap_buffer`: the tapped layers in the order given, then the final block's output, taken at the input
+            of the final norm (Hugging Face's last hidden state has been through that norm already).
     """
+    read_positions = -1 if buffer.ndim == 3 else slice(-buffer.shape[2], None)
 
     def read(slot: int, hidden_states: Tensor) -> None:
-        buffer[slot].copy_(hidden_states[:, -1])
+        buffer[slot].copy_(hidden_states[:, read_positions])
 
     def block_hook(slot: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:

@@ -1,0 +1,106 @@
+"""Tables of an evaluation in Markdown."""
+
+from typing import Any
+
+from janus_dola.evaluation.metrics import METRICS, Metric, shown
+from janus_dola.evaluation.task import ALL_FOUR, CLIP_SCORE
+
+Row = dict[str, Any]
+
+
+def headline(rows: list[Row]) -> Metric:
+    """The one measure to look at first: all attributes right, else CLIP score, else distinct codes."""
+    measured = rows[0]["metrics"]
+    key = next(key for key in (ALL_FOUR, CLIP_SCORE, "distinct codes") if key in measured)
+    return next(metric for metric in METRICS if metric.key == key)
+
+
+def groups(evaluation: dict[str, Any]) -> list[tuple[str, list[Row]]]:
+    """The cells that share guidance and temperature, the baseline first, with a title."""
+    found: dict[tuple[float, float], list[Row]] = {}
+    for row in evaluation["cells"]:
+        # A matched baseline belongs to the cell it is matched to, whose temperature is the group's.
+        key = (row["cfg"], row["grid temperature"])
+        found.setdefault(key, []).append(row)
+    return [(f"cfg {cfg:g}, temperature {temperature:g}", rows) for (cfg, temperature), rows in found.items()]
+
+
+def label(row: Row) -> str:
+    """What a cell is: "auto, alpha 0.1"."""
+    if row["is matched baseline"]:
+        of = f"{row['layers']}, alpha {row['alpha']:g}"
+        if row["match"] is None:
+            return f"baseline matched to {of}: no temperature gives its entropy"
+        return f"baseline at temperature {row['temperature']:.3g}, matched to {of}"
+    if row["is baseline"]:
+        return "baseline"
+    return f"{row['layers']}, alpha {row['alpha']:g}"
+
+
+def tables(evaluation: dict[str, Any]) -> str:
+    """Per guidance and temperature a table of scores and one of sharpness and diversity."""
+    settings = evaluation["settings"]
+    prompts = settings["images"] // settings["parallel_size"]
+    parts = [
+        f"{settings['images']} images a cell: {settings['parallel_size']} of each of {prompts} prompts, the same prompts "
+        f"and seeds in every cell. In brackets 95% confidence intervals, by a bootstrap over prompts; numbers with a "
+        f"sign are paired differences: cell minus the baseline of the same cfg and temperature."
+    ]
+    layers = [f"{name}: {', '.join(map(str, found)) or 'no contrast'}" for name, found in evaluation["layers"].items()]
+    parts.append(f"Candidate layers: {'; '.join(layers)}.")
+    parts.append(
+        "Entropy and top probability are those of the distributions that codes were drawn from, means over codes; distinct "
+        "codes those in all images of a prompt; differing codes the share of positions at which two images of one prompt "
+        "differ."
+    )
+    for title, rows in groups(evaluation):
+        scores = [metric for metric in METRICS if metric.key in rows[0]["metrics"] and metric.is_score]
+        others = [metric for metric in METRICS if metric.key in rows[0]["metrics"] and not metric.is_score]
+        parts.append(f"### {title}")
+        if scores:
+            parts.append(_scores(rows, scores, headline(rows)))
+        parts.append(_others(rows, others))
+    return "\n\n".join(parts) + "\n"
+
+
+def _scores(rows: list[Row], metrics: list[Metric], main: Metric) -> str:
+    """The baseline's means; of the other cells the headline's mean and the differences of all scores."""
+    head = [f"{metric.key}{', points' if metric.unit == '%' else ''}" for metric in metrics]
+    own = f"{main.key}{', ' + main.unit if main.unit else ''}"
+    lines = [_line("", own, *head, f"{head[metrics.index(main)]}, from matched baseline")]
+    lines.append("|---" * (len(metrics) + 3) + "|")
+    for row in rows:
+        found = row["metrics"]
+        if not found:
+            lines.append(_line(label(row), *[""] * (len(metrics) + 2)))
+            continue
+        title, signed = ("value", False) if row["is baseline"] else ("from baseline", True)
+        differences = [shown(metric, found[metric.key][title], signed) for metric in metrics]
+        matched = found[main.key].get("from matched")
+        last = shown(main, matched, signed=True) if matched else ""
+        lines.append(_line(label(row), _mean(main, found[main.key]["value"]), *differences, last))
+    return "\n".join(lines)
+
+
+def _others(rows: list[Row], metrics: list[Metric]) -> str:
+    """Means, and differences from the baseline."""
+    head = [f"{metric.key}{', ' + metric.unit if metric.unit not in ('', 'codes') else ''}" for metric in metrics]
+    lines = [_line("", *head), "|---" * (len(metrics) + 1) + "|"]
+    for row in rows:
+        cells = []
+        for metric in metrics if row["metrics"] else ():
+            found = row["metrics"][metric.key]
+            if row["is baseline"]:
+                cells.append(shown(metric, found["value"]))
+            else:
+                cells.append(f"{_mean(metric, found['value'])} ({shown(metric, found['from baseline'], signed=True)})")
+        lines.append(_line(label(row), *(cells or [""] * len(metrics))))
+    return "\n".join(lines)
+
+
+def _mean(metric: Metric, estimate: dict[str, float]) -> str:
+    return f"{metric.scale * estimate['mean']:.{metric.digits}f}"
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,70 @@
+"""The distributions that codes were drawn from, read back from the codes alone."""
+
+import math
+
+import pytest
+import torch
+
+from janus_dola import DoLaConfig, JanusDoLa
+from janus_dola.engine.plan import plan
+from janus_dola.evaluation.sharpness import of_scores, scores_of_all_positions, sharpness
+from janus_dola.kernels.sampling import gumbel_max
+from tests.deepseek_stand_in import MultiModalityCausalLM
+
+# Of different lengths, so that one is padded.
+PROMPTS = ["a large red circle on white", "a green cross", "a small blue square on grey"]
+
+
+@pytest.fixture(scope="module")
+def deepseek(mini) -> JanusDoLa:
+    model = MultiModalityCausalLM(len(mini.tokenizer)).eval().requires_grad_(False)
+    return JanusDoLa(model, mini.tokenizer)
+
+
+@pytest.fixture(params=["transformers", "deepseek"])
+def pipe(request, mini, deepseek) -> JanusDoLa:
+    return {"transformers": mini, "deepseek": deepseek}[request.param]
+
+
+@pytest.mark.parametrize(
+    "dola",
+    [None, DoLaConfig((1, 3), 0.1), DoLaConfig((1, 2), 0.0), DoLaConfig(alpha=0.3, premature_layer="final")],
+    ids=["baseline", "dola", "no truncation", "truncation alone"],
+)
+def test_the_distributions_found_are_those_the_codes_were_drawn_from(pipe, dola):
+    """The same noise draws the same codes from them; layers and divergences are those that were recorded."""
+    drawn = pipe.generate(PROMPTS, dola=dola, cfg_weight=3.0, temperature=1.1, seed=4)
+    tokens, planned = drawn.tokens[:, 0], plan(pipe.parts, dola, 3.0, 1.1)
+    found = scores_of_all_positions(pipe, PROMPTS, tokens, planned)
+    scores = found.scores.unflatten(0, tokens.shape)
+    again = [gumbel_max(scores[:, t], 1.1, drawn.seeds[:, 0], t) for t in range(tokens.shape[1])]
+    assert torch.equal(torch.stack(again, 1), tokens)
+    assert torch.allclose(found.jsd.view(tokens.shape), drawn.jsd[:, 0], atol=1e-4)
+    layers = torch.tensor([*planned.layers, pipe.parts.num_layers])[found.layer].view(tokens.shape)
+    # Where two candidates diverge equally far (both nearly ln 2), rounding decides.
+    assert (layers == drawn.premature_layers[:, 0]).float().mean() > 0.95
+
+
+def test_sharpness_does_not_depend_on_how_many_images_go_together(mini, monkeypatch):
+    tokens, planned = mini.generate(PROMPTS, seed=1).tokens[:, 0], plan(mini.parts, DoLaConfig(), 5.0, 1.0)
+    together = sharpness(mini, PROMPTS, tokens, planned)
+    monkeypatch.setattr("janus_dola.evaluation.sharpness._LOGITS_AT_ONCE", 1)
+    alone = sharpness(mini, PROMPTS, tokens, planned)
+    assert together.entropy.shape == (3,)
+    assert torch.allclose(together.entropy, alone.entropy, atol=1e-5)
+    assert torch.allclose(together.top_probability, alone.top_probability, atol=1e-5)
+
+
+def test_entropy_of_distributions_that_are_known():
+    scores = torch.tensor([[0.0, 0.0, 0.0, 0.0], [7.0, 7.0, -math.inf, -math.inf], [1.0, -math.inf, -math.inf, 0.0]])
+    found = of_scores(scores, 0.5)
+    p = 1 / (1 + math.exp(-2))  # of the third: 1 / 0.5 against 0 / 0.5
+    known = [math.log(4), math.log(2), -p * math.log(p) - (1 - p) * math.log(1 - p)]
+    assert found.entropy.tolist() == pytest.approx(known, abs=1e-6)
+    assert found.top_probability.tolist() == pytest.approx([0.25, 0.5, p])
+
+
+def test_greedy_decoding_is_certain():
+    found = of_scores(torch.randn(5, 9), 0.0)
+    assert found.entropy.tolist() == [0] * 5
+    assert found.top_probability.tolist() == [1] * 5
