@@ -111,6 +111,13 @@ def test_prompt_files_that_are_not(call, tmp_path, content):
         (["generate", "x", "--from", "a.png"], "leave out: prompts"),
         (["generate", "--seed", "3", "--from", "a.png"], "leave out: seed"),
         (["batch", "--prompt-json", "no-such-file.json"], "No such file"),
+        (["batch", "--prompts", "no-such-file.txt"], "No such file"),
+        (["batch", "--prompts", "a", "--workers", "0"], "workers must be an int in 1 .. 65536, got 0"),
+        (["batch", "--prompts", "a", "--batch-size", "0"], "batch_size must be an int in 1 .. 65536, got 0"),
+        (["batch", "--prompts", "a", "--workers", "1", "--device", "cuda:1"], 'device must be "cpu" or "cuda" with workers'),
+        (["batch", "--prompts", "a", "--parallel-size", "0"], "parallel_size must be an int in 1 .. 65536, got 0"),
+        (["batch", "--prompts", "a", "--alpha", "2"], "alpha must lie in [0, 1], got 2.0"),
+        (["batch", "--prompts", "a", "--dtype", "int8"], "dtype must be one of"),
     ],
 )  # fmt: skip
 def test_wrong_input_ends_in_a_message_and_status_2(call, tmp_path, monkeypatch, arguments, message):
@@ -120,6 +127,31 @@ def test_wrong_input_ends_in_a_message_and_status_2(call, tmp_path, monkeypatch,
     assert out == ""
     assert message in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in err
+
+
+def test_a_batch_with_failures_ends_with_status_1_and_with_other_settings_with_2(call, tmp_path):
+    prompts, outdir = tmp_path / "prompts.jsonl", tmp_path / "out"
+    prompts.write_text('{"prompt": "a red circle"}\n{"prompt": 7}\n')
+    command = ["batch", "--prompts", prompts, "--outdir", outdir, "--parallel-size", 1]
+    status, _, err = call(*command)
+    assert status == 2
+    assert err == (
+        f"janus-dola: error: prompt file {prompts} line 2: prompt must be a string, got 7. --skip-bad draws the others\n"
+    )
+    assert not outdir.exists()
+    status, out, err = call(*command, "--skip-bad")
+    assert status == 1
+    assert out == f"1 images of 2 prompts in {outdir}; see {outdir / 'index.html'}\n"
+    assert err.endswith(f"janus-dola: 1 failed: see the lines with an error in {outdir / 'manifest.jsonl'}\n")
+    status, _, err = call(*command, "--skip-bad", "--seed", 3)
+    assert status == 2
+    assert err == (
+        f"janus-dola: error: outdir {outdir} was made with other settings: seed 0, now 3. "
+        "Take another --outdir, or --overwrite what is there\n"
+    )
+    status, out, _ = call(*command, "--skip-bad", "--seed", 3, "--overwrite")
+    assert status == 1
+    assert read_recipe(outdir / "0_a_red_circle_p0.jpg").seed == 3
 
 
 def test_info(call):
