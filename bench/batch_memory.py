@@ -17,6 +17,7 @@ import typer
 
 from janus_dola import JanusDoLa
 from janus_dola.batch import Compute, Settings, run_batch
+from janus_dola.engine.engine import Engine
 
 _CODES = 4
 
@@ -28,6 +29,7 @@ def short_mini() -> JanusDoLa:
     pipe.parts = replace(
         pipe.parts, image_tokens=_CODES, decode_codes=lambda codes: decode(F.pad(codes, (0, whole - _CODES)))
     )
+    pipe._engine = Engine(pipe.parts)
     return pipe
 
 

@@ -4,6 +4,7 @@ Letters: N blocks, R rows (two an image), U distinct rows, S prompt tokens, D hi
 """
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,19 +23,27 @@ def visible_length(written: int) -> int:
     return -(-written // VISIBLE_MULTIPLE) * VISIBLE_MULTIPLE
 
 
+@dataclass
+class Place:
+    """Where a step reads and writes, for all blocks."""
+
+    position: Tensor  # [1] int64: where the next token is written
+    visible: int  # positions that attention reads
+
+
 class BlockKeyValues:
     """Keys and values of one block, in place: [R, heads, capacity, size] each."""
 
-    def __init__(self, cache: "KeyValues", shape: tuple[int, ...], parts: JanusParts) -> None:
-        self._cache = cache
+    def __init__(self, place: Place, shape: tuple[int, ...], parts: JanusParts) -> None:
+        self._place = place
         self.keys, self.values = (torch.zeros(shape, dtype=parts.dtype, device=parts.device) for _ in range(2))
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Writes one token's keys and values [R, heads, 1, size] and gives back those of all visible positions."""
-        cache = self._cache
-        self.keys.index_copy_(2, cache.position, keys)
-        self.values.index_copy_(2, cache.position, values)
-        return self.keys[:, :, : cache.visible], self.values[:, :, : cache.visible]
+        place = self._place
+        self.keys.index_copy_(2, place.position, keys)
+        self.values.index_copy_(2, place.position, values)
+        return self.keys[:, :, : place.visible], self.values[:, :, : place.visible]
 
 
 class KeyValues:
@@ -44,10 +53,9 @@ class KeyValues:
     """
 
     def __init__(self, parts: JanusParts, rows: int, capacity: int) -> None:
-        self.position = torch.zeros(1, dtype=torch.int64, device=parts.device)  # where the next token is written
-        self.visible = capacity  # positions that attention reads
+        self.place = Place(torch.zeros(1, dtype=torch.int64, device=parts.device), capacity)
         shape = key_shape(parts, rows, capacity)
-        self.blocks = [BlockKeyValues(self, shape, parts) for _ in range(parts.num_layers)]
+        self.blocks = [BlockKeyValues(self.place, shape, parts) for _ in range(parts.num_layers)]
 
     def begin(self, prompts: DynamicCache, row_of: Tensor) -> None:
         """Takes the keys and values of U prompt rows [U, heads, S, size], spread over R rows by `row_of` [R]."""
@@ -56,7 +64,7 @@ class KeyValues:
             for mine, given in ((block.keys, prompt.keys), (block.values, prompt.values)):
                 mine[:, :, :length] = given[row_of]
                 mine[:, :, length:] = 0  # what is masked must be finite
-        self.position.fill_(length)
+        self.place.position.fill_(length)
 
     def update(self, keys: Tensor, values: Tensor, block: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """As `BlockKeyValues.update`, of the block with this index."""
@@ -105,7 +113,7 @@ class Backbone:
 
     def rewind(self) -> None:
         """The next token is written to the first position."""
-        self._cache.position.zero_()
+        self._cache.place.position.zero_()
 
     def step(self, embeddings: Tensor, visible: int) -> None:
         """Runs one token: [R, D] embeddings of the codes just drawn. Nothing in it waits for the device.
@@ -113,19 +121,19 @@ class Backbone:
         Args:
             visible: positions that attention looks at, a multiple of `VISIBLE_MULTIPLE`.
         """
-        cache = self._cache
-        cache.visible = visible
-        self._mask.index_fill_(3, cache.position, 0)
-        arguments = {"cache_position": cache.position} if self._takes_cache_position else {}  # transformers 4
+        place = self._cache.place
+        place.visible = visible
+        self._mask.index_fill_(3, place.position, 0)
+        arguments = {"cache_position": place.position} if self._takes_cache_position else {}  # transformers 4
         self._parts.backbone(
             inputs_embeds=embeddings.unsqueeze(1),
             attention_mask=self._mask[..., :visible],
             position_ids=self._positions,
-            past_key_values=cache,
+            past_key_values=self._cache,
             use_cache=True,
             **arguments,
         )
-        cache.position += 1
+        place.position += 1
         self._positions += 1
 
 
