@@ -28,6 +28,7 @@ class Compute:
         engine: how a step is run: "auto", "graph", "compile" or "eager".
         workers: Ray actors; None is this process alone or, with `ray_address`, one for each GPU there.
         ray_address: of a Ray cluster ("auto", "host:6379"); None with `workers` starts one on this machine.
+            A Ray that this process already is connected to is used as it is.
         batch_size: images drawn at once; None is what fits into memory when a folder is begun.
     Raises:
         ValueError: a value is out of range.

@@ -97,6 +97,8 @@ class RayPool(AbstractContextManager["RayPool"]):
         self._members: list[_Member] = []
         self._retry: deque[_Handed] = deque()
         self._restarts = 0
+        if compute.ray_address and ":" in compute.ray_address and "//" not in compute.ray_address:
+            _knock(compute.ray_address)
         self._ours = not ray.is_initialized()  # else the caller's own cluster is used, and left as it is
         if self._ours:
             self._start_ray()
@@ -114,8 +116,6 @@ class RayPool(AbstractContextManager["RayPool"]):
         address = self._compute.ray_address or "local"
         if address == "local":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
-        elif ":" in address and "//" not in address:
-            _knock(address)
         own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         self._ray.init(address=address, log_to_driver=False, logging_level="error", **own)
 
