@@ -60,7 +60,7 @@ def die_inside_an_image(countdown: int):
 
 
 def die_inside_the_manifest(countdown: int):
-    """Half of the lines of a batch are on disk, the last of them torn."""
+    """A part of the lines of a batch is on disk, the last of them torn."""
 
     def append(self, entries):
         nonlocal countdown
@@ -74,7 +74,7 @@ def die_inside_the_manifest(countdown: int):
             self.file = file
 
         def write(self, content):
-            self.file.write(content[: len(content) // 2])
+            self.file.write(content[: len(content) * 3 // 8])  # of four lines one and a half
             die()
 
     def sabotage():
