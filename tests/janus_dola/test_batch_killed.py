@@ -15,7 +15,7 @@ DRIVER = Path(__file__).parent / "batch_driver.py"
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")
 def test_a_run_killed_at_five_random_moments_ends_like_an_undisturbed_one(tmp_path):
     prompts = tmp_path / "prompts.json"
-    prompts.write_text(json.dumps({"prompts": SHAPES[:14]}))
+    prompts.write_text(json.dumps({"prompts": SHAPES}))
     seed = random.randrange(10**6)
     print(f"moments of seed {seed}")
     ended = subprocess.run(
@@ -33,8 +33,8 @@ def test_a_run_killed_at_five_random_moments_ends_like_an_undisturbed_one(tmp_pa
     assert any(moment["torn"] for moment in report["moments"]), "no kill was inside the manifest"
     assert report["last"] == 0
     wanted = pictures(tmp_path / "undisturbed")
-    assert len(wanted) == 2 * 28
+    assert len(wanted) == 2 * 36
     assert pictures(tmp_path / "killed") == wanted
     assert without_seconds(tmp_path / "killed") == without_seconds(tmp_path / "undisturbed")
-    assert [line["image"] for line in lines(tmp_path / "killed")] == list(range(28))
+    assert [line["image"] for line in lines(tmp_path / "killed")] == list(range(36))
     assert not (tmp_path / "killed" / ".partial").exists()
