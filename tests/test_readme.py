@@ -64,7 +64,7 @@ def test_what_is_said_of_dola_is_what_was_measured():
     assert len(rows) == len(CELLS)
 
 
-@pytest.mark.parametrize("name", ["evaluation", "evaluation_1000"])
+@pytest.mark.parametrize("name", ["evaluation", "evaluation_1000", "evaluation_temperatures"])
 def test_tables_are_those_of_the_committed_results(name):
     folder = ROOT / "bench" / "results" / name
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
