@@ -1,5 +1,6 @@
 """The blocks of a model under torch.compile, which fuses norms, rotations and activations with their neighbours."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,13 +20,23 @@ def compiled_blocks(parts: JanusParts) -> Iterator[None]:
     All blocks share one compiled function: each is given the keys and values of its own block only, so that nothing in it
     depends on which block it is.
     """
+    hooks = {child: child._forward_hooks for block in parts.blocks for child in block.children()}
     for index, block in enumerate(parts.blocks):
         block.forward = _forward(block, index)  # hides the method
+    for child, found in hooks.items():
+        child._forward_hooks = OrderedDict((key, hook) for key, hook in found.items() if not _captures(hook))
     try:
         yield
     finally:
         for block in parts.blocks:
             del block.forward
+        for child, found in hooks.items():
+            child._forward_hooks = found
+
+
+def _captures(hook: Callable[..., Any]) -> bool:
+    """Whether transformers put it there to record outputs when asked to. Nobody asks here, and it cannot be compiled."""
+    return hook.__module__ == "transformers.utils.output_capturing"
 
 
 def _forward(block: torch.nn.Module, index: int) -> Callable[..., Any]:

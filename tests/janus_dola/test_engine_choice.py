@@ -138,8 +138,12 @@ def traced(monkeypatch):
 
 @pytest.mark.parametrize("sampler", ["gumbel", "multinomial"])
 def test_compiled_blocks_draw_the_same_and_are_compiled_once_for_all(mini, traced, sampler):
+    # After this transformers 5 has hooks in the blocks, for good.
+    mini.parts.backbone(inputs_embeds=torch.zeros(1, 1, 192), output_hidden_states=True, output_attentions=True)
+    hooks = {module: list(module._forward_hooks) for module in mini.parts.blocks.modules()}
     expected = mini.generate(PROMPTS, seed=4, sampler=sampler).tokens
     found = mini.generate(PROMPTS, seed=4, sampler=sampler, engine="compile", strict=True).tokens
+    assert {module: list(module._forward_hooks) for module in mini.parts.blocks.modules()} == hooks
     assert torch.equal(found, expected)
     # one for the first length that attention looks at, one for all further ones; not one for each block
     assert counters["stats"]["unique_graphs"] == 2
