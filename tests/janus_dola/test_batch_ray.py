@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from janus_dola.batch import Compute, Settings, run_batch
 from janus_dola.batch.ray_pool import plan_workers
@@ -27,7 +28,12 @@ def prompts(tmp_path):
 
 def test_two_workers_one_killed_half_way_draw_what_one_process_draws(prompts, mini, tmp_path):
     alone, outdir = tmp_path / "alone", tmp_path / "out"
-    run_batch(prompts, alone, Settings(parallel_size=2), Compute(batch_size=2), pipe=mini)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as Ray gives each actor; with more, sums are rounded otherwise
+    try:
+        run_batch(prompts, alone, Settings(parallel_size=2), Compute(batch_size=2), pipe=mini)
+    finally:
+        torch.set_num_threads(threads)
     with (tmp_path / "log").open("w+") as log:
         command = [*COMMAND, "--outdir", "out", "--workers", "2"]
         running = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
