@@ -1,8 +1,10 @@
 """What the tests of batch runs share."""
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -55,3 +57,19 @@ def pictures(outdir: Path) -> dict[str, bytes]:
         for path in sorted(outdir.rglob("*"))
         if path.suffix in (".jpg", ".png", ".webp")
     }
+
+
+def assert_equal_but_for_rounding(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """Images are the same bytes. Layer maps may differ by what another number of rows does to the last bits of a float32.
+
+    A level of a JSD moves by one, and where it is the highest, ln 2, rounding may decide between layers that both reach it.
+    """
+    assert found.keys() == expected.keys()
+    for name, content in found.items():
+        if not name.startswith("maps/"):
+            assert content == expected[name], name
+            continue
+        mine, other = (np.asarray(Image.open(io.BytesIO(png))).astype(int) for png in (content, expected[name]))
+        side = mine.shape[0]
+        assert np.abs(mine[:, side:] - other[:, side:]).max() <= 1, name
+        assert (mine[:, side:][mine[:, :side] != other[:, :side]] >= 254).all(), name
