@@ -21,7 +21,7 @@ class Case:
     hidden_states: Tensor  # [L, 2B, D]
     head: Head
     seeds: Tensor  # [B]
-    position: Tensor  # [1]
+    position: Tensor  # [B]
 
 
 def random_cases(shape: floor.HeadShape, layers: int, images: int, dtype: torch.dtype, device: str) -> list[Case]:
@@ -44,7 +44,7 @@ def random_cases(shape: floor.HeadShape, layers: int, images: int, dtype: torch.
         )
         hidden_states = normal(layers, 2 * images, shape.hidden)
         seeds = torch.randint(0, 2**40, (images,), device=device)
-        found.append(Case(hidden_states, head, seeds, torch.tensor([7], device=device)))
+        found.append(Case(hidden_states, head, seeds, torch.full_like(seeds, 7)))
     return found
 
 

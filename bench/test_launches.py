@@ -31,7 +31,7 @@ def test_sweep(timed, device, backend, shape, images):
         (torch.randn(LAYERS, images, sizes.codes, device=device), torch.arange(images, device=device) + i)
         for i in range(min(64, -(-2 * cases.CACHE // work.bytes)))
     ]
-    position = torch.tensor([7], device=device)
+    position = torch.full((images,), 7, device=device)
     sweep = torch_sweep
     if backend == "torch, compiled":
         torch.compiler.reset()

@@ -32,7 +32,7 @@ def ours(images, device):
     head = Head(torch.ones(256, device=device, dtype=torch.float16), 1e-6, weight)
     parts = codebook(torch.randn(2, images, 256, device=device, dtype=torch.float16), head)
     arrived = torch.zeros(images, device=device, dtype=torch.int32)
-    seeds, position = torch.arange(images, device=device), torch.tensor([7], device=device)
+    seeds, position = torch.arange(images, device=device), torch.full((images,), 7, device=device)
 
     def run():
         arrived.zero_()

@@ -79,19 +79,20 @@ def early_exit(
     Args:
         hidden_states, head, decoding, backend: as for `early_exit_scores`.
         seeds: [B] int64, one per image.
-        position: the token's position in its image, 0 .. T-1: an int or an int64 tensor with one element.
+        position: of the token in its image, 0 .. T-1: [B] int64, or an int for all.
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
     """
     _check(hidden_states, head, decoding)
     images, device = decoding.images(hidden_states.shape[1]), hidden_states.device
-    if tuple(seeds.shape) != (images,) or seeds.dtype != torch.int64 or seeds.device != device:
-        raise ValueError(
-            f"seeds must be int64 of shape [{images}] on {device}, "
-            f"got {seeds.dtype} of shape {list(seeds.shape)} on {seeds.device}"
-        )
-    if isinstance(position, Tensor) and (position.numel() != 1 or position.dtype != torch.int64):
-        raise ValueError(f"position must be one int64, got {position.dtype} of shape {list(position.shape)}")
+    for name, numbers in (("seeds", seeds), ("position", position)):
+        if isinstance(numbers, int):
+            continue
+        if tuple(numbers.shape) != (images,) or numbers.dtype != torch.int64 or numbers.device != device:
+            raise ValueError(
+                f"{name} must be int64 of shape [{images}] on {device}, "
+                f"got {numbers.dtype} of shape {list(numbers.shape)} on {numbers.device}"
+            )
     backend = resolve_backend(backend, device, hidden_states.dtype)
     if backend == "triton":
         return fused.early_exit(hidden_states, head, decoding, seeds, position)

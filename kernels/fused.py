@@ -96,5 +96,5 @@ def early_exit(
 ) -> EarlyExit:
     """The next codes. See `janus_dola.kernels.early_exit` for the arguments."""
     if not isinstance(position, Tensor):
-        position = torch.full((1,), position, device=hidden_states.device)
+        position = torch.full_like(seeds, position)
     return EarlyExit(*_run(hidden_states, head, decoding, seeds, position, with_scores=False)[:4])

@@ -44,10 +44,12 @@ def philox_4x32_10(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Te
 
 
 def random_words(seeds: Tensor, position: int | Tensor, num_codes: int) -> Tensor:
-    """The 32-bit word of each code: [B, V] int64 in [0, 2^32) for seeds [B] int64 and one token position."""
+    """The 32-bit word of each code: [B, V] int64 in [0, 2^32); the arguments are those of `gumbel_noise`."""
     quads = torch.arange((num_codes + 3) // 4, device=seeds.device).unsqueeze(0)
     seeds = seeds.unsqueeze(1)
     zero = torch.zeros_like(quads)
+    if isinstance(position, Tensor):
+        position = position.unsqueeze(1)
     words = philox_4x32_10((quads, zero + position, zero, zero), (seeds & _MASK, (seeds >> 32) & _MASK))
     return torch.stack(words, dim=-1).flatten(1)[:, :num_codes]
 
@@ -57,7 +59,7 @@ def gumbel_noise(seeds: Tensor, position: int | Tensor, num_codes: int) -> Tenso
 
     Args:
         seeds: [B] int64, one per image.
-        position: the token's position in its image, 0 .. T-1: an int or an int64 tensor with one element.
+        position: of the token in its image, 0 .. T-1: [B] int64, or an int for all.
         num_codes: V.
     Returns:
         [B, V] float32, finite.

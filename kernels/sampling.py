@@ -13,7 +13,7 @@ def gumbel_max(scores: Tensor, temperature: float, seeds: Tensor, position: int 
         scores: [B, V], F; -inf is never drawn.
         temperature: T >= 0.
         seeds: [B] int64.
-        position: the token's position in its image.
+        position: of the token in its image: [B] int64, or an int for all.
     Returns:
         [B] int64.
     """

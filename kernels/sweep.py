@@ -67,7 +67,7 @@ def _sweep_kernel(
     tile_max_ptr,  # [L, B, TILES] fp32
     tile_sum_ptr,  # [L, B, TILES] fp32
     seeds_ptr,  # [B] int64
-    position_ptr,  # [1] int64
+    position_ptr,  # [B] int64
     part_ptr,  # [B, C, PARTS] fp32, parts of the JSD sums
     arrived_ptr,  # [B] int32, 0
     code_ptr,  # [B] int64
@@ -142,7 +142,7 @@ def _sweep_kernel(
         threshold = _of_layer(maxima, layers, FINAL) + log_alpha
         premature_lse = _of_layer(lses, layers, layer)
         premature_logits = logits_ptr + (layer * images + image).to(tl.int64) * V
-        seed, position = tl.load(seeds_ptr + image), tl.load(position_ptr)
+        seed, position = tl.load(seeds_ptr + image), tl.load(position_ptr + image)
         best = tl.full([BLOCK_V], float("-inf"), tl.float32)
         best_code = tl.zeros([BLOCK_V], tl.int32)
         for start in range(0, V, BLOCK_V):
@@ -196,7 +196,7 @@ def sweep(
         arrived: [B] int32 zeros.
         decoding: temperature, plausibility and the choice of layer; guidance is in the logits already.
         seeds: [B] int64, one per image.
-        position: [1] int64, the token's position in its image.
+        position: [B] int64, of the token in its image.
         with_scores: whether F is wanted.
         launch: block shapes; None takes those of the launch table.
     """

@@ -121,7 +121,9 @@ class Decoder:
     def _early_exit(self) -> EarlyExit:
         head, decoding, backend = self.parts.head, self.plan.decoding, self.plan.backend
         if self.plan.sampler == "gumbel":
-            return early_exit(self._hidden_states, head, decoding, self._seeds, self._position, backend)
+            return early_exit(
+                self._hidden_states, head, decoding, self._seeds, self._position.repeat(self.images), backend
+            )
         found = early_exit_scores(self._hidden_states, head, decoding, backend)
         code = multinomial(found.scores, decoding.temperature, found.finite)
         return EarlyExit(code, found.layer, found.jsd, found.finite)

@@ -55,8 +55,9 @@ def test_the_code_is_the_gumbel_maximum(case, backend):
     hidden, head = case
     decoding = Decoding(3.0, 0.7, 0.1)
     found = early_exit_scores(hidden, head, decoding, backend)
-    code = early_exit(hidden, head, decoding, seeds(4), torch.tensor(9), backend).code
-    assert torch.equal(code, (found.scores / 0.7 + gumbel_noise(seeds(4), 9, 50)).argmax(-1))
+    for position in (9, torch.tensor([9, 0, 575, 9])):
+        code = early_exit(hidden, head, decoding, seeds(4), position, backend).code
+        assert torch.equal(code, (found.scores / 0.7 + gumbel_noise(seeds(4), position, 50)).argmax(-1))
 
 
 @BACKEND
@@ -135,14 +136,15 @@ def test_codes_are_plausible_for_any_seed(seed, position, alpha):
         (lambda h, s: (h.to("meta"), s), "hidden_states must be on the head's device, cpu, got meta"),
         (lambda h, s: (h[:1], s), "must hold at least one candidate layer beside the final one, got 1 layer"),
         (lambda h, s: (h, s[:3]), r"seeds must be int64 of shape \[4\] on cpu, got torch.int64 of shape \[3\]"),
+        (lambda h, s: (h, s, s[:1]), r"position must be int64 of shape \[4\] on cpu, got torch.int64 of shape \[1\]"),
         (lambda h, s: (h, s.int()), r"seeds must be int64 of shape \[4\] on cpu, got torch.int32 of shape \[4\]"),
     ],
 )
 def test_shapes_and_dtypes_that_do_not_match(case, change, message):
     hidden, head = case
-    hidden, keys = change(hidden, seeds(4))
+    hidden, keys, *position = change(hidden, seeds(4))
     with pytest.raises(ValueError, match=message):
-        early_exit(hidden, head, Decoding(), keys, 0)
+        early_exit(hidden, head, Decoding(), keys, *(position or [0]))
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,8 @@ def test_codes_are_those_of_the_reference_wherever_the_choice_is_clear(temperatu
     decoding = Decoding(3.0, temperature, alpha, premature)
     seeds = torch.arange(6) * 2**40 + 123
     expected, _, _ = oracle(hidden, head, decoding)
-    for position in (0, 1, 575):
-        found = early_exit(hidden, head, decoding, seeds, torch.tensor([position]), "triton")
+    for position in (0, 575, torch.tensor([0, 1, 575, 3, 0, 7])):
+        found = early_exit(hidden, head, decoding, seeds, position, "triton")
         assert torch.equal(found.layer, expected.layer)
         race = expected.scores
         if temperature > 0:
@@ -102,7 +102,7 @@ def test_noise_is_that_of_philox_bit_for_bit_in_its_words():
     hidden = random_hidden(1, 16, 16, torch.float32, seed=6)
     seeds = torch.randint(-(2**62), 2**62, (32,), generator=torch.Generator().manual_seed(0))
     decoding = Decoding(None, 1.0, 0.0, 0)
-    for position in (0, 7, 575):
+    for position in (0, 575, torch.arange(32) * 7):
         words = philox.random_words(seeds, position, 1500)
         found = early_exit(hidden, head, decoding, seeds, position, "triton")
         # the largest Gumbel noise comes from the smallest word; equal words in float32 are as good
@@ -132,7 +132,7 @@ def test_operator_is_what_torch_expects(decoding):
     seeds = torch.arange(decoding.images(4))
     arguments = (
         hidden, head.norm_weight, head.norm_eps, head.code_weight, head.code_bias, head.proj_weight, head.proj_bias,
-        decoding.cfg_weight, decoding.temperature, decoding.alpha, decoding.premature, seeds, torch.tensor([3]), True,
+        decoding.cfg_weight, decoding.temperature, decoding.alpha, decoding.premature, seeds, seeds + 3, True,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.janus_dola.early_exit.default, arguments)
 
@@ -144,7 +144,7 @@ def test_compiles_without_a_graph_break():
         found = early_exit(2 * hidden_states, head, Decoding(), seeds, position, "triton")
         return found.code + 1, found.jsd
 
-    arguments = (hidden, torch.tensor([5, 6]), torch.tensor([3]))
+    arguments = (hidden, torch.tensor([5, 6]), torch.tensor([3, 0]))
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for found, expected in zip(compiled(*arguments), step(*arguments), strict=True):
         assert torch.equal(found, expected)

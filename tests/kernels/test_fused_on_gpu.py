@@ -93,7 +93,7 @@ def test_codes_are_those_of_the_reference_wherever_the_choice_is_clear(dtype, fr
     for decoding in CALLS[:4]:
         expected, _, _ = oracle(hidden, head, decoding)
         for position in range(20):
-            found = early_exit(hidden, head, decoding, seeds, torch.tensor([position], device="cuda"), "triton")
+            found = early_exit(hidden, head, decoding, seeds, position, "triton")
             race = expected.scores
             if decoding.temperature > 0:
                 race = race / decoding.temperature + gumbel_noise(seeds, position, race.shape[-1])
@@ -106,7 +106,7 @@ def test_codes_are_those_of_the_reference_wherever_the_choice_is_clear(dtype, fr
 
 def test_the_same_bits_a_hundred_times(fresh):
     hidden, head = case("7B", torch.bfloat16, 16, fresh)
-    seeds, position = torch.arange(16, device="cuda"), torch.tensor([3], device="cuda")
+    seeds, position = torch.arange(16, device="cuda"), torch.full((16,), 3, device="cuda")
     first = early_exit(hidden, head, Decoding(), seeds, position, "triton")
     scores = early_exit_scores(hidden, head, Decoding(), "triton").scores
     for _ in range(100):
@@ -118,7 +118,7 @@ def test_the_same_bits_a_hundred_times(fresh):
 
 def test_a_graph_follows_seeds_positions_and_hidden_states(fresh):
     hidden, head = case("1B", torch.bfloat16, 4, fresh)
-    seeds, position = torch.arange(4, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+    seeds, position = torch.arange(4, device="cuda"), torch.zeros(4, dtype=torch.int64, device="cuda")
     early_exit(hidden, head, Decoding(), seeds, position, "triton")  # compiles
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -139,7 +139,7 @@ def test_a_graph_follows_seeds_positions_and_hidden_states(fresh):
 
 def test_compiles_without_a_graph_break(fresh):
     hidden, head = case("1B", torch.bfloat16, 4, fresh)
-    seeds, position = torch.arange(4, device="cuda"), torch.tensor([3], device="cuda")
+    seeds, position = torch.arange(4, device="cuda"), torch.full((4,), 3, device="cuda")
 
     def step(hidden_states, seeds, position):
         found = early_exit(2 * hidden_states, head, Decoding(), seeds, position, "triton")
@@ -154,7 +154,7 @@ def test_compiles_without_a_graph_break(fresh):
 @pytest.mark.parametrize("size", ["1B", "small"])
 def test_three_kernels_run_and_no_others(size, fresh):
     hidden, head = case(size, torch.bfloat16, 4, fresh)
-    seeds, position = torch.arange(4, device="cuda"), torch.tensor([3], device="cuda")
+    seeds, position = torch.arange(4, device="cuda"), torch.full((4,), 3, device="cuda")
     torch.use_deterministic_algorithms(False)  # which would fill new memory with a kernel
     assert resolve_backend("auto", hidden.device, hidden.dtype) == "triton"
     early_exit(hidden, head, Decoding(), seeds, position)
@@ -168,7 +168,7 @@ def test_three_kernels_run_and_no_others(size, fresh):
 
 def test_nothing_waits_for_the_gpu(fresh):
     hidden, head = case("1B", torch.bfloat16, 4, fresh)
-    seeds, position = torch.arange(4, device="cuda"), torch.tensor([3], device="cuda")
+    seeds, position = torch.arange(4, device="cuda"), torch.full((4,), 3, device="cuda")
     torch.use_deterministic_algorithms(False)
     early_exit(hidden, head, Decoding(), seeds, position, "triton")
     torch.cuda.set_sync_debug_mode("error")

@@ -34,7 +34,10 @@ def test_noise_does_not_depend_on_the_batch_nor_on_the_number_of_codes():
     seeds = torch.tensor([3, 2**40 + 3, 2**63 - 1, 0])
     together = gumbel_noise(seeds, 5, 1001)
     for i, seed in enumerate(seeds):
-        assert torch.equal(gumbel_noise(seed[None], torch.tensor(5), 999)[0], together[i, :999])
+        assert torch.equal(gumbel_noise(seed[None], torch.tensor([5]), 999)[0], together[i, :999])
+    of_four_positions = gumbel_noise(seeds, torch.tensor([5, 0, 9, 5]), 1001)
+    assert torch.equal(of_four_positions[[0, 3]], together[[0, 3]])
+    assert torch.equal(of_four_positions[1], gumbel_noise(seeds[1:2], 0, 1001)[0])
     assert len(together.unique(dim=0)) == 4
 
 
