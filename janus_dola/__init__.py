@@ -3,8 +3,7 @@
 from importlib.metadata import version
 
 from janus_dola.config import DoLaConfig
-from janus_dola.engine.decode import NonFiniteError
-from janus_dola.pipeline import GenerationOutput, JanusDoLa
+from janus_dola.pipeline import GenerationOutput, JanusDoLa, NonFiniteError
 
 __version__ = version("janus-dola")
 __all__ = ["DoLaConfig", "GenerationOutput", "JanusDoLa", "NonFiniteError", "__version__"]

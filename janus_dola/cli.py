@@ -14,12 +14,11 @@ from janus_dola.batch.manifest import NAME as MANIFEST
 from janus_dola.batch.page import PAGE
 from janus_dola.batch.pool import WorkersLostError
 from janus_dola.config import DoLaConfig
-from janus_dola.engine.decode import NonFiniteError
 from janus_dola.image_files import ImageFormat, Recipe, file_name, read_recipe, save_image
 from janus_dola.models import find_parts
 from janus_dola.models.load import HINT_AT_MINI, MINI, load_skeleton
 from janus_dola.models.quantize import Quantization
-from janus_dola.pipeline import JanusDoLa
+from janus_dola.pipeline import JanusDoLa, NonFiniteError
 
 Model = Annotated[str, typer.Option(help='"mini", a folder, or a repository such as deepseek-community/Janus-Pro-1B.')]
 OutDir = Annotated[Path, typer.Option(help="Folder for the images.")]

@@ -1,27 +1,44 @@
 """`JanusDoLa`: the public API. Prompts in; images, codes and what DoLa did at each code out."""
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, integer, iterable_of_strings, strings
 from janus_dola.config import DoLaConfig
-from janus_dola.engine.decode import Codes, NonFiniteError
 from janus_dola.engine.engine import Engine
 from janus_dola.engine.pictures import start_decoding
 from janus_dola.engine.plan import Plan, Sampler, plan
-from janus_dola.engine.schedule import Job, batches, images_that_fit
+from janus_dola.engine.schedule import Job, images_that_fit
+from janus_dola.engine.slots import Codes
 from janus_dola.models import JanusParts, find_parts, load
 from janus_dola.models.quantize import Quantization, check_quantization, quantize_blocks
-from janus_dola.prompt import prompt_batch, prompt_ids
+from janus_dola.prompt import prompt_ids
 
-_MAX_SEED = 2**63 - 1
+
+
+class NonFiniteError(RuntimeError):
+    """Hidden states, logits or pixels of some images were NaN or infinite.
+
+    Attributes:
+        images: their indices, over all prompts.
+        drawn: the other images, where all of them were asked for at once.
+    """
+
+    def __init__(self, images: list[int], drawn: Sequence["DrawnImage"] = ()) -> None:
+        super().__init__(
+            f"hidden states, logits or pixels became NaN or infinite for image(s) {images}, counted over all prompts. "
+            "float16 overflows in some Janus checkpoints: try dtype bfloat16 or float32"
+        )
+        self.images, self.drawn = images, list(drawn)
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,7 @@ class DrawnImage:
     premature_layers: Tensor  # [T] int64, as in GenerationOutput
     jsd: Tensor  # [T] float32
     seed: int
+    passes: int  # of the model, after that of the prompt
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,7 @@ class GenerationOutput:
     )
     jsd: Tensor  # [P, K, T] float32, that layer's Jensen-Shannon divergence from the final one, in [0, ln 2] nats
     seeds: Tensor  # [P, K] int64: alone with its seed an image comes out the same; -1 for torch's global generator
+    passes: Tensor  # [P, K] int64: of the model for each image, after that of the prompt; T - 1 with one code a pass
 
 
 class JanusDoLa:
@@ -66,7 +85,7 @@ class JanusDoLa:
         self.tokenizer = tokenizer
         self.parts: JanusParts = find_parts(model)
         self._special = self.parts.special_tokens(tokenizer)
-        self._engine = Engine(self.parts)
+        self._engine = Engine(self.parts, self._special)
 
     @classmethod
     def from_pretrained(
@@ -109,6 +128,7 @@ class JanusDoLa:
         sampler: Sampler = "gumbel",
         backend: str = "auto",
         engine: str = "auto",
+        window: int | Literal["auto"] = "auto",
         strict: bool = False,
         progress: bool = False,
     ) -> GenerationOutput:
@@ -125,27 +145,28 @@ class JanusDoLa:
                 torch generator for the whole batch with `seed`; None is torch's global one, as upstream loops use.
             sampler: "gumbel" (counter-based noise) or "multinomial" (torch.multinomial, to match other loops draw for draw).
             backend: of the early-exit stage: "auto", "reference", "torch" or "triton" (fused kernels, on a GPU).
-            engine: how a step is run: "auto", "graph" (one CUDA graph replayed for each token), "compile" (torch.compile of
+            engine: how a pass is run: "auto", "graph" (one CUDA graph replayed for each pass), "compile" (torch.compile of
                 the blocks, under the same graph on a GPU) or "eager". "auto" is "graph" on a CUDA device, else "eager".
-            strict: a step that cannot be compiled or captured is an error; otherwise it runs eagerly, after a warning.
+            window: codes fed a pass for each image: 1, 2, 4, 8, 16, 32, or "auto" for what is fastest. The images are the
+                same, in fewer passes; see `janus_dola.engine.slots`. The sampler "multinomial" has 1 only.
+            strict: a pass that cannot be compiled or captured is an error; otherwise it runs eagerly, after a warning.
             progress: shows a bar with tokens per second and the time left.
         Raises:
             ValueError: an argument is out of range; nothing has been drawn then.
-            NonFiniteError: hidden states or logits became NaN or infinite.
-            RuntimeError: with `strict`, the step cannot be compiled or captured.
+            NonFiniteError: hidden states, logits or pixels became NaN or infinite.
+            RuntimeError: with `strict`, the pass cannot be compiled or captured.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts:
-            raise ValueError("prompts must hold at least one string, got none")
-        planned = plan(self.parts, dola, cfg_weight, temperature, sampler, backend, engine)
-        self._check(parallel_size, seed, len(prompts))
-        base = random.getrandbits(62) if seed is None else seed
+        prompts = strings(prompts)
+        planned = plan(self.parts, dola, cfg_weight, temperature, sampler, backend, engine, window)
+        parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
+        last = MAX_SEED - len(prompts) * parallel_size
+        base = random.getrandbits(62) if seed is None else integer("seed", seed, 0, last, "None or ")
         jobs = list(self._jobs(prompts, parallel_size, base))
-        if sampler == "gumbel":
-            drawn = list(self._draw(batches(jobs, self._limit), planned, strict, progress))
-        else:  # draws of one generator for all images, so in one batch
-            with _torch_seed(seed, self.parts.device):
-                drawn = list(self._draw([jobs], planned, strict, progress))
+        limit, generator = self._limit, None
+        if sampler == "multinomial":  # draws of one generator for all images, so all together
+            limit = lambda longest: len(jobs)  # noqa: E731
+            generator = None if seed is None else torch.Generator(self.parts.device).manual_seed(base)
+        drawn = _all(self._draw(iter(jobs), planned, limit, generator, strict, progress))
         shape = (len(prompts), parallel_size)
         seeds = torch.tensor([image.seed for image in drawn])
         if sampler == "multinomial" and seed is None:
@@ -158,11 +179,12 @@ class JanusDoLa:
             premature_layers=torch.stack([image.premature_layers for image in drawn]).unflatten(0, shape),
             jsd=torch.stack([image.jsd for image in drawn]).unflatten(0, shape),
             seeds=seeds.unflatten(0, shape),
+            passes=torch.tensor([image.passes for image in drawn]).unflatten(0, shape),
         )
 
     def stream(
         self,
-        prompts: Iterable[str],
+        prompts: str | Iterable[str],
         parallel_size: int = 1,
         dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
         cfg_weight: float = 5.0,
@@ -170,34 +192,32 @@ class JanusDoLa:
         seed: int = 0,
         backend: str = "auto",
         engine: str = "auto",
+        window: int | Literal["auto"] = "auto",
         strict: bool = False,
         max_images: int | None = None,
         progress: bool = False,
     ) -> Iterator[DrawnImage]:
-        """Draws images of any number of prompts in full batches, and yields them in order as each batch is done.
+        """Draws images of any number of prompts, and yields them in order as they are done.
 
-        On a GPU the next batch is being drawn while the pictures of the last are decoded and handed out.
+        An image that is done makes room for the next one at once, while the others go on.
 
         Args:
             prompts: read as they are needed.
-            parallel_size, dola, cfg_weight, temperature, seed, backend, engine, strict: as for `generate` with the sampler
-                "gumbel".
+            parallel_size, dola, cfg_weight, temperature, seed, backend, engine, window, strict: as for `generate` with the
+                sampler "gumbel".
             max_images: images drawn at once; None is as many as fit into memory.
-            progress: shows a bar for each batch, with tokens per second and the time left.
+            progress: shows a bar with tokens per second.
         Raises:
             ValueError: a setting is out of range, before anything is drawn; or a prompt is, when its turn comes.
-            NonFiniteError: hidden states or logits became NaN or infinite.
-            RuntimeError: with `strict`, the step cannot be compiled or captured.
+            NonFiniteError: hidden states, logits or pixels became NaN or infinite.
+            RuntimeError: with `strict`, the pass cannot be compiled or captured.
         """
-        planned = plan(self.parts, dola, cfg_weight, temperature, "gumbel", backend, engine)
-        self._check(parallel_size, seed, 1)
-        if max_images is not None and (
-            isinstance(max_images, bool) or not isinstance(max_images, int) or max_images < 1
-        ):
-            raise ValueError(f"max_images must be None or an int >= 1, got {max_images!r}")
-        jobs = self._jobs(prompts, parallel_size, seed)
-        together = batches(jobs, lambda longest: max_images or self._limit(longest))
-        return self._draw(together, planned, strict, progress)
+        planned = plan(self.parts, dola, cfg_weight, temperature, "gumbel", backend, engine, window)
+        parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
+        seed = integer("seed", seed, 0, MAX_SEED - parallel_size)
+        most = None if max_images is None else integer("max_images", max_images, 1, MAX_PARALLEL_SIZE, "None or ")
+        jobs = self._jobs(iterable_of_strings(prompts), parallel_size, seed)
+        return _each(self._draw(jobs, planned, lambda longest: most or self._limit(longest), None, strict, progress))
 
     def draw(
         self,
@@ -208,27 +228,28 @@ class JanusDoLa:
         temperature: float = 1.0,
         backend: str = "auto",
         engine: str = "auto",
+        window: int | Literal["auto"] = "auto",
     ) -> list[DrawnImage]:
         """Draws one image for each prompt and its seed, all at once.
 
         Args:
             prompts: at least one; the same one several times gives several images of it.
             seeds: one for each image, 0 .. 2**63 - 1.
-            dola, cfg_weight, temperature, backend, engine: as for `generate` with the sampler "gumbel".
+            dola, cfg_weight, temperature, backend, engine, window: as for `generate` with the sampler "gumbel".
         Returns:
             the images in order; `prompt` counts them, and `k` is 0.
         Raises:
             ValueError: an argument is out of range; nothing has been drawn then.
-            NonFiniteError: hidden states or logits became NaN or infinite; its `images` count the prompts given.
+            NonFiniteError: hidden states, logits or pixels became NaN or infinite; its `images` count the prompts given, and
+                the others are in its `drawn`.
         """
-        if not prompts or len(prompts) != len(seeds):
+        prompts = strings(prompts)
+        if len(prompts) != len(seeds):
             raise ValueError(f"seeds must be one for each of at least one prompt, got {len(seeds)} for {len(prompts)}")
-        for seed in seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _MAX_SEED:
-                raise ValueError(f"seeds must be ints in 0 .. {_MAX_SEED}, got {seed!r}")
-        planned = plan(self.parts, dola, cfg_weight, temperature, "gumbel", backend, engine)
-        jobs = [Job(i, i, 0, self._prompt_ids(prompt), seeds[i]) for i, prompt in enumerate(prompts)]
-        return list(self._draw([jobs], planned, strict=False, progress=False))
+        keys = [integer("seeds", seed, 0, MAX_SEED) for seed in seeds]
+        planned = plan(self.parts, dola, cfg_weight, temperature, "gumbel", backend, engine, window)
+        jobs = [Job(i, i, 0, self._prompt_ids(prompt), keys[i]) for i, prompt in enumerate(prompts)]
+        return _all(self._draw(iter(jobs), planned, lambda longest: len(jobs)))
 
     def check_prompt(self, prompt: str) -> None:
         """Raises ValueError where a prompt is too long for the model."""
@@ -237,49 +258,42 @@ class JanusDoLa:
     def _limit(self, prompt_tokens: int) -> int:
         return images_that_fit(self.parts, prompt_tokens, self._engine.kept_bytes)
 
-    @staticmethod
-    def _check(parallel_size: int, seed: int | None, prompts: int) -> None:
-        if isinstance(parallel_size, bool) or not isinstance(parallel_size, int) or parallel_size < 1:
-            raise ValueError(f"parallel_size must be an int >= 1, got {parallel_size!r}")
-        last = _MAX_SEED - prompts * parallel_size
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= last):
-            raise ValueError(f"seed must be None or an int in 0 .. {last}, got {seed!r}")
-
     def _jobs(self, prompts: Iterable[str], parallel_size: int, seed: int) -> Iterator[Job]:
         for index, prompt in enumerate(prompts):
             if not isinstance(prompt, str):
                 raise ValueError(f"prompts must be strings, got {prompt!r}")
             token_ids = self._prompt_ids(prompt)
-            if seed + (index + 1) * parallel_size > _MAX_SEED:
-                raise ValueError(f"seed must leave room for prompt {index} below {_MAX_SEED}, got {seed}")
+            if seed + (index + 1) * parallel_size > MAX_SEED:
+                raise ValueError(f"seed must leave room for prompt {index} below {MAX_SEED}, got {seed}")
             for k in range(parallel_size):
                 yield Job(index * parallel_size + k, index, k, token_ids, seed + index * parallel_size + k)
 
-    def _draw(self, together: Iterable[list[Job]], planned: Plan, strict: bool, progress: bool) -> Iterator[DrawnImage]:
-        """Draws batch after batch. On a GPU a batch is queued before the pictures of the one before it are waited for."""
-        waiting: _Batch | None = None
-        following = iter(together)
-        while True:
-            try:
-                jobs = next(following, None)
-                codes = None if jobs is None else self._queue(jobs, planned, strict, progress)
-            except Exception:
-                if waiting is not None:
-                    yield from waiting.images()
-                raise
-            if waiting is not None:
-                yield from waiting.images()
-            if jobs is None or codes is None:
-                return
-            waiting = _Batch.of(jobs, codes, self.parts)
-            if self.parts.device.type != "cuda":
-                yield from waiting.images()
-                waiting = None
+    def _draw(
+        self,
+        jobs: Iterator[Job],
+        planned: Plan,
+        limit: Callable[[int], int],
+        generator: torch.Generator | None = None,
+        strict: bool = False,
+        progress: bool = False,
+    ) -> Iterator[tuple[Job, DrawnImage | None]]:
+        """Draws images, and yields them in order; None for one that is not finite.
 
-    def _queue(self, jobs: list[Job], planned: Plan, strict: bool, progress: bool) -> Codes:
-        rows = prompt_batch([job.token_ids for job in jobs], self._special, self.parts.device)
-        seeds = torch.tensor([job.seed for job in jobs], device=self.parts.device)
-        return self._engine.draw(rows, seeds, planned, strict, progress)
+        On a GPU the picture of an image is waited for when the next image is done.
+        """
+        coming: deque[_Coming] = deque()
+        early: dict[int, _Coming] = {}  # done before images that come before them
+        following = 0
+        behind = 1 if self.parts.device.type == "cuda" else 0
+        for job, codes in self._engine.draw(jobs, planned, limit, generator, strict, progress):
+            early[job.index] = _Coming(job, codes, start_decoding(self.parts, codes.tokens))
+            while following in early:
+                coming.append(early.pop(following))
+                following += 1
+            while len(coming) > behind:
+                yield coming.popleft().image()
+        while coming:
+            yield coming.popleft().image()
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         ids = prompt_ids(prompt, self.tokenizer, self._special)
@@ -293,41 +307,36 @@ class JanusDoLa:
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """A batch whose codes are drawn and whose pictures are being decoded."""
+class _Coming:
+    """An image whose codes are drawn and whose picture is being decoded."""
 
-    jobs: list[Job]
-    codes: Codes  # on the CPU
-    pictures: Callable[[], list[Image.Image]]  # waits for them
+    job: Job
+    codes: Codes  # on the device
+    picture: Callable[[], Image.Image | None]  # waits for it
 
-    @staticmethod
-    def of(jobs: list[Job], codes: Codes, parts: JanusParts) -> "_Batch":
-        """Waits for the codes.
-
-        Raises:
-            NonFiniteError: hidden states or logits of an image were not finite.
-        """
-        finite = codes.finite.tolist()
-        if not all(finite):
-            raise NonFiniteError([job.index for job, fine in zip(jobs, finite, strict=True) if not fine])
-        pictures = start_decoding(parts, codes.tokens)
-        return _Batch(jobs, Codes(*(getattr(codes, field.name).cpu() for field in fields(codes))), pictures)
-
-    def images(self) -> Iterator[DrawnImage]:
-        """The images in order."""
-        codes = self.codes
-        for i, (job, picture) in enumerate(zip(self.jobs, self.pictures(), strict=True)):
-            yield DrawnImage(
-                job.prompt, job.k, picture, codes.tokens[i], codes.premature_layers[i], codes.jsd[i], job.seed
-            )
+    def image(self) -> tuple[Job, DrawnImage | None]:
+        """Waits for it."""
+        job, codes, picture = self.job, self.codes.cpu(), self.picture()
+        if picture is None or not codes.finite:
+            return job, None
+        return job, DrawnImage(
+            job.prompt, job.k, picture, codes.tokens, codes.premature_layers, codes.jsd, job.seed, int(codes.passes)
+        )
 
 
-@contextmanager
-def _torch_seed(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Torch's global generator seeded for a while, and as it was afterwards; None leaves it alone."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+def _all(drawn: Iterable[tuple[Job, DrawnImage | None]]) -> list[DrawnImage]:
+    """The images, if all of them are finite."""
+    found = list(drawn)
+    bad = [job.index for job, image in found if image is None]
+    good = [image for _, image in found if image is not None]
+    if bad:
+        raise NonFiniteError(bad, good)
+    return good
+
+
+def _each(drawn: Iterable[tuple[Job, DrawnImage | None]]) -> Iterator[DrawnImage]:
+    """The images, up to the first that is not finite."""
+    for job, image in drawn:
+        if image is None:
+            raise NonFiniteError([job.index])
+        yield image

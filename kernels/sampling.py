@@ -22,14 +22,17 @@ def gumbel_max(scores: Tensor, temperature: float, seeds: Tensor, position: int 
     return (scores / temperature + gumbel_noise(seeds, position, scores.shape[-1])).argmax(-1)
 
 
-def multinomial(scores: Tensor, temperature: float, finite: Tensor) -> Tensor:
-    """A draw from softmax(F / T) by torch.multinomial and torch's global generator, as in upstream loops; greedy at T = 0.
+def multinomial(
+    scores: Tensor, temperature: float, finite: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """A draw from softmax(F / T) by torch.multinomial, as in upstream loops; greedy at T = 0.
 
     Args:
         scores: [B, V].
         temperature: T >= 0.
         finite: [B] bool; an image marked False draws from a uniform distribution, since torch.multinomial would stop the
             whole batch on it.
+        generator: None is torch's global one.
     Returns:
         [B] int64.
     """
@@ -37,4 +40,4 @@ def multinomial(scores: Tensor, temperature: float, finite: Tensor) -> Tensor:
         return scores.argmax(-1)
     probabilities = torch.softmax(scores / temperature, -1)
     probabilities = torch.where(finite[:, None], probabilities, 1.0)
-    return torch.multinomial(probabilities, 1).squeeze(-1)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)

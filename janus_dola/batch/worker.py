@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from janus_dola.batch.settings import Look, Settings, Task
-from janus_dola.engine.decode import NonFiniteError
 from janus_dola.engine.schedule import images_that_fit
 from janus_dola.image_files import encode_image
 from janus_dola.layer_map import small_map
-from janus_dola.pipeline import DrawnImage, JanusDoLa
+from janus_dola.pipeline import DrawnImage, JanusDoLa, NonFiniteError
 
 _USUAL_PROMPT = 128  # tokens, for the number of images that fit; a batch of longer ones may have to be halved
 
@@ -88,21 +87,19 @@ class Worker:
             return [image for part in slices for image in self._draw(part)]
         if not tasks:
             return []
-        bad: set[int] = set()
         try:
             return list(self._draw_at_once(tasks, tasks[0].look))
         except ValueError as error:  # of the look, which is the same for all of them
             return [Failed(str(error))] * len(tasks)
         except NonFiniteError as error:
-            bad = set(error.images)
+            good = iter(error.drawn)
+            return [
+                Failed(str(NonFiniteError([task.number]))) if i in error.images else next(good)
+                for i, task in enumerate(tasks)
+            ]
         except torch.OutOfMemoryError:
             pass
         # Out of the except clause nothing holds on to the batch's memory.
-        if bad:  # the others are drawn again: an image does not depend on its batch
-            others = iter(self._draw([task for i, task in enumerate(tasks) if i not in bad]))
-            return [
-                Failed(str(NonFiniteError([task.number]))) if i in bad else next(others) for i, task in enumerate(tasks)
-            ]
         torch.cuda.empty_cache()
         if len(tasks) == 1:
             return [Failed("out of GPU memory with this image alone")]

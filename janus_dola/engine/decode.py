@@ -1,143 +1,174 @@
-"""One batch of images being drawn: static tensors, and the step that draws a code of each and feeds it back.
+"""The decoder: admits images to slots, and runs passes, each of which draws codes of all of them.
 
-The step is the same sequence of kernels at every token (but for how far attention looks), takes all it needs from device
-memory and leaves everything there, so that it can be captured in a CUDA graph.
+A pass is the same sequence of kernels each time (but for how far attention looks), takes all it needs from device memory and
+leaves everything there, so that it can be captured in a CUDA graph.
 """
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from janus_dola.engine.backbone import Backbone
-from janus_dola.engine.compiled import compiled_blocks
 from janus_dola.engine.plan import Plan
+from janus_dola.engine.slots import Codes, Slots
+from janus_dola.kernels.block import Place, block, run_blocks
 from janus_dola.kernels.early_exit import early_exit, early_exit_scores
 from janus_dola.kernels.sampling import multinomial
 from janus_dola.kernels.types import EarlyExit
 from janus_dola.models.parts import JanusParts
-from janus_dola.models.taps import tap_buffer, tapped
-from janus_dola.prompt import PromptBatch
+from janus_dola.models.weights import Weights
+
+# Attention looks at a multiple of so many positions: few different shapes, little reading of what is not written yet.
+VISIBLE_MULTIPLE = 64
+_PROMPTS_KEPT = 8
 
 
-class NonFiniteError(RuntimeError):
-    """Hidden states or logits of some images were NaN or infinite; `images` are their indices, over all prompts."""
-
-    def __init__(self, images: list[int]) -> None:
-        super().__init__(
-            f"hidden states or logits became NaN or infinite for image(s) {images}, counted over all prompts. "
-            "float16 overflows in some Janus checkpoints: try dtype bfloat16 or float32"
-        )
-        self.images = images
-
-
-@dataclass(frozen=True)
-class Codes:
-    """The codes of a batch of images, and what DoLa did at each. Letters: B images, T image tokens."""
-
-    tokens: Tensor  # [B, T] int64
-    premature_layers: Tensor  # [B, T] int64, the layer contrasted with; N where there was no contrast
-    jsd: Tensor  # [B, T] float32, its divergence from the final layer in nats; 0 where there was no contrast
-    finite: Tensor  # [B] bool, False where hidden states or logits were not finite at some token
+def visible_length(written: int) -> int:
+    """How many positions attention looks at when so many are written."""
+    return -(-written // VISIBLE_MULTIPLE) * VISIBLE_MULTIPLE
 
 
 class Decoder:
-    """Draws B images at a time by one plan.
+    """Draws S images at a time by one plan.
 
     Args:
-        code_table: [V, D], what a code is fed back as.
-        images: B.
-        capacity: positions of prompt and image together, at most.
+        weights: of the model, as they are now.
+        slots: S.
+        capacity: positions of prompt, image and guesses together, at most.
     """
 
-    def __init__(self, parts: JanusParts, code_table: Tensor, plan: Plan, images: int, capacity: int) -> None:
-        self.parts, self.plan, self.images, self.capacity = parts, plan, images, capacity
-        self._code_table = code_table
-        self._backbone = Backbone(parts, 2 * images, capacity)
-        device, steps = parts.device, parts.image_tokens
-        self._hidden_states = tap_buffer(parts, plan.layers, 2 * images)  # [L, 2B, D]
-        self._layer_of_slot = torch.tensor([*plan.layers, parts.num_layers], device=device)  # [L]
-        self._seeds = torch.zeros(images, dtype=torch.int64, device=device)
-        self._position = torch.zeros(1, dtype=torch.int64, device=device)  # of the code drawn next, 0 .. T-1
-        self._code = torch.zeros(images, dtype=torch.int64, device=device)  # drawn last
-        self._tokens = torch.zeros(images, steps, dtype=torch.int64, device=device)
-        self._slots = torch.zeros_like(self._tokens)  # into the stack of layers
-        self._jsd = torch.zeros(images, steps, device=device)
-        self._finite = torch.ones(images, dtype=torch.bool, device=device)
+    def __init__(self, parts: JanusParts, weights: Weights, plan: Plan, slots: int, capacity: int) -> None:
+        self.parts, self.weights, self.plan, self.capacity = parts, weights, plan, capacity
+        shape = keys_values_shape(weights, 2 * slots, capacity)
+        self._keys_values = torch.zeros(shape, dtype=parts.dtype, device=parts.device)
+        wide = torch.float64 if parts.dtype == torch.float64 else torch.float32
+        side = int(parts.image_tokens**0.5)
+        self.slots = Slots(slots, parts.image_tokens, plan.window, side, parts.device, wide)
+        self._layer_numbers = torch.tensor([*plan.layers, parts.num_layers], device=parts.device)
+        self._block = _compiled_block() if plan.engine == "compile" else block
+        self._prompts: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()
+        self.generator: torch.Generator | None = None  # of the sampler "multinomial"; None is torch's global one
 
-    def begin(self, prompts: PromptBatch, seeds: Tensor) -> None:
-        """Runs the prompts and draws the first code of each image; what was before is forgotten.
+    def admit(self, slots: Sequence[int], rows: Sequence[tuple[list[int], list[int]]], seeds: Sequence[int]) -> None:
+        """Images begin in these slots: runs what is new of their prompts, and draws their first codes.
 
         Args:
-            prompts: the distinct rows of the prompts, and which of them each of the 2B rows begins with.
-            seeds: [B] int64; keys of the noise for the sampler "gumbel".
+            rows: token ids of each image's conditional and unconditional row, of the same length.
+            seeds: keys of the noise for the sampler "gumbel".
         """
-        self._seeds.copy_(seeds)
-        self._position.zero_()
-        self._finite.fill_(True)
-        of_distinct_rows = tap_buffer(self.parts, self.plan.layers, len(prompts.token_ids))
-        with tapped(self.parts, self.plan.layers, of_distinct_rows):
-            self._backbone.begin(prompts)
-        self._hidden_states.copy_(of_distinct_rows[:, prompts.row_of])
-        self._draw()
+        count = len(self.slots.seeds)
+        hidden_states = []
+        for side, tokens_of_side in enumerate(zip(*rows, strict=True)):
+            for slot, tokens in zip(slots, tokens_of_side, strict=True):
+                keys_values, last = self._prompt(tuple(tokens))
+                row = self._keys_values[:, side * count + slot]
+                row[:, : len(tokens)] = keys_values
+                row[:, len(tokens) :] = 0  # what is masked must be finite
+                hidden_states.append(last)
+        of_seeds = self._on_device(seeds)
+        first = self._draw(torch.stack(hidden_states, 1), of_seeds, torch.zeros_like(of_seeds))
+        lengths = self._on_device([len(conditional) for conditional, _ in rows])
+        self.slots.admit(self._on_device(slots), lengths, of_seeds, first)
 
-    def try_steps(self, visible_lengths: Iterable[int]) -> None:
-        """Runs steps so that all they need is compiled and loaded; what was being drawn is lost.
+    def _prompt(self, tokens: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Keys and values [N, S, 2, H, d] of a row of S tokens, and the last hidden states [L, D] of the layers read.
+
+        A row is run alone, so that nothing of it depends on the others, and once, as long as it is used.
+        """
+        if tokens not in self._prompts:
+            embeddings = self.parts.embed_text(self._on_device(tokens))
+            keys_values, states = run_whole(embeddings.unsqueeze(0), self.weights, self.plan.layers)
+            self._prompts[tokens] = keys_values[:, 0], states[:, 0, -1]
+            if len(self._prompts) > _PROMPTS_KEPT:
+                self._prompts.popitem(last=False)
+        self._prompts.move_to_end(tokens)
+        return self._prompts[tokens]
+
+    def _on_device(self, numbers: Sequence[int]) -> Tensor:
+        """Without waiting for what the device has still to do."""
+        on_host = torch.tensor(numbers, pin_memory=self.parts.device.type == "cuda")
+        return on_host.to(self.parts.device, non_blocking=True)
+
+    def try_passes(self, visible_lengths: Iterable[int]) -> None:
+        """Runs passes over empty slots, so that all they need is compiled and loaded.
 
         Torch's random numbers are left as they were.
         """
         device = self.parts.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             for visible in visible_lengths:
-                self._position.zero_()
-                self._backbone.rewind()
                 self.step(visible)
 
     def step(self, visible: int) -> None:
-        """Feeds the last code of each image back and draws the next.
+        """One pass: feeds W codes of each slot, and takes those that it decides. Nothing in it waits for the device.
 
         Args:
-            visible: positions that attention looks at.
+            visible: positions that attention looks at, a multiple of `VISIBLE_MULTIPLE`.
         """
-        with tapped(self.parts, self.plan.layers, self._hidden_states), self._blocks():
-            self._backbone.step(F.embedding(self._code.repeat(2), self._code_table), visible)
-        self._draw()
+        slots, window, rotary = self.slots, self.plan.window, self.weights.rotary
+        places = slots.places
+        fed = slots.tokens.gather(1, places).flatten().repeat(2)
+        start = (slots.prompt_tokens + places[:, 0]).repeat(2)
+        place = Place.of(start, window, rotary, self.capacity, visible, _heads_together(self.weights))
+        states = run_blocks(
+            F.embedding(fed, self.weights.code_table), self.weights.blocks, self._keys_values, place, self.plan.layers,
+            self._block,
+        )  # fmt: skip
+        slots.accept(self._draw(states, slots.seeds.repeat_interleave(window), (places + 1).flatten()))
 
-    def _blocks(self) -> AbstractContextManager[None]:
-        return compiled_blocks(self.parts) if self.plan.engine == "compile" else nullcontext()
-
-    def _draw(self) -> None:
-        found = self._early_exit()
-        self._code.copy_(found.code)
-        self._tokens.index_copy_(1, self._position, found.code.unsqueeze(1))
-        self._slots.index_copy_(1, self._position, found.layer.unsqueeze(1))
-        self._jsd.index_copy_(1, self._position, found.jsd.unsqueeze(1))
-        self._finite.logical_and_(found.finite)
-        self._position += 1
-
-    def _early_exit(self) -> EarlyExit:
-        head, decoding, backend = self.parts.head, self.plan.decoding, self.plan.backend
+    def _draw(self, hidden_states: Tensor, seeds: Tensor, position: Tensor) -> EarlyExit:
+        head, decoding, backend = self.weights.head, self.plan.decoding, self.plan.backend
         if self.plan.sampler == "gumbel":
-            return early_exit(
-                self._hidden_states, head, decoding, self._seeds, self._position.repeat(self.images), backend
-            )
-        found = early_exit_scores(self._hidden_states, head, decoding, backend)
-        code = multinomial(found.scores, decoding.temperature, found.finite)
+            return early_exit(hidden_states, head, decoding, seeds, position, backend)
+        found = early_exit_scores(hidden_states, head, decoding, backend)
+        code = multinomial(found.scores, decoding.temperature, found.finite, self.generator)
         return EarlyExit(code, found.layer, found.jsd, found.finite)
+
+    def codes(self, slot: int) -> Codes:
+        """Of the image in a slot, which is done."""
+        return self.slots.codes(slot, self._layer_numbers)
+
+    def forget(self) -> None:
+        """Keeps nothing of the prompts that were run."""
+        self._prompts.clear()
 
     @property
     def key_value_bytes(self) -> int:
         """Memory of the keys and values, which is most of what a decoder holds."""
-        return self._backbone.key_value_bytes
+        return self._keys_values.nbytes
 
-    def codes(self, images: int) -> Codes:
-        """What has been drawn of the first images; the next batch does not change it."""
-        return Codes(
-            self._tokens[:images].clone(),
-            self._layer_of_slot[self._slots[:images]],
-            self._jsd[:images].clone(),
-            self._finite[:images].clone(),
-        )
+
+def run_whole(embeddings: Tensor, weights: Weights, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Runs rows from their first position to their last, in one pass.
+
+    Args:
+        embeddings: [R, W, D].
+        layers: as for `run_blocks`.
+    Returns:
+        keys and values [N, R, W, 2, H, d], and the layers' hidden states [len(layers) + 1, R, W, D].
+    """
+    rows, length, _ = embeddings.shape
+    keys_values = embeddings.new_zeros(keys_values_shape(weights, rows, length))
+    start = torch.zeros(rows, dtype=torch.int64, device=embeddings.device)
+    place = Place.of(start, length, weights.rotary, length, length, _heads_together(weights))
+    states = run_blocks(embeddings.flatten(0, 1), weights.blocks, keys_values, place, layers)
+    return keys_values, states.unflatten(1, (rows, length))
+
+
+def keys_values_shape(weights: Weights, rows: int, positions: int) -> tuple[int, ...]:
+    """Of the keys and values of all blocks: [N, rows, positions, 2, H, d]."""
+    first = weights.blocks[0]
+    return len(weights.blocks), rows, positions, 2, first.key_value_heads, first.head_size
+
+
+def _heads_together(weights: Weights) -> int:
+    return weights.blocks[0].query_heads // weights.blocks[0].key_value_heads
+
+
+@cache
+def _compiled_block():  # noqa: ANN202
+    return torch.compile(block, fullgraph=True)

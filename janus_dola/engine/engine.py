@@ -1,131 +1,217 @@
-"""Draws batches of images: makes the step ready (compiled, captured), runs the prompts, then a step for each code."""
+"""Draws images: makes a decoder ready (compiled, captured), gives it images as slots get free, hands out those that are done."""
 
+import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from janus_dola.engine.backbone import VISIBLE_MULTIPLE, visible_length
-from janus_dola.engine.decode import Codes, Decoder
-from janus_dola.engine.graphs import StepGraphs
+from janus_dola.engine.decode import VISIBLE_MULTIPLE, Decoder, visible_length
+from janus_dola.engine.graphs import PassGraphs
 from janus_dola.engine.plan import Plan, has_graphs
-from janus_dola.engine.schedule import bucket_of
-from janus_dola.models.parts import JanusParts
-from janus_dola.prompt import PromptBatch
+from janus_dola.engine.readback import Readback
+from janus_dola.engine.schedule import Job, Queue, bucket_of, positions, window_of
+from janus_dola.engine.slots import Codes
+from janus_dola.models.parts import JanusParts, SpecialTokens
+from janus_dola.models.weights import WeightReader, Weights
+from janus_dola.prompt import unconditional
 
-_AHEAD = 4  # steps that the host may be ahead of the device while a bar is shown
+
+@dataclass
+class Ready:
+    """A decoder with its pass, called with the visible length. One caller uses it at a time."""
+
+    decoder: Decoder
+    step: Callable[[int], None]
 
 
 class Engine:
-    """Draws batches of images with one model, and keeps the graphs of the last kind of batch for the next one like it."""
+    """Draws images with one model, for any number of threads, and keeps a decoder with its graphs for the next call like it."""
 
-    def __init__(self, parts: JanusParts) -> None:
-        self._parts = parts
-        with torch.no_grad():  # [V, D], what each code is fed back as
-            self.code_table = parts.embed_codes(torch.arange(parts.head.num_codes, device=parts.device))
-        self._decoder: Decoder | None = None  # the one that the graphs are of
-        self._graphs: StepGraphs | None = None
+    def __init__(self, parts: JanusParts, special: SpecialTokens) -> None:
+        self._parts, self._special = parts, special
+        self._weights = WeightReader(parts)
+        self._lock = threading.Lock()  # of all below
+        self._kept: Ready | None = None
         self._failed: set[str] = set()  # engines that could not be had
 
-    @torch.no_grad()
     def draw(
-        self, prompts: PromptBatch, seeds: Tensor, plan: Plan, strict: bool = False, progress: bool = False
-    ) -> Codes:
-        """Draws the codes of B images. On a GPU the work is queued: nothing here waits for it.
+        self,
+        jobs: Iterator[Job],
+        plan: Plan,
+        limit: Callable[[int], int],
+        generator: torch.Generator | None = None,
+        strict: bool = False,
+        progress: bool = False,
+    ) -> Iterator[tuple[Job, Codes]]:
+        """Draws images, and yields each when it is done; its codes are on the device.
 
         Args:
-            prompts: the distinct rows of the prompts, and which of them each of the 2B rows begins with.
-            seeds: [B] int64 on the model's device; keys of the noise for the sampler "gumbel".
-            strict: a step that cannot be compiled or captured is an error; otherwise it runs eagerly, after a warning.
+            jobs: read as they are needed; an error that reading one raises comes after the images before it.
+            limit: how many images may go together when the longest prompt among them has so many tokens.
+            generator: of the sampler "multinomial"; None is torch's global one.
+            strict: a pass that cannot be compiled or captured is an error; otherwise it runs eagerly, after a warning.
             progress: shows a bar with tokens per second and the time left.
         Raises:
-            RuntimeError: with `strict`, the step cannot be compiled or captured.
+            RuntimeError: with `strict`, the pass cannot be compiled or captured.
         """
-        decoder, step = self.begin(prompts, seeds, plan, strict)
-        positions = range(1, self._parts.image_tokens)
-        for position in _with_bar(positions, len(seeds), self._parts.device) if progress else positions:
-            step(position)
-        return decoder.codes(len(seeds))
+        queue = Queue(jobs)
+        with tqdm(disable=not progress, unit="tok", leave=False, total=0) as bar:
+            while queue.peek() is not None:
+                first = queue.take_together(limit)
+                longest = max(len(job.token_ids) for job in first)
+                # torch.multinomial draws other numbers for a larger batch.
+                exact = plan.sampler == "multinomial" or not has_graphs(self._parts.device)
+                slots = len(first) if exact else bucket_of(len(first))
+                window = window_of(slots, self._parts) if plan.window == "auto" else plan.window
+                ready = self._take(replace(plan, window=window), slots, longest, generator, strict)
+                try:
+                    yield from _Drawing(ready, self._special, bar).run(first, queue)
+                finally:
+                    self._give_back(ready)
+        queue.raise_error()
 
-    @torch.no_grad()
-    def begin(
-        self, prompts: PromptBatch, seeds: Tensor, plan: Plan, strict: bool = False
-    ) -> tuple[Decoder, Callable[[int], None]]:
-        """Makes the step ready, runs the prompts and draws the first code of each image.
-
-        Args:
-            prompts, seeds, plan, strict: as for `draw`.
-        Returns:
-            the decoder, and what draws the code at position 1, then 2 and so on.
-        """
-        images, length = len(seeds), prompts.token_ids.shape[1]
-        if plan.engine in self._failed and not strict:
-            plan = replace(plan, engine="eager")
-        try:
-            decoder, step = self._prepare(plan, images, length)
-        except torch.OutOfMemoryError:
-            self.release()
-            raise
-        except RuntimeError as error:
-            self.release()
-            if strict or plan.engine == "eager":
+    def _take(self, plan: Plan, slots: int, longest: int, generator: torch.Generator | None, strict: bool) -> Ready:
+        """A decoder for so many slots and prompts of so many tokens: the one that is kept, or a new one."""
+        with self._lock, undisturbed(self._parts.device):
+            if plan.engine in self._failed and not strict:
+                plan = replace(plan, engine="eager")
+            kept, self._kept = self._kept, None
+            weights = self._weights.read()
+            capacity = positions(self._parts, longest, plan.window)
+            if kept is not None and self._serves(kept.decoder, plan, slots, capacity, weights, generator):
+                return kept
+            del kept  # its memory is free for the new one
+            try:
+                return self._make(plan, weights, slots, capacity, generator)
+            except torch.OutOfMemoryError:
                 raise
-            self._failed.add(plan.engine)
-            warnings.warn(f"engine {plan.engine!r} failed, and the step runs eagerly instead: {error}", stacklevel=3)
-            decoder, step = self._prepare(replace(plan, engine="eager"), images, length)
-        decoder.begin(*_padded(prompts, seeds, decoder.images))
-        return decoder, lambda position: step(visible_length(length + position))
+            except (RuntimeError, TypeError) as error:
+                if strict or plan.engine == "eager":
+                    raise
+                self._failed.add(plan.engine)
+                warnings.warn(
+                    f"engine {plan.engine!r} failed, and the pass runs eagerly instead: {error}", stacklevel=2
+                )
+            return self._make(replace(plan, engine="eager"), weights, slots, capacity, generator)
 
-    def _prepare(self, plan: Plan, images: int, length: int) -> tuple[Decoder, Callable[[int], None]]:
-        """A decoder for so many images and prompts of so many tokens, and its step, called with the visible length."""
-        parts = self._parts
-        capacity = visible_length(length + parts.image_tokens)
-        visible = range(visible_length(length + 1), capacity + 1, VISIBLE_MULTIPLE)
-        if plan.engine == "eager" or not has_graphs(parts.device):
-            self.release()
-            decoder = Decoder(parts, self.code_table, plan, images, capacity)
+    @staticmethod
+    def _serves(
+        decoder: Decoder, plan: Plan, slots: int, capacity: int, weights: Weights, generator: torch.Generator | None
+    ) -> bool:
+        same = (decoder.plan, len(decoder.slots.seeds), decoder.capacity) == (plan, slots, capacity)
+        return same and generator is None and decoder.generator is None and decoder.weights.lie_where(weights)
+
+    def _make(
+        self, plan: Plan, weights: Weights, slots: int, capacity: int, generator: torch.Generator | None
+    ) -> Ready:
+        decoder = Decoder(self._parts, weights, plan, slots, capacity)
+        decoder.generator = generator
+        lengths = list(range(VISIBLE_MULTIPLE, capacity + 1, VISIBLE_MULTIPLE))
+        if plan.engine == "eager" or not has_graphs(self._parts.device):
             if plan.engine == "compile":
-                decoder.try_steps(visible)
-            return decoder, decoder.step
-        # torch.multinomial draws other numbers for a larger batch.
-        bucket = images if plan.sampler == "multinomial" else bucket_of(images)
-        kept = self._decoder
-        if kept is None or (kept.plan, kept.images, kept.capacity) != (plan, bucket, capacity):
-            self.release()
-            self._decoder = kept = Decoder(parts, self.code_table, plan, bucket, capacity)
-            self._graphs = StepGraphs(kept)
-        assert self._graphs is not None
-        self._graphs.capture(visible)
-        return kept, self._graphs.replay
+                decoder.try_passes(lengths)
+            return Ready(decoder, decoder.step)
+        graphs = PassGraphs(decoder)
+        graphs.capture(lengths)
+        return Ready(decoder, graphs.replay)
+
+    def _give_back(self, ready: Ready) -> None:
+        """Keeps a decoder for the next call, if graphs make that worth while."""
+        ready.decoder.forget()
+        if has_graphs(self._parts.device):
+            with self._lock:
+                self._kept = ready
 
     def release(self) -> None:
-        """Gives back the memory of what is kept for the next batch."""
-        self._decoder = self._graphs = None
+        """Gives back the memory of what is kept for the next call."""
+        with self._lock:
+            self._kept = None
 
     @property
     def kept_bytes(self) -> int:
-        """Memory that is kept for the next batch, and given back when that is of another kind."""
-        return 0 if self._decoder is None else self._decoder.key_value_bytes
+        """Memory that is kept for the next call, and given back when that is of another kind."""
+        kept = self._kept
+        return 0 if kept is None else kept.decoder.key_value_bytes
 
 
-def _padded(prompts: PromptBatch, seeds: Tensor, images: int) -> tuple[PromptBatch, Tensor]:
-    """Repeats the first image until there are so many."""
-    index = torch.arange(images, device=seeds.device)
-    index = torch.where(index < len(seeds), index, 0)
-    row_of = prompts.row_of.unflatten(0, (2, -1))[:, index].flatten()
-    return replace(prompts, row_of=row_of), seeds[index]
+class _Drawing:
+    """Images going through the slots of one decoder."""
+
+    def __init__(self, ready: Ready, special: SpecialTokens, bar: tqdm) -> None:
+        self._decoder, self._step, self._special, self._bar = ready.decoder, ready.step, special, bar
+        plan, parts = ready.decoder.plan, ready.decoder.parts
+        self._window, self._image_tokens = plan.window, parts.image_tokens
+        self._jobs: list[Job | None] = [None] * len(ready.decoder.slots.seeds)
+        # Of each slot: codes that are decided for certain, and at the most.
+        self._least, self._most = [0] * len(self._jobs), [0] * len(self._jobs)
+        self._passes = 0
+        self._readback: Readback[tuple[int, list[Job | None]]] = Readback(parts.device)
+
+    def run(self, first: list[Job], queue: Queue) -> Iterator[tuple[Job, Codes]]:
+        """Draws the first jobs, and all further ones that fit into the positions there are."""
+        if self._decoder.plan.sampler == "multinomial":
+            self._admit(list(range(len(first))), first)  # together, as upstream loops draw
+        else:
+            for slot, job in enumerate(first):
+                self._admit([slot], [job])
+        while any(self._jobs):
+            self._pass()
+            for slot, job in enumerate(self._jobs):
+                if job is None or self._least[slot] < self._image_tokens:
+                    continue
+                codes = self._decoder.codes(slot)
+                self._jobs[slot] = following = queue.take(self._fits)
+                if following is not None:
+                    self._admit([slot], [following])
+                yield job, codes
+
+    def _fits(self, job: Job) -> bool:
+        plan, parts = self._decoder.plan, self._decoder.parts
+        room = self._decoder.capacity >= positions(parts, len(job.token_ids), self._window)
+        return room and plan.sampler != "multinomial"
+
+    def _admit(self, slots: list[int], jobs: list[Job]) -> None:
+        rows = [(job.token_ids, unconditional(job.token_ids, self._special)) for job in jobs]
+        with undisturbed(self._decoder.parts.device):
+            self._decoder.admit(slots, rows, [job.seed for job in jobs])
+        for slot, job in zip(slots, jobs, strict=True):
+            self._jobs[slot], self._least[slot], self._most[slot] = job, 1, 1
+        self._bar.total += len(jobs) * self._image_tokens
+        self._bar.update(len(jobs))
+
+    def _pass(self) -> None:
+        written = [
+            len(job.token_ids) + most - 1 + self._window
+            for job, most in zip(self._jobs, self._most, strict=True)
+            if job is not None
+        ]
+        with undisturbed(self._decoder.parts.device):
+            self._step(visible_length(max(written)))
+        self._passes += 1
+        self._most = [min(most + self._window, self._image_tokens) for most in self._most]
+        if self._window == 1:  # nothing to be told
+            self._told(self._passes, self._jobs, self._most)
+        else:
+            self._readback.push((self._passes, list(self._jobs)), self._decoder.slots.decided)
+            for (passes, jobs), decided in self._readback.arrived():
+                self._told(passes, jobs, decided)
+
+    def _told(self, passes: int, jobs: list[Job | None], decided: list[int]) -> None:
+        """So many codes of these jobs were decided after so many passes."""
+        later = (self._passes - passes) * self._window
+        for slot, (job, count) in enumerate(zip(jobs, decided, strict=True)):
+            if job is not None and job is self._jobs[slot]:
+                self._bar.update(count - self._least[slot])
+                self._least[slot], self._most[slot] = count, min(count + later, self._image_tokens)
 
 
-def _with_bar(steps: Iterable[int], images: int, device: torch.device) -> Iterator[int]:
-    """The steps, with a bar that follows the device, which would otherwise lag far behind the host."""
-    queued: deque[torch.cuda.Event] = deque()
-    for step in tqdm(steps, unit="tok", unit_scale=images, leave=False):
-        yield step
-        if device.type == "cuda":
-            queued.append(torch.cuda.current_stream(device).record_event())
-            if len(queued) > _AHEAD:
-                queued.popleft().synchronize()
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """No gradients, no autocast of the caller's, and kernels launched on the model's own device."""
+    on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), on_device:
+        yield

@@ -1,6 +1,4 @@
-"""The step of a decoder as CUDA graphs, one for each length that attention looks at."""
-
-from collections.abc import Iterable
+"""The pass of a decoder as CUDA graphs, one for each length that attention looks at, captured when first needed."""
 
 import torch
 
@@ -9,19 +7,19 @@ from janus_dola.engine.decode import Decoder
 _WARM_UPS = 2
 
 
-class StepGraphs:
-    """Captures steps of a decoder, and replays them: one launch a token."""
+class PassGraphs:
+    """Captures passes of a decoder, and replays them: one launch a pass."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._pool = torch.cuda.graph_pool_handle()  # graphs run one after the other and share their scratch memory
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def capture(self, visible_lengths: Iterable[int]) -> None:
-        """Captures a step for each length that has none yet; what the decoder was drawing is lost.
+    def capture(self, visible_lengths: list[int]) -> None:
+        """Captures a pass for each length that has none yet; all slots must be empty.
 
         Raises:
-            RuntimeError: something in the step cannot be captured.
+            RuntimeError: something in a pass cannot be captured.
         """
         missing = [visible for visible in visible_lengths if visible not in self._graphs]
         if not missing:
@@ -31,14 +29,16 @@ class StepGraphs:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                self._decoder.try_steps([visible for visible in missing for _ in range(_WARM_UPS)])
+                self._decoder.try_passes([visible for visible in missing for _ in range(_WARM_UPS)])
             torch.cuda.current_stream().wait_stream(stream)
             for visible in missing:
                 graph = torch.cuda.CUDAGraph()
+                if self._decoder.generator is not None:
+                    graph.register_generator_state(self._decoder.generator)
                 with torch.cuda.graph(graph, pool=self._pool):
                     self._decoder.step(visible)
                 self._graphs[visible] = graph
 
     def replay(self, visible: int) -> None:
-        """Runs one step."""
+        """Runs one pass."""
         self._graphs[visible].replay()

@@ -1,6 +1,7 @@
-"""From codes to pictures: the image decoder, in chunks of bounded memory, beside the drawing of the next batch on a GPU."""
+"""From codes to pictures: the image decoder, on a GPU beside the drawing of what comes next."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from PIL import Image
@@ -8,47 +9,61 @@ from torch import Tensor
 
 from janus_dola.models.parts import JanusParts
 
-_DECODED_AT_ONCE = 8  # images: the image decoder needs far more memory for one than drawing it does
-
 
 @torch.no_grad()
-def start_decoding(parts: JanusParts, tokens: Tensor) -> Callable[[], list[Image.Image]]:
-    """Decodes codes [B, T]; on a GPU in a stream of its own, so that drawing can go on meanwhile.
+def start_decoding(parts: JanusParts, tokens: Tensor) -> Callable[[], Image.Image | None]:
+    """Decodes the codes of one image, [T]; on a GPU in a stream of its own, so that drawing can go on meanwhile.
+
+    One at a time: an image decoder needs far more memory than drawing does, and pixels then depend on nothing else.
 
     Returns:
-        a function that waits for the B RGB images, [-1, 1] mapped to 0 .. 255 and clipped.
+        a function that waits for the RGB image, pixels in [-1, 1] mapped to 0 .. 255, clipped and cut off as DeepSeek's and
+        transformers' code do; None where pixels are not finite.
     """
     if tokens.device.type != "cuda":
-        # One at a time is no slower on a CPU, and pixels do not depend on the batch to the last bit.
-        pixels = [_pixels(parts, image).cpu() for image in tokens.split(1)]
-        return lambda: _pictures(pixels)
-    stream = torch.cuda.Stream(tokens.device)
+        pixels, finite = _pixels(parts, tokens)
+        return lambda: _picture(pixels, finite)
+    stream = _stream(tokens.device)
     stream.wait_stream(torch.cuda.current_stream(tokens.device))
-    pixels = []
     with torch.cuda.stream(stream):
-        for chunk in tokens.split(_DECODED_AT_ONCE):
-            found = _pixels(parts, chunk)
-            pixels.append(torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True))
+        found = _pixels(parts, tokens)
+        pixels, finite = (
+            torch.empty(each.shape, dtype=each.dtype, pin_memory=True).copy_(each, non_blocking=True) for each in found
+        )
         done = stream.record_event()
     tokens.record_stream(stream)
 
-    def wait() -> list[Image.Image]:
+    def wait() -> Image.Image | None:
         done.synchronize()
-        return _pictures(pixels)
+        return _picture(pixels, finite)
 
     return wait
 
 
 def to_images(parts: JanusParts, tokens: Tensor) -> list[Image.Image]:
-    """Decodes codes [B, T] into B RGB images, [-1, 1] mapped to 0 .. 255 and clipped."""
-    return start_decoding(parts, tokens)()
+    """Decodes codes [B, T] into B RGB images, as `start_decoding` does.
+
+    Raises:
+        ValueError: pixels are not finite.
+    """
+    pictures = [picture for wait in [start_decoding(parts, image) for image in tokens] if (picture := wait())]
+    if len(pictures) < len(tokens):
+        raise ValueError("tokens must decode to finite pixels, got NaN or infinite ones")
+    return pictures
 
 
-def _pixels(parts: JanusParts, tokens: Tensor) -> Tensor:
-    """[B, H, W, 3] bytes."""
-    pixels = ((parts.decode_codes(tokens).float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).contiguous()
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all images: what a stream has freed, only that stream can use again."""
+    return torch.cuda.Stream(device)
 
 
-def _pictures(pixels: list[Tensor]) -> list[Image.Image]:
-    return [Image.fromarray(image.numpy()) for chunk in pixels for image in chunk]
+def _pixels(parts: JanusParts, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """[H, W, 3] bytes, and whether what they were made of was finite."""
+    decoded = parts.decode_codes(tokens.unsqueeze(0))[0].float()
+    bytes_ = ((decoded + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
+    return bytes_.permute(1, 2, 0).contiguous(), decoded.isfinite().all()
+
+
+def _picture(pixels: Tensor, finite: Tensor) -> Image.Image | None:
+    return Image.fromarray(pixels.numpy()) if finite else None

@@ -11,7 +11,9 @@ from janus_dola.kernels.types import Decoding
 from janus_dola.models.parts import JanusParts
 
 Sampler = Literal["gumbel", "multinomial"]
+Window = int | Literal["auto"]
 SAMPLERS = ("gumbel", "multinomial")
+WINDOWS = (1, 2, 4, 8, 16, 32)
 ENGINES = ("auto", "graph", "compile", "eager")
 
 
@@ -24,6 +26,7 @@ class Plan:
     sampler: Sampler
     backend: str  # of the early-exit stage: "reference", "torch" or "triton"
     engine: str  # "graph", "compile" or "eager"
+    window: Window  # W, codes fed a pass for each image
 
 
 def plan(
@@ -34,6 +37,7 @@ def plan(
     sampler: Sampler = "gumbel",
     backend: str = "auto",
     engine: str = "auto",
+    window: Window = 1,
 ) -> Plan:
     """Turns the settings of a user into a plan for a model. `dola=None` is the plain baseline.
 
@@ -51,7 +55,23 @@ def plan(
         sampler,
         resolve_backend(backend, parts.device, parts.dtype),
         resolve_engine(engine, parts.device),
+        check_window(window, sampler),
     )
+
+
+def check_window(window: Window, sampler: Sampler) -> Window:
+    """The window, which is 1 with the sampler "multinomial": its draws follow each other, and are not keyed by position.
+
+    Raises:
+        ValueError: there is no such window, or it does not go with the sampler.
+    """
+    if isinstance(window, bool) or window not in ("auto", *WINDOWS):
+        raise ValueError(f'window must be "auto" or one of {list(WINDOWS)}, got {window!r}')
+    if sampler == "multinomial":
+        if window not in ("auto", 1):
+            raise ValueError(f"window must be 1 with the sampler 'multinomial', got {window}")
+        return 1
+    return window
 
 
 def resolve_engine(engine: str, device: torch.device) -> str:

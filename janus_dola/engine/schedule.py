@@ -1,15 +1,16 @@
-"""Packs images of all prompts into full batches, as many at a time as memory holds."""
+"""Images to draw, and how many of them together: slots, positions and the window."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from janus_dola.engine.backbone import key_shape, visible_length
+from janus_dola.engine.decode import visible_length
+from janus_dola.engine.plan import WINDOWS
 from janus_dola.models.parts import JanusParts
 
-# Images: more make a step longer, not an image cheaper.
+# Images: more make a pass longer, not an image cheaper.
 _ON_A_CPU = 32
 _ON_A_GPU = 64
 _SHARE_OF_FREE_MEMORY = 0.7  # the rest is for activations, the image decoder and fragments
@@ -26,31 +27,49 @@ class Job:
     seed: int
 
 
-def batches(jobs: Iterable[Job], limit: Callable[[int], int]) -> Iterator[list[Job]]:
-    """The jobs in order, as many at a time as the limit allows.
+class Queue:
+    """Jobs in order, read as they are needed. An error that reading one raises comes once the jobs before it are done."""
 
-    Args:
-        jobs: read as they are needed. An error that reading one raises comes after the jobs before it.
-        limit: how many jobs may go together when the longest prompt among them has so many tokens.
-    """
-    jobs, longest = iter(jobs), 0
-    batch: list[Job] = []
-    while True:
-        try:
-            job = next(jobs)
-        except StopIteration:
-            break
-        except ValueError:
-            if batch:
-                yield batch
-            raise
-        longest = max(longest, len(job.token_ids))
-        if batch and len(batch) >= limit(longest):
-            yield batch
-            batch, longest = [], len(job.token_ids)
-        batch.append(job)
-    if batch:
-        yield batch
+    def __init__(self, jobs: Iterator[Job]) -> None:
+        self._jobs = jobs
+        self._next: Job | None = None
+        self._error: ValueError | None = None
+
+    def peek(self) -> Job | None:
+        """The next job; None where there is none, or only an error."""
+        if self._next is None and self._error is None:
+            try:
+                self._next = next(self._jobs, None)
+            except ValueError as error:
+                self._error = error
+        return self._next
+
+    def take(self, fits: Callable[[Job], bool]) -> Job | None:
+        """The next job, if there is one and it fits."""
+        job = self.peek()
+        if job is None or not fits(job):
+            return None
+        self._next = None
+        return job
+
+    def take_together(self, limit: Callable[[int], int]) -> list[Job]:
+        """The next jobs, as many as may go together when the longest prompt among them has so many tokens; at least one."""
+        jobs: list[Job] = []
+        longest = 0
+        while job := self.take(lambda job: not jobs or len(jobs) < limit(max(longest, len(job.token_ids)))):
+            jobs.append(job)
+            longest = max(longest, len(job.token_ids))
+        return jobs
+
+    def raise_error(self) -> None:
+        """Raises what reading the next job raised, if it did."""
+        if self._error is not None:
+            raise self._error
+
+
+def positions(parts: JanusParts, prompt_tokens: int, window: int) -> int:
+    """How many an image needs: its prompt, its codes, and guesses behind them."""
+    return visible_length(prompt_tokens + parts.image_tokens + window)
 
 
 def images_that_fit(parts: JanusParts, prompt_tokens: int, kept_bytes: int = 0) -> int:
@@ -62,14 +81,21 @@ def images_that_fit(parts: JanusParts, prompt_tokens: int, kept_bytes: int = 0) 
     """
     if parts.device.type != "cuda":
         return _ON_A_CPU
-    positions = visible_length(prompt_tokens + parts.image_tokens)
-    of_an_image = 2 * parts.num_layers * math.prod(key_shape(parts, 2, positions)) * parts.dtype.itemsize
+    config = parts.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    of_a_position = 2 * parts.num_layers * 2 * config.num_key_value_heads * size * parts.dtype.itemsize
     free, _ = torch.cuda.mem_get_info(parts.device)
     free += torch.cuda.memory_reserved(parts.device) - torch.cuda.memory_allocated(parts.device) + kept_bytes
-    fit = min(int(_SHARE_OF_FREE_MEMORY * free) // of_an_image, _ON_A_GPU)
+    fit = int(_SHARE_OF_FREE_MEMORY * free) // (of_a_position * positions(parts, prompt_tokens, WINDOWS[-1]))
+    fit = min(fit, _ON_A_GPU)
     return max(images for images in range(1, max(1, fit) + 1) if bucket_of(images) == images)
 
 
 def bucket_of(images: int) -> int:
     """The number of images, at least so many, that a graph is captured for: 1, 2, 4 or a multiple of 8."""
-    return next((size for size in (1, 2, 4) if images <= size), -(-images // 8) * 8)
+    return next((size for size in (1, 2, 4) if images <= size), math.ceil(images / 8) * 8)
+
+
+def window_of(slots: int, parts: JanusParts) -> int:
+    """The window "auto" for so many images together."""
+    return 8

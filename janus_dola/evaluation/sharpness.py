@@ -5,17 +5,18 @@ once, and from them follows the very distribution each code was drawn from (up t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from janus_dola.engine.decode import run_whole
 from janus_dola.engine.plan import Plan
 from janus_dola.kernels.early_exit import early_exit_scores
 from janus_dola.kernels.types import Scores
-from janus_dola.models.taps import tap_buffer, tapped
+from janus_dola.models.weights import WeightReader
 from janus_dola.pipeline import JanusDoLa
-from janus_dola.prompt import prompt_batch, prompt_ids
+from janus_dola.prompt import prompt_ids, unconditional
 
 _LOGITS_AT_ONCE = 1 << 26  # 256 MB of float32
 
@@ -66,19 +67,14 @@ def scores_of_all_positions(pipe: JanusDoLa, prompts: Sequence[str], tokens: Ten
     Returns:
         Scores of B * T rows, the codes of an image one after the other.
     """
-    parts = pipe.parts
+    parts, weights = pipe.parts, WeightReader(pipe.parts).read()
     special = parts.special_tokens(pipe.tokenizer)
-    rows = prompt_batch([prompt_ids(prompt, pipe.tokenizer, special) for prompt in prompts], special, parts.device)
-    fed_back = tokens[:, :-1].to(parts.device)
-    codes = parts.embed_codes(fed_back.flatten()).unflatten(0, fed_back.shape).repeat(2, 1, 1)
-    embeddings = torch.cat([parts.embed_text(rows.token_ids)[rows.row_of], codes], 1)
-    attended = torch.cat([rows.attended[rows.row_of], codes.new_ones(codes.shape[:2], dtype=torch.bool)], 1)
-    hidden_states = tap_buffer(parts, plan.layers, len(embeddings), positions=tokens.shape[1])
-    with tapped(parts, plan.layers, hidden_states):
-        parts.backbone(
-            inputs_embeds=embeddings,
-            attention_mask=attended.long(),
-            position_ids=(attended.cumsum(-1) - 1).clamp(min=0),
-            use_cache=False,
-        )
-    return early_exit_scores(hidden_states.flatten(1, 2), parts.head, plan.decoding, "torch")
+    scores = []
+    for prompt, codes in zip(prompts, tokens.to(parts.device), strict=True):
+        ids = prompt_ids(prompt, pipe.tokenizer, special)
+        words = parts.embed_text(torch.tensor([ids, unconditional(ids, special)], device=parts.device))
+        fed_back = weights.code_table[codes[:-1]].expand(2, -1, -1)
+        _, states = run_whole(torch.cat([words, fed_back], 1), weights, plan.layers)
+        of_codes = states[:, :, len(ids) - 1 :].flatten(1, 2)
+        scores.append(early_exit_scores(of_codes, weights.head, plan.decoding, "torch"))
+    return Scores(*(torch.cat([getattr(each, field.name) for each in scores]) for field in fields(Scores)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from janus_dola.models.parts import BEGIN_OF_IMAGE, JanusParts, SpecialTokens, head_of, named_token_id, token_id
+from janus_dola.models.parts import BEGIN_OF_IMAGE, JanusParts, SpecialTokens, named_token_id, token_id
 
 PAD_TAG = (
     "<｜▁pad▁｜>"  # their processor pads the unconditional prompt with this token, whatever the tokenizer's pad is
@@ -34,9 +34,6 @@ def parts(model: PreTrainedModel) -> JanusParts:
         fitting = copy.deepcopy(vq).float() if _dtype(vq) == torch.float16 else vq
         return fitting.decode_code
 
-    def embed_codes(codes: Tensor) -> Tensor:
-        return model.gen_aligner(model.gen_embed(codes))
-
     def decode_codes(codes: Tensor) -> Tensor:
         shape = [codes.shape[0], vq.quantize.e_dim, side, side]
         return pixel_decoder()(codes.to(torch.int32), shape=shape)
@@ -47,9 +44,9 @@ def parts(model: PreTrainedModel) -> JanusParts:
         backbone=backbone,
         blocks=backbone.layers,
         final_norm=backbone.norm,
-        head=head_of(backbone.norm, head.output_mlp_projector, head.vision_activation, head.vision_head),
+        image_head=(head.output_mlp_projector, head.vision_activation, head.vision_head),
         embed_text=model.language_model.get_input_embeddings(),
-        embed_codes=embed_codes,
+        code_modules=(model.gen_embed, model.gen_aligner),
         decode_codes=decode_codes,
         image_tokens=side * side,
         image_size=image_size,

@@ -24,20 +24,58 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class JanusParts:
-    """A Janus model taken apart. Letters: R rows, B images, T image tokens, D hidden size."""
+    """A Janus model taken apart. Letters: R rows, B images, T image tokens, D hidden size.
+
+    Raises:
+        ValueError: the activation of the image head is not the exact GELU, the only one that Janus models use.
+    """
 
     family: str
     config: PretrainedConfig  # of the language model
     backbone: nn.Module  # the decoder without its text head; called with inputs_embeds
     blocks: nn.ModuleList
-    final_norm: nn.Module
-    head: Head
+    final_norm: LlamaRMSNorm
+    image_head: tuple[nn.Module, nn.Module, nn.Module]  # Linear, activation, Linear
     embed_text: nn.Module  # [R, S] ids to [R, S, D]
-    embed_codes: Callable[[Tensor], Tensor]  # [R] codes to [R, D]
+    code_modules: tuple[nn.Module, nn.Module]  # applied to codes one after the other: embedding, aligner
     decode_codes: Callable[[Tensor], Tensor]  # [B, T] codes to [B, 3, H, W] pixels, in [-1, 1] but for overshoot
     image_tokens: int  # T
     image_size: int  # H = W, in pixels
     special_tokens: Callable[[PreTrainedTokenizerBase], SpecialTokens]
+
+    def __post_init__(self) -> None:
+        x, activation = torch.linspace(-3, 3, 13), self.image_head[1]
+        if not torch.allclose(activation(x), nn.functional.gelu(x), atol=1e-6):
+            raise ValueError(f"the image head's activation must be the exact GELU, got {activation}")
+
+    @property
+    def head(self) -> Head:
+        """The weights of the early-exit stage, as they are now.
+
+        Raises:
+            ValueError: one of the linears has no plain weight, such as with an adapter or in 8 bits.
+        """
+        projection, _, codes = self.image_head
+        for linear in (projection, codes):
+            if not is_plain(linear):
+                raise ValueError(
+                    f"the image head must be made of plain linears, got {type(linear).__module__}.{type(linear).__name__}; "
+                    "merge adapters into their weights first (merge_and_unload)"
+                )
+        return Head(
+            norm_weight=self.final_norm.weight.detach(),
+            norm_eps=self.final_norm.variance_epsilon,
+            code_weight=codes.weight.detach(),
+            code_bias=codes.bias.detach(),
+            proj_weight=projection.weight.detach(),
+            proj_bias=projection.bias.detach(),
+        )
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """[R] codes to [R, D], what they are fed back as."""
+        for module in self.code_modules:
+            codes = module(codes)
+        return codes
 
     @property
     def num_layers(self) -> int:
@@ -47,12 +85,23 @@ class JanusParts:
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
-        return self.head.norm_weight.device
+        return self.final_norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the hidden states."""
-        return self.head.norm_weight.dtype
+        return self.final_norm.weight.dtype
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Whether a module is a Linear that its weights alone describe: no adapter, no 8 bits, no hooks, no forward of its own."""
+    return (
+        type(linear) is nn.Linear
+        and type(linear.weight) is nn.Parameter  # those of 8 bits have classes of their own
+        and not linear._forward_hooks
+        and not linear._forward_pre_hooks
+        and "forward" not in vars(linear)
+    )
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
@@ -77,22 +126,3 @@ def named_token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
     if found is None:
         raise ValueError(f"tokenizer must have a {name}; is it the tokenizer of a Janus model?")
     return found
-
-
-def head_of(final_norm: LlamaRMSNorm, projection: nn.Linear, activation: nn.Module, codes: nn.Linear) -> Head:
-    """The weights of the early-exit stage.
-
-    Raises:
-        ValueError: the activation between the two linears is not the exact GELU, the only one Janus models use.
-    """
-    x = torch.linspace(-3, 3, 13)
-    if not torch.allclose(activation(x), nn.functional.gelu(x), atol=1e-6):
-        raise ValueError(f"the image head's activation must be the exact GELU, got {activation}")
-    return Head(
-        norm_weight=final_norm.weight.detach(),
-        norm_eps=final_norm.variance_epsilon,
-        code_weight=codes.weight.detach(),
-        code_bias=codes.bias.detach(),
-        proj_weight=projection.weight.detach(),
-        proj_bias=projection.bias.detach(),
-    )

@@ -1,9 +1,8 @@
 """transformers' `JanusForConditionalGeneration`."""
 
-from torch import Tensor
 from transformers import JanusForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase
 
-from janus_dola.models.parts import BEGIN_OF_IMAGE, JanusParts, SpecialTokens, head_of, named_token_id, token_id
+from janus_dola.models.parts import BEGIN_OF_IMAGE, JanusParts, SpecialTokens, named_token_id, token_id
 
 
 def recognises(model: PreTrainedModel) -> bool:
@@ -17,18 +16,15 @@ def parts(model: JanusForConditionalGeneration) -> JanusParts:
     inner = model.model
     backbone, head = inner.language_model, inner.generation_head
 
-    def embed_codes(codes: Tensor) -> Tensor:
-        return inner.generation_aligner(inner.generation_embeddings(codes))
-
     return JanusParts(
         family="transformers",
         config=backbone.config,
         backbone=backbone,
         blocks=backbone.layers,
         final_norm=backbone.norm,
-        head=head_of(backbone.norm, head.proj_out, head.activation_fn, head.vision_head),
+        image_head=(head.proj_out, head.activation_fn, head.vision_head),
         embed_text=backbone.get_input_embeddings(),
-        embed_codes=embed_codes,
+        code_modules=(inner.generation_embeddings, inner.generation_aligner),
         decode_codes=inner.vqmodel.decode,
         image_tokens=inner.vision_model.config.num_image_tokens,
         image_size=inner.vision_model.config.image_size,

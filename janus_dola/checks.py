@@ -1,0 +1,68 @@
+"""Types and ranges of what a user passes, checked at the door: one line that names the argument, the value and what is allowed."""
+
+import math
+import operator
+from collections.abc import Iterable, Mapping
+
+MAX_SEED = 2**63 - 1
+MAX_PARALLEL_SIZE = 65536
+
+
+def integer(name: str, value: object, low: int, high: int, otherwise: str = "") -> int:
+    """The value as an int; numpy's and torch's integers are taken, too.
+
+    Args:
+        otherwise: what else is allowed, in words that come before "an int".
+    Raises:
+        ValueError: it is no integer, or lies outside low .. high.
+    """
+    try:
+        found = operator.index(value)  # type: ignore[call-overload]
+    except TypeError:
+        found = None
+    if found is None or isinstance(value, bool) or not low <= found <= high:
+        raise ValueError(f"{name} must be {otherwise}an int in {low} .. {high}, got {value!r}")
+    return found
+
+
+def number(name: str, value: object) -> float:
+    """The value as a finite float; ints and numpy's numbers are taken, too.
+
+    Raises:
+        ValueError: it is no finite number.
+    """
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if isinstance(value, str | bytes | bool) or not math.isfinite(found):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return found
+
+
+def strings(prompts: object) -> list[str]:
+    """Prompts as a list: one string, or several.
+
+    Raises:
+        ValueError: there are none, or what is given is not made of strings.
+    """
+    found = list(iterable_of_strings(prompts))
+    if not found:
+        raise ValueError("prompts must hold at least one string, got none")
+    for prompt in found:
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompts must be strings, got {prompt!r}")
+    return found
+
+
+def iterable_of_strings(prompts: object) -> Iterable[str]:
+    """One string as a list of itself; what cannot be a sequence of prompts is refused.
+
+    Raises:
+        ValueError: it is a mapping or bytes, or cannot be iterated over.
+    """
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, Mapping | bytes) or not isinstance(prompts, Iterable):
+        raise ValueError(f"prompts must be a string or strings, got {type(prompts).__name__}")
+    return prompts

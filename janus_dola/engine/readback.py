@@ -1,0 +1,40 @@
+"""How far the images are, read from the device some passes late, so that the host never waits for a pass."""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+_AHEAD = 4  # passes that the host may be ahead of the device
+
+Tag = TypeVar("Tag")
+
+
+class Readback(Generic[Tag]):
+    """Numbers that passes leave on the device, each with a tag of the host's."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._queued: deque[tuple[Tag, Tensor, torch.cuda.Event | None]] = deque()
+
+    def push(self, tag: Tag, numbers: Tensor) -> None:
+        """Queues a copy of what the numbers are after the passes queued so far."""
+        if self._on_gpu:
+            copy = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
+            self._queued.append((tag, copy, torch.cuda.current_stream(numbers.device).record_event()))
+        else:
+            self._queued.append((tag, numbers.clone(), None))
+
+    def arrived(self, everything: bool = False) -> Iterator[tuple[Tag, list[int]]]:
+        """What has arrived, oldest first; waits only where the host is too far ahead, or for everything."""
+        while self._queued:
+            tag, numbers, event = self._queued[0]
+            if event is not None:
+                if everything or len(self._queued) > _AHEAD:
+                    event.synchronize()
+                elif not event.query():
+                    return
+            self._queued.popleft()
+            yield tag, numbers.tolist()

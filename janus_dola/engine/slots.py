@@ -1,0 +1,97 @@
+"""Slots: an image being drawn is one, and all there is to know of it lies on the device.
+
+The codes of an image solve x_t = f_t(x_<t), where f_t adds the noise of the image's seed at t. A pass feeds W codes, the last
+one decided and W - 1 guesses, and gets f of each. Those guesses that turn out to be what f gives for them were fed with
+a right prefix, and so was the first code after them: between one and W codes are decided, the same for any W and any guesses.
+(Fixed-point iteration with reparametrised noise: Wiggers and Hoogeboom, ICML 2020, arXiv 2002.09928.)
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from janus_dola.kernels.types import EarlyExit
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The codes of an image, and what DoLa did at each. T image tokens."""
+
+    tokens: Tensor  # [T] int64
+    premature_layers: Tensor  # [T] int64, the layer contrasted with; N where there was no contrast
+    jsd: Tensor  # [T], its divergence from the final layer in nats; 0 where there was no contrast
+    finite: Tensor  # [] bool, False where hidden states or logits were not finite at some token
+    passes: Tensor  # [] int64, after that of the prompt
+
+    def cpu(self) -> "Codes":
+        """The same on the CPU."""
+        return Codes(*(getattr(self, field.name).cpu() for field in fields(self)))
+
+
+class Slots:
+    """S slots, whose images have T codes each. A pass feeds W codes of every slot.
+
+    An empty slot is one whose image is done: it is fed all the same, and nothing comes of it.
+    """
+
+    def __init__(self, slots: int, image_tokens: int, window: int, side: int, device: torch.device, jsd: torch.dtype):
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(slots, *shape, dtype=dtype, device=device)
+
+        self.image_tokens, self.window, self._side = image_tokens, window, side
+        behind = 2 * window  # guesses go beyond an image's end
+        self.seeds = zeros()
+        self.prompt_tokens = zeros() + 1
+        self.decided = zeros() + image_tokens  # how many codes are
+        self.passes = zeros()
+        self.tokens = zeros(image_tokens + behind)  # decided codes, then guesses
+        self.layers = zeros(image_tokens + behind)  # indices into the stack
+        self.jsd = zeros(image_tokens + behind, dtype=jsd)
+        self.finite = zeros(dtype=torch.bool)
+        self._ahead = torch.arange(window, device=device)
+
+    def admit(self, slots: Tensor, prompt_tokens: Tensor, seeds: Tensor, first: EarlyExit) -> None:
+        """Images begin in these slots with their first code, which the prompt gave. All [n]; slots int64."""
+        self.seeds[slots] = seeds
+        self.prompt_tokens[slots] = prompt_tokens
+        self.decided[slots] = 1
+        self.passes[slots] = 0
+        self.tokens[slots] = first.code.unsqueeze(1)  # and the first guesses
+        self.layers[slots, 0] = first.layer
+        self.jsd[slots, 0] = first.jsd
+        self.finite[slots] = first.finite
+
+    @property
+    def places(self) -> Tensor:
+        """Of the codes fed next, in their images: [S, W]."""
+        return self.decided.unsqueeze(1) - 1 + self._ahead
+
+    def accept(self, found: EarlyExit) -> None:
+        """Takes what a pass found of the W codes fed to each slot; fields are [S * W]."""
+        places = self.places
+        fed = self.tokens.gather(1, places)
+        code, layer, jsd, finite = (getattr(found, field.name).view(fed.shape) for field in fields(found))
+        right = (fed[:, 1:] == code[:, :-1]).long().cumprod(1).sum(1) + 1
+        accepted = torch.minimum(right, self.image_tokens - self.decided)
+        self.finite &= (finite | (self._ahead >= accepted.unsqueeze(1))).all(1)
+        # What was not accepted stays as the next guess.
+        self.tokens.scatter_(1, places + 1, code)
+        self.layers.scatter_(1, places + 1, layer)
+        self.jsd.scatter_(1, places + 1, jsd)
+        self.passes += accepted > 0
+        self.decided += accepted
+        if self.window > 1:
+            self._guess(places + 1 + self.window)
+
+    def _guess(self, places: Tensor) -> None:
+        """New guesses behind the window."""
+        self.tokens.scatter_(1, places, self.tokens.gather(1, (places - self._side).clamp(min=0)))
+
+    def codes(self, slot: int, layer_numbers: Tensor) -> Codes:
+        """Of the image in a slot; the next one there does not change them."""
+        drawn = slice(self.image_tokens)
+        return Codes(
+            self.tokens[slot, drawn].clone(), layer_numbers[self.layers[slot, drawn]], self.jsd[slot, drawn].clone(),
+            self.finite[slot].clone(), self.passes[slot].clone(),
+        )  # fmt: skip

@@ -1,0 +1,198 @@
+"""The weights a step computes with, as they are when drawing begins.
+
+Nothing is held twice: where matrices are multiplied as one, the modules' own parameters become views of the one, so that an
+update in place is seen. What was copied or made from parameters is compared with them, and made anew where they changed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from janus_dola.kernels.block import BlockWeights, Matrix, Product, Rotary
+from janus_dola.kernels.types import Head
+from janus_dola.models.parts import JanusParts, is_plain
+
+_ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+_MEMBERS = {
+    "": {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
+    "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
+    "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
+}
+
+
+@dataclass(frozen=True)
+class Modules:
+    """The product with linears that have no plain weight (adapters, 8 bits): they are called, one after the other."""
+
+    modules: tuple[nn.Module, ...]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """[N, K] to [N, O], the outputs side by side."""
+        return torch.cat([module(rows) for module in self.modules], -1)
+
+    def added_to(self, residual: Tensor, rows: Tensor) -> Tensor:
+        """residual [N, O] + the product of rows [N, K]."""
+        return residual + self(rows)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a step computes with. D hidden size, V codes."""
+
+    blocks: tuple[BlockWeights, ...]
+    rotary: Rotary
+    head: Head
+    code_table: Tensor  # [V, D], what each code is fed back as
+
+    def lie_where(self, others: "Weights") -> bool:
+        """Whether all tensors have the addresses of the others', as a captured graph demands."""
+        return _addresses(self) == _addresses(others)
+
+
+class WeightReader:
+    """Reads the weights of a model each time drawing begins."""
+
+    def __init__(self, parts: JanusParts) -> None:
+        self._parts = parts
+        self._code_weights: list[Tensor] = []  # those that the table was made of
+        self._code_table: Tensor | None = None
+        self._frequencies: Tensor | None = None  # those that the rotary table was made of
+        self._rotary: Rotary | None = None
+
+    @torch.no_grad()
+    def read(self) -> Weights:
+        """The weights as they are now.
+
+        Raises:
+            ValueError: the model has parts that a step written out on tensors would leave out.
+        """
+        parts = self._parts
+        _refuse_offloaded(parts)
+        blocks = tuple(_block_weights(block, index) for index, block in enumerate(parts.blocks))
+        return Weights(blocks, self._rotary_table(), parts.head, self._table())
+
+    def _rotary_table(self) -> Rotary:
+        """By transformers' own module, which knows every kind of scaling."""
+        parts = self._parts
+        module = parts.backbone.rotary_emb
+        if module.rope_type not in _ROPE_TYPES:
+            raise ValueError(f"rope_type must be one of {list(_ROPE_TYPES)}, got {module.rope_type!r}")
+        frequencies, like = module.inv_freq * module.attention_scaling, torch.empty(0, dtype=parts.dtype, device=parts.device)
+        made_for = self._rotary is not None and (self._rotary.cos.dtype, self._rotary.cos.device)
+        if made_for != (like.dtype, like.device) or not _equal([self._frequencies], [frequencies]):
+            positions = torch.arange(parts.config.max_position_embeddings, device=parts.device).unsqueeze(0)
+            cos, sin = module(like, positions)
+            self._rotary, self._frequencies = Rotary.of(cos[0], sin[0]), frequencies
+        return self._rotary
+
+    def _table(self) -> Tensor:
+        """Every code's embedding. Compared by value: an update through `.data` leaves no other trace."""
+        modules = [module for each in self._parts.code_modules for module in each.modules()]
+        now = [parameter for module in modules for parameter in module.parameters(recurse=False)]
+        plain = all(type(module).__module__.startswith(("torch.nn", "transformers.", "janus.")) for module in modules)
+        if self._code_table is None or not plain or not _equal(self._code_weights, now):
+            codes = torch.arange(self._parts.head.num_codes, device=self._parts.device)
+            self._code_table = self._parts.embed_codes(codes).contiguous()
+            self._code_weights = [weight.detach().clone() for weight in now]
+        return self._code_table
+
+
+def _equal(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
+    return len(before) == len(now) and all(
+        (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and torch.equal(a, b)
+        for a, b in zip(before, now, strict=True)
+    )
+
+
+def _addresses(thing: object) -> list[object]:
+    if isinstance(thing, Tensor):
+        return [thing.data_ptr(), thing.dtype, *thing.shape]
+    if isinstance(thing, tuple):
+        return [address for each in thing for address in _addresses(each)]
+    if hasattr(thing, "__dataclass_fields__"):
+        return [address for field in fields(thing) for address in _addresses(getattr(thing, field.name))]  # type: ignore[arg-type]
+    return [thing]
+
+
+def _refuse_offloaded(parts: JanusParts) -> None:
+    modules = [parts.final_norm, parts.embed_text, *parts.image_head, *parts.code_modules, *parts.blocks]
+    if any(weight.is_meta for module in modules for weight in module.parameters()):
+        raise ValueError("model must be on one device as a whole, got weights that are offloaded (device 'meta')")
+
+
+def _block_weights(block: nn.Module, index: int) -> BlockWeights:
+    for name, expected in _MEMBERS.items():
+        module = block.get_submodule(name)
+        found = {child for child, _ in module.named_children()} | {
+            parameter for parameter, _ in module.named_parameters(recurse=False)
+        }
+        if found != expected:
+            raise ValueError(
+                f"block {index} of the language model must be a Llama's, with {sorted(expected)} in "
+                f"{name or 'it'!r}, got {sorted(found)}"
+            )
+    attention, mlp = block.get_submodule("self_attn"), block.get_submodule("mlp")
+    norms = block.get_submodule("input_layernorm"), block.get_submodule("post_attention_layernorm")
+    for module in (block, attention, mlp, *norms):
+        _refuse_changed(module, index)
+    x = torch.linspace(-3, 3, 13)
+    if not torch.allclose(mlp.act_fn(x), nn.functional.silu(x), atol=1e-6):
+        raise ValueError(f"hidden_act of the language model must be silu, got {mlp.act_fn}")
+    groups = attention.num_key_value_groups
+    size = attention.head_dim
+    heads = attention.config.num_attention_heads
+    return BlockWeights(
+        attention_norm=norms[0].weight.detach(),
+        qkv=_product(attention.q_proj, attention.k_proj, attention.v_proj),
+        output=_product(attention.o_proj),
+        mlp_norm=norms[1].weight.detach(),
+        gate_up=_product(mlp.gate_proj, mlp.up_proj),
+        down=_product(mlp.down_proj),
+        norm_eps=norms[0].variance_epsilon,
+        query_heads=heads,
+        key_value_heads=heads // groups,
+        head_size=size,
+        scaling=attention.scaling,
+    )
+
+
+def _refuse_changed(module: nn.Module, index: int) -> None:
+    """Whatever changes what a module computes without changing its weights would be left out in silence."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    # transformers puts hooks there to record outputs, for whoever asks for them; they change nothing.
+    foreign = [hook for hook in hooks if getattr(hook, "__module__", "") != "transformers.utils.output_capturing"]
+    if foreign or "forward" in vars(module):
+        raise ValueError(
+            f"block {index} of the language model must have no forward hooks and no forward of its own, "
+            f"got a changed {type(module).__name__}; remove what was put there before drawing"
+        )
+
+
+def _product(*linears: nn.Module) -> Product:
+    if not all(map(is_plain, linears)):
+        return Modules(linears)
+    weights = [linear.weight for linear in linears]
+    biases = [linear.bias for linear in linears]
+    if any((bias is None) != (biases[0] is None) for bias in biases):
+        return Modules(linears)
+    return Matrix(_merged(weights), None if biases[0] is None else _merged(biases))
+
+
+def _merged(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """One tensor over parameters [O_i, ...] that follow each other in memory; they are moved where they do not."""
+    first = parameters[0]
+    follows = first.data_ptr()
+    for parameter in parameters:
+        same = parameter.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or parameter.data_ptr() != follows or not parameter.is_contiguous():
+            break
+        follows += parameter.nbytes
+    else:
+        outputs = sum(len(parameter) for parameter in parameters)
+        return first.detach().as_strided((outputs, *first.shape[1:]), first.stride())
+    together = torch.cat([parameter.detach() for parameter in parameters])
+    for parameter, part in zip(parameters, together.split([len(parameter) for parameter in parameters]), strict=True):
+        parameter.data = part
+    return together

@@ -1,0 +1,187 @@
+"""A block of the language model (Llama), for W new positions of each row, written out on tensors.
+
+    y = x + W_o attention(rotate(W_qkv norm(x)))
+    x'= y + W_d (silu(g) * u),   [g, u] = W_gu norm(y)
+
+Keys and values are written into a buffer of fixed size, each row at positions of its own; a position attends to those up to
+itself. Nothing here depends on how far other rows have come, but for how many positions are looked at (`visible`): those
+behind a position add zeros to its sums. So what a row gives depends on that row alone.
+
+Letters: R rows, W new positions of each, D hidden size, H heads (of queries, and of keys and values), d head size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Product(Protocol):
+    """A matrix, applied to rows."""
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """[N, K] to [N, O]."""
+
+    def added_to(self, residual: Tensor, rows: Tensor) -> Tensor:
+        """residual [N, O] + the product of rows [N, K], in a new tensor."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The product with a plain weight: rows W^T + b."""
+
+    weight: Tensor  # [O, K]
+    bias: Tensor | None = None  # [O]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """[N, K] to [N, O]."""
+        return F.linear(rows, self.weight, self.bias)
+
+    def added_to(self, residual: Tensor, rows: Tensor) -> Tensor:
+        """residual [N, O] + the product of rows [N, K]."""
+        sums = torch.addmm(residual, rows, self.weight.T)
+        return sums if self.bias is None else sums.add_(self.bias)
+
+
+@dataclass(frozen=True)
+class BlockWeights:
+    """What a block computes with."""
+
+    attention_norm: Tensor  # [D]
+    qkv: Product  # D to (H_q + 2 H_kv) d: queries, keys, values
+    output: Product  # H_q d to D
+    mlp_norm: Tensor  # [D]
+    gate_up: Product  # D to 2 I
+    down: Product  # I to D
+    norm_eps: float
+    query_heads: int
+    key_value_heads: int
+    head_size: int
+    scaling: float  # of queries times keys
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the new positions of all rows are; the same for every block of a pass."""
+
+    cos: Tensor  # [R, W, 1, d], of the rotary embedding
+    sin: Tensor  # [R, W, 1, d], the first half negated
+    index: Tensor  # [R * W] int64, row * capacity + position
+    mask: Tensor  # [R, 1, G W, visible], added to the scores; G query heads share a head of keys
+
+    @staticmethod
+    def of(start: Tensor, window: int, rotary: "Rotary", capacity: int, visible: int, heads_together: int) -> "Place":
+        """For rows whose new positions are start .. start + window - 1.
+
+        Args:
+            start: [R] int64.
+            capacity: positions that the buffer of keys and values has for each row.
+            visible: positions that attention looks at, at least every start + window.
+            heads_together: G.
+        """
+        device, dtype = start.device, rotary.cos.dtype
+        position = start.unsqueeze(1) + torch.arange(window, device=device)
+        row = torch.arange(len(start), device=device).unsqueeze(1)
+        ahead = torch.arange(visible, device=device) > position.unsqueeze(-1)
+        mask = torch.zeros(ahead.shape, dtype=dtype, device=device).masked_fill_(ahead, -torch.inf)
+        known = position.clamp(max=len(rotary.cos) - 1)  # beyond lie guesses that nobody reads
+        return Place(
+            rotary.cos[known].unsqueeze(2),
+            rotary.sin[known].unsqueeze(2),
+            (row * capacity + position).flatten(),
+            mask.repeat(1, heads_together, 1).unsqueeze(1),
+        )
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Tables of the rotary embedding: rotate(x) = x cos + roll(x, d / 2) sin."""
+
+    cos: Tensor  # [positions, d]
+    sin: Tensor  # [positions, d], the first half negated
+
+    @staticmethod
+    def of(cos: Tensor, sin: Tensor) -> "Rotary":
+        """From cosines and sines [positions, d], each half the same."""
+        low, high = sin.chunk(2, -1)
+        return Rotary(cos.contiguous(), torch.cat([-low, high], -1))
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension: [N, D] to [N, D], in the dtype of x.
+
+    On a CPU torch takes six operations for it, and one for a LayerNorm. (x, -x) has the mean 0, so its LayerNorm is this.
+    """
+    if x.device.type != "cpu":
+        return F.rms_norm(x, weight.shape, weight, eps)
+    both = torch.stack([x, -x], 1)
+    return F.layer_norm(both, both.shape[1:], weight.expand(both.shape[1:]), None, eps)[:, 0]
+
+
+def attention(queries: Tensor, keys_values: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Softmax attention of grouped heads.
+
+    Args:
+        queries: [R, W, H_q, d].
+        keys_values: [R, visible, 2, H_kv, d], keys and values.
+        mask: [R, 1, G W, visible].
+    Returns:
+        [R * W, H_q d].
+    """
+    rows, window, query_heads, size = queries.shape
+    keys, values = keys_values.transpose(1, 3).unbind(2)  # [R, H_kv, visible, d]
+    groups = query_heads // keys.shape[1]
+    # Heads that share keys stand below each other, as if they were positions.
+    stacked = queries.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    mixed = F.scaled_dot_product_attention(stacked, keys, values, attn_mask=mask, scale=scaling)
+    return mixed.unflatten(2, (groups, window)).permute(0, 3, 1, 2, 4).reshape(rows * window, query_heads * size)
+
+
+def block(x: Tensor, weights: BlockWeights, keys_values: Tensor, place: Place) -> Tensor:
+    """The block's output for the new positions; their keys and values are written into the buffer.
+
+    Args:
+        x: [R * W, D].
+        keys_values: [R, capacity, 2, H_kv, d], finite.
+    Returns:
+        [R * W, D], a new tensor.
+    """
+    size, rows, visible = weights.head_size, keys_values.shape[0], place.mask.shape[-1]
+    qkv = weights.qkv(rms_norm(x, weights.attention_norm, weights.norm_eps)).view(rows, -1, *_heads(weights))
+    rotated = qkv[:, :, : weights.query_heads + weights.key_value_heads]
+    rolled = rotated.roll(size // 2, -1)
+    rotated.mul_(place.cos).addcmul_(rolled, place.sin)
+    new = qkv[:, :, weights.query_heads :].flatten(0, 1).unflatten(1, keys_values.shape[2:4])
+    keys_values.flatten(0, 1).index_copy_(0, place.index, new)
+    mixed = attention(qkv[:, :, : weights.query_heads], keys_values[:, :visible], place.mask, weights.scaling)
+    y = weights.output.added_to(x, mixed)
+    gate, up = weights.gate_up(rms_norm(y, weights.mlp_norm, weights.norm_eps)).chunk(2, -1)
+    return weights.down.added_to(y, F.silu(gate).mul_(up))
+
+
+def _heads(weights: BlockWeights) -> tuple[int, int]:
+    return weights.query_heads + 2 * weights.key_value_heads, weights.head_size
+
+
+def run_blocks(
+    x: Tensor, blocks: Sequence[BlockWeights], keys_values: Tensor, place: Place, layers: Sequence[int], run=block
+) -> Tensor:
+    """Runs all blocks, and keeps what those read out leave.
+
+    Args:
+        x: [R * W, D], embeddings.
+        keys_values: [N, R, capacity, 2, H_kv, d].
+        layers: in 1 .. N-1, ascending; layer j is the output of block j.
+        run: `block`, or what it was compiled to.
+    Returns:
+        [len(layers) + 1, R * W, D]: of the layers, then of the final block, all before the final norm.
+    """
+    found = []
+    for number, (weights, own) in enumerate(zip(blocks, keys_values.unbind(0), strict=True), 1):
+        x = run(x, weights, own, place)
+        if number in layers:
+            found.append(x)
+    return torch.stack([*found, x])
