@@ -24,7 +24,6 @@ from janus_dola.models.quantize import Quantization, check_quantization, quantiz
 from janus_dola.prompt import prompt_ids
 
 
-
 class NonFiniteError(RuntimeError):
     """Hidden states, logits or pixels of some images were NaN or infinite.
 

@@ -9,8 +9,13 @@ on any device and backend:
 Large G come from small u, where a float has its finest steps; this is why G is not formed as -log(-log(u)).
 """
 
+from typing import TypeVar
+
+import numpy as np
 import torch
 from torch import Tensor
+
+Words = TypeVar("Words", Tensor, np.ndarray)  # int64
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -19,14 +24,14 @@ WORD = 2.0**-32
 SMALLEST_U, LARGEST_U = 2.0**-33, 1.0 - 2.0**-24  # keep both logarithms finite in float32
 
 
-def philox_4x32_10(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Ten rounds of Philox on 32-bit words held in int64 tensors.
+def philox_4x32_10(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words]) -> tuple[Words, ...]:
+    """Ten rounds of Philox on 32-bit words held in int64 tensors, or in numpy's arrays.
 
     Args:
         counter: four broadcastable int64 tensors with values in [0, 2^32).
         key: two of the same kind.
     Returns:
-        four int64 tensors of the broadcast shape, values in [0, 2^32).
+        four of the broadcast shape, values in [0, 2^32).
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -46,11 +51,15 @@ def philox_4x32_10(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Te
 def random_words(seeds: Tensor, position: int | Tensor, num_codes: int) -> Tensor:
     """The 32-bit word of each code: [B, V] int64 in [0, 2^32); the arguments are those of `gumbel_noise`."""
     quads = torch.arange((num_codes + 3) // 4, device=seeds.device).unsqueeze(0)
-    seeds = seeds.unsqueeze(1)
     zero = torch.zeros_like(quads)
-    if isinstance(position, Tensor):
-        position = position.unsqueeze(1)
-    words = philox_4x32_10((quads, zero + position, zero, zero), (seeds & _MASK, (seeds >> 32) & _MASK))
+    place = zero + (position.unsqueeze(1) if isinstance(position, Tensor) else position)
+    counter = quads, place, zero, zero
+    key = (seeds & _MASK).unsqueeze(1), ((seeds >> 32) & _MASK).unsqueeze(1)
+    if seeds.device.type == "cpu":  # numpy begins each of these 150 small operations in a third of the time
+        arrays = philox_4x32_10(tuple(word.numpy() for word in counter), tuple(word.numpy() for word in key))
+        words = tuple(map(torch.from_numpy, arrays))
+    else:
+        words = philox_4x32_10(counter, key)
     return torch.stack(words, dim=-1).flatten(1)[:, :num_codes]
 
 

@@ -22,9 +22,7 @@ def gumbel_max(scores: Tensor, temperature: float, seeds: Tensor, position: int 
     return (scores / temperature + gumbel_noise(seeds, position, scores.shape[-1])).argmax(-1)
 
 
-def multinomial(
-    scores: Tensor, temperature: float, finite: Tensor, generator: torch.Generator | None = None
-) -> Tensor:
+def multinomial(scores: Tensor, temperature: float, finite: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """A draw from softmax(F / T) by torch.multinomial, as in upstream loops; greedy at T = 0.
 
     Args:

@@ -75,18 +75,23 @@ class Slots:
         right = (fed[:, 1:] == code[:, :-1]).long().cumprod(1).sum(1) + 1
         accepted = torch.minimum(right, self.image_tokens - self.decided)
         self.finite &= (finite | (self._ahead >= accepted.unsqueeze(1))).all(1)
-        # What was not accepted stays as the next guess.
-        self.tokens.scatter_(1, places + 1, code)
+        # What was not accepted stays as the next guess; behind the window the code above is one.
+        self.tokens.scatter_(1, places + 1, self._corrected(fed, code, accepted) if self.window > 1 else code)
         self.layers.scatter_(1, places + 1, layer)
         self.jsd.scatter_(1, places + 1, jsd)
+        behind = places + 1 + self.window
+        self.tokens.scatter_(1, behind, self.tokens.gather(1, (behind - self._side).clamp(min=0)))
         self.passes += accepted > 0
         self.decided += accepted
-        if self.window > 1:
-            self._guess(places + 1 + self.window)
 
-    def _guess(self, places: Tensor) -> None:
-        """New guesses behind the window."""
-        self.tokens.scatter_(1, places, self.tokens.gather(1, (places - self._side).clamp(min=0)))
+    def _corrected(self, fed: Tensor, code: Tensor, accepted: Tensor) -> Tensor:
+        """Codes whose guesses went on with the first wrong guess go on with what stands in its place: [S, W]."""
+        accepted = accepted.unsqueeze(1)
+        wrong = fed.gather(1, accepted.clamp(max=self.window - 1))
+        right = code.gather(1, (accepted - 1).clamp(min=0))
+        rejected = self._ahead >= accepted
+        goes_on = ((code == wrong) | ~rejected).long().cumprod(1).bool() & rejected
+        return torch.where(goes_on, right, code)
 
     def codes(self, slot: int, layer_numbers: Tensor) -> Codes:
         """Of the image in a slot; the next one there does not change them."""

@@ -79,7 +79,10 @@ class WeightReader:
         module = parts.backbone.rotary_emb
         if module.rope_type not in _ROPE_TYPES:
             raise ValueError(f"rope_type must be one of {list(_ROPE_TYPES)}, got {module.rope_type!r}")
-        frequencies, like = module.inv_freq * module.attention_scaling, torch.empty(0, dtype=parts.dtype, device=parts.device)
+        frequencies, like = (
+            module.inv_freq * module.attention_scaling,
+            torch.empty(0, dtype=parts.dtype, device=parts.device),
+        )
         made_for = self._rotary is not None and (self._rotary.cos.dtype, self._rotary.cos.device)
         if made_for != (like.dtype, like.device) or not _equal([self._frequencies], [frequencies]):
             positions = torch.arange(parts.config.max_position_embeddings, device=parts.device).unsqueeze(0)
