@@ -1,4 +1,4 @@
-"""Types and ranges of what a user passes, checked at the door: one line that names the argument, the value and what is allowed."""
+"""Types and ranges of what a user passes, checked at the door."""
 
 import math
 import operator
@@ -17,7 +17,7 @@ def integer(name: str, value: object, low: int, high: int, otherwise: str = "") 
         ValueError: it is no integer, or lies outside low .. high.
     """
     try:
-        found = operator.index(value)  # type: ignore[call-overload]
+        found = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         found = None
     if found is None or isinstance(value, bool) or not low <= found <= high:
@@ -25,9 +25,11 @@ def integer(name: str, value: object, low: int, high: int, otherwise: str = "") 
     return found
 
 
-def number(name: str, value: object) -> float:
+def number(name: str, value: object, more: str = "") -> float:
     """The value as a finite float; ints and numpy's numbers are taken, too.
 
+    Args:
+        more: what else is demanded of it, in words for the error.
     Raises:
         ValueError: it is no finite number.
     """
@@ -36,7 +38,7 @@ def number(name: str, value: object) -> float:
     except (TypeError, ValueError, OverflowError):
         found = math.nan
     if isinstance(value, str | bytes | bool) or not math.isfinite(found):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
+        raise ValueError(f"{name} must be a finite number{more}, got {value!r}")
     return found
 
 

@@ -5,18 +5,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, integer, iterable_of_strings, strings
 from janus_dola.config import DoLaConfig
 from janus_dola.engine.engine import Engine
 from janus_dola.engine.pictures import start_decoding
-from janus_dola.engine.plan import Plan, Sampler, plan
+from janus_dola.engine.plan import Plan, Sampler, Window, check_window, plan
 from janus_dola.engine.schedule import Job, images_that_fit
 from janus_dola.engine.slots import Codes
 from janus_dola.models import JanusParts, find_parts, load
@@ -74,16 +73,16 @@ class JanusDoLa:
     Args:
         model: transformers' `JanusForConditionalGeneration` or DeepSeek's `MultiModalityCausalLM`; used as it is, on the
             device and in the dtype it has.
-        tokenizer: the tokenizer that belongs to it.
+        tokenizer: the tokenizer that belongs to it, or the processor that holds it.
     Raises:
         ValueError: the model is of neither family, or the tokenizer lacks the tokens of Janus.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> None:
         self.model = model
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer.tokenizer if isinstance(tokenizer, ProcessorMixin) else tokenizer
         self.parts: JanusParts = find_parts(model)
-        self._special = self.parts.special_tokens(tokenizer)
+        self._special = self.parts.special_tokens(self.tokenizer)
         self._engine = Engine(self.parts, self._special)
 
     @classmethod
@@ -127,7 +126,7 @@ class JanusDoLa:
         sampler: Sampler = "gumbel",
         backend: str = "auto",
         engine: str = "auto",
-        window: int | Literal["auto"] = "auto",
+        window: Window = "auto",
         strict: bool = False,
         progress: bool = False,
     ) -> GenerationOutput:
@@ -156,16 +155,17 @@ class JanusDoLa:
             RuntimeError: with `strict`, the pass cannot be compiled or captured.
         """
         prompts = strings(prompts)
-        planned = plan(self.parts, dola, cfg_weight, temperature, sampler, backend, engine, window)
+        planned = plan(self.parts, dola, cfg_weight, temperature, sampler, backend, engine)
+        window = check_window(window, sampler)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
         last = MAX_SEED - len(prompts) * parallel_size
         base = random.getrandbits(62) if seed is None else integer("seed", seed, 0, last, "None or ")
         jobs = list(self._jobs(prompts, parallel_size, base))
-        limit, generator = self._limit, None
+        most, generator = None, None
         if sampler == "multinomial":  # draws of one generator for all images, so all together
-            limit = lambda longest: len(jobs)  # noqa: E731
+            most = len(jobs)
             generator = None if seed is None else torch.Generator(self.parts.device).manual_seed(base)
-        drawn = _all(self._draw(iter(jobs), planned, limit, generator, strict, progress))
+        drawn = _all(self._draw(iter(jobs), planned, window, most, generator, strict, progress))
         shape = (len(prompts), parallel_size)
         seeds = torch.tensor([image.seed for image in drawn])
         if sampler == "multinomial" and seed is None:
@@ -191,7 +191,7 @@ class JanusDoLa:
         seed: int = 0,
         backend: str = "auto",
         engine: str = "auto",
-        window: int | Literal["auto"] = "auto",
+        window: Window = "auto",
         strict: bool = False,
         max_images: int | None = None,
         progress: bool = False,
@@ -211,12 +211,13 @@ class JanusDoLa:
             NonFiniteError: hidden states, logits or pixels became NaN or infinite.
             RuntimeError: with `strict`, the pass cannot be compiled or captured.
         """
-        planned = plan(self.parts, dola, cfg_weight, temperature, "gumbel", backend, engine, window)
+        planned = plan(self.parts, dola, cfg_weight, temperature, "gumbel", backend, engine)
+        window = check_window(window)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
         seed = integer("seed", seed, 0, MAX_SEED - parallel_size)
         most = None if max_images is None else integer("max_images", max_images, 1, MAX_PARALLEL_SIZE, "None or ")
         jobs = self._jobs(iterable_of_strings(prompts), parallel_size, seed)
-        return _each(self._draw(jobs, planned, lambda longest: most or self._limit(longest), None, strict, progress))
+        return _each(self._draw(jobs, planned, window, most, None, strict, progress))
 
     def draw(
         self,
@@ -227,7 +228,7 @@ class JanusDoLa:
         temperature: float = 1.0,
         backend: str = "auto",
         engine: str = "auto",
-        window: int | Literal["auto"] = "auto",
+        window: Window = "auto",
     ) -> list[DrawnImage]:
         """Draws one image for each prompt and its seed, all at once.
 
@@ -246,16 +247,14 @@ class JanusDoLa:
         if len(prompts) != len(seeds):
             raise ValueError(f"seeds must be one for each of at least one prompt, got {len(seeds)} for {len(prompts)}")
         keys = [integer("seeds", seed, 0, MAX_SEED) for seed in seeds]
-        planned = plan(self.parts, dola, cfg_weight, temperature, "gumbel", backend, engine, window)
+        planned = plan(self.parts, dola, cfg_weight, temperature, "gumbel", backend, engine)
+        window = check_window(window)
         jobs = [Job(i, i, 0, self._prompt_ids(prompt), keys[i]) for i, prompt in enumerate(prompts)]
-        return _all(self._draw(iter(jobs), planned, lambda longest: len(jobs)))
+        return _all(self._draw(iter(jobs), planned, window, len(jobs)))
 
     def check_prompt(self, prompt: str) -> None:
         """Raises ValueError where a prompt is too long for the model."""
         self._prompt_ids(prompt)
-
-    def _limit(self, prompt_tokens: int) -> int:
-        return images_that_fit(self.parts, prompt_tokens, self._engine.kept_bytes)
 
     def _jobs(self, prompts: Iterable[str], parallel_size: int, seed: int) -> Iterator[Job]:
         for index, prompt in enumerate(prompts):
@@ -271,12 +270,13 @@ class JanusDoLa:
         self,
         jobs: Iterator[Job],
         planned: Plan,
-        limit: Callable[[int], int],
+        window: Window,
+        most: int | None,
         generator: torch.Generator | None = None,
         strict: bool = False,
         progress: bool = False,
     ) -> Iterator[tuple[Job, DrawnImage | None]]:
-        """Draws images, and yields them in order; None for one that is not finite.
+        """Draws images, `most` at once or as many as fit, and yields them in order; None for one that is not finite.
 
         On a GPU the picture of an image is waited for when the next image is done.
         """
@@ -284,7 +284,11 @@ class JanusDoLa:
         early: dict[int, _Coming] = {}  # done before images that come before them
         following = 0
         behind = 1 if self.parts.device.type == "cuda" else 0
-        for job, codes in self._engine.draw(jobs, planned, limit, generator, strict, progress):
+
+        def limit(longest: int) -> int:
+            return most or images_that_fit(self.parts, longest, self._engine.kept_bytes)
+
+        for job, codes in self._engine.draw(jobs, planned, window, limit, generator, strict, progress):
             early[job.index] = _Coming(job, codes, start_decoding(self.parts, codes.tokens))
             while following in early:
                 coming.append(early.pop(following))

@@ -10,7 +10,7 @@ behind a position add zeros to its sums. So what a row gives depends on that row
 Letters: R rows, W new positions of each, D hidden size, H heads (of queries, and of keys and values), d head size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -167,7 +167,12 @@ def _heads(weights: BlockWeights) -> tuple[int, int]:
 
 
 def run_blocks(
-    x: Tensor, blocks: Sequence[BlockWeights], keys_values: Tensor, place: Place, layers: Sequence[int], run=block
+    x: Tensor,
+    blocks: Sequence[BlockWeights],
+    keys_values: Tensor,
+    place: Place,
+    layers: Sequence[int],
+    run: Callable[[Tensor, BlockWeights, Tensor, Place], Tensor] = block,
 ) -> Tensor:
     """Runs all blocks, and keeps what those read out leave.
 

@@ -24,9 +24,9 @@ def mini() -> JanusDoLa:
 @pytest.fixture(scope="session")
 def mini_hidden_states(mini) -> torch.Tensor:
     """[4, 8, 192]: layers 2, 4, 6 and 8 of the mini model for four images, in the middle of being drawn."""
-    from janus_dola.engine.backbone import Backbone, visible_length
-    from janus_dola.models.taps import tap_buffer, tapped
-    from janus_dola.prompt import prompt_batch
+    from janus_dola.engine.decode import run_whole
+    from janus_dola.models.weights import WeightReader
+    from janus_dola.prompt import unconditional
 
     words = [
         "a large red circle on white",
@@ -34,16 +34,11 @@ def mini_hidden_states(mini) -> torch.Tensor:
         "a green cross",
         "a large yellow triangle on black",
     ]
-    prompts = [mini._prompt_ids(prompt) for prompt in words]
-    rows = prompt_batch(prompts, mini._special, torch.device("cpu"))
-    codes = mini.generate(words, seed=7).tokens[:, 0]
-    written = rows.token_ids.shape[1]
-    backbone = Backbone(mini.parts, 8, visible_length(written + 30))
-    hidden_states = tap_buffer(mini.parts, [2, 4, 6], 8)
-    with torch.no_grad():
-        backbone.begin(rows)
-        with tapped(mini.parts, [2, 4, 6], hidden_states):
-            for position in range(30):
-                embeddings = mini.parts.embed_codes(codes[:, position]).repeat(2, 1)
-                backbone.step(embeddings, visible_length(written + position + 1))
-    return hidden_states
+    codes = mini.generate(words, seed=7).tokens[:, 0, :30]
+    weights, rows = WeightReader(mini.parts).read(), []
+    for side in (lambda ids: ids, lambda ids: unconditional(ids, mini._special)):
+        for prompt, drawn in zip(words, codes, strict=True):
+            text = mini.parts.embed_text(torch.tensor(side(mini._prompt_ids(prompt))))
+            _, states = run_whole(torch.cat([text, weights.code_table[drawn]])[None].detach(), weights, [2, 4, 6])
+            rows.append(states[:, 0, -1])
+    return torch.stack(rows, 1).detach()

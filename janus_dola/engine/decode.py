@@ -6,7 +6,6 @@ leaves everything there, so that it can be captured in a CUDA graph.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -170,5 +169,5 @@ def _heads_together(weights: Weights) -> int:
 
 
 @cache
-def _compiled_block():  # noqa: ANN202
+def _compiled_block():
     return torch.compile(block, fullgraph=True)

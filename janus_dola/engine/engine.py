@@ -1,4 +1,4 @@
-"""Draws images: makes a decoder ready (compiled, captured), gives it images as slots get free, hands out those that are done."""
+"""Draws images: makes a decoder ready, gives it images as slots get free, and hands out those that are done."""
 
 import threading
 import warnings
@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from janus_dola.engine.decode import VISIBLE_MULTIPLE, Decoder, visible_length
 from janus_dola.engine.graphs import PassGraphs
-from janus_dola.engine.plan import Plan, has_graphs
+from janus_dola.engine.plan import Plan, Window, has_graphs
 from janus_dola.engine.readback import Readback
 from janus_dola.engine.schedule import Job, Queue, bucket_of, positions, window_of
 from janus_dola.engine.slots import Codes
@@ -29,7 +29,7 @@ class Ready:
 
 
 class Engine:
-    """Draws images with one model, for any number of threads, and keeps a decoder with its graphs for the next call like it."""
+    """Draws images with one model, for any number of threads; keeps a decoder with its graphs for the next call like it."""
 
     def __init__(self, parts: JanusParts, special: SpecialTokens) -> None:
         self._parts, self._special = parts, special
@@ -42,6 +42,7 @@ class Engine:
         self,
         jobs: Iterator[Job],
         plan: Plan,
+        window: Window,
         limit: Callable[[int], int],
         generator: torch.Generator | None = None,
         strict: bool = False,
@@ -51,6 +52,7 @@ class Engine:
 
         Args:
             jobs: read as they are needed; an error that reading one raises comes after the images before it.
+            window: takes the place of the plan's.
             limit: how many images may go together when the longest prompt among them has so many tokens.
             generator: of the sampler "multinomial"; None is torch's global one.
             strict: a pass that cannot be compiled or captured is an error; otherwise it runs eagerly, after a warning.
@@ -66,8 +68,8 @@ class Engine:
                 # torch.multinomial draws other numbers for a larger batch.
                 exact = plan.sampler == "multinomial" or not has_graphs(self._parts.device)
                 slots = len(first) if exact else bucket_of(len(first))
-                window = window_of(slots, self._parts) if plan.window == "auto" else plan.window
-                ready = self._take(replace(plan, window=window), slots, longest, generator, strict)
+                wide = replace(plan, window=window_of(slots, self._parts) if window == "auto" else window)
+                ready = self._take(wide, slots, longest, generator, strict)
                 try:
                     yield from _Drawing(ready, self._special, bar).run(first, queue)
                 finally:
@@ -156,15 +158,15 @@ class _Drawing:
         if self._decoder.plan.sampler == "multinomial":
             self._admit(list(range(len(first))), first)  # together, as upstream loops draw
         else:
-            for slot, job in enumerate(first):
-                self._admit([slot], [job])
+            for slot, new in enumerate(first):
+                self._admit([slot], [new])
         while any(self._jobs):
             self._pass()
             for slot, job in enumerate(self._jobs):
                 if job is None or self._least[slot] < self._image_tokens:
                     continue
                 codes = self._decoder.codes(slot)
-                self._jobs[slot] = following = queue.take(self._fits)
+                self._jobs[slot] = following = queue.take_if(self._fits)
                 if following is not None:
                     self._admit([slot], [following])
                 yield job, codes

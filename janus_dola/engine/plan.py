@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from janus_dola.checks import number
 from janus_dola.config import DoLaConfig
 from janus_dola.kernels.early_exit import resolve_backend
 from janus_dola.kernels.types import Decoding
@@ -26,7 +27,7 @@ class Plan:
     sampler: Sampler
     backend: str  # of the early-exit stage: "reference", "torch" or "triton"
     engine: str  # "graph", "compile" or "eager"
-    window: Window  # W, codes fed a pass for each image
+    window: int = 1  # W, codes fed a pass for each image
 
 
 def plan(
@@ -37,7 +38,6 @@ def plan(
     sampler: Sampler = "gumbel",
     backend: str = "auto",
     engine: str = "auto",
-    window: Window = 1,
 ) -> Plan:
     """Turns the settings of a user into a plan for a model. `dola=None` is the plain baseline.
 
@@ -46,6 +46,8 @@ def plan(
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {list(SAMPLERS)}, got {sampler!r}")
+    cfg_weight = number("cfg_weight", cfg_weight)
+    temperature = number("temperature", temperature, " >= 0 (0 is greedy)")
     layers = tuple(dola.layers_to_read(parts.num_layers)) if dola is not None else ()
     alpha = dola.alpha if dola is not None else 0.0
     premature = None if dola is not None and dola.premature_layer is None else 0
@@ -55,11 +57,10 @@ def plan(
         sampler,
         resolve_backend(backend, parts.device, parts.dtype),
         resolve_engine(engine, parts.device),
-        check_window(window, sampler),
     )
 
 
-def check_window(window: Window, sampler: Sampler) -> Window:
+def check_window(window: Window, sampler: Sampler = "gumbel") -> Window:
     """The window, which is 1 with the sampler "multinomial": its draws follow each other, and are not keyed by position.
 
     Raises:

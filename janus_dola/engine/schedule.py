@@ -44,7 +44,7 @@ class Queue:
                 self._error = error
         return self._next
 
-    def take(self, fits: Callable[[Job], bool]) -> Job | None:
+    def take_if(self, fits: Callable[[Job], bool]) -> Job | None:
         """The next job, if there is one and it fits."""
         job = self.peek()
         if job is None or not fits(job):
@@ -55,10 +55,13 @@ class Queue:
     def take_together(self, limit: Callable[[int], int]) -> list[Job]:
         """The next jobs, as many as may go together when the longest prompt among them has so many tokens; at least one."""
         jobs: list[Job] = []
-        longest = 0
-        while job := self.take(lambda job: not jobs or len(jobs) < limit(max(longest, len(job.token_ids)))):
+
+        def fits(job: Job) -> bool:
+            longest = max(len(each.token_ids) for each in (*jobs, job))
+            return not jobs or len(jobs) < limit(longest)
+
+        while job := self.take_if(fits):
             jobs.append(job)
-            longest = max(longest, len(job.token_ids))
         return jobs
 
     def raise_error(self) -> None:

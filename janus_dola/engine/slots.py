@@ -1,8 +1,8 @@
 """Slots: an image being drawn is one, and all there is to know of it lies on the device.
 
-The codes of an image solve x_t = f_t(x_<t), where f_t adds the noise of the image's seed at t. A pass feeds W codes, the last
-one decided and W - 1 guesses, and gets f of each. Those guesses that turn out to be what f gives for them were fed with
-a right prefix, and so was the first code after them: between one and W codes are decided, the same for any W and any guesses.
+The codes of an image solve x_t = f_t(x_<t), where f_t adds the noise of the image's seed at t. A pass feeds W codes, the
+last one decided and W - 1 guesses, and gets f of each. Guesses that turn out to be what f gives were fed with a right
+prefix, and so was the first code after them: between one and W codes are decided, and the same for any W and any guesses.
 (Fixed-point iteration with reparametrised noise: Wiggers and Hoogeboom, ICML 2020, arXiv 2002.09928.)
 """
 

@@ -10,11 +10,17 @@ def find_parts(model: PreTrainedModel) -> JanusParts:
     """Takes a model apart, recognising its family by the modules it has.
 
     Raises:
-        ValueError: it is neither transformers' `JanusForConditionalGeneration` nor DeepSeek's `MultiModalityCausalLM`.
+        ValueError: it is neither transformers' `JanusForConditionalGeneration` nor DeepSeek's `MultiModalityCausalLM`, or an
+            adapter adds tokens.
     """
+    found = model
+    if hasattr(model, "get_base_model"):  # a wrapper of peft's; most adapters lie in the model's own modules
+        if model.active_peft_config.is_prompt_learning:
+            raise ValueError(f"model must have no adapter that adds tokens, got {model.active_peft_config.peft_type}")
+        found = model.get_base_model()
     for family in (transformers_family, deepseek_family):
-        if family.recognises(model):
-            return family.parts(model)
+        if family.recognises(found):
+            return family.parts(found)
     raise ValueError(
         "model must be transformers' JanusForConditionalGeneration or DeepSeek's MultiModalityCausalLM, "
         f"got {type(model).__name__}"

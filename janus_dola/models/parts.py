@@ -35,7 +35,7 @@ class JanusParts:
     backbone: nn.Module  # the decoder without its text head; called with inputs_embeds
     blocks: nn.ModuleList
     final_norm: LlamaRMSNorm
-    image_head: tuple[nn.Module, nn.Module, nn.Module]  # Linear, activation, Linear
+    image_head: tuple[nn.Linear, nn.Module, nn.Linear]  # Linear, activation, Linear
     embed_text: nn.Module  # [R, S] ids to [R, S, D]
     code_modules: tuple[nn.Module, nn.Module]  # applied to codes one after the other: embedding, aligner
     decode_codes: Callable[[Tensor], Tensor]  # [B, T] codes to [B, 3, H, W] pixels, in [-1, 1] but for overshoot
@@ -94,7 +94,7 @@ class JanusParts:
 
 
 def is_plain(linear: nn.Module) -> bool:
-    """Whether a module is a Linear that its weights alone describe: no adapter, no 8 bits, no hooks, no forward of its own."""
+    """Whether a module is a Linear that its weights describe: no adapter, no 8 bits, no hooks, no forward of its own."""
     return (
         type(linear) is nn.Linear
         and type(linear.weight) is nn.Parameter  # those of 8 bits have classes of their own

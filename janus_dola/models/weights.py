@@ -6,6 +6,7 @@ update in place is seen. What was copied or made from parameters is compared wit
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +57,9 @@ class WeightReader:
 
     def __init__(self, parts: JanusParts) -> None:
         self._parts = parts
-        self._code_weights: list[Tensor] = []  # those that the table was made of
-        self._code_table: Tensor | None = None
-        self._frequencies: Tensor | None = None  # those that the rotary table was made of
-        self._rotary: Rotary | None = None
+        # Both tables, and what each was made of.
+        self._code_table: tuple[Tensor, list[Tensor]] | None = None
+        self._rotary: tuple[Rotary, list[Tensor]] | None = None
 
     @torch.no_grad()
     def read(self) -> Weights:
@@ -76,30 +76,27 @@ class WeightReader:
     def _rotary_table(self) -> Rotary:
         """By transformers' own module, which knows every kind of scaling."""
         parts = self._parts
-        module = parts.backbone.rotary_emb
+        module: Any = parts.backbone.rotary_emb
         if module.rope_type not in _ROPE_TYPES:
             raise ValueError(f"rope_type must be one of {list(_ROPE_TYPES)}, got {module.rope_type!r}")
-        frequencies, like = (
-            module.inv_freq * module.attention_scaling,
-            torch.empty(0, dtype=parts.dtype, device=parts.device),
-        )
-        made_for = self._rotary is not None and (self._rotary.cos.dtype, self._rotary.cos.device)
-        if made_for != (like.dtype, like.device) or not _equal([self._frequencies], [frequencies]):
+        like = torch.empty(0, dtype=parts.dtype, device=parts.device)
+        now = [module.inv_freq * module.attention_scaling, like]
+        if self._rotary is None or not _equal(self._rotary[1], now):
             positions = torch.arange(parts.config.max_position_embeddings, device=parts.device).unsqueeze(0)
             cos, sin = module(like, positions)
-            self._rotary, self._frequencies = Rotary.of(cos[0], sin[0]), frequencies
-        return self._rotary
+            self._rotary = Rotary.of(cos[0], sin[0]), now
+        return self._rotary[0]
 
     def _table(self) -> Tensor:
         """Every code's embedding. Compared by value: an update through `.data` leaves no other trace."""
         modules = [module for each in self._parts.code_modules for module in each.modules()]
         now = [parameter for module in modules for parameter in module.parameters(recurse=False)]
         plain = all(type(module).__module__.startswith(("torch.nn", "transformers.", "janus.")) for module in modules)
-        if self._code_table is None or not plain or not _equal(self._code_weights, now):
+        if self._code_table is None or not plain or not _equal(self._code_table[1], now):
             codes = torch.arange(self._parts.head.num_codes, device=self._parts.device)
-            self._code_table = self._parts.embed_codes(codes).contiguous()
-            self._code_weights = [weight.detach().clone() for weight in now]
-        return self._code_table
+            table = self._parts.embed_codes(codes).contiguous()
+            self._code_table = table, [weight.detach().clone() for weight in now]
+        return self._code_table[0]
 
 
 def _equal(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
@@ -125,7 +122,7 @@ def _refuse_offloaded(parts: JanusParts) -> None:
         raise ValueError("model must be on one device as a whole, got weights that are offloaded (device 'meta')")
 
 
-def _block_weights(block: nn.Module, index: int) -> BlockWeights:
+def _block_weights(block: Any, index: int) -> BlockWeights:
     for name, expected in _MEMBERS.items():
         module = block.get_submodule(name)
         found = {child for child, _ in module.named_children()} | {
@@ -136,15 +133,13 @@ def _block_weights(block: nn.Module, index: int) -> BlockWeights:
                 f"block {index} of the language model must be a Llama's, with {sorted(expected)} in "
                 f"{name or 'it'!r}, got {sorted(found)}"
             )
-    attention, mlp = block.get_submodule("self_attn"), block.get_submodule("mlp")
-    norms = block.get_submodule("input_layernorm"), block.get_submodule("post_attention_layernorm")
+    attention, mlp = block.self_attn, block.mlp
+    norms = block.input_layernorm, block.post_attention_layernorm
     for module in (block, attention, mlp, *norms):
         _refuse_changed(module, index)
     x = torch.linspace(-3, 3, 13)
     if not torch.allclose(mlp.act_fn(x), nn.functional.silu(x), atol=1e-6):
         raise ValueError(f"hidden_act of the language model must be silu, got {mlp.act_fn}")
-    groups = attention.num_key_value_groups
-    size = attention.head_dim
     heads = attention.config.num_attention_heads
     return BlockWeights(
         attention_norm=norms[0].weight.detach(),
@@ -155,8 +150,8 @@ def _block_weights(block: nn.Module, index: int) -> BlockWeights:
         down=_product(mlp.down_proj),
         norm_eps=norms[0].variance_epsilon,
         query_heads=heads,
-        key_value_heads=heads // groups,
-        head_size=size,
+        key_value_heads=heads // attention.num_key_value_groups,
+        head_size=attention.head_dim,
         scaling=attention.scaling,
     )
 
@@ -173,7 +168,7 @@ def _refuse_changed(module: nn.Module, index: int) -> None:
         )
 
 
-def _product(*linears: nn.Module) -> Product:
+def _product(*linears: Any) -> Product:
     if not all(map(is_plain, linears)):
         return Modules(linears)
     weights = [linear.weight for linear in linears]

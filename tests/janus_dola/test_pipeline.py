@@ -1,12 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_dola import DoLaConfig, JanusDoLa, NonFiniteError
-from janus_dola.engine.backbone import Backbone
+from janus_dola.engine.decode import Decoder
 from janus_dola.mini.pictures import BACKGROUNDS, COLOURS, SHAPES, SIZES
 from tests.kernels.cases import CPU_BACKENDS
 
@@ -98,25 +99,24 @@ def test_a_model_already_in_memory_is_wrapped_and_left_where_it_is(mini):
     assert torch.equal(pipe.generate("x").tokens, mini.generate(["x"]).tokens)
 
 
-def test_non_finite_hidden_states_are_reported_with_their_image(mini, monkeypatch):
-    step = Backbone.step
-    calls = []
+@pytest.mark.parametrize("sampler", ["gumbel", "multinomial"])
+def test_non_finite_hidden_states_are_reported_with_their_image(mini, monkeypatch, sampler):
+    step, calls = Decoder.step, []
 
-    def poisoned(backbone, embeddings, visible):
+    def poisoned(decoder, visible):
         calls.append(1)
         if len(calls) == 10:
-            embeddings[1] = float("nan")
-        step(backbone, embeddings, visible)
+            decoder._keys_values[3, 1] = float("nan")
+        step(decoder, visible)
 
-    monkeypatch.setattr(Backbone, "step", poisoned)
-    for sampler in ("gumbel", "multinomial"):
-        calls.clear()
-        with pytest.raises(
-            NonFiniteError, match=r"became NaN or infinite for image\(s\) \[1\], counted over all prompts"
-        ) as error:
-            mini.generate(PROMPTS[:3], sampler=sampler)
-        assert error.value.images == [1]
-        assert len(calls) == 63  # the image was drawn to its end: nothing was read back before
+    monkeypatch.setattr(Decoder, "step", poisoned)
+    with pytest.raises(
+        NonFiniteError, match=r"became NaN or infinite for image\(s\) \[1\], counted over all prompts"
+    ) as error:
+        mini.generate(PROMPTS[:3], sampler=sampler, window="auto" if sampler == "multinomial" else 1)
+    assert error.value.images == [1]
+    assert len(error.value.drawn) == 2
+    assert len(calls) == 63  # the image was drawn to its end: nothing was read back before
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,20 @@ def test_non_finite_hidden_states_are_reported_with_their_image(mini, monkeypatc
             {"prompts": ["a circle " * 300]},
             "prompts must leave room for 64 image tokens: at most 448 tokens each, got one of",
         ),
-        ({"parallel_size": 0}, "parallel_size must be an int >= 1, got 0"),
-        ({"parallel_size": 1.5}, "parallel_size must be an int >= 1, got 1.5"),
+        ({"prompts": {"a": 1}}, "prompts must be a string or strings, got dict"),
+        ({"prompts": b"a"}, "prompts must be a string or strings, got bytes"),
+        ({"prompts": None}, "prompts must be a string or strings, got NoneType"),
+        ({"parallel_size": 0}, "parallel_size must be an int in 1 .. 65536, got 0"),
+        ({"parallel_size": 10**7}, "parallel_size must be an int in 1 .. 65536, got 10000000"),
+        ({"parallel_size": 1.5}, "parallel_size must be an int in 1 .. 65536, got 1.5"),
+        ({"parallel_size": True}, "parallel_size must be an int in 1 .. 65536, got True"),
         ({"temperature": -0.5}, r"temperature must be a finite number >= 0 \(0 is greedy\), got -0.5"),
         ({"temperature": float("nan")}, "temperature must be a finite number .* got nan"),
         ({"cfg_weight": float("nan")}, "cfg_weight must be a finite number, got nan"),
+        ({"cfg_weight": None}, "cfg_weight must be a finite number, got None"),
+        ({"temperature": "hot"}, "temperature must be a finite number >= 0 .*, got 'hot'"),
+        ({"window": 3}, r'window must be "auto" or one of \[1, 2, 4, 8, 16, 32\], got 3'),
+        ({"window": 8, "sampler": "multinomial"}, "window must be 1 with the sampler 'multinomial', got 8"),
         ({"seed": -1}, "seed must be None or an int in 0 .. .*, got -1"),
         ({"seed": 2**63}, "seed must be None or an int in 0 .. .*, got 9223372036854775808"),
         ({"sampler": "greedy"}, r"sampler must be one of \['gumbel', 'multinomial'\], got 'greedy'"),
@@ -144,6 +153,22 @@ def test_non_finite_hidden_states_are_reported_with_their_image(mini, monkeypatc
 def test_bad_input(mini, arguments, message):
     with pytest.raises(ValueError, match=message):
         mini.generate(**{"prompts": "a red circle", **arguments})
+
+
+def test_numbers_of_numpy_are_numbers(mini):
+    expected = mini.generate("a red circle", 2, seed=3, cfg_weight=2.0).tokens
+    found = mini.generate("a red circle", np.int32(2), seed=np.int64(3), cfg_weight=np.float32(2)).tokens
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, True])
+def test_max_images_out_of_range(mini, size):
+    with pytest.raises(ValueError, match=f"max_images must be None or an int in 1 .. 65536, got {size}"):
+        mini.stream("a red circle", max_images=size)
+
+
+def test_a_stream_of_one_string_is_one_prompt(mini):
+    assert [image.prompt for image in mini.stream("red")] == [0]
 
 
 @settings(max_examples=10)

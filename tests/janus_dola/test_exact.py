@@ -1,0 +1,92 @@
+"""Every number of slots and every window draws what one code a pass drew with transformers' own blocks."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from janus_dola.engine.engine import _Drawing
+from janus_dola.engine.plan import plan
+from janus_dola.engine.schedule import Job
+from janus_dola.pipeline import _all
+from tests.janus_dola.recorded import PROMPTS, SEED, SETTINGS, Recorded, recorded
+
+RECORDED = recorded()
+FIELDS = ("tokens", "premature_layers", "jsd")
+AT_LN2 = math.log(2) - 1e-4
+
+
+def assert_as_recorded(tokens, layers, jsd, expected: Recorded) -> None:
+    """Codes, layers and JSD of images, [P, T] each, are those recorded.
+
+    Where several candidates reach ln 2, the largest JSD there is, rounding decides between them; with alpha 0 the choice can
+    turn a code, and the image is another one from there on. Nothing else may differ.
+    """
+    for image in range(len(tokens)):
+        differs = (tokens[image] != expected.tokens[image]).nonzero().flatten().tolist()
+        until = differs[0] + 1 if differs else len(tokens[image])
+        same_layer = layers[image, :until] == expected.premature_layers[image, :until]
+        assert (expected.jsd[image, :until][~same_layer] > AT_LN2).all()
+        assert (jsd[image, :until] - expected.jsd[image, :until]).abs().max() < 1e-4
+        if differs:
+            assert not same_layer[-1]
+
+
+@settings(max_examples=8)
+@given(
+    name=st.sampled_from(list(SETTINGS)),
+    window=st.sampled_from([1, 2, 4, 8, 16, 32]),
+    slots=st.sampled_from([1, 3, 8]),
+    order=st.permutations(range(len(PROMPTS))),
+)
+@example(name="alpha 0.1, T 1.0, cfg 5.0", window=8, slots=3, order=[3, 1, 4, 0, 2])
+@example(name="baseline, T 1.0, cfg 5.0", window=1, slots=3, order=[0, 1, 2, 3, 4])
+@example(name="alpha 0.1, T 0.0, cfg 5.0", window=32, slots=8, order=[0, 1, 2, 3, 4])
+def test_images_are_those_recorded(mini, name, window, slots, order):
+    """With fewer slots than images they join whenever another one is done."""
+    look = SETTINGS[name]
+    jobs = [PROMPTS[i] for i in order]
+    planned = {key: look[key] for key in ("dola", "temperature", "cfg_weight")}
+    seeds = [SEED + i for i in order]
+    found = draw(mini, jobs, seeds, window, slots, **planned)
+    back = torch.tensor(order).argsort()
+    tokens, layers, jsd = (torch.stack([getattr(image, key) for image in found])[back] for key in FIELDS)
+    assert_as_recorded(tokens, layers, jsd, RECORDED[name])
+    passes = [image.passes for image in found]
+    assert passes == [63] * len(PROMPTS) if window == 1 else max(passes) <= 63
+
+
+def draw(pipe, prompts, seeds, window, slots, **look):
+    """Images with seeds of their own, at most so many at once."""
+    planned = plan(pipe.parts, look["dola"], look["cfg_weight"], look["temperature"])
+    jobs = [Job(i, i, 0, pipe._prompt_ids(prompt), seeds[i]) for i, prompt in enumerate(prompts)]
+    return _all(pipe._draw(iter(jobs), planned, window, slots))
+
+
+def test_the_window_saves_passes(mini):
+    passes = {window: mini.generate(PROMPTS, seed=SEED, window=window).passes.float().mean() for window in (1, 4, 8)}
+    assert passes[1] == 63
+    assert passes[4] < 63 / 1.7
+    assert passes[8] < passes[4]
+
+
+@pytest.mark.parametrize("guesses", ["of nothing", "all wrong", "all right"])
+def test_codes_do_not_depend_on_the_guesses(mini, monkeypatch, guesses):
+    """And with right ones every pass decides W codes."""
+    expected = mini.generate(PROMPTS[0], seed=SEED, window=1)
+    passing = _Drawing._pass
+
+    def guess(drawing):
+        slots = drawing._decoder.slots
+        behind = torch.arange(slots.tokens.shape[1]) >= slots.decided.unsqueeze(1)
+        right = torch.nn.functional.pad(expected.tokens[0], (0, slots.tokens.shape[1] - 64))
+        wrong = {"of nothing": torch.zeros_like(right), "all wrong": (right + 1) % 512, "all right": right}[guesses]
+        slots.tokens = torch.where(behind, wrong, slots.tokens)
+        passing(drawing)
+
+    monkeypatch.setattr(_Drawing, "_pass", guess)
+    found = mini.generate(PROMPTS[0], seed=SEED, window=8)
+    assert torch.equal(found.tokens, expected.tokens)
+    assert found.passes.item() == {"of nothing": 63, "all wrong": 63, "all right": 8}[guesses]

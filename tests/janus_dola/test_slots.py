@@ -1,0 +1,210 @@
+"""Images going through slots: nothing of one depends on its neighbours, on when it joined, or on who else draws."""
+
+import copy
+import threading
+
+import pytest
+import torch
+
+from janus_dola import DoLaConfig, JanusDoLa, NonFiniteError
+from janus_dola.engine import engine
+from janus_dola.engine.decode import Decoder
+from janus_dola.engine.plan import plan
+from janus_dola.engine.schedule import Job, Queue, bucket_of, images_that_fit
+
+PROMPTS = ["a large red circle on white", "a small blue square on grey", "a green cross"]
+FILLERS = ["x", "a small purple cross on a black background, please, and nothing else", "a blue square"]
+
+
+def same_bits(image, other) -> bool:
+    return torch.equal(image.tokens, other.tokens) and torch.equal(image.jsd, other.jsd)
+
+
+@pytest.fixture(scope="module")
+def half(mini) -> dict[torch.dtype, JanusDoLa]:
+    """The mini model in other dtypes."""
+    found = {torch.float32: mini}
+    for dtype in (torch.bfloat16, torch.float16):
+        found[dtype] = JanusDoLa(copy.deepcopy(mini.model).to(dtype), mini.tokenizer)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("dtype", "window"), [(torch.float32, 1), (torch.float32, 8), (torch.bfloat16, 4), (torch.float16, 4)], ids=str
+)
+def test_bits_of_an_image_do_not_depend_on_its_neighbours(half, dtype, window):
+    """With the same number of slots and the same window: whoever is beside it, and whenever it joins."""
+    pipe = half[dtype]
+    alone = next(iter(pipe.stream([PROMPTS[0], FILLERS[0]], seed=7, max_images=2, window=window)))
+    for before in ([FILLERS[1]], [FILLERS[2], *FILLERS[:2]]):
+        prompts = [*before, PROMPTS[0], FILLERS[2]]
+        at = len(before)
+        seeds = [100 + i for i in range(len(prompts))]
+        seeds[at] = 7
+        jobs = [Job(i, i, 0, pipe._prompt_ids(prompt), seeds[i]) for i, prompt in enumerate(prompts)]
+        found = [image for _, image in pipe._draw(iter(jobs), plan_of(pipe), window, 2)]
+        assert same_bits(found[at], alone)
+
+
+def plan_of(pipe):
+    return plan(pipe.parts, DoLaConfig(), 5.0, 1.0)
+
+
+@pytest.mark.parametrize("window", [1, 8])
+def test_an_image_that_is_not_finite_leaves_its_neighbours_bits_alone(mini, monkeypatch, window):
+    """Nor those of the image that comes into its slot."""
+    prompts = [*PROMPTS, *FILLERS]
+    expected = list(mini.stream(prompts, max_images=2, window=window))
+    step, calls = Decoder.step, []
+
+    def poisoned(decoder, visible):
+        step(decoder, visible)
+        calls.append(1)
+        if len(calls) == 4:
+            decoder._keys_values[2, 1] = float("nan")  # the conditional row of the second slot
+
+    monkeypatch.setattr(Decoder, "step", poisoned)
+    with pytest.raises(NonFiniteError, match=r"became NaN or infinite for image\(s\) \[1\], counted over all") as error:
+        mini.draw(prompts[:2], [0, 1], window=window)
+    assert error.value.images == [1]
+    assert [same_bits(image, expected[0]) for image in error.value.drawn] == [True]
+    calls.clear()
+    found = [image for _, image in mini._draw(mini._jobs(prompts, 1, 0), plan_of(mini), window, 2)]
+    assert found[1] is None
+    assert all(same_bits(a, b) for i, (a, b) in enumerate(zip(found, expected, strict=True)) if i != 1)
+
+
+def test_pixels_that_are_not_finite_are_reported_and_not_drawn_black(mini):
+    pipe = JanusDoLa(copy.deepcopy(mini.model), mini.tokenizer)
+    pipe.model.model.vqmodel.decoder.conv_out.weight.data.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="pixels became NaN or infinite") as error:
+        pipe.generate(PROMPTS[:2])
+    assert error.value.images == [0, 1]
+
+
+def test_four_threads_draw_what_one_after_the_other_does(mini):
+    calls = [
+        {"prompts": PROMPTS[i % 3 :], "seed": 10 * i, "window": (1, 8)[i % 2], "temperature": (1.0, 0.5)[i // 2 % 2]}
+        for i in range(4)
+    ]
+    calls = [{**call, "parallel_size": 12 // len(call["prompts"])} for call in calls]
+    expected = [mini.generate(**call) for call in calls]
+    found = [None] * len(calls)
+
+    def run(i):
+        found[i] = mini.generate(**calls[i])
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, other in zip(found, expected, strict=True):
+        assert one.tokens.shape[:2].numel() == 12
+        assert torch.equal(one.tokens, other.tokens)
+
+
+def test_drawing_within_a_stream_that_goes_on(mini):
+    expected = mini.generate(PROMPTS, seed=3).tokens[:, 0]
+    for image in mini.stream(PROMPTS, seed=3, max_images=1):
+        assert torch.equal(mini.generate(PROMPTS[image.prompt], seed=image.seed).tokens[0, 0], expected[image.prompt])
+        assert torch.equal(image.tokens, expected[image.prompt])
+
+
+def test_images_are_yielded_in_order_however_long_they_take(mini):
+    drawn = list(mini.stream(PROMPTS + FILLERS, 2, max_images=3))
+    assert [(image.prompt, image.k) for image in drawn] == [(i, k) for i in range(6) for k in range(2)]
+    assert len({image.passes for image in drawn}) > 1
+
+
+def test_a_slot_that_is_free_is_filled_at_once(mini, monkeypatch):
+    """No pass is run with an empty slot while images wait."""
+    waiting, passing = [], engine._Drawing._pass
+
+    def watched(drawing):
+        waiting.append(sum(job is not None for job in drawing._jobs))
+        passing(drawing)
+
+    monkeypatch.setattr(engine._Drawing, "_pass", watched)
+    drawn = list(mini.stream(PROMPTS * 3, max_images=2))
+    assert len(drawn) == 9
+    alone = next(i for i, busy in enumerate(waiting) if busy < 2)
+    assert sum(waiting) == sum(image.passes for image in drawn)
+    assert set(waiting[:alone]) == {2}
+    assert set(waiting[alone:]) == {1}
+
+
+def jobs(lengths):
+    return [Job(i, i, 0, [0] * length, i) for i, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "limit", "sizes"),
+    [
+        ([5] * 7, lambda longest: 3, [3, 3, 1]),
+        ([], lambda longest: 3, []),
+        ([5, 5, 50, 5, 5], lambda longest: 2 if longest > 10 else 4, [2, 2, 1]),
+        ([50, 50], lambda longest: 0, [1, 1]),
+    ],
+)
+def test_so_many_begin_together_as_the_longest_prompt_allows(lengths, limit, sizes):
+    queue, found = Queue(iter(jobs(lengths))), []
+    while together := queue.take_together(limit):
+        found.append(together)
+    assert [len(together) for together in found] == sizes
+    assert [job.index for together in found for job in together] == list(range(len(lengths)))
+
+
+def test_a_longer_prompt_waits_for_a_larger_buffer(mini):
+    long = "a large red circle on white" + " and a green cross" * 20
+    prompts = [*PROMPTS, long, *FILLERS]
+    drawn = list(mini.stream(prompts, max_images=2))
+    for i, prompt in enumerate(prompts):
+        assert torch.equal(drawn[i].tokens, mini.generate(prompt, seed=i).tokens[0, 0])
+
+
+def test_an_error_comes_after_the_images_before_it(mini):
+    drawn = []
+    with pytest.raises(ValueError, match="prompts must be strings, got 7"):
+        drawn.extend(found.prompt for found in mini.stream([*PROMPTS, 7, "a red circle"], max_images=2))
+    assert drawn == [0, 1, 2]
+
+
+def test_a_stream_is_what_generate_draws(mini):
+    expected = mini.generate(PROMPTS, parallel_size=2, seed=5)
+    for size in (1, 4, None):
+        drawn = list(mini.stream(iter(PROMPTS), parallel_size=2, seed=5, max_images=size))
+        assert [(found.prompt, found.k) for found in drawn] == [(i, k) for i in range(3) for k in range(2)]
+        assert torch.equal(torch.stack([found.tokens for found in drawn]), expected.tokens.flatten(0, 1))
+        assert [found.seed for found in drawn] == expected.seeds.flatten().tolist()
+        assert {found.image.size for found in drawn} == {(64, 64)}
+
+
+def test_a_stream_reads_prompts_as_it_needs_them(mini):
+    read = []
+
+    def prompts():
+        for prompt in PROMPTS * 100:
+            read.append(prompt)
+            yield prompt
+
+    stream = mini.stream(prompts(), max_images=2)
+    next(stream)
+    assert len(read) <= 4  # the images in hand, and those that came into their slots
+
+
+@pytest.mark.parametrize(("room", "images"), [(0.5, 1), (3.5, 2), (15.9, 8), (16.1, 16), (10**6, 64)])
+def test_free_memory_decides_on_a_gpu(mini, monkeypatch, room, images):
+    """An image needs 2 rows x 192 positions (36 + 64 + 32, rounded up) x 8 blocks x 192 numbers x 2 x 4 bytes."""
+    parts = type("Parts", (), {**vars(mini.parts), "num_layers": 8, "dtype": torch.float32})
+    parts.device = torch.device("cuda")
+    free = int(room / 0.7 * 2 * 192 * 8 * 192 * 2 * 4)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free - 100, 10**12))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 950)
+    assert images_that_fit(parts, 36, kept_bytes=50) == images
+
+
+def test_graphs_are_captured_for_few_sizes():
+    images = (1, 2, 3, 4, 5, 8, 9, 16, 17, 64, 65)
+    assert [bucket_of(count) for count in images] == [1, 2, 4, 4, 8, 8, 16, 16, 24, 64, 72]

@@ -1,0 +1,204 @@
+"""Weights are held once, and what a pipeline draws with is what the model holds when drawing begins."""
+
+import copy
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from torch import nn
+
+from janus_dola import JanusDoLa
+from janus_dola.kernels.block import Matrix
+from janus_dola.models.weights import Modules, WeightReader
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
+import shapes
+
+PROMPT = "a large red circle on white"
+
+
+@pytest.fixture
+def pipe(mini) -> JanusDoLa:
+    """A copy of the mini model that may be changed."""
+    return JanusDoLa(copy.deepcopy(mini.model), mini.tokenizer)
+
+
+def tokens(pipe) -> torch.Tensor:
+    return pipe.generate(PROMPT, seed=3).tokens
+
+
+def fresh(pipe) -> torch.Tensor:
+    """What a pipeline made now draws."""
+    return tokens(JanusDoLa(copy.deepcopy(pipe.model), pipe.tokenizer))
+
+
+def other(weight: torch.Tensor) -> torch.Tensor:
+    """A weight that draws another image."""
+    return -2 * weight.roll(1, 0)
+
+
+def linears(pipe) -> dict[str, nn.Linear]:
+    inner = pipe.model.model
+    return {
+        "query": inner.language_model.layers[0].self_attn.q_proj,
+        "value": inner.language_model.layers[5].self_attn.v_proj,
+        "up": inner.language_model.layers[7].mlp.up_proj,
+        "output": inner.language_model.layers[1].self_attn.o_proj,
+        "aligner": inner.generation_aligner.fc1,
+        "head": inner.generation_head.proj_out,
+        "codebook": inner.generation_head.vision_head,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        *((name, "data in place") for name in ("query", "value", "up", "output", "aligner", "head", "codebook")),
+        *((name, how) for name in ("value", "aligner") for how in ("in place", "data", "parameter", "state dict")),
+    ],
+)
+def test_a_changed_weight_is_seen(pipe, name, how):
+    before = tokens(pipe)
+    linear = linears(pipe)[name]
+    new = other(linear.weight.detach())
+    with torch.no_grad():
+        if how == "in place":
+            linear.weight.copy_(new)
+        elif how == "data in place":
+            linear.weight.data.copy_(new)
+        elif how == "data":
+            linear.weight.data = new
+        elif how == "parameter":
+            linear.weight = nn.Parameter(new)
+        else:
+            linear.load_state_dict({**linear.state_dict(), "weight": new})
+    changed = tokens(pipe)
+    assert not torch.equal(changed, before)
+    assert torch.equal(changed, fresh(pipe))
+
+
+def test_a_step_of_an_optimiser_is_seen(pipe):
+    before = tokens(pipe)
+    optimiser = torch.optim.AdamW(pipe.model.model.language_model.parameters(), lr=0.05)
+    pipe.model.model.language_model(inputs_embeds=torch.randn(1, 3, 192)).last_hidden_state.square().sum().backward()
+    optimiser.step()
+    changed = tokens(pipe)
+    assert not torch.equal(changed, before)
+    assert torch.equal(changed, fresh(pipe))
+
+
+def test_another_dtype_is_seen(pipe):
+    tokens(pipe)
+    pipe.model.double()
+    assert torch.equal(tokens(pipe), fresh(pipe))
+    assert pipe.generate(PROMPT).jsd.dtype == torch.float64
+
+
+def test_merged_weights_are_the_modules_own(pipe):
+    tokens(pipe)
+    attention = pipe.parts.blocks[0].self_attn
+    qkv = WeightReader(pipe.parts).read().blocks[0].qkv
+    assert isinstance(qkv, Matrix)
+    assert attention.q_proj.weight.data_ptr() == qkv.weight.data_ptr()
+    assert torch.equal(
+        torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]), qkv.weight
+    )
+    again = WeightReader(pipe.parts).read().blocks[0].qkv
+    assert again.weight.data_ptr() == qkv.weight.data_ptr()
+
+
+def test_a_model_that_was_drawn_with_is_saved_and_loaded_as_ever(pipe, tmp_path):
+    expected = tokens(pipe)
+    pipe.model.save_pretrained(tmp_path)
+    pipe.tokenizer.save_pretrained(tmp_path)
+    assert torch.equal(tokens(JanusDoLa.from_pretrained(tmp_path, device="cpu", dtype="float32")), expected)
+
+
+def test_weights_of_a_real_shape_are_held_once():
+    """Everything that the weights lie in, beside the size of the checkpoint."""
+    pipe = shapes.random_janus("1B", blocks=2, codes_a_side=4)
+    checkpoint = sum(parameter.nbytes for parameter in pipe.model.parameters())
+    reader = WeightReader(pipe.parts)
+    weights = reader.read()
+    held = [*pipe.model.parameters(), weights.code_table, *weights.rotary.__dict__.values(), *reader._code_table[1]]
+    for each in weights.blocks:
+        held += [each.qkv.weight, each.output.weight, each.gate_up.weight, each.down.weight]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
+    # The table of codes is as large as the codebook; 22 blocks that are left out here have none of their own.
+    assert sum(storages.values()) <= 1.05 * (checkpoint + 22 * checkpoint_of_a_block(pipe))
+
+
+def checkpoint_of_a_block(pipe) -> int:
+    return sum(parameter.nbytes for parameter in pipe.parts.blocks[0].parameters())
+
+
+def lora(pipe, *targets, seed=0) -> peft.PeftModel:
+    torch.manual_seed(seed)
+    adapted = peft.get_peft_model(
+        pipe.model, peft.LoraConfig(target_modules=list(targets), r=4, init_lora_weights=False)
+    )
+    return adapted.eval()
+
+
+def test_adapters_on_the_blocks_are_applied_and_can_be_switched(pipe):
+    plain = tokens(pipe)
+    adapted = lora(pipe, "q_proj", "up_proj")
+    pipe = JanusDoLa(adapted, pipe.tokenizer)
+    assert isinstance(WeightReader(pipe.parts).read().blocks[0].qkv, Modules)
+    with_adapter = tokens(pipe)
+    assert not torch.equal(with_adapter, plain)
+    with adapted.disable_adapter():
+        assert torch.equal(tokens(pipe), plain)
+    assert torch.equal(tokens(pipe), with_adapter)
+    merged = JanusDoLa(adapted.merge_and_unload(), pipe.tokenizer)
+    assert torch.equal(tokens(merged), with_adapter)
+
+
+def test_adapters_on_the_aligner_are_applied_and_can_be_switched(pipe):
+    plain = tokens(pipe)
+    adapted = lora(pipe, "generation_aligner.fc1")
+    pipe = JanusDoLa(adapted, pipe.tokenizer)
+    assert not torch.equal(tokens(pipe), plain)
+    with adapted.disable_adapter():
+        assert torch.equal(tokens(pipe), plain)
+
+
+def test_adapters_on_the_head_are_refused_until_they_are_merged(pipe):
+    plain = tokens(pipe)
+    adapted = lora(pipe, "generation_head.proj_out")
+    with pytest.raises(ValueError, match=r"image head must be made of plain linears, got peft.*merge_and_unload"):
+        tokens(JanusDoLa(adapted, pipe.tokenizer))
+    assert not torch.equal(tokens(JanusDoLa(adapted.merge_and_unload(), pipe.tokenizer)), plain)
+
+
+def test_what_would_be_left_out_is_refused(pipe):
+    block = pipe.parts.blocks[3]
+    for module in (block, block.mlp, block.self_attn, block.input_layernorm):
+        handle = module.register_forward_hook(lambda module, args, output: output)
+        with pytest.raises(ValueError, match="block 3 of the language model must have no forward hooks"):
+            tokens(pipe)
+        handle.remove()
+    block.self_attn.q_norm = nn.LayerNorm(8)
+    with pytest.raises(ValueError, match="block 3 of the language model must be a Llama's, with .* got .*q_norm"):
+        tokens(pipe)
+    del block.self_attn.q_norm
+    pipe.model.model.generation_aligner.to("meta")
+    with pytest.raises(ValueError, match="model must be on one device as a whole, got weights that are offloaded"):
+        tokens(pipe)
+
+
+def test_a_hook_on_a_linear_is_run(pipe):
+    plain = tokens(pipe)
+    pipe.parts.blocks[6].mlp.down_proj.register_forward_hook(lambda module, args, output: -output)
+    assert not torch.equal(tokens(pipe), plain)
+
+
+def test_training_mode_checkpointing_and_autocast_change_nothing(pipe):
+    plain = tokens(pipe)
+    pipe.model.gradient_checkpointing_enable()
+    pipe.model.train()
+    assert torch.equal(tokens(pipe), plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tokens(pipe), plain)
