@@ -81,7 +81,7 @@ class Decoder:
         if tokens not in self._prompts:
             embeddings = self.parts.embed_text(self._on_device(tokens))
             keys_values, states = run_whole(embeddings.unsqueeze(0), self.weights, self.plan.layers)
-            self._prompts[tokens] = keys_values[:, 0], states[:, 0, -1]
+            self._prompts[tokens] = keys_values[:, 0], states[:, 0, -1].clone()
             if len(self._prompts) > _PROMPTS_KEPT:
                 self._prompts.popitem(last=False)
         self._prompts.move_to_end(tokens)
