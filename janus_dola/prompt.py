@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from janus_dola.models.framing import chat_template
+from janus_dola.models.framing import FRAMING_TOKENS, chat_template
 from janus_dola.models.parts import BEGIN_OF_IMAGE, SpecialTokens
 
 _MOST_CHARACTERS = 200_000  # far more than any Janus has room for, and tokenized in a second
@@ -35,7 +36,7 @@ def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, special: Special
         pieces = [prompt]
     else:
         before, after = _frame(tokenizer)
-        first, *others = _spelled_out(prompt.strip(), before + after, tokenizer)
+        first, *others = _spelled_out(prompt.strip(), tokenizer)
         pieces = [before + first, *others]
         pieces[-1] += after + BEGIN_OF_IMAGE
     ids = [number for piece in pieces for number in tokenizer(piece, add_special_tokens=False)["input_ids"]]
@@ -65,13 +66,18 @@ def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     raise ValueError(f"tokenizer must have a chat template that prints the words of a user once, got {fault}")
 
 
-def _spelled_out(words: str, frame: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def _spelled_out(words: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """The words in pieces, cut after the first character of each special token in them; together they are the words."""
-    added = tokenizer.added_tokens_decoder.values()
-    names = {BEGIN_OF_IMAGE, *(token.content for token in added if token.special or token.content in frame)}
-    found = re.finditer(f"(?={'|'.join(map(re.escape, sorted(names)))})", words)
-    cuts = [0, *(match.start() + 1 for match in found), len(words)]
+    cuts = [0, *(found.start() + 1 for found in _special_names(tokenizer, len(tokenizer)).finditer(words)), len(words)]
     return (words[start:end] for start, end in pairwise(cuts))
+
+
+@lru_cache(maxsize=4)
+def _special_names(tokenizer: PreTrainedTokenizerBase, tokens: int) -> re.Pattern[str]:
+    """Finds where the name of a special token begins, for a tokenizer while it has so many tokens."""
+    added = tokenizer.added_tokens_decoder.values()
+    names = {BEGIN_OF_IMAGE, *(token.content for token in added if token.special or token.content in FRAMING_TOKENS)}
+    return re.compile(f"(?={'|'.join(map(re.escape, sorted(names)))})")
 
 
 def unconditional(ids: Sequence[int], special: SpecialTokens) -> list[int]:

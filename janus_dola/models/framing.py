@@ -8,6 +8,7 @@ from janus_dola.models.parts import BEGIN_OF_IMAGE, SpecialTokens, named_token_i
 
 PAD = "<｜▁pad▁｜>"  # stands in for words in the unconditional row, whatever the tokenizer's own pad is
 _USER, _ASSISTANT = "<|User|>", "<|Assistant|>"
+FRAMING_TOKENS = (BEGIN_OF_IMAGE, PAD, _USER, _ASSISTANT)
 _OLD_SFT_FORMAT = "deepseek_old"  # so DeepSeek's processor_config.json names the roles of the first Janus
 _FIRST_JANUS = "janus-1.3b"
 
@@ -35,7 +36,8 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, sft_format: str | None = N
     Args:
         sft_format: what `processor_config.json` calls it.
     """
-    first = sft_format == _OLD_SFT_FORMAT or _FIRST_JANUS in _name(tokenizer) or _USER not in tokenizer.get_vocab()
+    no_user = tokenizer.convert_tokens_to_ids(_USER) in (None, tokenizer.unk_token_id)
+    first = no_user or sft_format == _OLD_SFT_FORMAT or _FIRST_JANUS in _name(tokenizer)
     user, assistant = ("User", "Assistant") if first else (_USER, _ASSISTANT)
     return f"{{% for message in messages %}}{user}: {{{{ message['content'] }}}}\n\n{{% endfor %}}{assistant}:"
 

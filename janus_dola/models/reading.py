@@ -59,8 +59,10 @@ def check_content(path: Path) -> None:
     """Finds out what often lies in place of a file.
 
     Raises:
-        UnreadableModelError: it is missing or empty, a Git LFS pointer or an HTML page.
+        UnreadableModelError: it is missing, no file or empty, a Git LFS pointer or an HTML page.
     """
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise UnreadableModelError(f"{path} is no file")
     with reading(path), path.open("rb") as file:
         start = file.read(64).lstrip().lower()
     if not start:

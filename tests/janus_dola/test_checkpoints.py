@@ -252,6 +252,22 @@ def test_what_lies_in_place_of_a_file_is_named(folder, form, content, message):
     load(there)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_pipe_or_folder_in_place_of_a_file_is_not_waited_for(folder, form):
+    there = folder(form)
+    for path in sorted(there.iterdir()):
+        content = path.read_bytes()
+        for make in (os.mkfifo, os.mkdir):
+            path.unlink()
+            make(path)
+            with pytest.raises(
+                (UnreadableModelError, FileNotFoundError), match="is no file|has no|holds neither|not there"
+            ):
+                load(there)
+            (os.rmdir if path.is_dir() else os.unlink)(path)
+            path.write_bytes(content)
+
+
 @pytest.fixture
 def status_of(monkeypatch, capsys):
     """Runs the command line in this process; returns exit status, seconds and the lines on stderr."""

@@ -127,3 +127,10 @@ def test_prompts_that_cannot_be_encoded(mini, prompt, message):
 def test_the_pad_of_the_unconditional_row_is_not_the_tokenizers(mini, tokenizer, pad):
     tokenizer.pad_token = pad
     assert special_tokens(tokenizer).pad == mini.tokenizer.get_vocab()[PAD]
+
+
+def test_a_tokenizer_without_the_tokens_of_janus_pro_gets_the_first_template(tokenizer):
+    tokenizer.chat_template = None
+    content = tokenizer.backend_tokenizer.to_str().replace("<|User|>", "<|Nobody|>")
+    tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(content)
+    assert ids_of("a red circle", tokenizer) == whole(OLD, tokenizer)
