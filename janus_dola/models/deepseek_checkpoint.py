@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
-from janus_dola.models.reading import reading
 from janus_dola.models.checkpoint_files import holds_weights, read_weights
+from janus_dola.models.reading import reading
 
 MODEL_TYPE = "multi_modality"
 _SIGLIP_HEAD_SIZE = 64

@@ -16,10 +16,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from janus_dola.models.checkpoint_files import check_weights, read_weights, report
 from janus_dola.models.deepseek_checkpoint import MODEL_TYPE, read_checkpoint, read_config
 from janus_dola.models.framing import chat_template, special_tokens
 from janus_dola.models.reading import UnreadableModelError, check_content, read_json, reading, reason
-from janus_dola.models.checkpoint_files import check_weights, read_weights, report
 
 MINI = "mini"
 HINT_AT_MINI = (
