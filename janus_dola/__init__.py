@@ -1,9 +1,25 @@
 """Fast image generation with DeepSeek Janus, with and without DoLa decoding."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from janus_dola.config import DoLaConfig
-from janus_dola.pipeline import GenerationOutput, JanusDoLa, NonFiniteError
+if TYPE_CHECKING:
+    from janus_dola.config import DoLaConfig
+    from janus_dola.pipeline import GenerationOutput, JanusDoLa, NonFiniteError
 
 __version__ = version("janus-dola")
 __all__ = ["DoLaConfig", "GenerationOutput", "JanusDoLa", "NonFiniteError", "__version__"]
+_MODULES = {
+    "DoLaConfig": "config",
+    "GenerationOutput": "pipeline",
+    "JanusDoLa": "pipeline",
+    "NonFiniteError": "pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for, and torch with it, when it is asked for: the command line answers Ctrl-C before that."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -19,6 +19,7 @@ from janus_dola.models import find_parts
 from janus_dola.models.load import HINT_AT_MINI, MINI, load_skeleton
 from janus_dola.models.quantize import Quantization
 from janus_dola.pipeline import JanusDoLa, NonFiniteError
+from janus_dola.terminal import complain, prepare_streams
 
 Model = Annotated[str, typer.Option(help='"mini", a folder, or a repository such as deepseek-community/Janus-Pro-1B.')]
 OutDir = Annotated[Path, typer.Option(help="Folder for the images.")]
@@ -119,6 +120,9 @@ def generate(
     dtype: Dtype = None,
     quantize: Quantize = None,
     image_format: Format = "png",
+    metadata: Annotated[
+        bool, typer.Option("--metadata/--no-metadata", help="Write prompt, model and settings into each image.")
+    ] = True,
     from_image: Annotated[
         Path | None, typer.Option("--from", help="Draw the image in this file again, by the recipe in its metadata.")
     ] = None,
@@ -137,12 +141,18 @@ def generate(
         settings = Settings(model, look, parallel_size, seed, image_format, quantize=quantize)
     _hint_at_mini(settings.model)
     pipe = JanusDoLa.from_pretrained(settings.model, device, dtype, quantize=settings.quantize)
-    for path in _draw_to_files(pipe, prompts, outdir, settings, backend, engine):
+    for path in _draw_to_files(pipe, prompts, outdir, settings, backend, engine, metadata):
         typer.echo(path)
 
 
 def _draw_to_files(
-    pipe: JanusDoLa, prompts: list[str], outdir: Path, settings: Settings, backend: str, engine: str
+    pipe: JanusDoLa,
+    prompts: list[str],
+    outdir: Path,
+    settings: Settings,
+    backend: str,
+    engine: str,
+    metadata: bool,
 ) -> Iterator[Path]:
     look = settings.look
     drawn = pipe.stream(
@@ -164,13 +174,13 @@ def _draw_to_files(
             settings.model, prompt, found.seed, look.cfg_weight, look.temperature, look.dola, dtype, settings.quantize
         )
         path = outdir / file_name(found.prompt, prompt, found.k, settings.image_format)
-        save_image(found.image, path, recipe)
+        save_image(found.image, path, recipe if metadata else None)
         yield path
 
 
 def _refuse_other_settings(context: typer.Context) -> None:
     """With --from, everything that decides what is drawn comes from the image."""
-    allowed = {"from_image", "outdir", "backend", "engine", "device", "image_format"}
+    allowed = {"from_image", "outdir", "backend", "engine", "device", "image_format", "metadata"}
     given = [
         name
         for name in context.params
@@ -247,9 +257,9 @@ def batch(
     earlier = f" ({summary.kept} from earlier runs)" if summary.kept else ""
     typer.echo(f"{there} images of {summary.prompts} prompts in {outdir}{earlier}; see {outdir / PAGE}")
     if summary.failed:
-        typer.echo(f"janus-dola: {summary.failed} failed: see the lines with an error in {outdir / MANIFEST}", err=True)
+        complain(f"{summary.failed} failed: see the lines with an error in {outdir / MANIFEST}")
     if summary.interrupted:
-        typer.echo(f"janus-dola: interrupted with {summary.left} images to go; the same command goes on", err=True)
+        complain(f"interrupted with {summary.left} images to go; the same command goes on")
         raise typer.Exit(130)
     if summary.failed:
         raise typer.Exit(1)
@@ -377,26 +387,32 @@ def demo(
     typer.echo(f"layer maps:    {maps[0]} and {len(maps) - 1} more")
 
 
-def main() -> None:
-    """Runs the command line; wrong input ends in one line on stderr and exit status 2."""
-    run(app)
+def batch_alone() -> typer.Typer:
+    """The batch command as a command line of its own."""
+    alone = typer.Typer(
+        pretty_exceptions_enable=False, add_completion=False, context_settings=app.info.context_settings
+    )
+    alone.command()(batch)
+    return alone
 
 
 def run(command: typer.Typer) -> None:
-    """Runs a typer app the way `main` does."""
+    """Runs a command line; wrong input ends in one line on stderr and exit status 2."""
+    prepare_streams()
     transformers.utils.logging.disable_progress_bar()
-    warnings.formatwarning = lambda message, *args, **kwargs: f"janus-dola: warning: {message}\n"
+    transformers.utils.logging.set_verbosity_error()  # what is wrong with a model is said by the one line
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # images that it warns of carry no recipe
     try:
         command()
     except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"janus-dola: error: {error}", err=True)
+        complain(f"error: {error}")
         sys.exit(2)
     except (NonFiniteError, WorkersLostError) as error:
-        typer.echo(f"janus-dola: error: {error}", err=True)
+        complain(f"error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 if __name__ == "__main__":
-    main()
+    run(app)

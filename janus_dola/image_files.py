@@ -6,14 +6,19 @@ The recipe is JSON in the EXIF field ImageDescription, which JPEG, PNG and WebP 
 import io
 import json
 import re
-from dataclasses import asdict, dataclass
+import stat
+import struct
+import zlib
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import IO, Any, Literal, cast, get_args
 
 from PIL import ExifTags, Image
 
 from janus_dola.config import DoLaConfig
-from janus_dola.models.quantize import Quantization
+from janus_dola.kernels.types import Decoding
+from janus_dola.models.load import parse_dtype
+from janus_dola.models.quantize import Quantization, check_name
 
 ImageFormat = Literal["jpg", "png", "webp"]
 _STUB_LENGTH = 48
@@ -21,6 +26,33 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "jpg": {"quality": 95, "subsampling": 0},
     "png": {},
     "webp": {"lossless": True},
+}
+_MOST_BYTES, _MOST_PIXELS, _MOST_CHARACTERS = 2**26, 2**24, 2**20  # of a file, an image, a recipe that is read
+# What Pillow raises for files that are not whole, or made to do harm.
+_FAULTS = (
+    Image.DecompressionBombError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "prompt": (str,),
+    "seed": (int,),
+    "cfg_weight": (int, float),
+    "temperature": (int, float),
+    "dtype": (str,),
+    "alpha": (int, float),
+    "candidate_layers": (str, list, tuple),
 }
 
 
@@ -49,11 +81,34 @@ class Recipe:
             ValueError: it is not a recipe.
         """
         try:
-            fields = json.loads(text)
-            dola = fields.pop("dola")
-            return cls(**fields, dola=DoLaConfig(**dola) if dola is not None else None)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"not a recipe of janus-dola: {text[:80]!r}") from error
+            given = json.loads(text[: _MOST_CHARACTERS + 1])
+        except (ValueError, RecursionError):
+            given = None
+        if not isinstance(given, dict):
+            raise ValueError(f"not a recipe of janus-dola: {text[:80]!r}")
+        try:
+            return cls(**_checked(given))
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise ValueError(f"not a recipe of janus-dola: {' '.join(str(error).split())[:200]}") from error
+
+
+def _checked(given: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe, each of its type and within its range."""
+    known = {field.name for field in fields(Recipe)}
+    if not known - {"quantize"} <= given.keys() <= known:
+        raise ValueError(f"its keys must be {', '.join(sorted(known))}, got {', '.join(given)[:80]!r}")
+    dola = given["dola"]
+    if dola is not None and not isinstance(dola, dict):
+        raise ValueError(f"dola must be null or an object, got {dola!r}")
+    for name, value in {**given, **(dola or {})}.items():
+        if name in _TYPES and (isinstance(value, bool) or not isinstance(value, _TYPES[name])):
+            raise ValueError(f"{name} must be of type {_TYPES[name][-1].__name__}, got {value!r}")
+    if not 0 <= given["seed"] < 2**64:
+        raise ValueError(f"seed must be an int in 0 .. 2**64 - 1, got {given['seed']!r}")
+    Decoding(given["cfg_weight"], given["temperature"])
+    parse_dtype(given["dtype"])
+    check_name(given.get("quantize"))
+    return {**given, "dola": None if dola is None else DoLaConfig(**dola)}
 
 
 def file_name(index: int, prompt: str, k: int, image_format: ImageFormat = "jpg") -> str:
@@ -62,24 +117,27 @@ def file_name(index: int, prompt: str, k: int, image_format: ImageFormat = "jpg"
     return f"{index}_{stub or 'image'}_p{k}.{image_format}"
 
 
-def encode_image(image: Image.Image, image_format: ImageFormat, recipe: Recipe) -> bytes:
+def encode_image(image: Image.Image, image_format: ImageFormat, recipe: Recipe | None) -> bytes:
     """The content of a file with an image and its recipe; the same bytes for the same image and recipe.
 
+    Args:
+        recipe: None writes no metadata.
     Raises:
         ValueError: another format than jpg, png or webp, or a recipe that is too long for it (JPEG: 64 kB).
     """
     if image_format not in get_args(ImageFormat):
         raise ValueError(f"format must be one of {list(get_args(ImageFormat))}, got {image_format!r}")
     exif = Image.Exif()
-    exif[ExifTags.Base.ImageDescription] = recipe.to_json().encode("utf-8")
-    exif[ExifTags.Base.Software] = "janus-dola"
+    if recipe is not None:
+        exif[ExifTags.Base.ImageDescription] = recipe.to_json().encode("utf-8")
+        exif[ExifTags.Base.Software] = "janus-dola"
     content = io.BytesIO()
     name = "jpeg" if image_format == "jpg" else image_format
     image.save(content, format=name, exif=exif, **_SAVE_OPTIONS[image_format])
     return content.getvalue()
 
 
-def save_image(image: Image.Image, path: Path, recipe: Recipe) -> None:
+def save_image(image: Image.Image, path: Path, recipe: Recipe | None) -> None:
     """Writes an image with its recipe; the format follows from the ending of `path`: jpg, png or webp.
 
     Raises:
@@ -92,15 +150,33 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe an image was drawn by.
 
     Raises:
+        OSError: there is no such file, or it must not be read.
         ValueError: the file is not an image, or carries no recipe.
     """
-    try:
-        with Image.open(path) as image:
-            description = image.getexif().get(ExifTags.Base.ImageDescription)
-    except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not an image") from error
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+        raise ValueError(f"{path} carries no recipe of janus-dola: it is no file of at most {_MOST_BYTES} bytes")
+    with path.open("rb") as file:
+        try:
+            description = _description(file)
+        except Image.UnidentifiedImageError as error:
+            raise ValueError(f"{path} is not an image") from error
+        except _FAULTS as error:
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path} carries no recipe of janus-dola: {said or type(error).__name__}") from error
     if description is None:
         raise ValueError(f"{path} carries no recipe of janus-dola in its metadata")
-    if isinstance(description, str):  # Pillow reads EXIF text as latin-1, whatever it is
-        description = description.encode("latin-1")
-    return Recipe.from_json(description.decode("utf-8"))
+    try:
+        return Recipe.from_json(description)
+    except ValueError as error:
+        raise ValueError(f"{path} carries {error}") from error
+
+
+def _description(file: IO[bytes]) -> str | None:
+    with Image.open(file, formats=["JPEG", "PNG", "WEBP"]) as image:
+        if image.width * image.height > _MOST_PIXELS:
+            raise ValueError(f"it has {image.width} x {image.height} pixels")
+        found = image.getexif().get(ExifTags.Base.ImageDescription)
+    if isinstance(found, str):  # Pillow reads EXIF text as latin-1, whatever it is
+        found = found.encode("latin-1")
+    return found.decode("utf-8") if isinstance(found, bytes) else None

@@ -1,33 +1,83 @@
 """From words to the pair of token rows an image is drawn from."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from janus_dola.models.framing import FRAMING_TOKENS, chat_template
 from janus_dola.models.parts import BEGIN_OF_IMAGE, SpecialTokens
 
-# What DeepSeek's processor writes, for checkpoints that come without a chat template.
-_TEMPLATE = (
-    "{% for message in messages %}<|User|>: {{ message['content'][0]['text'].strip() }}\n\n{% endfor %}<|Assistant|>:"
-)
+_MOST_CHARACTERS = 200_000  # far more than any Janus has room for, and tokenized in a second
+_MARK = "\ue000"  # stands for the words while the template is rendered
+_TEMPLATE_FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> list[int]:
     """The tokens of a prompt: bos, the chat template around the words, begin-of-image.
 
-    A prompt that ends with begin-of-image is taken as formatted already, as upstream's scripts pass it.
+    The words are plain text: the name of a special token among them is spelled out, so that it frames nothing. A prompt that
+    ends with begin-of-image is taken as formatted already, special tokens and all, as upstream's scripts pass it.
+
+    Raises:
+        ValueError: the prompt is no valid Unicode or far too long, or the tokenizer's chat template does not print it.
     """
-    text = prompt
-    if not prompt.endswith(BEGIN_OF_IMAGE):
-        messages = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
-        template = None if tokenizer.chat_template else _TEMPLATE
-        text = tokenizer.apply_chat_template(
-            messages, chat_template=template, add_generation_prompt=True, tokenize=False
-        )
-        text += BEGIN_OF_IMAGE
-    ids = tokenizer(text)["input_ids"]
-    # Whether a tokenizer adds bos by itself differs between checkpoints and versions of transformers.
+    if len(prompt) > _MOST_CHARACTERS:
+        raise ValueError(f"prompts must have at most {_MOST_CHARACTERS} characters each, got one of {len(prompt)}")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"prompts must be valid Unicode, got {prompt[:40]!a}") from None
+    if prompt.endswith(BEGIN_OF_IMAGE):
+        pieces = [prompt]
+    else:
+        before, after = _frame(tokenizer)
+        first, *others = _spelled_out(prompt.strip(), tokenizer)
+        pieces = [before + first, *others]
+        pieces[-1] += after + BEGIN_OF_IMAGE
+    ids = [number for piece in pieces for number in tokenizer(piece, add_special_tokens=False)["input_ids"]]
     return ids if ids[0] == special.bos else [special.bos, *ids]
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the chat template writes before and after the words of a user.
+
+    Some templates take the words as a string, others in a list of parts.
+    """
+    template = tokenizer.chat_template or chat_template(tokenizer)
+    fault: object = "a text without them"
+    contents: tuple[Any, ...] = (_MARK, [{"type": "text", "text": _MARK}])
+    for content in contents:
+        messages = [{"role": "user", "content": content}]
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=True, tokenize=False
+            )
+        except _TEMPLATE_FAULTS as error:
+            fault = " ".join(str(error).split())
+            continue
+        if text.count(_MARK) == 1:
+            before, after = text.split(_MARK)
+            return before, after
+    raise ValueError(f"tokenizer must have a chat template that prints the words of a user once, got {fault}")
+
+
+def _spelled_out(words: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """The words in pieces, cut after the first character of each special token in them; together they are the words."""
+    cuts = [0, *(found.start() + 1 for found in _special_names(tokenizer, len(tokenizer)).finditer(words)), len(words)]
+    return (words[start:end] for start, end in pairwise(cuts))
+
+
+@lru_cache(maxsize=4)
+def _special_names(tokenizer: PreTrainedTokenizerBase, tokens: int) -> re.Pattern[str]:
+    """Finds where the name of a special token begins, for a tokenizer while it has so many tokens."""
+    added = tokenizer.added_tokens_decoder.values()
+    names = {BEGIN_OF_IMAGE, *(token.content for token in added if token.special or token.content in FRAMING_TOKENS)}
+    return re.compile(f"(?={'|'.join(map(re.escape, sorted(names)))})")
 
 
 def unconditional(ids: Sequence[int], special: SpecialTokens) -> list[int]:

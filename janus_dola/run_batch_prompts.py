@@ -1,11 +1,13 @@
 """`python -m janus_dola.run_batch_prompts`: the batch command under its original name and flags."""
 
-import typer
+from janus_dola.__main__ import import_quietly
 
-from janus_dola.cli import app, batch, run
 
-runner = typer.Typer(pretty_exceptions_enable=False, add_completion=False, context_settings=app.info.context_settings)
-runner.command()(batch)
+def main() -> None:
+    """Runs the command line with `batch` alone."""
+    cli = import_quietly("janus_dola.cli")
+    cli.run(cli.batch_alone())
+
 
 if __name__ == "__main__":
-    run(runner)
+    main()

@@ -22,6 +22,14 @@ def mini() -> JanusDoLa:
 
 
 @pytest.fixture(scope="session")
+def deepseek(mini) -> JanusDoLa:
+    """A small model with random weights in DeepSeek's classes, in float32 on the CPU."""
+    from tests.deepseek_stand_in import MultiModalityCausalLM
+
+    return JanusDoLa(MultiModalityCausalLM(len(mini.tokenizer)).eval().requires_grad_(False), mini.tokenizer)
+
+
+@pytest.fixture(scope="session")
 def mini_hidden_states(mini) -> torch.Tensor:
     """[4, 8, 192]: layers 2, 4, 6 and 8 of the mini model for four images, in the middle of being drawn."""
     from janus_dola.engine.decode import run_whole

@@ -5,10 +5,12 @@ modules, the head, the aligners, the image tokenizer with its decoder, and the n
 tower. Its `state_dict()` is a checkpoint in their format.
 """
 
+import json
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -214,3 +216,21 @@ class MultiModalityCausalLM(nn.Module):
 
     def prepare_gen_img_embeds(self, codes):
         return self.gen_aligner(self.gen_embed(codes))
+
+    def save(self, folder, tokenizer, form="bin"):
+        """A checkpoint as DeepSeek publishes them: "bin", "sharded bin" or "safetensors"."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(self.config_json()))
+        tokenizer.save_pretrained(folder)
+        state = {name: weight.contiguous() for name, weight in self.state_dict().items()}
+        if form == "bin":
+            torch.save(state, folder / "pytorch_model.bin")
+        elif form == "safetensors":
+            save_file(state, folder / "model.safetensors")
+        else:
+            names, places = sorted(state), {}
+            for i, half in enumerate((names[::2], names[1::2]), 1):
+                file = f"pytorch_model-0000{i}-of-00002.bin"
+                torch.save({name: state[name] for name in half}, folder / file)
+                places |= dict.fromkeys(half, file)
+            (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))

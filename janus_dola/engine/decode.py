@@ -95,12 +95,15 @@ class Decoder:
     def try_passes(self, visible_lengths: Iterable[int]) -> None:
         """Runs passes over empty slots, so that all they need is compiled and loaded.
 
-        Torch's random numbers are left as they were.
+        Random numbers go on as if nothing had been drawn.
         """
-        device = self.parts.device
+        device, generator = self.parts.device, self.generator
+        state = None if generator is None else generator.get_state()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             for visible in visible_lengths:
                 self.step(visible)
+        if generator is not None and state is not None:
+            generator.set_state(state)
 
     def step(self, visible: int) -> None:
         """One pass: feeds W codes of each slot, and takes those that it decides. Nothing in it waits for the device.

@@ -4,18 +4,22 @@ Their config leaves the layout of the image tokenizer and of the vision tower to
 shapes of the weights. Their names map onto transformers' names by the rules below.
 """
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
-from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
+from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
+
+from janus_dola.models.checkpoint_files import holds_weights, read_weights
+from janus_dola.models.reading import reading
 
 MODEL_TYPE = "multi_modality"
 _SIGLIP_HEAD_SIZE = 64
+# The layouts of the published checkpoints, which are the defaults of transformers' classes; 16 pixels a side are one code.
+_PUBLISHED_TOWER, _PUBLISHED_TOKENIZER, _PIXELS_A_CODE = "siglip_large_patch16_384", "VQ-16", 16
 
 # A name goes through every rule in turn.
 _RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
@@ -45,49 +49,35 @@ _RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"(vision_model\.encoder\.layers\.\d+)\.attn\.", r"\1.self_attn."),
     (r"(vision_model\.encoder\.layers\.\d+)\.norm([12])\.", r"\1.layer_norm\2."),
 ]
-# Statistics of their training, and a pooling layer that Janus never calls.
-_UNUSED = re.compile(r"^gen_vision_model\.quantize\.codebook_used$|^vision_model\.vision_tower\.attn_pool\.")
 
 
-def load_deepseek_checkpoint(folder: Path, dtype: torch.dtype | None = None) -> JanusForConditionalGeneration:
-    """A transformers model with the weights of a checkpoint in DeepSeek's format.
+def read_checkpoint(folder: Path, theirs: dict[str, Any]) -> tuple[JanusConfig, dict[str, Tensor]]:
+    """The config and the weights of a checkpoint in DeepSeek's format, as transformers names them.
 
     Args:
-        folder: holds `config.json` and the weights, as `*.safetensors` or `pytorch_model*.bin` (read with
-            `weights_only=True`, so that no code in them runs).
-        dtype: of the model; None keeps that of the checkpoint.
+        folder: holds the weights, as `model.safetensors` or `pytorch_model.bin`, whole or in shards with an index.
+        theirs: what its `config.json` holds.
     Raises:
         FileNotFoundError: there are no weights.
-        ValueError: the weights are not those of a Janus model.
+        UnreadableModelError: config or weights are not those of a Janus model.
     """
-    theirs = _read_weights(folder)
-    config = convert_config(_read_json(folder), theirs)
-    state = convert_weights(theirs)
-    dtype = dtype or theirs["language_model.model.norm.weight"].dtype
-    model, loading = JanusForConditionalGeneration.from_pretrained(
-        None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
-    )
-    problems = {kind: sorted(map(str, names)) for kind, names in loading.items() if names}
-    if problems:
-        raise ValueError(f"{folder} does not hold the weights of a Janus model: {problems}")
-    return model.eval()
+    weights = read_weights(folder)
+    with reading(folder / "config.json", "does not describe a Janus with these weights"):
+        return convert_config(theirs, weights), convert_weights(weights)
 
 
-def read_config(folder: Path) -> JanusConfig:
-    """The transformers config of a checkpoint in DeepSeek's format. Raises as `load_deepseek_checkpoint` does."""
-    return convert_config(_read_json(folder), _read_weights(folder))
-
-
-def _read_json(folder: Path) -> dict:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def read_config(folder: Path, theirs: dict[str, Any]) -> JanusConfig:
+    """The config alone; without weights in the folder, that of a published layout. Raises as `read_checkpoint` does."""
+    if holds_weights(folder):
+        return read_checkpoint(folder, theirs)[0]
+    with reading(folder / "config.json", "does not describe a published Janus, and there are no weights to look at"):
+        return _published_config(theirs)
 
 
 def convert_weights(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """DeepSeek's state dict under transformers' names: fused qkv split, position embedding [1, P, D] to [P, D]."""
     ours = {}
     for name, weight in theirs.items():
-        if _UNUSED.search(name):
-            continue
         renamed = name
         for pattern, replacement in _RENAMES:
             renamed = re.sub(pattern, replacement, renamed)
@@ -101,61 +91,81 @@ def convert_weights(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def convert_config(theirs: dict, weights: dict[str, Tensor]) -> JanusConfig:
-    """DeepSeek's config as transformers' JanusConfig; what theirs leaves out is read off the shapes of the weights."""
-    text = LlamaConfig(**theirs["language_config"])
-    tied = theirs["language_config"].get("tie_word_embeddings", False)
-    text.tie_word_embeddings = tied
-    tower = "vision_model.vision_tower"
-    width, _, patch, _ = weights[f"{tower}.patch_embed.proj.weight"].shape
+def convert_config(theirs: dict[str, Any], weights: dict[str, Tensor]) -> JanusConfig:
+    """DeepSeek's config as transformers' JanusConfig; what theirs leaves out is read off the shapes of the weights.
+
+    Raises:
+        ValueError: a weight is missing. What else is wrong with `theirs` raises as it comes.
+    """
+
+    def shape(name: str) -> torch.Size:
+        if name not in weights:
+            raise ValueError(f"the weights of a Janus have {name}, these do not")
+        return weights[name].shape
+
+    def count(pattern: str) -> int:
+        """One more than the highest index that `pattern` captures."""
+        return 1 + max((int(found[1]) for name in weights if (found := re.search(pattern, name))), default=-1)
+
+    tower, vq = "vision_model.vision_tower", "gen_vision_model"
+    width, _, patch, _ = shape(f"{tower}.patch_embed.proj.weight")
     image_size = theirs["vision_config"]["params"]["image_size"]
     vision = JanusVisionConfig(
         hidden_size=width,
-        num_hidden_layers=_count(weights, rf"{tower}\.blocks\.(\d+)\."),
+        num_hidden_layers=count(rf"{tower}\.blocks\.(\d+)\."),
         num_attention_heads=max(1, width // _SIGLIP_HEAD_SIZE),
-        mlp_ratio=weights[f"{tower}.blocks.0.mlp.fc1.weight"].shape[0] / width,
+        mlp_ratio=shape(f"{tower}.blocks.0.mlp.fc1.weight")[0] / width,
         image_size=image_size,
         patch_size=patch,
         num_image_tokens=(image_size // patch) ** 2,
-        projection_dim=weights["aligner.layers.0.weight"].shape[0],
-        depth=(_count(weights, r"^aligner\.layers\.(\d+)\.") + 1) // 2,
+        projection_dim=shape("aligner.layers.0.weight")[0],
+        depth=(count(r"^aligner\.layers\.(\d+)\.") + 1) // 2,
     )
-    vq = "gen_vision_model"
-    base = weights[f"{vq}.encoder.conv_in.weight"].shape[0]
-    levels = _count(weights, rf"{vq}\.encoder\.conv_blocks\.(\d+)\.")
-    codes, code_size = weights["gen_embed.weight"].shape
+    base = shape(f"{vq}.encoder.conv_in.weight")[0]
+    levels = count(rf"{vq}\.encoder\.conv_blocks\.(\d+)\.")
+    codes, code_size = shape("gen_embed.weight")
     image = JanusVQVAEConfig(
         embed_dim=code_size,
         num_embeddings=codes,
-        latent_channels=weights[f"{vq}.encoder.conv_out.weight"].shape[0],
+        latent_channels=shape(f"{vq}.encoder.conv_out.weight")[0],
         base_channels=base,
         channel_multiplier=[
-            weights[f"{vq}.encoder.conv_blocks.{level}.res.0.conv2.weight"].shape[0] // base for level in range(levels)
+            shape(f"{vq}.encoder.conv_blocks.{level}.res.0.conv2.weight")[0] // base for level in range(levels)
         ],
-        num_res_blocks=_count(weights, rf"{vq}\.encoder\.conv_blocks\.0\.res\.(\d+)\."),
-        num_hidden_layers=(_count(weights, r"^gen_aligner\.layers\.(\d+)\.") + 1) // 2,
-        projection_dim=weights["gen_head.output_mlp_projector.weight"].shape[0],
-        image_token_embed_dim=weights["gen_head.output_mlp_projector.weight"].shape[1],
+        num_res_blocks=count(rf"{vq}\.encoder\.conv_blocks\.0\.res\.(\d+)\."),
+        num_hidden_layers=(count(r"^gen_aligner\.layers\.(\d+)\.") + 1) // 2,
+        projection_dim=shape("gen_head.output_mlp_projector.weight")[0],
+        image_token_embed_dim=shape("gen_head.output_mlp_projector.weight")[1],
     )
+    return _config(theirs, vision, image)
+
+
+def _published_config(theirs: dict[str, Any]) -> JanusConfig:
+    params = {part: theirs[f"{part}_config"]["params"] for part in ("vision", "aligner", "gen_aligner", "gen_head")}
+    names = params["vision"]["model_name"], theirs["gen_vision_config"]["cls"]
+    if names != (_PUBLISHED_TOWER, _PUBLISHED_TOKENIZER):
+        raise ValueError(f"it must name {_PUBLISHED_TOWER} and {_PUBLISHED_TOKENIZER}, got {names}")
+    image_size = params["vision"]["image_size"]
+    vision = JanusVisionConfig(
+        image_size=image_size,
+        num_image_tokens=(image_size // _PIXELS_A_CODE) ** 2,
+        projection_dim=params["aligner"]["n_embed"],
+        depth=params["aligner"]["depth"],
+    )
+    image = JanusVQVAEConfig(
+        embed_dim=theirs["gen_vision_config"]["params"]["n_embed"],
+        num_embeddings=params["gen_head"]["image_token_size"],
+        num_hidden_layers=params["gen_aligner"]["depth"],
+        projection_dim=params["gen_head"]["image_token_embed"],
+        image_token_embed_dim=params["gen_head"]["n_embed"],
+    )
+    return _config(theirs, vision, image)
+
+
+def _config(theirs: dict[str, Any], vision: JanusVisionConfig, image: JanusVQVAEConfig) -> JanusConfig:
+    if theirs["language_config"].get("model_type", "llama") != "llama":
+        raise ValueError(f"its language model must be a llama, got {theirs['language_config']['model_type']!r}")
+    text = LlamaConfig(**theirs["language_config"])
+    tied = theirs["language_config"].get("tie_word_embeddings", False)
+    text.tie_word_embeddings = tied
     return JanusConfig(text_config=text, vision_config=vision, vq_config=image, tie_word_embeddings=tied)
-
-
-def _count(weights: dict[str, Tensor], pattern: str) -> int:
-    """One more than the highest index that `pattern` captures."""
-    return 1 + max(int(found[1]) for name in weights if (found := re.search(pattern, name)))
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds neither *.safetensors nor pytorch_model*.bin")
-    weights = {}
-    for file in files:
-        if file.suffix == ".safetensors":
-            weights.update(load_file(file))
-        else:
-            weights.update(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
-    missing = [name for name in ("gen_embed.weight", "language_model.model.norm.weight") if name not in weights]
-    if missing:
-        raise ValueError(f"{folder} does not hold the weights of a Janus model: {missing} not found")
-    return weights

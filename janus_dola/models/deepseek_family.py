@@ -6,13 +6,10 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from janus_dola.models.parts import BEGIN_OF_IMAGE, JanusParts, SpecialTokens, named_token_id, token_id
-
-PAD_TAG = (
-    "<｜▁pad▁｜>"  # their processor pads the unconditional prompt with this token, whatever the tokenizer's pad is
-)
+from janus_dola.models.framing import special_tokens
+from janus_dola.models.parts import JanusParts
 
 
 def recognises(model: PreTrainedModel) -> bool:
@@ -50,18 +47,9 @@ def parts(model: PreTrainedModel) -> JanusParts:
         decode_codes=decode_codes,
         image_tokens=side * side,
         image_size=image_size,
-        special_tokens=_special_tokens,
+        special_tokens=special_tokens,
     )
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
-    pad = tokenizer.get_vocab().get(PAD_TAG)
-    return SpecialTokens(
-        bos=named_token_id(tokenizer, "bos_token"),
-        begin_of_image=token_id(tokenizer, BEGIN_OF_IMAGE),
-        pad=named_token_id(tokenizer, "pad_token") if pad is None else pad,
-    )

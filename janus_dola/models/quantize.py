@@ -9,6 +9,12 @@ Quantization = Literal["int8", "fp8"]
 QUANTIZATIONS = ("int8", "fp8")
 
 
+def check_name(how: str | None) -> None:
+    """Raises ValueError where there is no such quantisation."""
+    if how is not None and how not in QUANTIZATIONS:
+        raise ValueError(f"quantize must be None or one of {list(QUANTIZATIONS)}, got {how!r}")
+
+
 def check_quantization(how: str | None) -> None:
     """Before a model is loaded for nothing.
 
@@ -16,11 +22,8 @@ def check_quantization(how: str | None) -> None:
         ValueError: there is no such quantisation.
         ImportError: torchao is not installed.
     """
-    if how is None:
-        return
-    if how not in QUANTIZATIONS:
-        raise ValueError(f"quantize must be None or one of {list(QUANTIZATIONS)}, got {how!r}")
-    if importlib.util.find_spec("torchao") is None:
+    check_name(how)
+    if how is not None and importlib.util.find_spec("torchao") is None:
         raise ImportError(f"quantize={how!r} needs torchao: pip install 'janus-dola[quantize]'")
 
 

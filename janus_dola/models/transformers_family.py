@@ -1,8 +1,9 @@
 """transformers' `JanusForConditionalGeneration`."""
 
-from transformers import JanusForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import JanusForConditionalGeneration, PreTrainedModel
 
-from janus_dola.models.parts import BEGIN_OF_IMAGE, JanusParts, SpecialTokens, named_token_id, token_id
+from janus_dola.models.framing import special_tokens
+from janus_dola.models.parts import JanusParts
 
 
 def recognises(model: PreTrainedModel) -> bool:
@@ -28,13 +29,5 @@ def parts(model: JanusForConditionalGeneration) -> JanusParts:
         decode_codes=inner.vqmodel.decode,
         image_tokens=inner.vision_model.config.num_image_tokens,
         image_size=inner.vision_model.config.image_size,
-        special_tokens=_special_tokens,
-    )
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
-    return SpecialTokens(
-        bos=named_token_id(tokenizer, "bos_token"),
-        begin_of_image=token_id(tokenizer, BEGIN_OF_IMAGE),
-        pad=named_token_id(tokenizer, "pad_token"),
+        special_tokens=special_tokens,
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from janus_dola import DoLaConfig, JanusDoLa, cli, run_batch_prompts
+from janus_dola import DoLaConfig, JanusDoLa, cli
 from janus_dola.image_files import read_recipe
 
 
@@ -59,6 +59,17 @@ def test_both_spellings_of_options(call, tmp_path):
         assert read_recipe(tmp_path / spelling / "0_x_p0.png").cfg_weight == 2.5
 
 
+def test_images_without_metadata(call, tmp_path):
+    for ending in ("png", "jpg", "webp"):
+        status, *_ = call("generate", "x", "--no-metadata", "--format", ending, "--outdir", tmp_path / ending)
+        assert status == 0
+        content = (tmp_path / ending / f"0_x_p0.{ending}").read_bytes()
+        assert b"mini" not in content
+        assert b"janus" not in content
+        with pytest.raises(ValueError, match="carries no recipe of janus-dola in its metadata"):
+            read_recipe(tmp_path / ending / f"0_x_p0.{ending}")
+
+
 def test_premature_layer_final_with_alpha_0_is_no_dola(call, tmp_path):
     call("generate", "a red circle", "--premature-layer", "final", "--alpha", 0, "--outdir", tmp_path / "a")
     call("generate", "a red circle", "--no-dola", "--outdir", tmp_path / "b")
@@ -70,7 +81,7 @@ def test_premature_layer_final_with_alpha_0_is_no_dola(call, tmp_path):
 def test_batch_with_the_flags_of_the_original(call, tmp_path, app):
     prompts = tmp_path / "prompt.json"
     prompts.write_text(json.dumps({"prompts": ["a red circle", "../évil/😀", "never drawn"]}), encoding="utf-8")
-    command = (["batch"], {}) if app == "batch" else ([], {"app": run_batch_prompts.runner})
+    command = (["batch"], {}) if app == "batch" else ([], {"app": cli.batch_alone()})
     status, out, _ = call(
         *command[0], "--model", "mini", "--prompt_json", prompts, "--outdir", tmp_path / "out", "--parallel_size", 2,
         "--cfg_weight", 5, "--temperature", 1, "--alpha", 0.1, "--candidate_layers", "2,4", "--max_prompts", 2, **command[1],
@@ -107,6 +118,7 @@ def test_prompt_files_that_are_not(call, tmp_path, content):
         (["generate", "x", "--premature-layer", "last"], "premature_layer must be an integer or \"final\", got 'last'"),
         (["generate", "x", "--backend", "gpu"], "backend must be one of"),
         (["generate", "--from", "no-such-file.png"], "No such file"),
+        (["generate", "--from", "."], ". carries no recipe of janus-dola: it is no file of at most"),
         (["generate"], "give a prompt, or --from an image"),
         (["generate", "x", "--from", "a.png"], "leave out: prompts"),
         (["generate", "--seed", "3", "--from", "a.png"], "leave out: seed"),
@@ -185,7 +197,7 @@ def test_errors_and_warnings_in_a_real_shell_are_one_line_each(tmp_path):
     ended = shell("janus_dola.run_batch_prompts", "--prompt_json", "missing.json", cwd=tmp_path)
     assert ended.returncode == 2
     assert ended.stderr == "janus-dola: error: [Errno 2] No such file or directory: 'missing.json'\n"
-    ended = shell("janus_dola.cli", "generate", "x", "--candidate_layers", "2,99", cwd=tmp_path)
+    ended = shell("janus_dola", "generate", "x", "--candidate_layers", "2,99", cwd=tmp_path)
     assert ended.returncode == 0
     assert ended.stdout == "generated_samples/0_x_p0.png\n"
     hint, warning = ended.stderr.splitlines()

@@ -72,3 +72,21 @@ def test_generate_and_generate_with_dola(mini, tmp_path):
     )
     assert set(dola.premature_layers.unique().tolist()) <= {2, 4}
     assert len(list((tmp_path / "c").iterdir())) == 1
+
+
+def test_generate_takes_the_image_sizes_of_the_original_script(mini, tmp_path, monkeypatch):
+    drawn = generate(mini.model, mini.tokenizer, "a red circle", 1, 1, 5, 64, 64, 8, tmp_path / "a")
+    assert drawn.tokens.shape == (1, 1, 64)
+    generate_with_dola(mini.model, mini.tokenizer, "x", 1, 1, 5, 64, None, 8, outdir=tmp_path / "b")
+    assert (tmp_path / "b" / "img_0.jpg").exists()
+    monkeypatch.setattr(type(mini), "generate", lambda *a, **k: pytest.fail("something was drawn"))
+    for function in (generate, generate_with_dola):
+        for sizes, message in (
+            ([576], "image_token_num_per_image must be None or that of this model, 64, got 576"),
+            (["out"], "image_token_num_per_image must be None or that of this model, 64, got 'out'"),
+            ([64, 384], "img_size must be None or that of this model, 64, got 384"),
+            ([64, 64, 16], "patch_size must be None or that of this model, 8, got 16"),
+            ([64, 64, 8, 5], "outdir must be a path, got 5"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                function(mini.model, mini.tokenizer, "x", 1, 1, 5, *sizes)

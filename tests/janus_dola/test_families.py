@@ -1,24 +1,15 @@
 """Both families of Janus models: transformers' and DeepSeek's."""
 
-import json
-
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from janus_dola import DoLaConfig, JanusDoLa
+from janus_dola import JanusDoLa
 from janus_dola.engine.decode import run_whole
 from janus_dola.kernels import batched
 from janus_dola.models import find_parts
 from janus_dola.models.weights import WeightReader
 from janus_dola.prompt import unconditional
 from tests.deepseek_stand_in import MultiModalityCausalLM
-
-
-@pytest.fixture(scope="module")
-def deepseek(mini) -> JanusDoLa:
-    model = MultiModalityCausalLM(len(mini.tokenizer)).eval().requires_grad_(False)
-    return JanusDoLa(model, mini.tokenizer)
 
 
 @pytest.fixture(params=["transformers", "deepseek"])
@@ -83,84 +74,6 @@ def test_deepseek_model_in_half_precision(mini):
     pipe = JanusDoLa(model.half(), mini.tokenizer)
     assert torch.allclose(pipe.parts.decode_codes(torch.arange(16)[None]).detach(), wide, atol=2e-2)
     assert pipe.generate("a red circle").images[0][0].size == (16, 16)
-
-
-@pytest.mark.parametrize("form", ["bin", "sharded bin", "safetensors"])
-def test_checkpoint_in_deepseeks_format(form, deepseek, tmp_path):
-    state = deepseek.model.state_dict()
-    (tmp_path / "config.json").write_text(json.dumps(deepseek.model.config_json()))
-    if form == "bin":
-        torch.save(state, tmp_path / "pytorch_model.bin")
-    elif form == "sharded bin":
-        names = sorted(state)
-        for i, half in enumerate((names[::2], names[1::2])):
-            torch.save({name: state[name] for name in half}, tmp_path / f"pytorch_model-0000{i + 1}-of-00002.bin")
-    else:
-        save_file({name: weight.contiguous() for name, weight in state.items()}, tmp_path / "model.safetensors")
-    deepseek.tokenizer.save_pretrained(tmp_path)
-    loaded = JanusDoLa.from_pretrained(tmp_path, device="cpu")
-
-    assert type(loaded.model).__name__ == "JanusForConditionalGeneration"
-    assert loaded.parts.image_tokens == deepseek.parts.image_tokens
-    for config in (None, DoLaConfig()):
-        expected = deepseek.generate(["a red circle", "x"], 2, dola=config, seed=5)
-        found = loaded.generate(["a red circle", "x"], 2, dola=config, seed=5)
-        assert torch.equal(found.tokens, expected.tokens)
-        assert torch.equal(found.premature_layers, expected.premature_layers)
-    codes = torch.arange(32).reshape(2, 16)
-    pixels = [pipe.parts.decode_codes(codes).detach() for pipe in (loaded, deepseek)]
-    assert torch.allclose(*pixels, atol=1e-4)
-    ours, theirs = loaded.model.state_dict(), deepseek.model.state_dict()
-    assert torch.equal(ours["lm_head.weight"], theirs["language_model.lm_head.weight"])
-    tower = "vision_model.vision_tower.blocks.1.attn.qkv.weight"
-    split = [ours[f"model.vision_model.encoder.layers.1.self_attn.{part}_proj.weight"] for part in "qkv"]
-    assert torch.equal(torch.cat(split), theirs[tower])
-
-    # Saved in transformers' format and loaded again, it is the same model.
-    again = tmp_path / "again"
-    loaded.model.save_pretrained(again)
-    loaded.tokenizer.save_pretrained(again)
-    reloaded = JanusDoLa.from_pretrained(again, device="cpu")
-    assert torch.equal(reloaded.generate("x", seed=5).tokens, loaded.generate("x", seed=5).tokens)
-
-
-def test_checkpoint_with_code_in_it_is_refused(tmp_path, deepseek):
-    class Surprise:
-        def __reduce__(self):
-            return (print, ("this must never be printed",))
-
-    (tmp_path / "config.json").write_text(json.dumps(deepseek.model.config_json()))
-    torch.save({"surprise": Surprise()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(Exception, match="(?i)weights.only"):
-        JanusDoLa.from_pretrained(tmp_path, device="cpu")
-
-
-def test_checkpoint_with_missing_weights(tmp_path, deepseek):
-    (tmp_path / "config.json").write_text(json.dumps(deepseek.model.config_json()))
-    with pytest.raises(FileNotFoundError, match=r"holds neither \*.safetensors nor pytorch_model\*.bin"):
-        JanusDoLa.from_pretrained(tmp_path, device="cpu")
-    state = deepseek.model.state_dict()
-    del state["gen_head.vision_head.bias"]
-    torch.save(state, tmp_path / "pytorch_model.bin")
-    with pytest.raises(
-        ValueError, match=r"does not hold the weights of a Janus model.*generation_head.vision_head.bias"
-    ):
-        JanusDoLa.from_pretrained(tmp_path, device="cpu")
-
-
-@pytest.mark.parametrize("name", ["no-such-folder/no-such-model", "bert"])
-def test_model_that_is_not_there(name):
-    with pytest.raises(FileNotFoundError, match=f"model must be \"mini\", a folder .* got '{name}'"):
-        JanusDoLa.from_pretrained(name)
-
-
-def test_checkpoint_of_another_kind(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ValueError, match="must be a Janus checkpoint .* got 'llama'"):
-        JanusDoLa.from_pretrained(tmp_path)
-    (tmp_path / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no config.json"):
-        JanusDoLa.from_pretrained(tmp_path)
 
 
 def test_model_that_is_not_a_janus(mini):

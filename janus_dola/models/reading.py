@@ -1,0 +1,89 @@
+"""Reads files of a checkpoint; what is wrong with one is said in one line that names it."""
+
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+_MOST_JSON_BYTES = 64 * 2**20  # a tokenizer.json has 10 MB
+_LONGEST_REASON = 240
+# What torch, safetensors and transformers raise for a file that is not what its name says, or a config that means nothing.
+_FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
+
+
+class UnreadableModelError(ValueError):
+    """A file of a checkpoint is damaged, or is not what its name says."""
+
+
+@contextmanager
+def reading(path: Path, fault: str = "cannot be read") -> Iterator[None]:
+    """Turns what goes wrong with a file into an UnreadableModelError: `<path> <fault>: <reason>`."""
+    try:
+        yield
+    except UnreadableModelError:
+        raise
+    except _FAULTS as error:
+        raise UnreadableModelError(f"{path} {fault}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    said = " ".join(str(error).split())
+    if len(said) > _LONGEST_REASON:
+        said = f"{said[:_LONGEST_REASON]}..."
+    # "'hidden_size'" alone says little.
+    plain = said and not isinstance(error, LookupError | TypeError | AttributeError | AssertionError)
+    return said if plain else f"{type(error).__name__} {said}".strip()
+
+
+def check_content(path: Path) -> None:
+    """Finds out what often lies in place of a file.
+
+    Raises:
+        UnreadableModelError: it is missing, no file or empty, a Git LFS pointer or an HTML page.
+    """
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise UnreadableModelError(f"{path} is no file")
+    with reading(path), path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    if not start:
+        raise UnreadableModelError(f"{path} is empty")
+    if start.startswith(b"version https://git-lfs"):
+        raise UnreadableModelError(f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its folder")
+    if start.startswith((b"<!doctype html", b"<html")):
+        raise UnreadableModelError(f"{path} is an HTML page, not the file itself: download it again")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        UnreadableModelError: it holds anything else, or more than 64 MiB.
+    """
+    check_content(path)
+    if path.stat().st_size > _MOST_JSON_BYTES:
+        raise UnreadableModelError(f"{path} must have at most {_MOST_JSON_BYTES} bytes, got {path.stat().st_size}")
+    with reading(path, "is not JSON"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise UnreadableModelError(f"{path} must hold a JSON object, got a {type(content).__name__}")
+    return content
