@@ -42,6 +42,7 @@ def entry_of(task: Task) -> Entry:
         "prompt": task.prompt,
         "seed": task.seed,
         "settings": look_named(task),
+        **({"extra": task.extra} if task.extra else {}),
     }
 
 

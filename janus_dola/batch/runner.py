@@ -1,32 +1,35 @@
 """Draws any number of prompts into a folder, and goes on where an earlier run of the same command stopped."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm
 
 from janus_dola.batch.batches import Batch, batches
 from janus_dola.batch.entries import MAPS, bad_entry, drawn_entry, failed_entry
 from janus_dola.batch.files import held, sync_folder, telling, write_whole
+from janus_dola.batch.formats import shown
 from janus_dola.batch.interrupt import Interrupt
 from janus_dola.batch.manifest import Manifest
 from janus_dola.batch.page import write_page
 from janus_dola.batch.pool import Compute, InProcess, Pool, Results
-from janus_dola.batch.records import BadRecord, Numbered, Records, numbered, open_records
+from janus_dola.batch.records import BadRecord, Numbered, Prompts, Records, numbered, open_records
 from janus_dola.batch.resume import DONE, FAILED, MISSING, RunFile, forget_all, states_of
-from janus_dola.batch.settings import Settings, Task
+from janus_dola.batch.settings import Settings, Task, check_int
 from janus_dola.batch.worker import Failed
 from janus_dola.models.load import HINT_AT_MINI, MINI
 from janus_dola.pipeline import JanusDoLa
 
 _SECONDS_BETWEEN_LINES = 60  # of progress in a log file
 _LINES_AT_ONCE = 512
+_BAD_COUNTED = 1000
+_KEYS_NAMED = 8  # of those that set nothing
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,12 @@ class Summary:
 
 
 def run_batch(
-    prompts: str | Path | Sequence[str | Mapping[str, Any]],
+    prompts: Prompts,
     outdir: str | Path,
     settings: Settings = Settings(),  # noqa: B008 (frozen)
     compute: Compute = Compute(),  # noqa: B008 (frozen)
     *,
+    prompt_key: str | None = None,
     max_prompts: int | None = None,
     skip_bad: bool = False,
     overwrite: bool = False,
@@ -64,11 +68,13 @@ def run_batch(
     never interrupted on the same kind of device.
 
     Args:
-        prompts: a file (JSON, JSON lines, text), "-" for stdin, or a list of strings and of mappings with the keys of a JSON
-            line: prompt, id, seed, parallel_size, cfg_weight, alpha, candidate_layers.
+        prompts: a file (.json, .jsonl, .csv, .tsv, .txt), a folder with a .txt file for each, "-" for stdin, or strings and
+            mappings with the keys of a JSON line: prompt, id, seed, parallel_size, cfg_weight, alpha, candidate_layers.
+            Other keys are kept in the manifest.
         outdir: made if need be.
         settings: what is drawn; a prompt's own ones go first.
         compute: on what.
+        prompt_key: the key or column that holds the prompt; None is "prompt", however it is capitalised.
         max_prompts: only the first ones; None is all.
         skip_bad: malformed records are recorded as failed; without it they stop the run before anything is drawn.
         overwrite: images in the folder that were made with other settings or prompts are replaced or deleted.
@@ -80,9 +86,9 @@ def run_batch(
         OSError: the prompts cannot be read, the model is not there, or the folder cannot be written to.
         ImportError: Ray is asked for and not installed.
     """
-    folder, records = Path(outdir), open_records(prompts)
-    if max_prompts is not None and max_prompts < 1:
-        raise ValueError(f"max_prompts must be None or an int >= 1, got {max_prompts}")
+    if max_prompts is not None:
+        check_int("max_prompts", max_prompts, 1, 2**63)
+    folder, records = Path(outdir), open_records(prompts, prompt_key)
     order = _Order(records, max_prompts, settings, skip_bad)
     with held(folder):
         before = RunFile.read(folder)
@@ -101,7 +107,9 @@ def run_batch(
             run = _Run(folder, order, settings, manifest, interrupt, progress)
             if before is not None and not differences:
                 run.check(overwrite)
-            return run.draw(compute, before if not differences else None, pipe)
+            summary = run.draw(compute, before if not differences else None, pipe)
+    order.say_if_changed()
+    return summary
 
 
 class _Order:
@@ -114,21 +122,39 @@ class _Order:
     def __init__(self, records: Records, max_prompts: int | None, settings: Settings, skip_bad: bool) -> None:
         self._records, self._max_prompts, self._settings = records, max_prompts, settings
         self.prompts = self.images = self.numbers = self.bad = 0  # numbers are taken up by bad prompts, too
-        first_reason = ""
+        first_reason, kept = "", dict[str, None]()
         for first, record, tasks in self:
             self.prompts, self.images = self.prompts + 1, self.images + len(tasks)
             self.numbers = first + (len(tasks) or settings.parallel_size)
             if isinstance(record, BadRecord):
                 self.bad += 1
                 first_reason = first_reason or record.reason
+                if self.bad == _BAD_COUNTED and not skip_bad:
+                    break
+            elif len(kept) < _KEYS_NAMED:
+                kept.update(dict.fromkeys(record.extra))
         if self.prompts == 0:
             raise ValueError(f"{records.name} must hold at least one prompt, got none")
         if self.bad and not skip_bad:
-            more = f"; {self.bad} of {self.prompts} prompts are bad" if self.bad > 1 else ""
+            more = f"; {self.bad} of {self.prompts} prompts read are bad" if self.bad > 1 else ""
             raise ValueError(f"{records.name} {first_reason}{more}. --skip-bad draws the others")
+        if self.images == 0:
+            raise ValueError(f"{records.name} must hold a prompt that can be drawn, but {first_reason}")
+        if kept:
+            names = ", ".join(map(shown, list(kept)[:_KEYS_NAMED]))
+            warnings.warn(f"{records.name}: keys that set nothing are kept in the manifest: {names}", stacklevel=3)
 
     def __iter__(self) -> Iterator[Numbered]:
         return numbered(islice(self._records.read(self._settings), self._max_prompts), self._settings)
+
+    def say_if_changed(self) -> None:
+        """Warns when the prompts are no longer what they were when the run began."""
+        if self._records.changed():
+            warnings.warn(
+                f"{self._records.name} changed during the run, which drew what it held at the start; "
+                "the same command again draws what is new",
+                stacklevel=3,
+            )
 
     def tasks(self) -> Iterator[Task]:
         """The images, in order."""

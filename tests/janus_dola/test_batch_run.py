@@ -171,10 +171,12 @@ def test_one_bad_prompt_does_not_stop_the_others(mini, tmp_path):
         SHAPES[0],
         {"prompt": "far too long " * 400},
         {"prompt": SHAPES[1], "candidate_layers": [99]},
-        {"prompt": SHAPES[2], "oops": 1},
+        {"prompt": SHAPES[2], "temperature": 1},
         SHAPES[3],
     ]
-    with pytest.raises(ValueError, match=r"prompt 3: keys must be among .* got 'oops'\. --skip-bad draws the others"):
+    with pytest.raises(
+        ValueError, match=r"prompt 3: temperature must be the same .* got 1\. --skip-bad draws the others"
+    ):
         run_batch(prompts, tmp_path, TWO, pipe=mini)
     assert not list(tmp_path.iterdir())
     summary = run_batch(prompts, tmp_path, TWO, FOUR_AT_ONCE, skip_bad=True, pipe=mini)
@@ -182,7 +184,7 @@ def test_one_bad_prompt_does_not_stop_the_others(mini, tmp_path):
     errors = {line["index"]: line["error"] for line in lines(tmp_path) if line["file"] is None}
     assert "prompts must leave room for 64 image tokens" in errors[1]
     assert "candidate_layers must name a layer in 1 .. 7" in errors[2]
-    assert "prompt 3: keys must be" in errors[3]
+    assert "prompt 3: temperature must be" in errors[3]
     assert [(line["index"], line["k"]) for line in lines(tmp_path)] == [
         (0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1), (3, None), (4, 0), (4, 1),
     ]  # fmt: skip

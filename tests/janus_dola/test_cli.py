@@ -85,14 +85,15 @@ def test_batch_with_the_flags_of_the_original(call, tmp_path, app):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '["a"]', '{"prompts": "a"}', '{"prompts": []}', '{"prompts": ["a", 3]}', '{"prompt": ["a"]}'],
+    ["", "{", "[]", "[[]]", '{"prompts": "a"}', '{"prompts": []}', '{"prompts": ["a", 3]}', '{"prompt": ["a"]}'],
 )
 def test_prompt_files_that_are_not(call, tmp_path, content):
     prompts = tmp_path / "prompt.json"
     prompts.write_text(content)
     status, _, err = call("batch", "--prompt_json", prompts, "--outdir", tmp_path / "out")
     assert status == 2
-    assert f'prompt file {prompts} must be {{"prompts": [str, ...]}}' in err
+    assert f"prompt file {prompts} " in err
+    assert " must be a " in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
