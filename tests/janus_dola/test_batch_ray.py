@@ -127,6 +127,7 @@ def test_a_frozen_worker_is_replaced_and_a_slow_one_is_not(tmp_path, monkeypatch
             if any(task.prompt == "poison" for task in batch) and not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(60)  # this thread may go on for a moment
             if batch[0].prompt == "slow":
                 time.sleep(3)
             return [Drawn(str(os.getpid()).encode(), None, 0.0, 0.0, {}, 0.0)] * len(batch)
