@@ -30,8 +30,9 @@ def file_digest(path: Path) -> str | None:
 
 
 def with_checksum(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields, and a digest of them."""
-    return {**fields, _OWN: _checksum(fields)}
+    """The fields, and a digest of them in the place of an older one."""
+    others = {key: value for key, value in fields.items() if key != _OWN}
+    return {**others, _OWN: _checksum(others)}
 
 
 def checked(text: bytes) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ Prompts = str | Path | Iterable[str | Mapping[str, Any]]
 _KEYS = ("id", "seed", "parallel_size", "cfg_weight", "alpha", "candidate_layers")
 _OF_RUN = ("temperature", "premature_layer", "dola", "model", "dtype", "quantize")  # not a prompt's own
 _MAX_PROMPT = 2**16  # characters; no model reads that many
+_SHOWN = 300  # characters of a reason
 _MAX_DEPTH = 20  # of values that are only kept
 
 
@@ -118,7 +119,8 @@ def _record(index: int, place: str, found: Fields | Malformed, settings: Setting
             raise ValueError(found.reason)
         return _checked(index, found, settings)
     except ValueError as error:
-        return BadRecord(index, f"{place}: {error}")
+        reason = str(error)
+        return BadRecord(index, f"{place}: {reason if len(reason) <= _SHOWN else reason[:_SHOWN] + '...'}")
 
 
 def _checked(index: int, found: Fields, settings: Settings) -> Record:

@@ -155,6 +155,22 @@ def test_a_batch_with_failures_ends_with_status_1_and_with_other_settings_with_2
     assert read_recipe(outdir / "0_a_red_circle_p0.jpg").seed == 3
 
 
+def test_the_column_of_the_prompt_can_be_named(call, tmp_path):
+    table = tmp_path / "captions.csv"
+    table.write_text('image_id,caption\n5,"a red circle, small"\n')
+    command = ["batch", "--prompts", table, "--outdir", tmp_path / "out", "--parallel-size", 1]
+    status, _, err = call(*command)
+    assert status == 2
+    assert err == (
+        f"janus-dola: error: prompt file {table} header must have the key 'prompt', got 'image_id', 'caption'; "
+        "--prompt-key names another\n"
+    )
+    with pytest.warns(UserWarning, match="keys that set nothing are kept in the manifest: 'image_id'"):
+        status, *_ = call(*command, "--prompt-key", "caption")
+    assert status == 0
+    assert read_recipe(tmp_path / "out" / "0_a_red_circle_small_p0.jpg").prompt == "a red circle, small"
+
+
 def test_info(call):
     status, out, _ = call("info", "mini")
     assert status == 0
