@@ -34,6 +34,7 @@ class FastPipe(JanusDoLa):
                 torch.tensor([2, 4, 6, 8]),
                 torch.tensor([0.1, 0.2, 0.3, 0.0]),
                 seed,
+                passes=4,
             )
             for i, seed in enumerate(seeds)
         ]
