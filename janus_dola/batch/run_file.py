@@ -42,7 +42,7 @@ class RunFile:
                 f"{path} must be as a run wrote it, but was edited or damaged, or comes from elsewhere or from a version "
                 "without checksums. Take another --outdir"
             )
-        return cls(**found)
+        return cls(found["settings"], found["batch_size"])
 
     def write(self, outdir: Path) -> None:
         """Keeps it in a folder."""

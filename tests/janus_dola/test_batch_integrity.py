@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import stat
 
 import numpy as np
 import pytest
@@ -256,7 +257,7 @@ def test_a_file_system_without_fsync_or_locks_gets_one_warning(fast, tmp_path, m
     real = os.fsync
 
     def fsync(handle):
-        if what == "file and folder" or (what == "folder" and os.path.isdir(f"/proc/self/fd/{handle}")):
+        if what == "file and folder" or (what == "folder" and stat.S_ISDIR(os.fstat(handle).st_mode)):
             raise OSError(refusal, os.strerror(refusal))
         real(handle)
 
