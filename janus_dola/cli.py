@@ -198,10 +198,14 @@ def batch(
             "--prompts",
             "--prompt-json",
             metavar="FILE",
-            help='.json: {"prompts": ["...", ...]}; .jsonl: an object a line, {"prompt": "..."} and if wished id, seed, '
-            "parallel_size, cfg_weight, alpha, candidate_layers; .txt: a prompt a line; - is stdin.",
+            help='.json: a list, or {"prompts": [...]}; .jsonl: an object a line, {"prompt": "..."} and if wished id, seed, '
+            "parallel_size, cfg_weight, alpha, candidate_layers; .csv, .tsv: the same in columns; .txt: a prompt a line; "
+            "a folder: a .txt file for each; - is stdin.",
         ),
     ],
+    prompt_key: Annotated[
+        str | None, typer.Option(help="Key or column that holds the prompt.", show_default="prompt")
+    ] = None,
     model: Model = MINI,
     outdir: OutDir = Path("out_dola"),
     parallel_size: ParallelSize = 4,
@@ -248,6 +252,7 @@ def batch(
         outdir,
         settings,
         compute,
+        prompt_key=prompt_key,
         max_prompts=max_prompts,
         skip_bad=skip_bad,
         overwrite=overwrite,

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from janus_dola.batch.digests import digest
 from janus_dola.batch.manifest import Entry
 from janus_dola.batch.records import BadRecord
 from janus_dola.batch.settings import Settings, Task
@@ -12,9 +13,10 @@ from janus_dola.image_files import file_name
 MAPS = "maps"  # the folder of the layer maps
 
 
-def map_name(name: str) -> str:
-    """Where the layer map of an image lies in the folder."""
-    return f"{MAPS}/{Path(name).stem}.png"
+def names_of(task: Task, settings: Settings) -> tuple[str, str | None]:
+    """Where an image and its layer map lie in the folder; there is no map without DoLa."""
+    name = file_name(task.index, task.prompt, task.k, settings.image_format)
+    return name, f"{MAPS}/{Path(name).stem}.png" if task.look.dola is not None else None
 
 
 def look_named(task: Task) -> dict[str, Any]:
@@ -42,20 +44,23 @@ def entry_of(task: Task) -> Entry:
         "prompt": task.prompt,
         "seed": task.seed,
         "settings": look_named(task),
+        **({"extra": task.extra} if task.extra else {}),
     }
 
 
 def drawn_entry(task: Task, drawn: Drawn, settings: Settings) -> Entry:
     """The line of an image that was drawn; JSD in nats."""
-    name = file_name(task.index, task.prompt, task.k, settings.image_format)
+    name, its_map = names_of(task, settings)
     return {
         "file": name,
-        "map": map_name(name) if drawn.layer_map is not None else None,
+        "map": its_map if drawn.layer_map is not None else None,
         **entry_of(task),
         "mean_jsd": drawn.mean_jsd,
         "max_jsd": drawn.max_jsd,
         "layers": {str(layer): count for layer, count in drawn.layers.items()},
         "seconds": drawn.seconds,
+        "digest": digest(drawn.content),
+        "map_digest": digest(drawn.layer_map) if drawn.layer_map is not None else None,
     }
 
 

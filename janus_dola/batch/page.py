@@ -15,6 +15,8 @@ from janus_dola.batch.manifest import Manifest
 from janus_dola.layer_map import colour_of_layer
 
 PAGE, DATA = "index.html", "index_data.js"
+_HEAD = 400  # bytes, which tell our files from others
+_IN_PAGE, _IN_DATA = b"<title>janus-dola batch</title>", b"const SETTINGS = "
 
 
 def write_page(outdir: Path, manifest: Manifest, settings: dict[str, Any]) -> None:
@@ -26,6 +28,14 @@ def write_page(outdir: Path, manifest: Manifest, settings: dict[str, Any]) -> No
     write_whole(outdir, DATA, _data(manifest, settings))
     write_whole(outdir, PAGE, files("janus_dola.batch").joinpath("page.html").read_bytes())
     sync_folder(outdir)
+
+
+def is_of_page(path: Path) -> bool:
+    """Whether a file at the place of the page, or of its data, is one that `write_page` wrote."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return (_IN_DATA if path.name == DATA else _IN_PAGE) in file.read(_HEAD)
 
 
 def _data(manifest: Manifest, settings: dict[str, Any]) -> Iterator[bytes]:

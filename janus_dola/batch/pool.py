@@ -1,5 +1,6 @@
 """Who draws the batches of a run: this process. `ray_pool` has the same for Ray."""
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from janus_dola.batch.batches import Batch
 from janus_dola.batch.settings import Settings, check_int
 from janus_dola.batch.worker import Drawn, Failed, Worker
 from janus_dola.pipeline import JanusDoLa
+
+_ADDRESS = re.compile(r"auto|(ray://)?[^\s/]+:[0-9]{1,5}")
 
 
 class WorkersLostError(RuntimeError):
@@ -27,8 +30,8 @@ class Compute:
         backend: of the early-exit stage: "auto", "reference", "torch" or "triton".
         engine: how a step is run: "auto", "graph", "compile" or "eager".
         workers: Ray actors; None is this process alone or, with `ray_address`, one for each GPU there.
-        ray_address: of a Ray cluster ("auto", "host:6379"); None with `workers` starts one on this machine.
-            A Ray that this process already is connected to is used as it is.
+        ray_address: of a Ray cluster: "auto", "host:6379" or "ray://host:10001". None with `workers` starts one on this
+            machine. A Ray that this process already is connected to is used as it is.
         batch_size: images drawn at once; None is what fits into memory when a folder is begun.
     Raises:
         ValueError: a value is out of range.
@@ -46,6 +49,8 @@ class Compute:
             check_int("workers", self.workers, 1, 2**16)
         if self.batch_size is not None:
             check_int("batch_size", self.batch_size, 1, 2**16)
+        if self.ray_address is not None and not _ADDRESS.fullmatch(self.ray_address):
+            raise ValueError(f'ray_address must be "auto", HOST:PORT or ray://HOST:PORT, got {self.ray_address!r}')
         if self.uses_ray and self.device not in (None, "cpu", "cuda"):
             raise ValueError(f'device must be "cpu" or "cuda" with workers, which have a GPU each, got {self.device!r}')
 

@@ -2,8 +2,9 @@
 
 import os
 import socket
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,13 @@ from janus_dola.batch.settings import Settings
 from janus_dola.batch.worker import Drawn, Failed, Worker
 from janus_dola.pipeline import JanusDoLa
 
+_KNOCK_SECONDS = 5.0  # to connect, and again to answer
+# How gRPC begins, on which Ray is built: HTTP/2, and settings in a frame with this head. The answer is such a frame.
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
+_FRAME = 9  # bytes of its head
+_PATIENCE = 120.0  # seconds without a sign of life, after which a worker is given up
+_PATIENCE_WITH_LOADING = 900.0  # the same before its model is there
+_SECONDS_BETWEEN_CALLS = 10.0  # for a sign of life
 _AHEAD = 2  # batches an actor holds: the next one waits where the model is
 _ATTEMPTS = 3  # times a batch is handed out, when workers die over it
 _RESTARTS = 10  # of workers in a row, without an image drawn in between
@@ -32,12 +40,24 @@ class _Actor:
         """See `Worker.draw`."""
         return self._worker.draw(batch)
 
+    def is_there(self) -> bool:
+        """A sign of life; it is asked for while the model is loaded or draws, in a thread of its own."""
+        return True
+
 
 def _knock(address: str) -> None:
-    """Raises ConnectionError where nobody answers; Ray itself would try for many minutes."""
-    host, _, port = address.rpartition(":")
+    """Raises ConnectionError where nobody answers as Ray's servers do; Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    answer = b""
     try:
-        socket.create_connection((host, int(port)), timeout=10).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS") == "1":  # it would not answer to anything else
+                return
+            connection.sendall(_GREETING)
+            while len(answer) < _FRAME and (piece := connection.recv(_FRAME)):
+                answer += piece
+        if answer[3:4] != b"\x04":
+            raise ValueError("what answers there is no server of Ray")
     except (OSError, ValueError, OverflowError) as error:
         raise ConnectionError(f"ray_address {address!r} must be of a running Ray cluster, but: {error}") from None
 
@@ -76,6 +96,8 @@ class _Member:
     loading: Any  # ObjectRef of load; None once it is ready
     where: str = "a new worker"
     queue: "deque[tuple[Any, _Handed]]" = field(default_factory=deque)
+    call: Any = None  # ObjectRef of is_there
+    heard: float = field(default_factory=time.monotonic)  # when it last gave a sign of life
 
 
 class RayPool(AbstractContextManager["RayPool"]):
@@ -97,8 +119,10 @@ class RayPool(AbstractContextManager["RayPool"]):
         self._members: list[_Member] = []
         self._retry: deque[_Handed] = deque()
         self._restarts = 0
-        if compute.ray_address and ":" in compute.ray_address and "//" not in compute.ray_address:
-            _knock(compute.ray_address)
+        self._called = time.monotonic()
+        address = os.environ.get("RAY_ADDRESS", "") if compute.ray_address == "auto" else compute.ray_address or ""
+        if ":" in address:
+            _knock(address)
         self._ours = not ray.is_initialized()  # else the caller's own cluster is used, and left as it is
         if self._ours:
             self._start_ray()
@@ -120,7 +144,7 @@ class RayPool(AbstractContextManager["RayPool"]):
         self._ray.init(address=address, log_to_driver=False, logging_level="error", **own)
 
     def _member(self) -> _Member:
-        actor: Any = self._ray.remote(_Actor).options(**self._options).remote()
+        actor: Any = self._ray.remote(concurrency_groups={"life": 1})(_Actor).options(**self._options).remote()
         return _Member(actor, actor.load.remote(self._settings, self._compute))
 
     def _await_one(self) -> None:
@@ -162,7 +186,13 @@ class RayPool(AbstractContextManager["RayPool"]):
     def _handle_ready(self) -> list[tuple[Batch, Results]]:
         """Waits until a worker has something, and takes it."""
         waiting = {member.loading or member.queue[0][0]: member for member in self._members if self._busy(member)}
-        ready, _ = self._ray.wait(list(waiting), num_returns=1)
+        ready: list[Any] = []
+        while not ready:
+            ready, _ = self._ray.wait(list(waiting), num_returns=1, timeout=_SECONDS_BETWEEN_CALLS)
+            silent = self._silent(waiting.values())
+            if silent is not None:
+                seconds = round(time.monotonic() - silent.heard)
+                return self._replace(silent, TimeoutError(f"no sign of life for {seconds} s"))
         member = waiting[ready[0]]
         try:
             found = self._ray.get(ready[0])
@@ -174,7 +204,7 @@ class RayPool(AbstractContextManager["RayPool"]):
             return self._replace(member, error)
         if member.loading is not None:
             dtype, fits, member.where = found
-            member.loading = None
+            member.loading, member.heard = None, time.monotonic()
             self.dtype = self.dtype or dtype
             self.batch_size = min(self.batch_size or fits, fits)
             self._log(f"worker ready: {member.where}")
@@ -182,6 +212,21 @@ class RayPool(AbstractContextManager["RayPool"]):
         self._restarts = 0
         _, handed = member.queue.popleft()
         return [(handed.batch, found)]
+
+    def _silent(self, members: Iterable[_Member]) -> _Member | None:
+        """Calls all members now and then, and returns one that has not answered for too long."""
+        now = time.monotonic()
+        if now - self._called < _SECONDS_BETWEEN_CALLS:
+            return None
+        self._called = now
+        for member in members:
+            if member.call is not None and self._ray.wait([member.call], timeout=0)[0]:
+                member.call, member.heard = None, now
+            if member.call is None:
+                member.call = member.handle.is_there.options(concurrency_group="life").remote()
+            if now - member.heard > (_PATIENCE if member.loading is None else _PATIENCE_WITH_LOADING):
+                return member
+        return None
 
     @staticmethod
     def _busy(member: _Member) -> bool:

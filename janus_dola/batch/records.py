@@ -1,28 +1,26 @@
-"""Reads prompts as a stream: a JSON list, JSON lines with settings of their own, or plain text, from a file or stdin.
+"""Prompts, checked one by one: what can be drawn, with settings of its own, and what is malformed and why.
 
-A million prompts need no more memory than one: nothing here keeps what it has read. A run reads its prompts twice, once to
-check all of them, so what cannot be read again (stdin, a pipe) is first copied to a temporary file.
+A million prompts need no more memory than one: nothing here keeps what it has read.
 """
 
 import json
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, cast
+from typing import Any, Protocol
 
-import ijson
-
+from janus_dola.batch.formats import Fields, Malformed, fields_of, shown
 from janus_dola.batch.settings import MAX_PARALLEL_SIZE, MAX_SEED, Look, Settings, Task, check_int
+from janus_dola.batch.sources import Source
 from janus_dola.config import DoLaConfig
 
-_KEYS = ("prompt", "id", "seed", "parallel_size", "cfg_weight", "alpha", "candidate_layers")
-_JSON = 'must be {"prompts": [str, ...]}'
-_BOM = b"\xef\xbb\xbf"
-_SHOWN = 80  # characters of a bad value in a message
+Prompts = str | Path | Iterable[str | Mapping[str, Any]]
+
+_KEYS = ("id", "seed", "parallel_size", "cfg_weight", "alpha", "candidate_layers")
+_OF_RUN = ("temperature", "premature_layer", "dola", "model", "dtype", "quantize")  # not a prompt's own
+_MAX_PROMPT = 2**16  # characters; no model reads that many
+_SHOWN = 300  # characters of a reason
+_MAX_DEPTH = 20  # of values that are only kept
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Record:
     seed: int | None = None
     parallel_size: int | None = None
     look: Look | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)  # keys that set nothing, kept in the manifest
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,25 @@ class Records(Protocol):
         """The prompts, in order; settings are what their own ones override."""
         ...
 
+    def changed(self) -> bool:
+        """Whether what `read` gives is no longer what the file holds."""
+        ...
 
-def open_records(prompts: str | Path | Sequence[str | Mapping[str, Any]]) -> Records:
-    """Prompts of a file, of stdin ("-"), or of a list of strings and of mappings with the keys of a JSON line.
 
-    The ending of a file decides how it is read: `.json` holds `{"prompts": [str, ...]}`, `.jsonl` an object a line, `.txt` a
-    prompt a line. Stdin and other endings are told by their first line.
+def open_records(prompts: Prompts, prompt_key: str | None = None) -> Records:
+    """Prompts of a file, of a folder, of stdin ("-"), or any number of strings and of mappings with the keys of a JSON line.
 
+    Args:
+        prompt_key: the key, or column, that holds the prompt; None is "prompt", however it is capitalised.
     Raises:
         OSError: there is no such file, or it cannot be read.
+        ValueError: it is of no known form.
     """
     if isinstance(prompts, str | Path):
-        return RecordFile(Path(prompts))
-    return RecordList(prompts)
+        return RecordFile(Source(Path(prompts), prompt_key))
+    if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
+        raise ValueError(f"prompts must be a file, or strings and mappings, got {shown(prompts)}")
+    return RecordList(prompts, prompt_key)
 
 
 class RecordList:
@@ -74,55 +79,25 @@ class RecordList:
 
     name = "prompts"
 
-    def __init__(self, prompts: Sequence[str | Mapping[str, Any]]) -> None:
-        self._prompts = prompts
+    def __init__(self, prompts: Iterable[str | Mapping[str, Any]], prompt_key: str | None = None) -> None:
+        self._prompts, self._prompt_key = list(prompts), prompt_key
 
     def read(self, settings: Settings) -> Iterator[Record | BadRecord]:
         """See `Records`."""
         for index, prompt in enumerate(self._prompts):
-            fields = {"prompt": prompt} if isinstance(prompt, str) else prompt
-            yield _record(index, f"prompt {index}", fields, settings)
+            yield _record(index, f"prompt {index}", fields_of(prompt, self._prompt_key), settings)
+
+    def changed(self) -> bool:
+        """See `Records`."""
+        return False
 
 
 class RecordFile:
-    """Prompts of a file, or of stdin, which is copied to disk first."""
+    """Prompts of a file, a folder or stdin."""
 
-    def __init__(self, path: Path) -> None:
-        self._copy: IO[bytes] | None = None
-        self._path = path
-        self.name = f"prompt file {path}"
-        if str(path) == "-":
-            self.name = "stdin"
-            self._copy = _copied(sys.stdin.buffer)
-        else:
-            with path.open("rb") as file:
-                if not path.is_file():  # a pipe
-                    self._copy = _copied(file)
-        self._kind = self._tell_kind()
-
-    @contextmanager
-    def _opened(self) -> Iterator[IO[bytes]]:
-        file = self._copy or self._path.open("rb")
-        try:
-            file.seek(0)
-            if file.read(len(_BOM)) != _BOM:
-                file.seek(0)
-            yield file
-        finally:
-            if self._copy is None:
-                file.close()
-
-    def _tell_kind(self) -> Literal["json", "lines", "text"]:
-        endings = {".json": "json", ".jsonl": "lines", ".ndjson": "lines", ".txt": "text"}
-        found = endings.get(self._path.suffix.lower())
-        if found is None:
-            found = "text"
-            with self._opened() as file:
-                first = next((line for line in file if line.strip()), b"").strip()
-            if first.startswith(b"{"):
-                fields = _parsed(first)
-                found = "lines" if isinstance(fields, dict) and "prompts" not in fields else "json"
-        return cast(Literal["json", "lines", "text"], found)
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.name = source.name
 
     def read(self, settings: Settings) -> Iterator[Record | BadRecord]:
         """See `Records`.
@@ -130,126 +105,74 @@ class RecordFile:
         Raises:
             ValueError: the file as a whole is not what it should be.
         """
-        readers: dict[str, Callable[[IO[bytes], Settings], Iterator[Record | BadRecord]]] = {
-            "json": _read_json,
-            "lines": _read_lines,
-            "text": _read_text,
-        }
-        with self._opened() as file:
-            try:
-                yield from readers[self._kind](file, settings)
-            except _NotThatFormatError as error:
-                raise ValueError(f"{self.name} {error}") from None
+        for index, (place, found) in enumerate(self._source.pieces()):
+            yield _record(index, place, found, settings)
+
+    def changed(self) -> bool:
+        """See `Records`."""
+        return self._source.changed()
 
 
-class _NotThatFormatError(Exception):
-    pass
-
-
-def _copied(stream: IO[bytes]) -> IO[bytes]:
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-    shutil.copyfileobj(stream, copy)
-    return copy
-
-
-def _read_json(file: IO[bytes], settings: Settings) -> Iterator[Record | BadRecord]:
-    index, depth, inside, found = 0, 0, False, False
+def _record(index: int, place: str, found: Fields | Malformed, settings: Settings) -> Record | BadRecord:
     try:
-        for prefix, event, value in ijson.parse(file):
-            opens, closes = event in ("start_map", "start_array"), event in ("end_map", "end_array")
-            depth -= closes
-            if inside and depth == 2 and not closes:  # an element of the list
-                place = f"{_JSON}, got {event if opens else _shown(value)} as prompt {index}"
-                if event == "string":
-                    yield _record(index, f"prompt {index}", {"prompt": value}, settings)
-                else:
-                    yield BadRecord(index, place)
-                index += 1
-            elif depth == 1 and prefix == "prompts" and event != "map_key":
-                inside = event == "start_array"
-                found = found or inside
-            elif depth == 0 and opens and event != "start_map":
-                break
-            depth += opens
-    except ijson.JSONError as error:
-        text = error.args[0] if error.args else error
-        message = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-        raise _NotThatFormatError(f"{_JSON}, but is not JSON: {message.splitlines()[0]}") from None
-    if not found or index == 0:
-        raise _NotThatFormatError(
-            f"{_JSON} with at least one prompt, got {'an empty list' if found else 'no such list'}"
-        )
-
-
-def _read_lines(file: IO[bytes], settings: Settings) -> Iterator[Record | BadRecord]:
-    for index, (place, line) in enumerate(_lines(file)):
-        fields = _parsed(line)
-        if isinstance(fields, Mapping):
-            yield _record(index, place, fields, settings)
-        else:
-            yield BadRecord(index, f'{place}: must be a JSON object such as {{"prompt": "..."}}, got {_shown(line)}')
-
-
-def _read_text(file: IO[bytes], settings: Settings) -> Iterator[Record | BadRecord]:
-    for index, (place, line) in enumerate(_lines(file)):
-        try:
-            yield _record(index, place, {"prompt": line.decode("utf-8")}, settings)
-        except UnicodeDecodeError as error:
-            yield BadRecord(index, f"{place}: must be UTF-8, got {_shown(line)} ({error.reason})")
-
-
-def _lines(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
-    """The lines that are not blank, and where they stand."""
-    found = False
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            found = True
-            yield f"line {number}", line.rstrip(b"\r\n")
-    if not found:
-        raise _NotThatFormatError("must hold at least one prompt, got none")
-
-
-def _parsed(line: bytes) -> object:
-    """What a line holds as JSON; None where it is none."""
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _shown(value: object) -> str:
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _record(index: int, place: str, fields: Mapping[str, Any], settings: Settings) -> Record | BadRecord:
-    try:
-        return _checked(index, fields, settings)
+        if isinstance(found, Malformed):
+            raise ValueError(found.reason)
+        return _checked(index, found, settings)
     except ValueError as error:
-        return BadRecord(index, f"{place}: {error}")
+        reason = str(error)
+        return BadRecord(index, f"{place}: {reason if len(reason) <= _SHOWN else reason[:_SHOWN] + '...'}")
 
 
-def _checked(index: int, fields: Mapping[str, Any], settings: Settings) -> Record:
-    unknown = [key for key in fields if key not in _KEYS]
-    if unknown:
-        raise ValueError(f"keys must be among {', '.join(_KEYS)}, got {_shown(unknown[0])}")
-    given = {key: value for key, value in fields.items() if value is not None}
-    prompt, name = given.get("prompt"), given.get("id")
+def _checked(index: int, found: Fields, settings: Settings) -> Record:
+    prompt, given = found.prompt, {key: value for key, value in found.more.items() if value is not None}
+    of_run = next((key for key in given if key in _OF_RUN), None)
+    if of_run is not None:
+        raise ValueError(f"{of_run} must be the same for all prompts of a run, got {shown(given[of_run])}")
     if not isinstance(prompt, str):
-        raise ValueError(f"prompt must be a string, got {_shown(prompt)}")
+        raise ValueError(f"prompt must be a string, got {shown(prompt)}")
+    if len(prompt) > _MAX_PROMPT:
+        raise ValueError(f"prompt must have at most {_MAX_PROMPT} characters, got {len(prompt)}")
+    name, size = given.get("id"), given.get("parallel_size")
     if isinstance(name, bool) or not isinstance(name, str | int | None):
-        raise ValueError(f"id must be a string or an int, got {_shown(name)}")
+        raise ValueError(f"id must be a string or an int, got {shown(name)}")
     for text in (prompt, str(name)):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError(f"prompt and id must be valid Unicode, got {ascii(text)[:_SHOWN]}") from None
-    size = given.get("parallel_size")
+        _check_unicode(text)
+    extra = {key: value for key, value in found.more.items() if key not in _KEYS}
     if size is not None:
         check_int("parallel_size", size, 1, MAX_PARALLEL_SIZE)
     if "seed" in given:
         check_int("seed", given["seed"], 0, MAX_SEED - (size or settings.parallel_size))
-    return Record(index, prompt, name, given.get("seed"), size, _look(given, settings.look))
+    return Record(
+        index, prompt, name, given.get("seed"), size, _look(given, settings.look), _stored(extra) if extra else extra
+    )
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"prompt and keys must be valid Unicode, got {shown(text)}") from None
+
+
+def _stored(value: Any) -> Any:
+    """A value as it comes back from the manifest.
+
+    Raises:
+        ValueError: the manifest cannot hold it.
+    """
+    if _is_deeper(value, _MAX_DEPTH):
+        raise ValueError(f"keys must be nested at most {_MAX_DEPTH} deep, got {shown(value)}")
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"keys must hold what JSON can, got {shown(value)} ({error})") from None
+    _check_unicode(text)
+    return json.loads(text)
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return levels < 0 or any(_is_deeper(each, levels - 1) for each in inner)
 
 
 def _look(given: Mapping[str, Any], of_run: Look) -> Look | None:
@@ -264,7 +187,7 @@ def _look(given: Mapping[str, Any], of_run: Look) -> Look | None:
             changed["alpha"] = _number("alpha", changed["alpha"])
         layers = changed.get("candidate_layers", "auto")
         if not isinstance(layers, str | list | tuple):
-            raise ValueError(f'candidate_layers must be "auto" or a list of ints, got {_shown(layers)}')
+            raise ValueError(f'candidate_layers must be "auto" or a list of ints, got {shown(layers)}')
         dola = DoLaConfig(
             candidate_layers=changed.get("candidate_layers", dola.candidate_layers),
             alpha=changed.get("alpha", dola.alpha),
@@ -276,11 +199,11 @@ def _look(given: Mapping[str, Any], of_run: Look) -> Look | None:
 
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number, got {_shown(value)}")
+        raise ValueError(f"{name} must be a number, got {shown(value)}")
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"{name} must be a finite number, got {_shown(value)}") from None
+        raise ValueError(f"{name} must be a finite number, got {shown(value)}") from None
 
 
 Numbered = tuple[int, Record | BadRecord, list[Task]]
@@ -304,6 +227,9 @@ def numbered(records: Iterable[Record | BadRecord], settings: Settings) -> Itera
         if isinstance(record, Record):
             seed = settings.seed + first if record.seed is None else record.seed
             look = record.look or settings.look
-            tasks = [Task(first + k, record.index, k, record.prompt, seed + k, look, record.id) for k in range(size)]
+            tasks = [
+                Task(first + k, record.index, k, record.prompt, seed + k, look, record.id, record.extra)
+                for k in range(size)
+            ]
         yield first, record, tasks
         first += size

@@ -1,72 +1,19 @@
 """What a folder already holds of a run, and whether it is of the same run."""
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
-
-from janus_dola.batch.entries import Entry, entry_of, map_name
-from janus_dola.batch.files import sync_folder, write_whole
+from janus_dola.batch.entries import Entry, entry_of, names_of
 from janus_dola.batch.manifest import Manifest
+from janus_dola.batch.ownership import unchanged
 from janus_dola.batch.records import Numbered
 from janus_dola.batch.settings import Settings, Task
-from janus_dola.image_files import file_name, read_recipe
 
-RUN_FILE = "run.json"
 MISSING, DONE, FAILED = 0, 1, 2  # states of an image
 _CHECKED_AT_ONCE = 512
-
-
-@dataclass(frozen=True)
-class RunFile:
-    """What `run.json` keeps: the settings a folder was begun with, and how many images are drawn at once.
-
-    A batch is part of what decides an image's last bit, so a run that goes on draws the same batches.
-    """
-
-    settings: dict[str, Any]  # as `Settings.named` gives them
-    batch_size: int
-
-    @classmethod
-    def read(cls, outdir: Path) -> "RunFile | None":
-        """That of a folder, if there is one.
-
-        Raises:
-            ValueError: it cannot be understood.
-        """
-        path = outdir / RUN_FILE
-        if not path.exists():
-            return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            found = cls(dict(content["settings"]), int(content["batch_size"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} must be what an earlier run wrote, got {error!r}") from None
-        return found
-
-    def write(self, outdir: Path) -> None:
-        """Keeps it in a folder."""
-        content = json.dumps({"settings": self.settings, "batch_size": self.batch_size}, indent=1, ensure_ascii=False)
-        write_whole(outdir, RUN_FILE, content.encode("utf-8") + b"\n")
-        sync_folder(outdir)
-
-    def differences(self, settings: Settings) -> list[str]:
-        """Which settings differ from these, in words; a dtype that is not given is the same."""
-        now = settings.named()
-        if settings.dtype is None:
-            now["dtype"] = self.settings.get("dtype")
-        names = sorted({*self.settings, *now}, key=[*now, *self.settings].index)
-        return [
-            f"{name} {self.settings.get(name)}, now {now.get(name)}"
-            for name in names
-            if self.settings.get(name) != now.get(name)
-        ]
 
 
 def states_of(
@@ -80,7 +27,8 @@ def states_of(
 ) -> bytearray:
     """The state of each image of a run: MISSING, DONE or FAILED.
 
-    An image is done when the manifest has its line, and its file opens as an image that carries the recipe of its task.
+    An image is done when the manifest has its line, and its file and its map have the digests that stand there. What a line
+    says of the prompt itself, its id and other keys, is brought up to date.
 
     Args:
         settings: of the run, with the dtype known.
@@ -107,9 +55,13 @@ def states_of(
             for number, entry, _ in same:
                 if entry.get("error"):
                     states[number] = FAILED
+            now = ((entry, _up_to_date(entry, task)) for _, entry, task in same if task is not None)
+            manifest.append([line for entry, line in now if line != entry])
             checked(len(part))
     if overwrite:
-        _delete(outdir, manifest, [*stale, *manifest.beyond()])
+        gone = [*stale, *manifest.beyond()]
+        names = (name for number in gone for name in unchanged(outdir, manifest.get(number) or {}))
+        delete(outdir, manifest, names, gone)
     return states
 
 
@@ -138,30 +90,22 @@ def _refuse(outdir: Path, number: int, entry: Entry) -> None:
     )
 
 
+def _up_to_date(entry: Entry, task: Task) -> Entry:
+    if entry.get("k") is None:  # of a record that was bad
+        return entry
+    return {key: value for key, value in entry.items() if key != "extra"} | entry_of(task)
+
+
 def _is_whole(outdir: Path, entry: Entry, task: Task, settings: Settings) -> bool:
-    name = file_name(task.index, task.prompt, task.k, settings.image_format)
-    maps = [map_name(name)] if entry.get("map") else []
-    try:
-        for path in (outdir / name, *(outdir / other for other in maps)):
-            with Image.open(path) as image:
-                image.load()
-        return read_recipe(outdir / name) == task.recipe(settings)
-    except (OSError, ValueError, SyntaxError):  # what Pillow raises for files that are not whole
-        return False
+    names = [name for name in names_of(task, settings) if name is not None]
+    return list(unchanged(outdir, entry)) == names
 
 
-def forget_all(outdir: Path, manifest: Manifest) -> None:
-    """Deletes all images that the manifest knows, and its lines."""
-    _delete(outdir, manifest, [entry["image"] for entry in manifest])
-
-
-def _delete(outdir: Path, manifest: Manifest, numbers: list[int]) -> None:
+def delete(outdir: Path, manifest: Manifest, names: Iterable[str], numbers: Sequence[int]) -> None:
+    """Deletes files, and the lines of images from the manifest."""
+    for name in names:
+        (outdir / name).unlink(missing_ok=True)
     for number in numbers:
-        entry = manifest.get(number) or {}
-        name = Path(str(entry.get("file") or "")).name  # never outside the folder
-        if name:
-            (outdir / name).unlink(missing_ok=True)
-            (outdir / map_name(name)).unlink(missing_ok=True)
         manifest.forget(number)
     if numbers:
         manifest.compact()

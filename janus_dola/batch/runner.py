@@ -1,32 +1,38 @@
 """Draws any number of prompts into a folder, and goes on where an earlier run of the same command stopped."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm
 
 from janus_dola.batch.batches import Batch, batches
-from janus_dola.batch.entries import MAPS, bad_entry, drawn_entry, failed_entry
+from janus_dola.batch.entries import MAPS, bad_entry, drawn_entry, failed_entry, names_of
 from janus_dola.batch.files import held, sync_folder, telling, write_whole
+from janus_dola.batch.formats import shown
 from janus_dola.batch.interrupt import Interrupt
+from janus_dola.batch.manifest import NAME as MANIFEST
 from janus_dola.batch.manifest import Manifest
+from janus_dola.batch.ownership import look_into, replaceable
 from janus_dola.batch.page import write_page
 from janus_dola.batch.pool import Compute, InProcess, Pool, Results
-from janus_dola.batch.records import BadRecord, Numbered, Records, numbered, open_records
-from janus_dola.batch.resume import DONE, FAILED, MISSING, RunFile, forget_all, states_of
-from janus_dola.batch.settings import Settings, Task
+from janus_dola.batch.records import BadRecord, Numbered, Prompts, Records, numbered, open_records
+from janus_dola.batch.resume import DONE, FAILED, MISSING, delete, states_of
+from janus_dola.batch.run_file import RunFile
+from janus_dola.batch.settings import Settings, Task, check_int
 from janus_dola.batch.worker import Failed
 from janus_dola.models.load import HINT_AT_MINI, MINI
 from janus_dola.pipeline import JanusDoLa
 
 _SECONDS_BETWEEN_LINES = 60  # of progress in a log file
 _LINES_AT_ONCE = 512
+_BAD_COUNTED = 1000
+_KEYS_NAMED = 8  # of those that set nothing
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,12 @@ class Summary:
 
 
 def run_batch(
-    prompts: str | Path | Sequence[str | Mapping[str, Any]],
+    prompts: Prompts,
     outdir: str | Path,
     settings: Settings = Settings(),  # noqa: B008 (frozen)
     compute: Compute = Compute(),  # noqa: B008 (frozen)
     *,
+    prompt_key: str | None = None,
     max_prompts: int | None = None,
     skip_bad: bool = False,
     overwrite: bool = False,
@@ -64,28 +71,32 @@ def run_batch(
     never interrupted on the same kind of device.
 
     Args:
-        prompts: a file (JSON, JSON lines, text), "-" for stdin, or a list of strings and of mappings with the keys of a JSON
-            line: prompt, id, seed, parallel_size, cfg_weight, alpha, candidate_layers.
+        prompts: a file (.json, .jsonl, .csv, .tsv, .txt), a folder with a .txt file for each, "-" for stdin, or strings and
+            mappings with the keys of a JSON line: prompt, id, seed, parallel_size, cfg_weight, alpha, candidate_layers.
+            Other keys are kept in the manifest.
         outdir: made if need be.
         settings: what is drawn; a prompt's own ones go first.
         compute: on what.
+        prompt_key: the key or column that holds the prompt; None is "prompt", however it is capitalised.
         max_prompts: only the first ones; None is all.
         skip_bad: malformed records are recorded as failed; without it they stop the run before anything is drawn.
-        overwrite: images in the folder that were made with other settings or prompts are replaced or deleted.
+        overwrite: images in the folder that runs with other settings or prompts made are deleted, and the folder may hold
+            other files, which are left alone.
         progress: shows a bar with images per second, the time left and failures.
         pipe: a model in memory, instead of loading one.
     Raises:
-        ValueError: the prompts are malformed, a setting is out of range, or the folder was made with other settings; nothing
-            has been drawn then.
+        ValueError: the prompts are malformed, a setting is out of range, the folder was made with other settings, or
+            it holds files that are not of a run; nothing has been drawn then.
         OSError: the prompts cannot be read, the model is not there, or the folder cannot be written to.
         ImportError: Ray is asked for and not installed.
     """
-    folder, records = Path(outdir), open_records(prompts)
-    if max_prompts is not None and max_prompts < 1:
-        raise ValueError(f"max_prompts must be None or an int >= 1, got {max_prompts}")
+    if max_prompts is not None:
+        check_int("max_prompts", max_prompts, 1, 2**63)
+    folder, records = Path(outdir), open_records(prompts, prompt_key)
     order = _Order(records, max_prompts, settings, skip_bad)
+    look_into(folder, overwrite)  # so that nothing is made where it is refused
     with held(folder):
-        before = RunFile.read(folder)
+        before = look_into(folder, overwrite)
         differences = before.differences(settings) if before is not None else []
         if differences and not overwrite:
             raise ValueError(
@@ -95,13 +106,17 @@ def run_batch(
         if before is not None and not differences:
             settings = settings.with_dtype(before.settings["dtype"])
         with telling(folder):
-            (folder / MAPS).mkdir(exist_ok=True)
             manifest = Manifest(folder, order.numbers)
         with closing(manifest), Interrupt() as interrupt:
             run = _Run(folder, order, settings, manifest, interrupt, progress)
             if before is not None and not differences:
                 run.check(overwrite)
-            return run.draw(compute, before if not differences else None, pipe)
+            else:
+                before = None
+                run.begin_anew()
+            summary = run.draw(compute, before, pipe)
+    order.say_if_changed()
+    return summary
 
 
 class _Order:
@@ -114,21 +129,39 @@ class _Order:
     def __init__(self, records: Records, max_prompts: int | None, settings: Settings, skip_bad: bool) -> None:
         self._records, self._max_prompts, self._settings = records, max_prompts, settings
         self.prompts = self.images = self.numbers = self.bad = 0  # numbers are taken up by bad prompts, too
-        first_reason = ""
+        first_reason, kept = "", dict[str, None]()
         for first, record, tasks in self:
             self.prompts, self.images = self.prompts + 1, self.images + len(tasks)
             self.numbers = first + (len(tasks) or settings.parallel_size)
             if isinstance(record, BadRecord):
                 self.bad += 1
                 first_reason = first_reason or record.reason
+                if self.bad == _BAD_COUNTED and not skip_bad:
+                    break
+            elif len(kept) < _KEYS_NAMED:
+                kept.update(dict.fromkeys(record.extra))
         if self.prompts == 0:
             raise ValueError(f"{records.name} must hold at least one prompt, got none")
         if self.bad and not skip_bad:
-            more = f"; {self.bad} of {self.prompts} prompts are bad" if self.bad > 1 else ""
+            more = f"; {self.bad} of {self.prompts} prompts read are bad" if self.bad > 1 else ""
             raise ValueError(f"{records.name} {first_reason}{more}. --skip-bad draws the others")
+        if self.images == 0:
+            raise ValueError(f"{records.name} must hold a prompt that can be drawn, but {first_reason}")
+        if kept:
+            names = ", ".join(map(shown, list(kept)[:_KEYS_NAMED]))
+            warnings.warn(f"{records.name}: keys that set nothing are kept in the manifest: {names}", stacklevel=3)
 
     def __iter__(self) -> Iterator[Numbered]:
         return numbered(islice(self._records.read(self._settings), self._max_prompts), self._settings)
+
+    def say_if_changed(self) -> None:
+        """Warns when the prompts are no longer what they were when the run began."""
+        if self._records.changed():
+            warnings.warn(
+                f"{self._records.name} changed during the run, which drew what it held at the start; "
+                "the same command again draws what is new",
+                stacklevel=3,
+            )
 
     def tasks(self) -> Iterator[Task]:
         """The images, in order."""
@@ -151,6 +184,19 @@ class _Run:
         self._manifest, self._interrupt, self._progress = manifest, interrupt, progress
         self._states = bytearray(order.numbers)  # all MISSING
         self._failed = order.bad
+        self._replaced: list[str] = []  # files of earlier runs
+        if manifest.ignored:
+            warnings.warn(
+                f"{manifest.ignored} lines of {outdir / MANIFEST} are not as a run wrote them; "
+                "what they stand for is drawn again",
+                stacklevel=3,
+            )
+
+    def begin_anew(self) -> None:
+        """Finds what earlier runs made here, to be deleted once the model is loaded."""
+        tasks = self._order.tasks()
+        wanted = (name for task in tasks for name in names_of(task, self._settings) if name is not None)
+        self._replaced = replaceable(self._outdir, self._manifest, wanted)
 
     def check(self, overwrite: bool) -> None:
         """Looks at what an earlier run with the same settings left."""
@@ -189,8 +235,10 @@ class _Run:
         self._settings = self._settings.with_dtype(pool.dtype)
         with telling(self._outdir):
             if before is None:  # nothing there is of this run
-                forget_all(self._outdir, self._manifest)
+                numbers = [entry["image"] for entry in self._manifest]
+                delete(self._outdir, self._manifest, self._replaced, numbers)
             RunFile(self._settings.named(), size).write(self._outdir)
+            (self._outdir / MAPS).mkdir(exist_ok=True)
         taken = 0
         with self._bar("drawing", self._order.images, kept) as bar:
             for batch, results in pool.run(self._missing(size)):
@@ -218,8 +266,11 @@ class _Run:
             yield batch
 
     def _store(self, batch: Batch, results: Results) -> int:
-        """Writes what is new, files before lines, and returns how many images that are."""
-        entries = []
+        """Writes what is new, and returns how many images that are.
+
+        Lines before files, so that whatever lies in the folder is known as ours by its digest.
+        """
+        entries, contents = [], dict[str, bytes]()
         for task, result in zip(batch, results, strict=True):
             if self._states[task.number] == DONE:
                 continue
@@ -228,14 +279,16 @@ class _Run:
                 self._failed += 1
                 continue
             entry = drawn_entry(task, result, self._settings)
-            write_whole(self._outdir, entry["file"], result.content)
+            contents[entry["file"]] = result.content
             if result.layer_map is not None:
-                write_whole(self._outdir, entry["map"], result.layer_map)
+                contents[entry["map"]] = result.layer_map
             entries.append(entry)
             self._states[task.number] = DONE
+        self._manifest.append(entries)
+        for name, content in contents.items():
+            write_whole(self._outdir, name, content)
         sync_folder(self._outdir)
         sync_folder(self._outdir / MAPS)
-        self._manifest.append(entries)
         return len(entries)
 
     def _bar(self, what: str, total: int, initial: int = 0) -> tqdm:

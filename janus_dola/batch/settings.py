@@ -1,6 +1,7 @@
 """What every image of a run shares, and one image of it."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
 from janus_dola.config import DoLaConfig
@@ -106,6 +107,7 @@ class Task:
     seed: int
     look: Look
     id: str | int | None = None  # what the user calls the prompt
+    extra: Mapping[str, Any] = field(default_factory=dict)  # what else stood with it, for the manifest
 
     def recipe(self, settings: Settings) -> Recipe:
         """What its file says it was drawn by; the dtype of the settings must be known."""

@@ -129,5 +129,5 @@ class Worker:
             png = picture.getvalue()
         layers, counts = image.premature_layers.unique(return_counts=True)
         histogram = dict(zip(layers.tolist(), counts.tolist(), strict=True))
-        mean, top = round(image.jsd.mean().item(), 5), round(image.jsd.max().item(), 5)
+        mean, top = round(image.jsd.mean().item(), 4), round(image.jsd.max().item(), 4)
         return Drawn(content, png, mean, top, histogram, round(seconds, 4))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from janus_dola.evaluation.extras import needed
+from janus_dola.evaluation.grid import exact
 from janus_dola.evaluation.metrics import METRICS, Metric
 from janus_dola.evaluation.report import Row, groups, headline
 from janus_dola.kernels.reference import LN2
@@ -100,7 +101,7 @@ def _heat_maps(evaluation: dict[str, Any]) -> "Figure":
         for i, (title, _) in enumerate(found):
             last = _heat_map(axes[i, j], grids[i], metric, limit)
             axes[i, j].set_title(f"{metric.key}\n{title}" if j == 0 else f"{metric.key}\n", fontsize=9)
-            axes[i, j].set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas], fontsize=8)
+            axes[i, j].set_xticks(range(len(alphas)), [exact(alpha) for alpha in alphas], fontsize=8)
             axes[i, j].set_yticks(range(len(layers)), layers if j == 0 else [""] * len(layers), fontsize=8)
             axes[i, j].set_xlabel("alpha", fontsize=8)
             if j == 0:
@@ -177,7 +178,7 @@ def _against_alpha(evaluation: dict[str, Any]) -> "Figure | None":
                     place, mean, reach, color=colour, marker=_MARKERS[i], markersize=5, capsize=2,
                     linewidth=1, label=_set_label(evaluation, name) if k == 0 else None,
                 )  # fmt: skip
-        panel.set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
+        panel.set_xticks(range(len(alphas)), [exact(alpha) for alpha in alphas])
         panel.set_xlabel("alpha, the plausibility threshold")
         panel.set_ylabel(_axis_label(metric))
         panel.set_title(title, fontsize=10)

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from janus_dola.batch.formats import parse_json, shown
 from janus_dola.image_files import Recipe, save_image
 
 
@@ -26,19 +27,23 @@ def read_metadata(path: Path) -> list[dict[str, Any]]:
     expected = 'must hold one {"tag": ..., "include": [...], "prompt": ...} a line'
     entries = []
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"prompt file {path} {expected}, but is not text: {error}") from error
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
+            entry = parse_json(line)
+        except ValueError as error:
             raise ValueError(f"prompt file {path} {expected}; line {number} is not JSON: {error}") from error
         wanted = {"tag": str, "include": list, "prompt": str}
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in wanted.items()):
-            raise ValueError(f"prompt file {path} {expected}; line {number} is {line[:80]}")
+            raise ValueError(f"prompt file {path} {expected}; line {number} is {shown(line)}")
+        try:
+            entry["prompt"].encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"prompt file {path} must be valid Unicode; line {number} is {shown(line)}") from None
         entries.append(entry)
     if not entries:
         raise ValueError(f"prompt file {path} {expected}, but is empty")

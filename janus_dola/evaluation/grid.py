@@ -31,6 +31,12 @@ def layer_set(name: str, num_layers: int, seed: int) -> list[int]:
     }[name]
 
 
+def exact(value: float) -> str:
+    """A number as short as it can be said, and never the same for two numbers."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
 @dataclass(frozen=True)
 class Cell:
     """One setting of the grid. `layers` is a name of `LAYER_SETS`; "final" with alpha 0 is the baseline."""
@@ -43,8 +49,8 @@ class Cell:
     @property
     def name(self) -> str:
         """Names the cell's files: "auto-alpha0.1-cfg5-t1"."""
-        what = "baseline" if self.is_baseline else f"{self.layers}-alpha{self.alpha:g}"
-        return f"{what}-cfg{self.cfg:g}-t{self.temperature:g}"
+        what = "baseline" if self.is_baseline else f"{self.layers}-alpha{exact(self.alpha)}"
+        return f"{what}-cfg{exact(self.cfg)}-t{exact(self.temperature)}"
 
     @property
     def is_baseline(self) -> bool:
@@ -97,7 +103,7 @@ class Grid:
 
 
 def _listed(values: Sequence) -> str:
-    return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+    return ",".join(exact(value) if isinstance(value, float) else str(value) for value in values)
 
 
 def parse_grid(words: Sequence[str]) -> Grid:

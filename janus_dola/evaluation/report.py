@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from janus_dola.evaluation.grid import exact
 from janus_dola.evaluation.metrics import METRICS, Metric, shown
 from janus_dola.evaluation.task import ALL_FOUR, CLIP_SCORE
 
@@ -22,19 +23,19 @@ def groups(evaluation: dict[str, Any]) -> list[tuple[str, list[Row]]]:
         # A matched baseline belongs to the cell it is matched to, whose temperature is the group's.
         key = (row["cfg"], row["grid temperature"])
         found.setdefault(key, []).append(row)
-    return [(f"cfg {cfg:g}, temperature {temperature:g}", rows) for (cfg, temperature), rows in found.items()]
+    return [(f"cfg {exact(cfg)}, temperature {exact(temperature)}", rows) for (cfg, temperature), rows in found.items()]
 
 
 def label(row: Row) -> str:
     """What a cell is: "auto, alpha 0.1"."""
     if row["is matched baseline"]:
-        of = f"{row['layers']}, alpha {row['alpha']:g}"
+        of = f"{row['layers']}, alpha {exact(row['alpha'])}"
         if row["match"] is None:
             return f"baseline matched to {of}: no temperature gives its entropy"
         return f"baseline at temperature {row['temperature']:.3g}, matched to {of}"
     if row["is baseline"]:
         return "baseline"
-    return f"{row['layers']}, alpha {row['alpha']:g}"
+    return f"{row['layers']}, alpha {exact(row['alpha'])}"
 
 
 def tables(evaluation: dict[str, Any]) -> str:

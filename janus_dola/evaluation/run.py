@@ -1,7 +1,7 @@
-"""All cells of a grid into a folder; cells that are there already are kept.
+"""All cells of a grid into a folder; cells that are there already, as they were written, are kept.
 
 <outdir>/settings.json     what all cells share; a folder with other settings is refused
-<outdir>/cells/<cell>.json  what was measured in a cell, image by image
+<outdir>/cells/<cell>.json  what was measured in a cell, image by image, and the digests of its images
 <outdir>/images/<cell>/    its images in GenEval's layout, where the prompts are GenEval's
 <outdir>/evaluation.json   means and intervals of all cells of the grid
 """
@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -22,6 +23,8 @@ import transformers
 from tqdm.auto import tqdm
 
 import janus_dola
+from janus_dola.batch.digests import checked, file_digest, with_checksum
+from janus_dola.batch.formats import parse_json, shown
 from janus_dola.evaluation.geneval import write_image
 from janus_dola.evaluation.grid import Cell, Grid, layer_set
 from janus_dola.evaluation.matching import match_temperature
@@ -76,7 +79,7 @@ class Evaluation:
         match: draws, for each cell with the layers "auto", also a baseline whose temperature gives it the same entropy.
         progress: shows a bar.
     Raises:
-        ValueError: `outdir` holds an evaluation with other settings.
+        ValueError: `outdir` holds an evaluation with other settings, or with unknown ones.
     """
 
     def __init__(
@@ -118,12 +121,29 @@ class Evaluation:
     def _measured(self, name: str, draw: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What is in the cell's file; if there is none, what `draw` measures."""
         path = self._outdir / "cells" / f"{name}.json"
-        if not path.exists():
-            self._bar.set_description(name)
-            _write(path, json.dumps(draw()))
-        else:
+        found = self._kept(path)
+        if found is not None:
             self._bar.update(self._settings.images)
-        return json.loads(path.read_text(encoding="utf-8"))
+            return found
+        if path.exists():
+            warnings.warn(f"{path}, or an image of its cell, is not as it was written: measured again", stacklevel=4)
+        self._bar.set_description(name)
+        measured = {**draw(), "settings": asdict(self._settings), "files": self._files(name)}
+        _write(path, json.dumps(with_checksum(measured)))
+        return measured
+
+    def _kept(self, path: Path) -> dict[str, Any] | None:
+        """What a cell's file holds, where it and the cell's images are as they were written."""
+        found = checked(path.read_bytes()) if path.is_file() else None
+        if found is None or found.get("settings") != asdict(self._settings):
+            return None
+        whole = all(file_digest(self._outdir / name) == its_digest for name, its_digest in found["files"].items())
+        return found if whole else None
+
+    def _files(self, name: str) -> dict[str, str | None]:
+        """The digests of a cell's images and what lies beside them, by path."""
+        paths = sorted(path for path in (self._outdir / "images" / name).rglob("*") if path.is_file())
+        return {path.relative_to(self._outdir).as_posix(): file_digest(path) for path in paths}
 
     def _draw(self, name: str, sampling: Sampling) -> dict[str, Any]:
         keep = None
@@ -246,9 +266,17 @@ def summaries(measured: dict[str, dict[str, Any]], prompts: int) -> list[dict[st
 def _claim(path: Path, settings: dict[str, Any]) -> None:
     """Marks a folder as that of an evaluation with these settings."""
     if not path.exists():
+        held = next((path.parent / name for name in ("cells", "images") if (path.parent / name).exists()), None)
+        if held is not None:
+            raise ValueError(f"outdir {path.parent} holds {held.name}, but no {path.name} that says how they were made")
         _write(path, json.dumps(settings, indent=1))
         return
-    there = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        there = parse_json(path.read_bytes())
+        if not isinstance(there, dict):
+            raise ValueError(f"got {shown(there)}")
+    except ValueError as error:
+        raise ValueError(f"{path} must be as an evaluation wrote it: {error}") from None
     other = [
         f"{name} {there.get(name)!r}, not {value!r}" for name, value in settings.items() if there.get(name) != value
     ]

@@ -49,7 +49,7 @@ def die_inside_an_image(countdown: int):
 
     def halves(content):
         yield content[: len(content) // 2]
-        assert any(path.stat().st_size for path in Path(outdir_of_run).joinpath(".partial").iterdir())
+        assert any(path.stat().st_size for path in Path(outdir_of_run).joinpath(files.PARTIAL).iterdir())
         die()
 
     def sabotage():
@@ -66,7 +66,8 @@ def die_inside_the_manifest(countdown: int):
         nonlocal countdown
         countdown -= 1
         if countdown == 0:
-            self._out = Torn(self._out)
+            out, lines = self._files or self._opened()
+            self._files = (Torn(out), lines)
         append_whole(self, entries)
 
     class Torn:
@@ -84,21 +85,38 @@ def die_inside_the_manifest(countdown: int):
     return sabotage
 
 
-def die_between_files_and_manifest(countdown: int):
-    """The images of a batch are there, their lines are not."""
+def die_between_manifest_and_files(countdown: int):
+    """The lines of a batch are there, its images are not."""
 
     def append(self, entries):
         nonlocal countdown
         countdown -= 1
+        append_whole(self, entries)
         if countdown == 0:
             die()
-        append_whole(self, entries)
 
     def sabotage():
         manifest.Manifest.append = append
 
     append_whole = manifest.Manifest.append
     return sabotage
+
+
+def moments(chance: random.Random, count: int) -> list:
+    """Where processes die, at least one of each kind.
+
+    They let fewer images be drawn than the 7 a moment that there are, so that none comes after the end.
+    """
+    kinds = [
+        lambda: (die_inside_an_image(chance.randint(1, 4)), None),
+        lambda: (die_inside_the_manifest(chance.randint(1, 2)), None),
+        lambda: (None, (chance.randint(1, 2), chance.uniform(0, 0.5))),
+        lambda: (die_between_manifest_and_files(chance.randint(1, 2)), None),
+        lambda: (None, (chance.randint(0, 2), chance.uniform(0, 0.5))),
+    ]
+    found = [kinds[i % len(kinds)]() for i in range(count)]
+    chance.shuffle(found)
+    return found
 
 
 def killed_from_outside(child: int, outdir: Path, images: int, delay: float) -> None:
@@ -117,17 +135,8 @@ if __name__ == "__main__":
     outdir_of_run = killed
     pipe = JanusDoLa.from_pretrained("mini", device="cpu")
     assert os.waitpid(run(pipe, prompts, undisturbed), 0)[1] == 0
-    # Together they let fewer images be drawn than there are, so that none comes after the end.
-    moments = [
-        (die_inside_an_image(chance.randint(1, 4)), None),
-        (die_inside_the_manifest(chance.randint(1, 2)), None),
-        (None, (chance.randint(1, 2), chance.uniform(0, 0.5))),
-        (die_between_files_and_manifest(chance.randint(1, 2)), None),
-        (None, (chance.randint(0, 2), chance.uniform(0, 0.5))),
-    ]
-    chance.shuffle(moments)
     report = []
-    for sabotage, outside in moments:
+    for sabotage, outside in moments(chance, int(sys.argv[5])):
         child = run(pipe, prompts, killed, sabotage)
         if outside is not None:
             killed_from_outside(child, killed, *outside)
@@ -136,7 +145,7 @@ if __name__ == "__main__":
             {
                 "killed": os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL,
                 "images": len(list(killed.glob("*.jpg"))),
-                "partial": len(list(killed.joinpath(".partial").glob("*"))),
+                "partial": len(list(killed.joinpath(files.PARTIAL).glob("*"))),
                 "torn": not (b"\n" + (killed / "manifest.jsonl").read_bytes()).endswith(b"\n"),
             }
         )

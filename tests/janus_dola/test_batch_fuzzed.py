@@ -80,7 +80,15 @@ def test_ten_thousand_fuzzed_records(fuzzed, mini, tmp_path, monkeypatch):
     assert len({(entry["index"], entry["k"]) for entry in entries}) == len(entries)  # and once
     assert all(bool(entry["file"]) != bool(entry.get("error")) for entry in entries)
     named = {entry[kind] for entry in entries for kind in ("file", "map") if entry.get(kind)}
-    written = tree(outdir) - {"maps", "manifest.jsonl", "run.json", "index.html", "index_data.js", ".lock"}
+    written = tree(outdir) - {
+        "maps",
+        "manifest.jsonl",
+        "run.json",
+        "index.html",
+        "index_data.js",
+        ".janus-dola",
+        ".janus-dola/lock",
+    }
     assert written == named  # no file without a line, no line without a file
     outside = {name for name in tree(tmp_path) - before if not name.startswith("deep/er/out")}
     assert outside == {"deep", "deep/er"}

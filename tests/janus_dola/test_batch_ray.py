@@ -2,8 +2,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -110,7 +112,73 @@ def test_workers_fit_the_cluster(resources, compute, plan):
         assert plan_workers(resources, compute) == plan
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port"])
+def test_a_frozen_worker_is_replaced_and_a_slow_one_is_not(tmp_path, monkeypatch, cluster):
+    from janus_dola.batch import ray_pool
+
+    marker = tmp_path / "frozen once"
+
+    class Freezes(ray_pool._Actor):
+        def load(self, settings, compute):
+            return "float32", 2, f"pid {os.getpid()} on this"
+
+        def draw(self, batch):
+            from janus_dola.batch.worker import Drawn
+
+            if any(task.prompt == "poison" for task in batch) and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(60)  # this thread may go on for a moment
+            if batch[0].prompt == "slow":
+                time.sleep(3)
+            return [Drawn(str(os.getpid()).encode(), None, 0.0, 0.0, {}, 0.0)] * len(batch)
+
+    monkeypatch.setattr(ray_pool, "_Actor", Freezes)
+    monkeypatch.setattr(ray_pool, "_PATIENCE", 2.0)
+    monkeypatch.setattr(ray_pool, "_SECONDS_BETWEEN_CALLS", 0.5)
+    prompts = ["a", "slow", "poison", "b"]
+    summary = run_batch(prompts, tmp_path / "out", Settings(parallel_size=1), Compute("cpu", workers=1, batch_size=1))
+    assert marker.exists()
+    assert (summary.drawn, summary.failed) == (4, 0)
+    a, slow, poison, b = ((tmp_path / "out" / line["file"]).read_bytes() for line in lines(tmp_path / "out"))
+    assert a == slow != poison == b  # each holds the process that drew it
+
+
+@pytest.mark.parametrize("banner", [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "auto"])
+def test_a_port_that_is_not_rays_is_said_soon(tmp_path, monkeypatch, banner, form):
+    from janus_dola.batch import ray_pool
+
+    assert 2 * ray_pool._KNOCK_SECONDS <= 15
+    monkeypatch.setattr(ray_pool, "_KNOCK_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+
+        def answer():
+            connections.append(server.accept()[0])
+            connections[0].sendall(banner)
+
+        connections = []
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(
+            ConnectionError, match=f"127.0.0.1:{port}' must be of a running Ray cluster, but: "
+        ) as raised:
+            run_batch(["a"], tmp_path, Settings(), Compute(ray_address=form.format(port)))
+        thread.join()
+        connections[0].close()
+    assert ("timed out" if not banner else "what answers there is no server of Ray") in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["", "local", "6379", "host:", ":6379 ", "127.0.0.1:port", "ray://", "http://host:1"]
+)
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(ValueError, match=f'ray_address must be "auto", HOST:PORT or ray://HOST:PORT, got {address!r}'):
+        Compute(ray_address=address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999"])
 def test_an_address_where_nobody_answers_is_said_at_once(tmp_path, address):
     with pytest.raises(ConnectionError, match=f"ray_address '{address}' must be of a running Ray cluster, but: "):
         run_batch(["a"], tmp_path, Settings(), Compute(ray_address=address))

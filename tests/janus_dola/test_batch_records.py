@@ -4,7 +4,7 @@ import sys
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from janus_dola import DoLaConfig
@@ -27,10 +27,12 @@ def read(path, settings=SETTINGS):
         ("a.jsonl", '{"prompt": "a"}\n\n{"prompt": "b", "seed": null}\r\n', ["a", "b"]),
         ("a.txt", "a\n\n  b \r\n{\u2028}\n", ["a", "  b ", "{\u2028}"]),
         ("a.txt", "\ufeffa\x0bb", ["a\x0bb"]),
-        ("lines", '{"prompt": "a"}\n{"prompt": "b"}', ["a", "b"]),
-        ("json", '{"prompts": ["a",\n"b"]}', ["a", "b"]),
-        ("json", '\n{\n"prompts": ["a"]}', ["a"]),
-        ("text", "a\nb", ["a", "b"]),
+        ("a.json", '["a", {"prompt": "b", "tag": 1}]', ["a", "b"]),
+        ("a.json", '[{"Prompt": "a", "prompt_id": 3}]', ["a"]),
+        ("a.ndjson", '{"tag": "colors", "include": [], "prompt": "a"}', ["a"]),
+        ("a.tsv", 'Prompt\tCategory\na red circle\tBasic\n\nwords "b"\tx\nc', ["a red circle", 'words "b"', "c"]),
+        ("a.csv", '\ufeffn,prompt\r\n1,"a, ""b""\nc"\r\n2,d\r\n', ['a, "b"\nc', "d"]),
+        ("a.csv", "prompt;n\na, b;1\n", ["a, b"]),
     ],
 )
 def test_every_form_gives_its_prompts(tmp_path, name, content, prompts):
@@ -39,11 +41,24 @@ def test_every_form_gives_its_prompts(tmp_path, name, content, prompts):
     assert [record.index for record in read(tmp_path / name)] == list(range(len(prompts)))
 
 
-def test_stdin_can_be_read_twice(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"prompt": "a"}\n{"prompt": "b"}\n')))
+@pytest.mark.parametrize(
+    ("content", "prompts"),
+    [
+        ('{"prompt": "a"}\n{"prompt": "b"}\n', ["a", "b"]),
+        ('{"prompts": ["a",\n"b"]}', ["a", "b"]),
+        ('\n{\n"prompts": ["a"]}', ["a"]),
+        ('["a red circle", "a blue square"]', ["a red circle", "a blue square"]),
+        ("Prompt\tCategory\na\tBasic\n", ["a"]),
+        ('"n","prompt"\n1,a\n', ["a"]),
+        ("a, prompt\nb", ["a, prompt", "b"]),
+    ],
+)
+def test_stdin_is_told_by_its_first_line_and_can_be_read_twice(monkeypatch, content, prompts):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
     records = open_records("-")
     for _ in range(2):
-        assert [record.prompt for record in records.read(SETTINGS)] == ["a", "b"]
+        assert [record.prompt for record in records.read(SETTINGS)] == prompts
+    assert not records.changed()
 
 
 def test_a_line_may_have_its_own_settings(tmp_path):
@@ -59,14 +74,24 @@ def test_a_line_may_have_its_own_settings(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("not json", 'must be a JSON object such as {"prompt": "..."}, got not json'),
+        ("not json", 'must be a JSON object such as {"prompt": "..."}, got \'not json\''),
         ('["a"]', "must be a JSON object"),
         ("[" * 100_000, "must be a JSON object"),
-        ("{}", "prompt must be a string, got None"),
+        ("{}", "must have the key 'prompt', got none; --prompt-key names another"),
+        ('{"caption": "a", "n": 1}', "must have the key 'prompt', got 'caption', 'n'; --prompt-key names another"),
+        ('{"PROMPT": "a", "Prompt": "b"}', "must have the key 'prompt', got 'PROMPT', 'Prompt'"),
+        ('{"prompt": "a", "prompt": "b"}', "the key 'prompt' stands there twice"),
+        ('\x1b]0;x\x07{"prompt": 5}', "got '\\x1b]0;x\\x07{\"prompt\": 5}'"),
+        ('{"prompt": "a", "seed": ' + "9" * 4301 + "}", "an integer of 4301 digits"),
+        ('{"prompt": "' + "a" * 70_000 + '"}', "prompt must have at most 65536 characters, got 70000"),
+        ('{"prompt": "' + "a" * 2**20 + '"}', "must be at most 1 MiB, got more"),
+        ('{"prompt": "a", "n": ' + "[" * 30 + "]" * 30 + "}", "keys must be nested at most 20 deep"),
+        ('{"prompt": "a", "n": NaN}', "keys must hold what JSON can, got {'n': nan}"),
+        ('{"prompt": "a", "temperature": 0.5}', "temperature must be the same for all prompts of a run, got 0.5"),
         ('{"prompt": 3}', "prompt must be a string, got 3"),
         ('{"prompt": "\\ud800"}', "must be valid Unicode, got '\\ud800'"),
+        ('{"prompt": "a", "tag": ["\\udfff"]}', 'must be valid Unicode, got \'{"tag": ["\\udfff'),
         ('{"prompt": "a", "id": 1.5}', "id must be a string or an int, got 1.5"),
-        ('{"prompt": "a", "promt": "b"}', "keys must be among prompt, id, seed"),
         ('{"prompt": "a", "seed": -1}', "seed must be an int in 0 .. 9223372036854775805, got -1"),
         ('{"prompt": "a", "seed": 9223372036854775806}', "seed must be an int in"),
         ('{"prompt": "a", "seed": true}', "seed must be an int in"),
@@ -89,7 +114,8 @@ def test_malformed_lines_are_reported_with_their_line(tmp_path, line, reason):
     assert bad.index == 1
     assert bad.reason.startswith("line 3: ")
     assert reason in bad.reason
-    assert len(bad.reason) < 250
+    assert len(bad.reason) < 300
+    assert bad.reason.isprintable()
 
 
 def test_alpha_without_dola_is_refused(tmp_path):
@@ -104,6 +130,134 @@ def test_text_that_is_not_utf_8(tmp_path):
     _, bad, last = read(tmp_path / "a.txt")
     assert bad.reason.startswith("line 2: must be UTF-8")
     assert last.prompt == "b"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_utf_16_is_read_where_its_mark_says_so_and_else_refused(tmp_path, encoding):
+    text = "ein roter Kreis\n汉字 😀\n"
+    (tmp_path / "a.txt").write_text(text, encoding=encoding)
+    assert [record.prompt for record in read(tmp_path / "a.txt")] == text.splitlines()
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding)[:-1])
+    with pytest.raises(ValueError, match=f"must be the {encoding} that its byte order mark says"):
+        read(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text(text, encoding=f"{encoding}-le")
+    first, *others = read(tmp_path / "a.txt")
+    assert first.reason.endswith("(is it UTF-16 without a byte order mark?)")
+    assert all(isinstance(other, BadRecord) for other in others)
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\r\n{"prompt": "b"}', encoding=f"{encoding}-le")
+    assert all("without a byte order mark" in record.reason for record in read(tmp_path / "a.jsonl"))
+
+
+def test_a_table_with_its_own_settings_and_columns(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(
+        'caption,prompt,id,seed,candidate_layers,note,\na,x,7,3,"[2,4]",n,1\nb,y,,,auto,,2\nc,z,,-1,,,\nd,1,2,3,4,5,6,7\n"e'
+    )
+    first, second, bad, long, torn = open_records(path, "caption").read(SETTINGS)
+    assert first == Record(0, "a", "7", 3, None, Look(dola=DoLaConfig([2, 4])), {"prompt": "x", "note": "n"})
+    assert second == Record(1, "b", None, None, None, None, {"prompt": "y"})
+    assert bad.reason == "line 4: seed must be an int in 0 .. 9223372036854775805, got -1"
+    assert long.reason.startswith("line 5: must have at most 7 cells as the header has, got 8: ['d', '1'")
+    assert torn.reason == "line 6: unexpected end of data"
+
+
+def test_other_keys_are_kept(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"tag": "single_object", "include": [{"class": "bench"}], "prompt": "a bench", "Seed": null}')
+    assert read(path) == [
+        Record(0, "a bench", extra={"tag": "single_object", "include": [{"class": "bench"}], "Seed": None})
+    ]
+    assert read([{"Prompt": "a", "size": (1, 2)}]) == [Record(0, "a", extra={"size": [1, 2]})]
+
+
+def test_a_folder_of_prompts(tmp_path):
+    for name, text in [("10.txt", "b"), ("1.txt", "\ufeffa\nof two lines\n"), (".hidden", "x")]:
+        (tmp_path / name).write_text(text)
+    assert read(tmp_path) == [Record(0, "a\nof two lines", "1"), Record(1, "b", "10")]
+    (tmp_path / "readme.md").write_text("x")
+    with pytest.raises(ValueError, match=r"must hold \.txt files only, a prompt each, got 'readme\.md'"):
+        read(tmp_path)
+    (tmp_path / "readme.md").unlink()
+    (tmp_path / "2.txt").write_text("")
+    with pytest.raises(ValueError, match=r"2\.txt is empty"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "{", "must be a JSON list of prompts, or {\"prompts\": [...]}, each a string or an object, but is not"),
+        ("a.json", '{"prompts":["a",' + "9" * 4301 + "]}", "is not JSON: an integer of 4301 digits"),
+        ("a.json", '{"prompts":' + "[" * 200_000, "is not JSON: nested too deeply"),
+        ("a.json", '{"prompts":["' + "a" * 50_000_000 + '"]}', "must be at most 16 MiB of JSON; longer lists are .jsonl"),
+        ("a.json", '{"prompts":["a"],"prompts":["b"]}', "the key 'prompts' stands there twice"),
+        ("a.json", '{"0001": {"prompt": "a"}}', "each a string or an object, got {'0001': {'prompt': 'a'}}"),
+        ("a.csv", "id,text\n1,a\n", "header must have the key 'prompt', got 'id', 'text'; --prompt-key names another"),
+        ("a.csv", "prompt,prompt\n1,a\n", "header must have each column once, got 'prompt' again"),
+        ("a.csv", "", "header must have the key 'prompt', got none"),
+        ("a.md", "a", "must end in one of .json, .jsonl, .ndjson, .txt, .csv, .tsv, got '.md'; prompts of another name"),
+        ("prompts", "a", "must end in one of .json, .jsonl, .ndjson, .txt, .csv, .tsv, got ''"),
+    ],
+)  # fmt: skip
+def test_files_that_are_refused_as_a_whole(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"prompt file {tmp_path / name} ") as raised:
+        read(tmp_path / name)
+    assert message in str(raised.value)
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 400
+
+
+def test_a_key_where_there_are_none(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    for path in (tmp_path, tmp_path / "a.txt"):
+        with pytest.raises(ValueError, match="has no keys, so that prompt_key must be left out, got 'caption'"):
+            list(open_records(path, "caption").read(SETTINGS))
+
+
+def test_devices_and_things_that_are_no_prompts():
+    with pytest.raises(ValueError, match="prompt file /dev/zero must be a file, a folder or a pipe, got a device"):
+        read("/dev/zero")
+    for prompts in ({"prompts": ["a"]}, 5, None):
+        with pytest.raises(ValueError, match="prompts must be a file, or strings and mappings, got"):
+            open_records(prompts)
+    assert [record.prompt for record in read(prompt for prompt in "ab")] == ["a", "b"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["prompt", "prompts", "seed", "n"]), inner),
+    max_leaves=12,
+)  # fmt: skip
+HUGE = st.sampled_from([b"9" * 5000, b"[" * 100_000, b'{"prompt":' * 50_000, b'"' + b"a" * 2_000_000 + b'"', b"1e999"])
+CONTENT = JSON.map(lambda value: json.dumps(value).encode()) | HUGE | st.binary(max_size=40)
+
+
+@settings(max_examples=300, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    pieces=st.lists(CONTENT, min_size=1, max_size=4),
+    joint=st.sampled_from([b"\n", b",", b"\t"]),
+    name=st.sampled_from(["a.json", "a.jsonl", "a.csv", "a.tsv", "a.txt", "p"]),
+    framed=st.booleans(),
+)
+def test_any_content_gives_records_or_one_line(tmp_path_factory, pieces, joint, name, framed):
+    content = joint.join(pieces)
+    if framed:
+        content = b'{"prompts": [' + content + b"]}" if name == "a.json" else b"prompt,n\n" + content
+    folder = tmp_path_factory.mktemp("any", numbered=True)
+    (folder / name).write_bytes(content)
+    reasons = []
+    try:
+        for record in read(folder / name):
+            if isinstance(record, Record):
+                record.prompt.encode()
+                json.dumps(record.extra, allow_nan=False)
+            else:
+                reasons.append(record.reason)
+    except ValueError as error:
+        reasons.append(str(error))
+    (folder / name).unlink()
+    assert all(reason.isprintable() and len(reason) < 500 for reason in reasons)
 
 
 def test_seeds_go_on_through_mixed_parallel_sizes(tmp_path):
@@ -141,15 +295,15 @@ def test_batches_lose_no_image_and_double_none(looks, size):
         assert all(len(batch) == size for batch in found[:-1])
 
 
-@pytest.mark.parametrize("form", ["json", "jsonl", "txt"])
+@pytest.mark.parametrize("form", ["jsonl", "csv", "txt"])
 def test_reading_many_prompts_takes_the_memory_of_a_few(tmp_path, form):
     path = tmp_path / f"a.{form}"
-    count, words = 40_000, "a large red circle on white, " * 10
+    count, words = 10_000, "a large red circle on white, " * 40
     with path.open("w") as file:
-        if form == "json":
-            file.write('{"prompts": [' + f'"{words}",' * (count - 1) + f'"{words}"]}}')
-        else:
-            file.writelines((f'{{"prompt": "{words}"}}\n' if form == "jsonl" else f"{words}\n") for _ in range(count))
+        if form == "csv":
+            file.write("prompt,n\n")
+        line = {"jsonl": f'{{"prompt": "{words}"}}\n', "csv": f'"{words}",1\n', "txt": f"{words}\n"}[form]
+        file.writelines(line for _ in range(count))
     tracemalloc.start()
     found = sum(1 for _ in open_records(path).read(SETTINGS))
     peak = tracemalloc.get_traced_memory()[1]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from janus_dola import DoLaConfig, NonFiniteError
 from janus_dola.batch import Compute, Look, Settings, run_batch, runner
+from janus_dola.batch.files import LOCK, WORK
 from janus_dola.image_files import read_recipe
 from tests.janus_dola.batch_helpers import (
     SHAPES,
@@ -25,24 +26,6 @@ from tests.janus_dola.batch_helpers import (
 
 TWO = Settings(parallel_size=2)
 FOUR_AT_ONCE = Compute(batch_size=4)
-
-
-@pytest.fixture(scope="module")
-def fast(mini):
-    return FastPipe(mini.model, mini.tokenizer)
-
-
-@pytest.fixture
-def drawn_prompts(fast, monkeypatch):
-    """The prompts of each batch drawn."""
-    calls = []
-    draw = FastPipe.draw
-    monkeypatch.setattr(
-        FastPipe,
-        "draw",
-        lambda self, prompts, *rest, **more: calls.append(prompts) or draw(self, prompts, *rest, **more),
-    )
-    return calls
 
 
 def test_a_run_writes_what_stream_draws_and_says_how(mini, tmp_path):
@@ -72,32 +55,6 @@ def test_the_same_command_again_draws_nothing(fast, tmp_path, drawn_prompts):
     assert (summary.drawn, summary.kept) == (0, 36)
     assert drawn_prompts == []
     assert (pictures(tmp_path), lines(tmp_path)) == (before, manifest)
-
-
-@pytest.mark.parametrize("damage", ["deleted", "cut off", "another image", "map deleted", "line deleted", "no recipe"])
-def test_what_is_damaged_is_drawn_again_in_its_own_batch(fast, tmp_path, drawn_prompts, damage):
-    run_batch(SHAPES[:6], tmp_path, TWO, FOUR_AT_ONCE, pipe=fast)
-    before, manifest = pictures(tmp_path), without_seconds(tmp_path)
-    line = lines(tmp_path)[5]
-    path, other = tmp_path / line["file"], tmp_path / lines(tmp_path)[7]["file"]
-    if damage == "deleted":
-        path.unlink()
-    elif damage == "cut off":
-        path.write_bytes(path.read_bytes()[:-200])
-    elif damage == "another image":
-        path.write_bytes(other.read_bytes())
-    elif damage == "map deleted":
-        (tmp_path / line["map"]).unlink()
-    elif damage == "no recipe":
-        Image.open(path).save(path)
-    else:
-        text = (tmp_path / "manifest.jsonl").read_text().splitlines(keepends=True)
-        (tmp_path / "manifest.jsonl").write_text("".join([*text[:5], "garbage\n", *text[6:]]) + '{"image": 3, "fi')
-    drawn_prompts.clear()
-    summary = run_batch(SHAPES[:6], tmp_path, TWO, FOUR_AT_ONCE, pipe=fast)
-    assert (summary.drawn, summary.kept) == (1, 11)
-    assert drawn_prompts == [[SHAPES[2]] * 2 + [SHAPES[3]] * 2]
-    assert (pictures(tmp_path), without_seconds(tmp_path)) == (before, manifest)
 
 
 def test_prompts_may_be_added(fast, tmp_path):
@@ -162,7 +119,8 @@ def test_overwrite_deletes_nothing_when_the_model_is_not_there(fast, tmp_path):
 
 
 def test_a_folder_another_run_writes_to_is_refused(fast, tmp_path):
-    with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match="another run is writing to it"):
+    (tmp_path / WORK).mkdir()
+    with FileLock(tmp_path / LOCK), pytest.raises(ValueError, match="another run is writing to it"):
         run_batch(SHAPES[:1], tmp_path, TWO, pipe=fast)
 
 
@@ -171,10 +129,12 @@ def test_one_bad_prompt_does_not_stop_the_others(mini, tmp_path):
         SHAPES[0],
         {"prompt": "far too long " * 400},
         {"prompt": SHAPES[1], "candidate_layers": [99]},
-        {"prompt": SHAPES[2], "oops": 1},
+        {"prompt": SHAPES[2], "temperature": 1},
         SHAPES[3],
     ]
-    with pytest.raises(ValueError, match=r"prompt 3: keys must be among .* got 'oops'\. --skip-bad draws the others"):
+    with pytest.raises(
+        ValueError, match=r"prompt 3: temperature must be the same .* got 1\. --skip-bad draws the others"
+    ):
         run_batch(prompts, tmp_path, TWO, pipe=mini)
     assert not list(tmp_path.iterdir())
     summary = run_batch(prompts, tmp_path, TWO, FOUR_AT_ONCE, skip_bad=True, pipe=mini)
@@ -182,7 +142,7 @@ def test_one_bad_prompt_does_not_stop_the_others(mini, tmp_path):
     errors = {line["index"]: line["error"] for line in lines(tmp_path) if line["file"] is None}
     assert "prompts must leave room for 64 image tokens" in errors[1]
     assert "candidate_layers must name a layer in 1 .. 7" in errors[2]
-    assert "prompt 3: keys must be" in errors[3]
+    assert "prompt 3: temperature must be" in errors[3]
     assert [(line["index"], line["k"]) for line in lines(tmp_path)] == [
         (0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1), (3, None), (4, 0), (4, 1),
     ]  # fmt: skip
