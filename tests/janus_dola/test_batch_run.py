@@ -155,10 +155,11 @@ def test_the_others_of_a_batch_with_a_non_finite_image_come_out(mini, tmp_path, 
     draw = type(mini).draw
 
     def overflows(self, prompts, seeds, **settings):
+        drawn = draw(self, prompts, seeds, **settings)
         bad = [i for i, seed in enumerate(seeds) if seed in (1, 6)]
         if bad:
-            raise NonFiniteError(bad)
-        return draw(self, prompts, seeds, **settings)
+            raise NonFiniteError(bad, [image for i, image in enumerate(drawn) if i not in bad])
+        return drawn
 
     run_batch(SHAPES[:4], tmp_path / "whole", TWO, FOUR_AT_ONCE, pipe=mini)
     monkeypatch.setattr(type(mini), "draw", overflows)
@@ -169,10 +170,10 @@ def test_the_others_of_a_batch_with_a_non_finite_image_come_out(mini, tmp_path, 
     assert "became NaN or infinite for image(s) [6]" in errors[6]
     whole, faulty = pictures(tmp_path / "whole"), pictures(tmp_path / "faulty")
     assert len(faulty) == 12
-    assert_equal_but_for_rounding(faulty, {name: whole[name] for name in faulty})
+    assert faulty.items() < whole.items()
     monkeypatch.setattr(type(mini), "draw", draw)
     assert run_batch(SHAPES[:4], tmp_path / "faulty", TWO, FOUR_AT_ONCE, pipe=mini).failed == 0
-    assert_equal_but_for_rounding(pictures(tmp_path / "faulty"), whole)
+    assert pictures(tmp_path / "faulty") == whole
 
 
 def test_out_of_gpu_memory_halves_the_batch_for_good(mini, tmp_path, monkeypatch):
