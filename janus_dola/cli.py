@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import transformers
 import typer
@@ -14,6 +14,7 @@ from janus_dola.batch.manifest import NAME as MANIFEST
 from janus_dola.batch.page import PAGE
 from janus_dola.batch.pool import WorkersLostError
 from janus_dola.config import DoLaConfig
+from janus_dola.engine.plan import Window, check_window
 from janus_dola.image_files import ImageFormat, Recipe, file_name, read_recipe, save_image
 from janus_dola.models import find_parts
 from janus_dola.models.load import HINT_AT_MINI, MINI, load_skeleton
@@ -35,7 +36,10 @@ PrematureLayer = Annotated[
 Dola = Annotated[bool, typer.Option("--dola/--no-dola", help="DoLa, or plain decoding.")]
 Seed = Annotated[int, typer.Option(help="Image k of prompt i has the seed SEED + i * PARALLEL_SIZE + k.")]
 Backend = Annotated[str, typer.Option(help="Of the early-exit stage: auto, reference, torch or triton.")]
-EngineName = Annotated[str, typer.Option("--engine", help="How a step is run: auto, graph, compile or eager.")]
+EngineName = Annotated[str, typer.Option("--engine", help="How a pass is run: auto, graph, compile or eager.")]
+WindowName = Annotated[
+    str, typer.Option("--window", help="Codes a pass: auto, 1, 2, 4, 8, 16 or 32. The images are the same for any.")
+]
 Quantize = Annotated[
     Quantization | None,
     typer.Option(help="Weights of the blocks in 8 bits; other tokens now and then.", show_default="as they are"),
@@ -72,6 +76,15 @@ def parse_layers(text: str) -> list[int] | Literal["auto"]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f'candidate_layers must be "auto" or integers separated by commas, got {text!r}') from None
+
+
+def parse_window(text: str) -> Window:
+    """ "auto", or a number of codes.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return check_window(cast(Window, int(text) if text.isdecimal() else text))
 
 
 def parse_premature(text: str | None) -> int | Literal["final"] | None:
@@ -116,6 +129,7 @@ def generate(
     seed: Seed = 0,
     backend: Backend = "auto",
     engine: EngineName = "auto",
+    window: WindowName = "auto",
     device: Device = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
@@ -133,12 +147,16 @@ def generate(
         recipe = read_recipe(from_image)
         prompts, dtype = [recipe.prompt], recipe.dtype
         look = Look(recipe.cfg_weight, recipe.temperature, recipe.dola)
-        settings = Settings(recipe.model, look, 1, recipe.seed, image_format, quantize=recipe.quantize)
+        settings = Settings(
+            recipe.model, look, 1, recipe.seed, image_format, quantize=recipe.quantize, window=recipe.window
+        )
     else:
         if not prompts:
             raise typer.BadParameter("give a prompt, or --from an image")
         look = Look(cfg_weight, temperature, _dola(dola, candidate_layers, alpha, premature_layer))
-        settings = Settings(model, look, parallel_size, seed, image_format, quantize=quantize)
+        settings = Settings(
+            model, look, parallel_size, seed, image_format, quantize=quantize, window=parse_window(window)
+        )
     _hint_at_mini(settings.model)
     pipe = JanusDoLa.from_pretrained(settings.model, device, dtype, quantize=settings.quantize)
     for path in _draw_to_files(pipe, prompts, outdir, settings, backend, engine, metadata):
@@ -164,6 +182,7 @@ def _draw_to_files(
         seed=settings.seed,
         backend=backend,
         engine=engine,
+        window=settings.window,
         progress=sys.stderr.isatty(),
     )
     outdir.mkdir(parents=True, exist_ok=True)
@@ -171,8 +190,9 @@ def _draw_to_files(
     for found in drawn:
         prompt = prompts[found.prompt]
         recipe = Recipe(
-            settings.model, prompt, found.seed, look.cfg_weight, look.temperature, look.dola, dtype, settings.quantize
-        )
+            settings.model, prompt, found.seed, look.cfg_weight, look.temperature, look.dola, dtype, settings.quantize,
+            settings.window,
+        )  # fmt: skip
         path = outdir / file_name(found.prompt, prompt, found.k, settings.image_format)
         save_image(found.image, path, recipe if metadata else None)
         yield path
@@ -219,6 +239,7 @@ def batch(
     seed: Annotated[int, typer.Option(help="The n-th image of all, from 0, has the seed SEED + n.")] = 0,
     backend: Backend = "auto",
     engine: EngineName = "auto",
+    window: WindowName = "auto",
     device: Device = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
@@ -245,7 +266,7 @@ def batch(
     index.html to look at them.
     """
     look = Look(cfg_weight, temperature, _dola(dola, candidate_layers, alpha, premature_layer))
-    settings = Settings(model, look, parallel_size, seed, image_format, dtype, quantize)
+    settings = Settings(model, look, parallel_size, seed, image_format, dtype, quantize, parse_window(window))
     compute = Compute(device, backend, engine, workers, ray_address, batch_size)
     summary = run_batch(
         prompts,

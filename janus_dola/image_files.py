@@ -16,6 +16,7 @@ from typing import IO, Any, Literal, cast, get_args
 from PIL import ExifTags, Image
 
 from janus_dola.config import DoLaConfig
+from janus_dola.engine.plan import Window, check_window
 from janus_dola.kernels.types import Decoding
 from janus_dola.models.load import parse_dtype
 from janus_dola.models.quantize import Quantization, check_name
@@ -68,6 +69,7 @@ class Recipe:
     dola: DoLaConfig | None  # None is the plain baseline
     dtype: str
     quantize: Quantization | None = None
+    window: Window = "auto"  # codes a pass; the image is the same for any
 
     def to_json(self) -> str:
         """The recipe as one line of JSON."""
@@ -95,7 +97,7 @@ class Recipe:
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
     """The fields of a recipe, each of its type and within its range."""
     known = {field.name for field in fields(Recipe)}
-    if not known - {"quantize"} <= given.keys() <= known:
+    if not known - {"quantize", "window"} <= given.keys() <= known:
         raise ValueError(f"its keys must be {', '.join(sorted(known))}, got {', '.join(given)[:80]!r}")
     dola = given["dola"]
     if dola is not None and not isinstance(dola, dict):
@@ -108,6 +110,7 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
     Decoding(given["cfg_weight"], given["temperature"])
     parse_dtype(given["dtype"])
     check_name(given.get("quantize"))
+    check_window(given.get("window", "auto"))
     return {**given, "dola": None if dola is None else DoLaConfig(**dola)}
 
 

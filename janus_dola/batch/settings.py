@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
+from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED
 from janus_dola.config import DoLaConfig
+from janus_dola.engine.plan import Window, check_window
 from janus_dola.image_files import ImageFormat, Recipe
 from janus_dola.kernels.types import Decoding
 from janus_dola.models.load import parse_dtype
 from janus_dola.models.quantize import Quantization
-
-MAX_SEED = 2**63 - 1
-MAX_PARALLEL_SIZE = 65536
 
 
 def check_int(name: str, value: object, low: int, high: int) -> None:
@@ -52,6 +51,7 @@ class Settings:
         image_format: "jpg", "png" or "webp".
         dtype: None is float32 on a CPU and bfloat16 elsewhere.
         quantize: None, "int8" or "fp8", as for `JanusDoLa.from_pretrained`.
+        window: codes a pass, as for `JanusDoLa.generate`.
     Raises:
         ValueError: a value is out of range.
     """
@@ -63,10 +63,12 @@ class Settings:
     image_format: ImageFormat = "jpg"
     dtype: str | None = None
     quantize: Quantization | None = None
+    window: Window = "auto"
 
     def __post_init__(self) -> None:
         check_int("parallel_size", self.parallel_size, 1, MAX_PARALLEL_SIZE)
         check_int("seed", self.seed, 0, MAX_SEED - self.parallel_size)
+        check_window(self.window)
         if self.image_format not in get_args(ImageFormat):
             raise ValueError(f"image_format must be one of {list(get_args(ImageFormat))}, got {self.image_format!r}")
         if self.dtype is not None:  # one name for "bf16" and "bfloat16"
@@ -89,6 +91,7 @@ class Settings:
             "format": self.image_format,
             "dtype": self.dtype,
             "quantize": self.quantize,
+            "window": self.window,
         }
 
     def with_dtype(self, dtype: str) -> "Settings":
@@ -115,5 +118,5 @@ class Task:
         look = self.look
         return Recipe(
             settings.model, self.prompt, self.seed, look.cfg_weight, look.temperature, look.dola, settings.dtype,
-            settings.quantize,
+            settings.quantize, settings.window,
         )  # fmt: skip

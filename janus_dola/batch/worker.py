@@ -115,6 +115,7 @@ class Worker:
             temperature=look.temperature,
             backend=self._backend,
             engine=self._engine,
+            window=self.settings.window,
         )
 
     def _encoded(self, task: Task, image: DrawnImage, seconds: float) -> Drawn | Failed:

@@ -79,7 +79,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-KEYS = ["model", "prompt", "seed", "cfg_weight", "temperature", "dtype", "quantize", "dola", "unknown"]
+KEYS = ["model", "prompt", "seed", "cfg_weight", "temperature", "dtype", "quantize", "window", "dola", "unknown"]
 
 
 def outcome(read):
@@ -109,7 +109,7 @@ def test_every_json_value_for_every_key_of_a_recipe(changes):
     else:
         if isinstance(fields["dola"], dict):
             fields["dola"] = {**asdict(DoLaConfig()), **fields["dola"]}
-        assert json.loads(recipe.to_json()) == {"quantize": None, **fields}
+        assert json.loads(recipe.to_json()) == {"quantize": None, "window": "auto", **fields}
         assert isinstance(recipe.model, str)
         assert 0 <= recipe.seed < 2**64
         assert recipe.temperature >= 0
