@@ -1,5 +1,7 @@
 """Times one pass over images half way drawn, W codes of each fed, the codes decided: with DoLa and without."""
 
+from dataclasses import replace
+
 import floor
 import models
 import torch
@@ -25,7 +27,7 @@ def table(names, images, windows, engines):
 def test_step(timed, device, name, images, window, engine, way):
     pipe = models.model(name, device)
     parts = pipe.parts
-    planned = plan(parts, models.dola_of(name, way), 5.0, 1.0, "gumbel", "auto", engine, window)
+    planned = replace(plan(parts, models.dola_of(name, way), 5.0, 1.0, engine=engine), window=window)
     run, visible = half_way(pipe, images, planned)
     weights = sum(weight.numel() for weight in parts.blocks.parameters())
     key_values = torch.Size(keys_values_shape(WeightReader(parts).read(), 1, visible)).numel()

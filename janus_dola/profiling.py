@@ -11,7 +11,7 @@ from janus_dola.config import DoLaConfig
 from janus_dola.engine.decode import VISIBLE_MULTIPLE, Decoder, visible_length
 from janus_dola.engine.engine import undisturbed
 from janus_dola.engine.graphs import PassGraphs
-from janus_dola.engine.plan import Plan, Window, has_graphs, plan
+from janus_dola.engine.plan import Plan, Window, check_window, has_graphs, plan
 from janus_dola.engine.schedule import positions, window_of
 from janus_dola.models.weights import WeightReader
 from janus_dola.pipeline import JanusDoLa
@@ -43,11 +43,10 @@ def profile_pass(
     """
     if images < 1:
         raise ValueError(f"images must be at least 1, got {images}")
-    device = pipe.parts.device
-    planned = plan(pipe.parts, dola, 5.0, 1.0, "gumbel", backend, engine, window)
-    if planned.window == "auto":
-        planned = replace(planned, window=window_of(images, pipe.parts))
-    run, visible = half_way(pipe, images, planned)
+    device, window = pipe.parts.device, check_window(window)
+    planned = plan(pipe.parts, dola, 5.0, 1.0, "gumbel", backend, engine)
+    codes_fed = window_of(images, pipe.parts) if window == "auto" else window
+    run, visible = half_way(pipe, images, replace(planned, window=codes_fed))
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with undisturbed(device), profile(activities=activities) as recorded:
@@ -64,8 +63,6 @@ def profile_pass(
 def half_way(pipe: JanusDoLa, images: int, planned: Plan) -> tuple[Callable[[int], None], int]:
     """Draws images up to their middle.
 
-    Args:
-        planned: its window is a number.
     Returns:
         what runs a pass, as `Decoder.step` and by the engine of the plan, and the length that the next pass looks at.
     """

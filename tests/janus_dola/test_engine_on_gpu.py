@@ -1,6 +1,7 @@
 """The decode engine on a GPU. `make gpu-check` runs these; without a GPU they are skipped."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,7 @@ def test_a_pass_is_one_launch(pipe, monkeypatch, window):
 @pytest.mark.parametrize("window", [1, 8])
 def test_attention_never_takes_the_slow_path(wide, window):
     """No kernel of a softmax written out, though every row has a mask of its own."""
-    run, visible = half_way(wide, 2, plan(wide.parts, None, 5.0, 1.0, engine="eager", window=window))
+    run, visible = half_way(wide, 2, replace(plan(wide.parts, None, 5.0, 1.0, engine="eager"), window=window))
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as recorded, torch.no_grad():
         run(visible)

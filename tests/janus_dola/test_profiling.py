@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -24,7 +25,7 @@ def test_one_pass_is_recorded_and_its_ten_dearest_operations_are_told(mini, tmp_
 
 @pytest.mark.parametrize("window", [1, 8])
 def test_the_pass_is_that_of_images_half_drawn(mini, window):
-    planned = plan(mini.parts, None, 5.0, 1.0, window=window)
+    planned = replace(plan(mini.parts, None, 5.0, 1.0), window=window)
     run, visible = half_way(mini, 2, planned)
     slots = run.__self__.slots
     middle = mini.parts.image_tokens // 2

@@ -77,7 +77,7 @@ def test_the_host_waits_for_nothing(model, monkeypatch, dola, temperature, backe
     parts, weights = model
     if front.fused is not None:
         monkeypatch.setattr(front.fused, "obstacle", lambda device, dtype: None)  # runs on "meta" as on a GPU
-    planned = plan(parts, dola, 5.0, temperature, sampler, backend, "eager", window)
+    planned = replace(plan(parts, dola, 5.0, temperature, sampler, backend, "eager"), window=window)
     decoder = Decoder(parts, weights, planned, 3, 128)
     with Watch() as admission:
         decoder.admit([0, 2], ROWS, [7, 8])
