@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COMPAT := .venv-compat/bin
 
-.PHONY: help test test-compat lint format types demo bench report bench-compare static-report gpu-check tune batch-memory train-mini score-mini evaluate-mini clean
+.PHONY: help test test-compat lint format types demo bench report bench-compare static-report gpu-check tune batch-memory passes train-mini score-mini evaluate-mini clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -54,6 +54,9 @@ tune:  ## measure the kernels' launch parameters anew on the GPU here (uses pyth
 
 batch-memory: .venv/ready  ## memory of the process during a batch run of 2,000 prompts
 	$(BIN)/python bench/batch_memory.py
+
+passes: .venv/ready  ## count the passes of an image, and codes that differ between shapes of a pass
+	$(BIN)/python bench/passes.py
 
 train-mini: .venv/ready  ## train the mini model anew (about two hours on 2 cores)
 	$(BIN)/python bench/train_mini.py

@@ -70,14 +70,17 @@ def head_stage(shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -
     return Work(moved, 2 * (projection * 2 + shape.codes * width) * pairs)
 
 
-def decode_step(weights: int, key_values: int, shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -> Work:
-    """A whole step: reads the blocks' weights, the keys and values of what is visible, and what the head stage reads.
+def decode_pass(
+    weights: int, key_values: int, shape: HeadShape, layers: int, images: int, window: int, dtype: torch.dtype
+) -> Work:
+    """A whole pass: reads the blocks' weights once, the keys and values of what is visible, and what the head stage reads.
 
     Args:
         weights: numbers in the blocks.
         key_values: numbers in the visible keys and values of one row, all blocks.
-        shape, layers, images, dtype: of the head stage.
+        shape, layers, dtype: of the head stage.
+        window: codes fed for each image.
     """
-    head, rows = head_stage(shape, layers, images, dtype), 2 * images
+    head, rows = head_stage(shape, layers, images * window, dtype), 2 * images
     moved = (weights + rows * key_values) * dtype.itemsize
-    return Work(moved + head.bytes, 2 * rows * (weights + key_values) + head.operations)
+    return Work(moved + head.bytes, 2 * rows * window * (weights + key_values) + head.operations)

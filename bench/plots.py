@@ -79,9 +79,12 @@ def images_per_second(record: Record, axes: Axes) -> None:
     rows = record.select("test_image")[::-1]
     speeds = [row.facts["images"] / row.median for row in rows]
     colours = [COLOURS[row.facts["loop"].split(",")[0]] for row in rows]
-    bars = axes.barh(
-        [f"{row.facts['model']}: {row.facts['loop']}, {row.facts['way']}" for row in rows], speeds, color=colours
-    )
+    labels = [
+        f"{row.facts['model']}, {row.facts['images']} at once: {row.facts['loop']}, window {row.facts['window']}, "
+        f"{row.facts['way']}"
+        for row in rows
+    ]
+    bars = axes.barh(labels, speeds, color=colours)
     axes.bar_label(bars, [f"{speed:.3g}" for speed in speeds], padding=4, color=GREY)
     axes.margins(x=0.15)
     axes.grid(axis="y", visible=False)

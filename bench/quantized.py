@@ -11,37 +11,37 @@ from typing import Annotated
 
 import torch
 import typer
+from torch import Tensor
 
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.engine.backbone import visible_length
-from janus_dola.engine.decode import Codes, Decoder
 from janus_dola.engine.plan import plan
+from janus_dola.evaluation.sharpness import scores_of_all_positions
+from janus_dola.kernels.sampling import gumbel_max
+from janus_dola.kernels.types import EarlyExit
 from janus_dola.mini.checker import check
 from janus_dola.mini.pictures import caption, random_scene
 from janus_dola.models.quantize import QUANTIZATIONS
-from janus_dola.prompt import prompt_batch
 
 RESULTS = Path(__file__).parent / "results" / "quantized_mini.json"
 
 
-@torch.no_grad()
-def side_by_side(plain: JanusDoLa, quantised: JanusDoLa, prompts: list[str]) -> tuple[Codes, Codes]:
-    """What each draws at every token, given the plain model's earlier tokens."""
-    rows = prompt_batch([plain._prompt_ids(prompt) for prompt in prompts], plain._special, plain.parts.device)
-    seeds = torch.arange(len(prompts), device=plain.parts.device)
-    length = rows.token_ids.shape[1]
-    decoders = []
-    for pipe in (plain, quantised):
-        planned = plan(pipe.parts, DoLaConfig(), 5.0, 1.0, "gumbel", "auto", "eager")
-        capacity = visible_length(length + pipe.parts.image_tokens)
-        decoders.append(Decoder(pipe.parts, pipe._engine.code_table, planned, len(prompts), capacity))
-        decoders[-1].begin(rows, seeds)
-    leader, follower = decoders
-    for written in range(length + 1, length + plain.parts.image_tokens):
-        follower._code.copy_(leader._code)
-        for decoder in decoders:
-            decoder.step(visible_length(written))
-    return leader.codes(len(prompts)), follower.codes(len(prompts))
+def side_by_side(plain: JanusDoLa, quantised: JanusDoLa, prompts: list[str]) -> tuple[EarlyExit, EarlyExit]:
+    """What each draws at every token of an image for each prompt, given the plain model's earlier tokens.
+
+    Returns:
+        of the plain model and of the other; fields are [prompts * T].
+    """
+    codes = torch.stack([image.tokens for image in plain.draw(prompts, range(len(prompts)))])
+    return tuple(_given(codes, pipe, prompts) for pipe in (plain, quantised))
+
+
+def _given(codes: Tensor, pipe: JanusDoLa, prompts: list[str]) -> EarlyExit:
+    planned = plan(pipe.parts, DoLaConfig(), 5.0, 1.0)
+    found = scores_of_all_positions(pipe, prompts, codes, planned)
+    seeds, position = torch.meshgrid(*map(torch.arange, codes.shape), indexing="ij")
+    on_device = (each.flatten().to(found.scores.device) for each in (seeds, position))
+    code = gumbel_max(found.scores, planned.decoding.temperature, *on_device)
+    return EarlyExit(code, found.layer, found.jsd, found.finite)
 
 
 def all_right(pipe: JanusDoLa, prompts: list[str]) -> float:
@@ -63,8 +63,8 @@ def main(
         quantised = JanusDoLa.from_pretrained("mini", device=device, dtype="float32", quantize=how)
         expected, drawn = side_by_side(plain, quantised, prompts)
         found[how] = {
-            "same_codes": (drawn.tokens == expected.tokens).float().mean().item(),
-            "same_layers": (drawn.premature_layers == expected.premature_layers).float().mean().item(),
+            "same_codes": (drawn.code == expected.code).float().mean().item(),
+            "same_layers": (drawn.layer == expected.layer).float().mean().item(),
             "jsd_moved_by": (drawn.jsd - expected.jsd).abs().mean().item(),
             "all_right": all_right(quantised, prompts),
         }

@@ -47,11 +47,12 @@ def _images(record: Record) -> str:
     if not rows:
         return NOT_MEASURED + "\n"
     body = [
-        [row.facts["model"], row.facts["images"], row.facts["loop"], row.facts["way"], spread(row),
-         f"{row.facts['images'] / row.median:.3g}"]
+        [*(row.facts[name] for name in ("model", "images", "loop", "window", "way")), f"{row.facts['codes_a_pass']:.2f}",
+         spread(row), f"{row.facts['images'] / row.median:.3g}"]
         for row in rows
     ]  # fmt: skip
-    return markdown(["model", "images", "loop", "decoding", "median (quartiles)", "images a second"], body)
+    columns = ["model", "images", "loop", "window", "decoding", "codes a pass", "median (quartiles)", "images a second"]
+    return markdown(columns, body)
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Record], str]]] = {
@@ -67,9 +68,9 @@ SECTIONS: dict[str, tuple[str, Callable[[Record], str]]] = {
         "The three fused kernels, each alone.",
         lambda record: _listing(record, "test_launch", ["shape", "images", "launch"]),
     ),
-    "Decode step": (
-        "Last codes to next codes, half way through an image.",
-        lambda record: _listing(record, "test_step", ["model", "dtype", "images", "engine", "way"]),
+    "Pass": (
+        "Over images half way drawn: `window` codes of each fed, the codes that follow decided.",
+        lambda record: _listing(record, "test_step", ["model", "dtype", "images", "window", "engine", "way"]),
     ),
     "Whole images": ("Prompt to pictures.", _images),
     "Pieces of other libraries": (
@@ -105,27 +106,25 @@ def on_a_cpu(record: Record) -> str:
     def stage(backend: str, dtype: str) -> float | None:
         return record.median("test_head_stage", shape="1B", images=4, candidates=4, backend=backend, dtype=dtype)
 
-    def image(model: str, loop: str, way: str) -> float | None:
-        return record.median("test_image", model=model, loop=loop, way=way)
+    def image(model: str, images: int, loop: str, way: str) -> float | None:
+        window = "auto" if loop.startswith("ours") else 1
+        return record.median("test_image", model=model, images=images, loop=loop, way=way, window=window)
 
     def step(model: str, way: str) -> float | None:
-        return record.median("test_step", model=model, way=way)
+        return record.median("test_step", model=model, images=4, window=1, way=way)
 
     head = "head stage, 1B shape, 5 layers, 4 images, {}: reference over batched torch"
     rows = [
         [head.format(dtype), _ratio(stage("reference", dtype), stage("torch", dtype))]
         for dtype in ("float32", "bfloat16")
     ]
-    for model in ("mini", "1B, 4 blocks"):
-        ours = image(model, "ours, eager", "DoLa")
-        rows += [
-            [f"{model}: a step with DoLa over one without", _ratio(step(model, "DoLa"), step(model, "baseline"))],
-            [f"{model}: images with DoLa, plain loop over ours", _ratio(image(model, "plain loop", "DoLa"), ours)],
-            [
-                f"{model}: images without DoLa, transformers over ours",
-                _ratio(image(model, "transformers", "baseline"), image(model, "ours, eager", "baseline")),
-            ],
-        ]
+    for model, counts in (("mini", (1, 4)), ("1B, 4 blocks", (4,))):
+        ratio = _ratio(step(model, "DoLa"), step(model, "baseline"))
+        rows.append([f"{model}: a pass with DoLa over one without, 4 images, one code each", ratio])
+        for images in counts:
+            for loop, way in (("plain loop", "DoLa"), ("plain loop", "baseline"), ("transformers", "baseline")):
+                ratio = _ratio(image(model, images, loop, way), image(model, images, "ours, eager", way))
+                rows.append([f"{model}, {images} at once: images, {way}, {loop} over ours", ratio])
     return markdown([f"time ratios on a {record.device}", "medians"], rows)
 
 
@@ -144,17 +143,20 @@ def on_a_gpu(record: Record | None) -> str:
         return of("test_head_stage", shape="7B", images=4, candidates=4, backend=backend)
 
     def image(model: str, loop: str, way: str) -> float | None:
-        return of("test_image", model=model, loop=loop, way=way)
+        window = "auto" if loop.startswith("ours") else 1
+        images = {"1B": 4, "7B": 16}[model]
+        return of("test_image", model=model, images=images, loop=loop, way=way, window=window)
 
     def step(way: str) -> float | None:
-        return of("test_step", model="7B", images=16, engine="graph", way=way)
+        return of("test_step", model="7B", images=16, window=1, engine="graph", way=way)
 
     def share() -> str:
-        rows = record.select("test_step", model="7B", images=16, engine="graph", way="DoLa") if record else []
+        facts = {"model": "7B", "images": 16, "window": 1, "engine": "graph", "way": "DoLa"}
+        rows = record.select("test_step", **facts) if record else []
         return f"{rows[0].floor / rows[0].median:.0%}" if rows and rows[0].floor else NOT_MEASURED
 
     def memory() -> str:
-        rows = record.select("test_image", model="7B", loop="ours, graph") if record else []
+        rows = record.select("test_image", model="7B", images=16, loop="ours, graph", window=1) if record else []
         size = {row.facts["way"]: row.facts["memory_bytes"] for row in rows}
         return f"{(size['DoLa'] - size['baseline']) / 1e6:.1f} MB" if len(size) == 2 else NOT_MEASURED
 
@@ -170,8 +172,12 @@ def on_a_gpu(record: Record | None) -> str:
         ["the same, 1B", "<= 1.5 x", worst("1B")],
         ["head stage, 7B, 4 images: eager reference over ours", ">= 10 x", stage_faster("reference")],
         ["the same, torch.compile of the batched pass over ours", ">= 1.5 x", stage_faster("torch, compiled")],
-        ["a step with DoLa over one without, 7B, 16 images", "<= 1.02", _ratio(step("DoLa"), step("baseline"))],
-        ["the floor's share of a 7B step with DoLa, 16 images", ">= 75%", share()],
+        [
+            "a pass with DoLa over one without, 7B, 16 images, one code each",
+            "<= 1.02",
+            _ratio(step("DoLa"), step("baseline")),
+        ],
+        ["the floor's share of a 7B pass with DoLa, 16 images, one code each", ">= 75%", share()],
         ["images with DoLa, 1B, 4 at once: plain loop over ours", ">= 5 x", faster("1B", "plain loop", "DoLa")],
         ["the same, 7B, 16 at once", ">= 3 x", faster("7B", "plain loop", "DoLa")],
         ["transformers' loop without DoLa over ours with it, 1B", ">= 2 x", faster("1B", "transformers", "baseline")],

@@ -10,18 +10,22 @@ PROMPT = "a large red circle on white"
 
 
 def ours(engine):
-    return lambda pipe, images, dola: pipe.generate(PROMPT, images, dola, engine=engine, strict=True)
+    def draw(pipe, images, dola, window):
+        return pipe.generate(PROMPT, images, dola, engine=engine, window=window, strict=True).passes
+
+    return draw
 
 
-def plain_loop(pipe, images, dola):
-    return to_images(pipe.parts, peers.seed_loop(pipe, PROMPT, images, dola))
+def plain_loop(pipe, images, dola, window):
+    to_images(pipe.parts, peers.seed_loop(pipe, PROMPT, images, dola))
 
 
-def transformers_loop(pipe, images, dola):
-    return to_images(pipe.parts, peers.transformers_generate(pipe, PROMPT, images))
+def transformers_loop(pipe, images, dola, window):
+    to_images(pipe.parts, peers.transformers_generate(pipe, PROMPT, images))
 
 
-WAYS = {
+# Each returns the passes that images took, or None for one code a pass.
+LOOPS = {
     "ours, eager": ours("eager"),
     "ours, graph": ours("graph"),
     "plain loop": plain_loop,
@@ -29,32 +33,36 @@ WAYS = {
 }
 
 
-def table(name, images, engines):
-    pairs = [(f"ours, {engine}", way) for engine in engines for way in models.DOLA]
-    pairs += [("plain loop", "baseline"), ("plain loop", "DoLa"), ("transformers", "baseline")]
+def table(name, images, engine):
+    rows = [(f"ours, {engine}", window, way) for window in (1, "auto") for way in models.DOLA]
+    rows += [("plain loop", 1, "baseline"), ("plain loop", 1, "DoLa"), ("transformers", 1, "baseline")]
     return {
-        f"{name}-{images}-{loop}-{way}": {"name": name, "images": images, "loop": loop, "way": way}
-        for loop, way in pairs
-    }
+        f"{name}-{images}-{loop}-{window}-{way}": {
+            "name": name, "images": images, "loop": loop, "window": window, "way": way,
+        }
+        for loop, window, way in rows
+    }  # fmt: skip
 
 
-def test_image(timed, device, benchmark, name, images, loop, way):
-    pipe = models.model(name, device)
+def test_image(timed, device, benchmark, name, images, loop, window, way):
+    pipe, passes = models.model(name, device), []
     pipe._engine.release()
     rounds = 3 if loop.startswith("ours") or device == "cpu" else 1
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
     timed(
-        [lambda: WAYS[loop](pipe, images, models.dola_of(name, way))],
+        [lambda: passes.append(LOOPS[loop](pipe, images, models.dola_of(name, way), window))],
         rounds=rounds,
-        model=name, images=images, loop=loop, way=way, dtype=str(pipe.parts.dtype).removeprefix("torch."),
+        model=name, images=images, loop=loop, window=window, way=way, dtype=str(pipe.parts.dtype).removeprefix("torch."),
     )  # fmt: skip
+    of_each = 1.0 if passes[-1] is None else ((pipe.parts.image_tokens - 1) / passes[-1].float()).mean().item()
+    benchmark.extra_info["codes_a_pass"] = of_each
     if device == "cuda":
         benchmark.extra_info["memory_bytes"] = torch.cuda.max_memory_allocated() - before
 
 
 test_image.cases = {
-    "cpu": table("mini", 4, ["eager"]) | table("1B, 4 blocks", 4, ["eager"]),
-    "cuda": table("1B", 4, ["graph"]) | table("7B", 16, ["graph"]),
+    "cpu": table("mini", 1, "eager") | table("mini", 4, "eager") | table("1B, 4 blocks", 4, "eager"),
+    "cuda": table("1B", 1, "graph") | table("1B", 4, "graph") | table("7B", 1, "graph") | table("7B", 16, "graph"),
 }

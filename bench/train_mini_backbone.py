@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from train_mini_tokenizer import BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE, build_tokenizer
 from train_mini_vq import HIDDEN, VQ_CONFIG, encode
 from transformers import (
@@ -29,7 +30,8 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from janus_dola.mini.pictures import IMAGE_SIZE, Scene, draw, random_caption, random_scene
 from janus_dola.models import find_parts
-from janus_dola.prompt import prompt_batch, prompt_ids
+from janus_dola.models.parts import SpecialTokens
+from janus_dola.prompt import prompt_ids, unconditional
 
 BLOCKS, HEADS, INTERMEDIATE = 8, 6, 512
 GUIDANCE = (1.0, 7.0)
@@ -74,6 +76,18 @@ def codes_of_pictures(vq: JanusVQVAE, count: int, rng: random.Random) -> tuple[l
             codes.append(encode(vq, batch))
         scenes += drawn
     return scenes, torch.cat(codes)
+
+
+def guided_rows(prompts: list[list[int]], special: SpecialTokens) -> tuple[Tensor, Tensor]:
+    """Conditional rows of prompts of B different lengths, then unconditional ones, padded on the left.
+
+    Returns:
+        [2B, S] token ids, and [2B, S] bool, False in the padding.
+    """
+    rows = [torch.tensor(row) for row in (*prompts, *(unconditional(row, special) for row in prompts))]
+    token_ids = pad_sequence(rows, batch_first=True, padding_value=special.pad, padding_side="left")
+    attended = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left").bool()
+    return token_ids, attended
 
 
 def train_backbone(
@@ -123,8 +137,7 @@ def train_backbone(
             if text not in known:
                 known[text] = prompt_ids(text, tokenizer, special)
             prompts.append(known[text])
-        rows = prompt_batch(prompts, special, torch.device("cpu"))
-        prompt_tokens, attended = rows.token_ids[rows.row_of], rows.attended[rows.row_of]
+        prompt_tokens, attended = guided_rows(prompts, special)
         attended = torch.cat([attended, torch.ones(len(attended), 63, dtype=torch.bool)], 1).long()
         targets = codes[chosen]
         with torch.autocast("cpu", dtype=torch.bfloat16):

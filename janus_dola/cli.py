@@ -388,15 +388,15 @@ def profile(
     device: Device = None,
     dtype: Dtype = None,
     trace: Annotated[Path, typer.Option(help="File for the timeline, to be opened at ui.perfetto.dev.")] = Path(
-        "decode_step.json"
+        "pass.json"
     ),
 ) -> None:
-    """Record one decode step: its ten most expensive operations, and a timeline."""
-    from janus_dola.profiling import profile_step
+    """Record one pass of the model: its ten most expensive operations, and a timeline."""
+    from janus_dola.profiling import profile_pass
 
     config = _dola(dola, candidate_layers, alpha, premature_layer)
     pipe = JanusDoLa.from_pretrained(model, device, dtype)
-    typer.echo(profile_step(pipe, parallel_size, config, backend, engine, trace))
+    typer.echo(profile_pass(pipe, parallel_size, config, backend, engine, trace))
     typer.echo(f"timeline: {trace}")
 
 

@@ -1,27 +1,40 @@
-"""Where the time of a decode step goes, by torch.profiler."""
+"""Where the time of a pass goes, by torch.profiler."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from janus_dola.config import DoLaConfig
-from janus_dola.engine.engine import Engine
-from janus_dola.engine.plan import plan
+from janus_dola.engine.decode import VISIBLE_MULTIPLE, Decoder, visible_length
+from janus_dola.engine.engine import undisturbed
+from janus_dola.engine.graphs import PassGraphs
+from janus_dola.engine.plan import Plan, Window, check_window, has_graphs, plan
+from janus_dola.engine.schedule import positions, window_of
+from janus_dola.models.weights import WeightReader
 from janus_dola.pipeline import JanusDoLa
-from janus_dola.prompt import prompt_batch
+from janus_dola.prompt import unconditional
 
 _OPERATIONS = 10
 _PROMPT = "a large red circle on white"
 
 
-@torch.no_grad()
-def profile_step(pipe: JanusDoLa, images: int, dola: DoLaConfig | None, backend: str, engine: str, trace: Path) -> str:
-    """Records one decode step, in the middle of an image, after steps that warm up.
+def profile_pass(
+    pipe: JanusDoLa,
+    images: int,
+    dola: DoLaConfig | None,
+    backend: str,
+    engine: str,
+    trace: Path,
+    window: Window = "auto",
+) -> str:
+    """Records one pass, in the middle of images, after passes that warm up.
 
     Args:
         images: drawn at once.
-        dola, backend, engine: as in `JanusDoLa.generate`.
+        dola, backend, engine, window: as in `JanusDoLa.generate`.
         trace: file for the recorded timeline, which Perfetto and Chrome open.
     Returns:
         the most expensive operations, those on the GPU where there is one, as a table.
@@ -30,21 +43,50 @@ def profile_step(pipe: JanusDoLa, images: int, dola: DoLaConfig | None, backend:
     """
     if images < 1:
         raise ValueError(f"images must be at least 1, got {images}")
-    parts = pipe.parts
-    planned = plan(parts, dola, 5.0, 1.0, "gumbel", backend, engine)
-    rows = prompt_batch([pipe._prompt_ids(_PROMPT)] * images, pipe._special, parts.device)
-    _, step = Engine(parts).begin(rows, torch.arange(images, device=parts.device), planned, strict=True)
-    middle = parts.image_tokens // 2
-    for position in range(1, middle):
-        step(position)
-    on_gpu = parts.device.type == "cuda"
+    device, window = pipe.parts.device, check_window(window)
+    planned = plan(pipe.parts, dola, 5.0, 1.0, "gumbel", backend, engine)
+    codes_fed = window_of(images, pipe.parts) if window == "auto" else window
+    run, visible = half_way(pipe, images, replace(planned, window=codes_fed))
+    on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as recorded:
-        with record_function("decode step"):
-            step(middle)
+    with undisturbed(device), profile(activities=activities) as recorded:
+        with record_function("pass"):
+            run(visible)
         if on_gpu:
-            torch.cuda.synchronize(parts.device)
+            torch.cuda.synchronize(device)
     trace.parent.mkdir(parents=True, exist_ok=True)
     recorded.export_chrome_trace(str(trace))
     order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     return recorded.key_averages().table(sort_by=order, row_limit=_OPERATIONS, max_name_column_width=60)
+
+
+def half_way(pipe: JanusDoLa, images: int, planned: Plan) -> tuple[Callable[[int], None], int]:
+    """Draws images up to their middle.
+
+    Returns:
+        what runs a pass, as `Decoder.step` and by the engine of the plan, and the length that the next pass looks at.
+    """
+    parts, ids = pipe.parts, pipe._prompt_ids(_PROMPT)
+    with undisturbed(parts.device):
+        weights = WeightReader(parts).read()
+        decoder = Decoder(parts, weights, planned, images, positions(parts, len(ids), planned.window))
+        run = _ready(decoder)
+        decoder.admit(range(images), [(ids, unconditional(ids, pipe._special))] * images, range(images))
+
+        def visible() -> int:
+            return visible_length(len(ids) + int(decoder.slots.decided.max()) - 1 + planned.window)
+
+        while int(decoder.slots.decided.min()) < parts.image_tokens // 2:
+            run(visible())
+        return run, visible()
+
+
+def _ready(decoder: Decoder) -> Callable[[int], None]:
+    """A pass of which all is compiled, loaded and captured."""
+    lengths = list(range(VISIBLE_MULTIPLE, decoder.capacity + 1, VISIBLE_MULTIPLE))
+    if decoder.plan.engine == "eager" or not has_graphs(decoder.parts.device):
+        decoder.try_passes(lengths)
+        return decoder.step
+    graphs = PassGraphs(decoder)
+    graphs.capture(lengths)
+    return graphs.replay

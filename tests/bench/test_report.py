@@ -42,11 +42,16 @@ def gpu(content, tmp_path):
         add("test_head_stage", 24e-3, backend="reference", **stage)
         add("test_head_stage", 2.4e-3, backend="torch, compiled", **stage)
     for way, seconds, memory in (("baseline", 10e-3, 5_000_000), ("DoLa", 10.1e-3, 25_000_000)):
-        add("test_step", seconds, model="7B", images=16, engine="graph", way=way, bytes=8 * 10**9, operations=0)
-        for model, images in (("1B", 4), ("7B", 16)):
-            add("test_image", 2.0, model=model, images=images, loop="ours, graph", way=way, memory_bytes=memory)
-            add("test_image", 12.0, model=model, images=images, loop="plain loop", way=way)
-            add("test_image", 5.0, model=model, images=images, loop="transformers", way=way)
+        step = {"model": "7B", "images": 16, "engine": "graph", "way": way, "bytes": 8 * 10**9, "operations": 0}
+        add("test_step", seconds, window=1, **step)
+        add("test_step", 2 * seconds, window=8, **step)
+        for model, images in (("1B", 1), ("1B", 4), ("7B", 1), ("7B", 16)):
+            image = {"model": model, "images": images, "way": way, "codes_a_pass": 1.0}
+            faster = image | {"window": "auto", "codes_a_pass": 2.5, "memory_bytes": 2 * memory}
+            add("test_image", 2.0, loop="ours, graph", **faster)
+            add("test_image", 4.0, loop="ours, graph", window=1, memory_bytes=memory, **image)
+            add("test_image", 12.0, loop="plain loop", window=1, **image)
+            add("test_image", 5.0, loop="transformers", window=1, **image)
     path = tmp_path / "bench_gpu.json"
     path.write_text(json.dumps(content))
     return records.read(path)

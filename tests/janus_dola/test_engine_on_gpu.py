@@ -1,6 +1,7 @@
 """The decode engine on a GPU. `make gpu-check` runs these; without a GPU they are skipped."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,17 @@ from torch.profiler import ProfilerActivity, profile
 
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.engine.decode import Decoder
-from janus_dola.engine.engine import Engine
+from janus_dola.engine.engine import Engine, _Drawing
+from janus_dola.engine.plan import WINDOWS, plan
+from janus_dola.engine.schedule import positions
+from janus_dola.profiling import half_way
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
 import shapes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 PROMPTS = ["a large red circle on white", "a small blue square on grey", "a green cross"]  # of different lengths
+WIDE_DOLA = DoLaConfig(candidate_layers=[1, 2, 3])
 MIB = 2**20
 
 
@@ -30,21 +35,59 @@ def wide():
     return shapes.random_janus("7B", blocks=4, codes_a_side=6, device="cuda", dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize("sampler", ["gumbel", "multinomial"])
+def errors_on_waiting(run):
+    """Runs it; what waits for the GPU raises."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        return run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def watch_passes(monkeypatch):
+    """From now on what waits for the GPU in a pass raises. Returns the list of passes, which grows."""
+    run, seen = _Drawing._pass, []
+
+    def watched(drawing):
+        errors_on_waiting(lambda: run(drawing))
+        seen.append(drawing)
+
+    monkeypatch.setattr(_Drawing, "_pass", watched)
+    return seen
+
+
+@pytest.mark.parametrize(("sampler", "window"), [("multinomial", 1), *(("gumbel", window) for window in WINDOWS)])
 @pytest.mark.parametrize("dola", [None, DoLaConfig()], ids=["baseline", "dola"])
-def test_all_engines_draw_the_same_tokens(pipe, dola, sampler):
-    drawn = {
-        engine: pipe.generate(PROMPTS, 2, dola, seed=4, sampler=sampler, engine=engine, strict=True).tokens
-        for engine in ("eager", "graph", "compile")
-    }
-    assert torch.equal(drawn["graph"], drawn["eager"])
-    assert torch.equal(drawn["compile"], drawn["eager"])
+def test_all_engines_and_windows_draw_the_same_tokens(pipe, dola, sampler, window):
+    expected = pipe.generate(PROMPTS, 2, dola, seed=4, sampler=sampler, engine="eager", window=1)
+    for engine in ("eager", "graph", "compile"):
+        drawn = pipe.generate(PROMPTS, 2, dola, seed=4, sampler=sampler, engine=engine, window=window, strict=True)
+        assert torch.equal(drawn.tokens, expected.tokens), engine
+        assert torch.equal(drawn.premature_layers, expected.premature_layers), engine
+        assert (drawn.passes < pipe.parts.image_tokens - 1).all() == (window > 1), engine
 
 
-def test_graphs_draw_anew_for_other_seeds_and_prompts(pipe):
+@pytest.mark.parametrize("window", [1, 8])
+def test_graphs_draw_anew_for_other_seeds_and_prompts(pipe, window):
     for seed, prompts in ((1, PROMPTS), (2, PROMPTS[::-1]), (3, PROMPTS[:1]), (1, PROMPTS)):
-        expected = pipe.generate(prompts, seed=seed, engine="eager").tokens
-        assert torch.equal(pipe.generate(prompts, seed=seed, engine="graph", strict=True).tokens, expected)
+        expected = pipe.generate(prompts, seed=seed, engine="eager", window=window).tokens
+        drawn = pipe.generate(prompts, seed=seed, engine="graph", window=window, strict=True).tokens
+        assert torch.equal(drawn, expected)
+
+
+@pytest.mark.parametrize("engine", ["eager", "graph"])
+@pytest.mark.parametrize("window", [1, 8])
+def test_images_that_join_others_are_those_drawn_alone(wide, engine, window):
+    """bfloat16, bit for bit: two slots, and an image begins in each whenever another is done."""
+    settings = {"dola": WIDE_DOLA, "seed": 9, "engine": engine, "window": window, "max_images": 2, "strict": True}
+    together = list(wide.stream(PROMPTS, 3, **settings))
+    for place, found in enumerate(together):
+        settings["seed"] = 9 + place
+        neighbours = wide.stream([PROMPTS[found.prompt], PROMPTS[0]], **settings)
+        alone = next(neighbours)
+        neighbours.close()
+        assert torch.equal(alone.tokens, found.tokens), place
+        assert torch.equal(alone.jsd, found.jsd), place
 
 
 def test_tokens_are_those_of_the_cpu(pipe):
@@ -54,97 +97,120 @@ def test_tokens_are_those_of_the_cpu(pipe):
 
 
 @pytest.mark.parametrize("engine", ["eager", "graph"])
-def test_nothing_waits_for_the_gpu_while_an_image_is_drawn(pipe, monkeypatch, engine):
-    begin, codes = Decoder.begin, Decoder.codes
-
-    def begun(decoder, *arguments):
-        begin(decoder, *arguments)
-        torch.cuda.set_sync_debug_mode("error")
-
-    def done(decoder, images):
-        found = codes(decoder, images)
-        torch.cuda.set_sync_debug_mode("default")
-        return found
-
-    pipe.generate(PROMPTS, engine=engine, strict=True)  # compiles
-    monkeypatch.setattr(Decoder, "begin", begun)
-    monkeypatch.setattr(Decoder, "codes", done)
-    try:
-        pipe.generate(PROMPTS, engine=engine, strict=True)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+@pytest.mark.parametrize(("sampler", "window"), [("multinomial", 1), ("gumbel", 1), ("gumbel", 8)])
+def test_the_host_waits_for_nothing_in_a_pass(pipe, monkeypatch, sampler, window, engine):
+    settings = {"sampler": sampler, "window": window, "engine": engine, "strict": True}
+    pipe.generate(PROMPTS, **settings)  # compiles
+    passes = watch_passes(monkeypatch)
+    drawn = pipe.generate(PROMPTS, **settings)
+    assert len(passes) >= drawn.passes.max()
 
 
-def test_a_token_is_one_launch(pipe):
+def test_the_host_waits_for_nothing_while_images_begin(pipe, monkeypatch):
     pipe.generate(PROMPTS, engine="graph", strict=True)
+    admit, calls = Decoder.admit, []
+
+    def watched(decoder, *arguments):
+        calls.append(errors_on_waiting(lambda: admit(decoder, *arguments)))
+
+    monkeypatch.setattr(Decoder, "admit", watched)
+    pipe.generate(PROMPTS, engine="graph", strict=True)
+    assert len(calls) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("window", [1, 8])
+def test_a_pass_is_one_launch(pipe, monkeypatch, window):
+    pipe.generate(PROMPTS, engine="graph", window=window, strict=True)
+    passes = watch_passes(monkeypatch)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
-        pipe.generate(PROMPTS, engine="graph", strict=True)
+        pipe.generate(PROMPTS, engine="graph", window=window, strict=True)
     launches = [event for event in recorded.events() if event.name == "cudaGraphLaunch"]
-    assert len(launches) == pipe.parts.image_tokens - 1
+    assert len(launches) == len(passes)
+    assert (len(passes) == pipe.parts.image_tokens - 1) == (window == 1)
 
 
-def test_attention_never_takes_the_slow_path(wide, monkeypatch):
-    """Left-padded rows included: no kernel of a softmax written out."""
-    recorded = profile(activities=[ProfilerActivity.CUDA])
-    step, seen = Decoder.step, []
-
-    def watched(decoder, visible):
-        if not seen:
-            torch.cuda.synchronize()
-            with recorded:
-                step(decoder, visible)
-                torch.cuda.synchronize()
-            seen.extend(event.name for event in recorded.events())
-        else:
-            step(decoder, visible)
-
-    wide.generate(PROMPTS, dola=None, engine="eager")
-    monkeypatch.setattr(Decoder, "step", watched)
-    wide.generate(PROMPTS, dola=None, engine="eager")
+@pytest.mark.parametrize("window", [1, 8])
+def test_attention_never_takes_the_slow_path(wide, window):
+    """No kernel of a softmax written out, though every row has a mask of its own."""
+    run, visible = half_way(wide, 2, replace(plan(wide.parts, None, 5.0, 1.0, engine="eager"), window=window))
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded, torch.no_grad():
+        run(visible)
+        torch.cuda.synchronize()
+    seen = [event.name for event in recorded.events()]
     attention = [name for name in seen if any(word in name.lower() for word in ("fmha", "flash", "attention", "sdpa"))]
     assert len(attention) >= wide.parts.num_layers, seen
 
 
-def peak(pipe, dola, engine):
-    """Bytes at the most, of a generation whose graphs and kernels are ready, beyond what the model takes."""
-    pipe.generate(PROMPTS[:1], 16, dola, engine=engine, strict=True)
+def peak(pipe, dola, engine, window):
+    """Bytes at the most, of a generation whose graphs and kernels are ready, the model included."""
+    pipe.generate(PROMPTS[:1], 16, dola, engine=engine, window=window, strict=True)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    pipe.generate(PROMPTS[:1], 16, dola, engine=engine, strict=True)
+    pipe.generate(PROMPTS[:1], 16, dola, engine=engine, window=window, strict=True)
     return torch.cuda.max_memory_allocated()
 
 
+@pytest.mark.parametrize("window", [1, 8])
 @pytest.mark.parametrize("engine", ["eager", "graph"])
-def test_dola_adds_hidden_states_and_logits_and_no_more(wide, engine):
-    baseline = peak(wide, None, engine)
+def test_dola_adds_hidden_states_and_logits_and_no_more(wide, engine, window):
+    baseline = peak(wide, None, engine, window)
     wide._engine.release()
-    with_dola = peak(wide, DoLaConfig(candidate_layers=[1, 2, 3]), engine)
-    layers, rows, hidden, codes = 3, 32, 4096, 16384
-    states = layers * rows * hidden * 2  # tapped
+    with_dola = peak(wide, WIDE_DOLA, engine, window)
+    wide._engine.release()
+    layers, rows, hidden, codes = 3, 32 * window, 4096, 16384
+    states = 2 * layers * rows * hidden * 2  # each layer's, and all of them stacked
     folded, logits = layers * rows // 2 * hidden * 2, layers * rows // 2 * codes * 4
     assert with_dola - baseline <= states + folded + logits + 2 * MIB
 
 
-def test_fifty_generations_leave_nothing_behind(pipe):
+@pytest.mark.parametrize("window", [1, 8])
+def test_images_need_their_keys_and_values_and_little_else(wide, window):
+    """16 images of 4 blocks of the 7B shape; what a pass needs is freed by the next block."""
+    wide.generate(PROMPTS[:1], engine="eager")  # makes the table of codes, which stays
+    wide._engine.release()
+    before = torch.cuda.memory_allocated()
+    rows, prompt = 32, len(wide._prompt_ids(PROMPTS[0]))
+    keys_values = 4 * rows * positions(wide.parts, prompt, window) * 2 * 4096 * 2
+    of_a_pass = rows * window * (2 * 11008 + 8 * 4096) * 2 + rows // 2 * window * 16384 * 4 * 2
+    of_pictures = 64 * MIB
+    assert peak(wide, None, "eager", window) - before <= keys_values + of_a_pass + of_pictures
+
+
+@pytest.mark.parametrize("window", [1, 8])
+def test_fifty_generations_leave_nothing_behind(pipe, window):
     sizes = []
     for seed in range(50):
-        pipe.generate(PROMPTS, seed=seed, engine="graph", strict=True)
+        pipe.generate(PROMPTS, seed=seed, engine="graph", window=window, strict=True)
         sizes.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
     assert sizes[-1] == sizes[5]
 
 
-def test_a_step_that_cannot_be_captured_falls_back(pipe, monkeypatch):
-    expected = pipe.generate(PROMPTS, seed=4, engine="eager").tokens
+def let_passes_read_back(pipe, monkeypatch):
+    """No graph can hold such a pass. The engine is one that has captured none yet."""
     step = Decoder.step
 
     def reads(decoder, visible):
         step(decoder, visible)
-        decoder._code.sum().item()  # which no graph can hold
+        decoder.slots.decided.sum().item()
 
-    monkeypatch.setattr(pipe, "_engine", Engine(pipe.parts))
+    monkeypatch.setattr(pipe, "_engine", Engine(pipe.parts, pipe._special))
     monkeypatch.setattr(Decoder, "step", reads)
-    with pytest.warns(UserWarning, match="engine 'graph' failed, and the step runs eagerly instead"):
-        assert torch.equal(pipe.generate(PROMPTS, seed=4, engine="graph").tokens, expected)
+
+
+@pytest.mark.parametrize("window", [1, 8])
+def test_a_pass_that_cannot_be_captured_falls_back(pipe, monkeypatch, window):
+    expected = pipe.generate(PROMPTS, seed=4, engine="eager").tokens
+    let_passes_read_back(pipe, monkeypatch)
+    with pytest.warns(UserWarning, match="engine 'graph' failed, and the pass runs eagerly instead"):
+        drawn = pipe.generate(PROMPTS, seed=4, engine="graph", window=window).tokens
+    assert torch.equal(drawn, expected)
+
+
+def test_a_pass_that_cannot_be_captured_is_an_error_if_asked_for(pipe, monkeypatch):
+    let_passes_read_back(pipe, monkeypatch)
+    with pytest.raises(RuntimeError, match="captur"):
+        pipe.generate(PROMPTS, seed=4, engine="graph", strict=True)
 
 
 def test_pictures_decoded_beside_the_next_batch_are_those_of_the_codes(pipe):

@@ -1,27 +1,44 @@
-"""`janus-dola profile`: one decode step, recorded."""
+"""`janus-dola profile`: one pass, recorded."""
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from janus_dola import DoLaConfig
-from janus_dola.profiling import profile_step
+from janus_dola.engine.plan import plan
+from janus_dola.profiling import half_way, profile_pass
 
 
-@pytest.mark.parametrize("dola", [None, DoLaConfig()], ids=["baseline", "dola"])
-def test_one_step_is_recorded_and_its_ten_dearest_operations_are_told(mini, tmp_path, dola):
-    trace = tmp_path / "new" / "step.json"
-    table = profile_step(mini, 2, dola, "auto", "eager", trace)
+@pytest.mark.parametrize(("dola", "window"), [(None, 1), (DoLaConfig(), 8), (DoLaConfig(), "auto")])
+def test_one_pass_is_recorded_and_its_ten_dearest_operations_are_told(mini, tmp_path, dola, window):
+    trace = tmp_path / "new" / "pass.json"
+    table = profile_pass(mini, 2, dola, "auto", "eager", trace, window)
     rows = re.findall(r"^ +(\S.*?)  +\S+%", table, re.MULTILINE)
     assert len(rows) == 10
-    assert "decode step" in rows
     events = json.loads(trace.read_text())["traceEvents"]
-    assert sum(event["name"] == "decode step" and event.get("cat") == "user_annotation" for event in events) == 1
+    assert sum(event["name"] == "pass" and event.get("cat") == "user_annotation" for event in events) == 1
     attention = [event for event in events if event["name"] == "aten::scaled_dot_product_attention"]
-    assert len(attention) == mini.parts.num_layers  # those of one step
+    assert len(attention) == mini.parts.num_layers  # those of one pass
+
+
+@pytest.mark.parametrize("window", [1, 8])
+def test_the_pass_is_that_of_images_half_drawn(mini, window):
+    planned = replace(plan(mini.parts, None, 5.0, 1.0), window=window)
+    run, visible = half_way(mini, 2, planned)
+    slots = run.__self__.slots
+    middle = mini.parts.image_tokens // 2
+    before = slots.decided.clone()
+    assert middle <= before.min() < middle + window
+    assert visible >= slots.prompt_tokens.max() + before.max() - 1 + window
+    run(visible)
+    expected = mini.generate("a large red circle on white", 2, None, window=1).tokens[0]
+    assert (slots.decided > before).all()
+    for slot, decided in enumerate(slots.decided.tolist()):
+        assert slots.tokens[slot, :decided].tolist() == expected[slot, :decided].tolist()
 
 
 def test_images_out_of_range(mini, tmp_path):
     with pytest.raises(ValueError, match="images must be at least 1, got 0"):
-        profile_step(mini, 0, None, "auto", "eager", tmp_path / "x.json")
+        profile_pass(mini, 0, None, "auto", "eager", tmp_path / "x.json")

@@ -1,0 +1,102 @@
+"""Admission and the pass on tensors without data ("meta"): what reads a value back raises, what mixes devices is seen.
+
+Only such a pass can be captured in a CUDA graph, and the host waits for nothing in it. It needs no GPU.
+"""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from janus_dola import DoLaConfig, JanusDoLa
+from janus_dola.engine.decode import Decoder
+from janus_dola.engine.plan import plan
+from janus_dola.kernels import early_exit as front
+from janus_dola.models import find_parts
+from janus_dola.models.weights import WeightReader
+
+TO_THE_DEVICE = {"aten._to_copy.default", "aten.copy_.default"}  # of numbers that the host knows
+ROWS = [([1] * length, [2] * length) for length in (5, 9)]
+
+
+class Watch(TorchDispatchMode):
+    """Notes operators that leave the device, and copies to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.copied, self.bad = 0, 0, []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        found = operator(*args, **(kwargs or {}))
+        self.seen += 1
+        given, made = (
+            {leaf.device.type for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.dim() > 0}
+            for tree in ((args, kwargs), found)
+        )
+        if "cpu" in given and "meta" in made and str(operator) in TO_THE_DEVICE:
+            self.copied += 1
+        elif len(given | made) > 1 or ("cpu" in made and not given):
+            self.bad.append(str(operator))
+        return found
+
+
+def without_data(thing):
+    """The same weights on "meta"."""
+    if isinstance(thing, Tensor):
+        return thing.to("meta")
+    if isinstance(thing, tuple):
+        return tuple(map(without_data, thing))
+    if hasattr(thing, "__dataclass_fields__"):
+        return replace(thing, **{field.name: without_data(getattr(thing, field.name)) for field in fields(thing)})
+    return thing
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Parts and weights of the mini model, without their data."""
+    pipe = JanusDoLa.from_pretrained("mini", device="cpu", dtype="float32")
+    with torch.no_grad():
+        weights = without_data(WeightReader(pipe.parts).read())
+    return find_parts(pipe.model.to("meta")), weights
+
+
+@pytest.mark.parametrize(("sampler", "window"), [("multinomial", 1), ("gumbel", 1), ("gumbel", 4), ("gumbel", 8)])
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
+@pytest.mark.parametrize(
+    ("dola", "temperature"),
+    [(None, 1.0), (DoLaConfig(), 1.0), (DoLaConfig(premature_layer=4), 1.0), (DoLaConfig(), 0.0)],
+    ids=["baseline", "dola", "static", "greedy"],
+)
+@torch.no_grad()
+def test_the_host_waits_for_nothing(model, monkeypatch, dola, temperature, backend, sampler, window):
+    if backend == "triton" and front.fused is None:
+        pytest.skip("needs Triton")
+    parts, weights = model
+    if front.fused is not None:
+        monkeypatch.setattr(front.fused, "obstacle", lambda device, dtype: None)  # runs on "meta" as on a GPU
+    planned = replace(plan(parts, dola, 5.0, temperature, sampler, backend, "eager"), window=window)
+    decoder = Decoder(parts, weights, planned, 3, 128)
+    with Watch() as admission:
+        decoder.admit([0, 2], ROWS, [7, 8])
+    assert admission.copied >= 3  # of slots, lengths and seeds
+    with Watch() as passes:
+        for visible in (64, 128):
+            decoder.step(visible)
+    with Watch() as handing_out:
+        drawn = decoder.codes(2)
+    assert passes.seen > 300
+    assert passes.copied == handing_out.copied == 0
+    assert admission.bad == passes.bad == handing_out.bad == []
+    assert drawn.tokens.shape == (parts.image_tokens,)
+
+
+def test_what_reads_a_value_back_is_seen():
+    numbers = torch.zeros(3, device="meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        numbers.sum().item()
+    with Watch() as watch:
+        torch.zeros(3) + 1
+    assert watch.bad
