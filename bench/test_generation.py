@@ -4,7 +4,7 @@ import models
 import peers
 import torch
 
-from janus_dola.engine.pictures import to_images
+from janus_dola.pictures import to_images
 
 PROMPT = "a large red circle on white"
 

@@ -6,8 +6,8 @@ import floor
 import models
 import torch
 
-from janus_dola.engine.decode import keys_values_shape
 from janus_dola.engine.plan import plan
+from janus_dola.kernels.block import buffer_shape
 from janus_dola.models.weights import WeightReader
 from janus_dola.profiling import half_way
 
@@ -30,7 +30,7 @@ def test_step(timed, device, name, images, window, engine, way):
     planned = replace(plan(parts, models.dola_of(name, way), 5.0, 1.0, engine=engine), window=window)
     run, visible = half_way(pipe, images, planned)
     weights = sum(weight.numel() for weight in parts.blocks.parameters())
-    key_values = torch.Size(keys_values_shape(WeightReader(parts).read(), 1, visible)).numel()
+    key_values = torch.Size(buffer_shape(WeightReader(parts).read().blocks, 1, visible)).numel()
     layers, dtype = len(planned.layers) + 1, parts.dtype
     timed(
         [lambda: run(visible)],

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, integer, iterable_of_strings, strings
 from janus_dola.config import DoLaConfig
 from janus_dola.engine.engine import Engine
-from janus_dola.engine.pictures import start_decoding
 from janus_dola.engine.plan import Plan, Sampler, Window, check_window, plan
 from janus_dola.engine.schedule import Job, images_that_fit
 from janus_dola.engine.slots import Codes
 from janus_dola.models import JanusParts, find_parts, load
 from janus_dola.models.quantize import Quantization, check_quantization, quantize_blocks
+from janus_dola.pictures import start_decoding
 from janus_dola.prompt import prompt_ids
 
 

@@ -62,6 +62,11 @@ class BlockWeights:
     head_size: int
     scaling: float  # of queries times keys
 
+    @property
+    def heads_together(self) -> int:
+        """G, how many query heads share a head of keys."""
+        return self.query_heads // self.key_value_heads
+
 
 @dataclass(frozen=True)
 class Place:
@@ -190,3 +195,27 @@ def run_blocks(
         if number in layers:
             found.append(x)
     return torch.stack([*found, x])
+
+
+def run_whole(
+    embeddings: Tensor, blocks: Sequence[BlockWeights], rotary: Rotary, layers: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Runs rows from their first position to their last, in one pass.
+
+    Args:
+        embeddings: [R, W, D].
+        layers: as for `run_blocks`.
+    Returns:
+        keys and values [N, R, W, 2, H_kv, d], and the layers' hidden states [len(layers) + 1, R, W, D].
+    """
+    rows, length, _ = embeddings.shape
+    keys_values = embeddings.new_zeros(buffer_shape(blocks, rows, length))
+    start = torch.zeros(rows, dtype=torch.int64, device=embeddings.device)
+    place = Place.of(start, length, rotary, length, length, blocks[0].heads_together)
+    states = run_blocks(embeddings.flatten(0, 1), blocks, keys_values, place, layers)
+    return keys_values, states.unflatten(1, (rows, length))
+
+
+def buffer_shape(blocks: Sequence[BlockWeights], rows: int, positions: int) -> tuple[int, ...]:
+    """Of the keys and values of all blocks: [N, rows, positions, 2, H_kv, d]."""
+    return len(blocks), rows, positions, 2, blocks[0].key_value_heads, blocks[0].head_size

@@ -32,7 +32,7 @@ def deepseek(mini) -> JanusDoLa:
 @pytest.fixture(scope="session")
 def mini_hidden_states(mini) -> torch.Tensor:
     """[4, 8, 192]: layers 2, 4, 6 and 8 of the mini model for four images, in the middle of being drawn."""
-    from janus_dola.engine.decode import run_whole
+    from janus_dola.kernels.block import run_whole
     from janus_dola.models.weights import WeightReader
     from janus_dola.prompt import unconditional
 
@@ -47,6 +47,7 @@ def mini_hidden_states(mini) -> torch.Tensor:
     for side in (lambda ids: ids, lambda ids: unconditional(ids, mini._special)):
         for prompt, drawn in zip(words, codes, strict=True):
             text = mini.parts.embed_text(torch.tensor(side(mini._prompt_ids(prompt))))
-            _, states = run_whole(torch.cat([text, weights.code_table[drawn]])[None].detach(), weights, [2, 4, 6])
+            whole = torch.cat([text, weights.code_table[drawn]])[None].detach()
+            _, states = run_whole(whole, weights.blocks, weights.rotary, [2, 4, 6])
             rows.append(states[:, 0, -1])
     return torch.stack(rows, 1).detach()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from janus_dola.engine.plan import Plan
 from janus_dola.engine.slots import Codes, Slots
-from janus_dola.kernels.block import Place, block, run_blocks
+from janus_dola.kernels.block import Place, block, buffer_shape, run_blocks, run_whole
 from janus_dola.kernels.early_exit import early_exit, early_exit_scores
 from janus_dola.kernels.sampling import multinomial
 from janus_dola.kernels.types import EarlyExit
@@ -42,7 +42,7 @@ class Decoder:
 
     def __init__(self, parts: JanusParts, weights: Weights, plan: Plan, slots: int, capacity: int) -> None:
         self.parts, self.weights, self.plan, self.capacity = parts, weights, plan, capacity
-        shape = keys_values_shape(weights, 2 * slots, capacity)
+        shape = buffer_shape(weights.blocks, 2 * slots, capacity)
         self._keys_values = torch.zeros(shape, dtype=parts.dtype, device=parts.device)
         wide = torch.float64 if parts.dtype == torch.float64 else torch.float32
         side = int(parts.image_tokens**0.5)
@@ -80,7 +80,9 @@ class Decoder:
         """
         if tokens not in self._prompts:
             embeddings = self.parts.embed_text(self._on_device(tokens))
-            keys_values, states = run_whole(embeddings.unsqueeze(0), self.weights, self.plan.layers)
+            keys_values, states = run_whole(
+                embeddings.unsqueeze(0), self.weights.blocks, self.weights.rotary, self.plan.layers
+            )
             self._prompts[tokens] = keys_values[:, 0], states[:, 0, -1].clone()
             if len(self._prompts) > _PROMPTS_KEPT:
                 self._prompts.popitem(last=False)
@@ -115,7 +117,7 @@ class Decoder:
         places = slots.places
         fed = slots.tokens.gather(1, places).flatten().repeat(2)
         start = (slots.prompt_tokens + places[:, 0]).repeat(2)
-        place = Place.of(start, window, rotary, self.capacity, visible, _heads_together(self.weights))
+        place = Place.of(start, window, rotary, self.capacity, visible, self.weights.blocks[0].heads_together)
         states = run_blocks(
             F.embedding(fed, self.weights.code_table), self.weights.blocks, self._keys_values, place, self.plan.layers,
             self._block,
@@ -142,33 +144,6 @@ class Decoder:
     def key_value_bytes(self) -> int:
         """Memory of the keys and values, which is most of what a decoder holds."""
         return self._keys_values.nbytes
-
-
-def run_whole(embeddings: Tensor, weights: Weights, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Runs rows from their first position to their last, in one pass.
-
-    Args:
-        embeddings: [R, W, D].
-        layers: as for `run_blocks`.
-    Returns:
-        keys and values [N, R, W, 2, H, d], and the layers' hidden states [len(layers) + 1, R, W, D].
-    """
-    rows, length, _ = embeddings.shape
-    keys_values = embeddings.new_zeros(keys_values_shape(weights, rows, length))
-    start = torch.zeros(rows, dtype=torch.int64, device=embeddings.device)
-    place = Place.of(start, length, weights.rotary, length, length, _heads_together(weights))
-    states = run_blocks(embeddings.flatten(0, 1), weights.blocks, keys_values, place, layers)
-    return keys_values, states.unflatten(1, (rows, length))
-
-
-def keys_values_shape(weights: Weights, rows: int, positions: int) -> tuple[int, ...]:
-    """Of the keys and values of all blocks: [N, rows, positions, 2, H, d]."""
-    first = weights.blocks[0]
-    return len(weights.blocks), rows, positions, 2, first.key_value_heads, first.head_size
-
-
-def _heads_together(weights: Weights) -> int:
-    return weights.blocks[0].query_heads // weights.blocks[0].key_value_heads
 
 
 @cache

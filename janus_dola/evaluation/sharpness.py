@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from janus_dola.engine.decode import run_whole
 from janus_dola.engine.plan import Plan
+from janus_dola.kernels.block import run_whole
 from janus_dola.kernels.early_exit import early_exit_scores
 from janus_dola.kernels.types import Scores
 from janus_dola.models.weights import WeightReader
@@ -74,7 +74,7 @@ def scores_of_all_positions(pipe: JanusDoLa, prompts: Sequence[str], tokens: Ten
         ids = prompt_ids(prompt, pipe.tokenizer, special)
         words = parts.embed_text(torch.tensor([ids, unconditional(ids, special)], device=parts.device))
         fed_back = weights.code_table[codes[:-1]].expand(2, -1, -1)
-        _, states = run_whole(torch.cat([words, fed_back], 1), weights, plan.layers)
+        _, states = run_whole(torch.cat([words, fed_back], 1), weights.blocks, weights.rotary, plan.layers)
         of_codes = states[:, :, len(ids) - 1 :].flatten(1, 2)
         scores.append(early_exit_scores(of_codes, weights.head, plan.decoding, "torch"))
     return Scores(*(torch.cat([getattr(each, field.name) for each in scores]) for field in fields(Scores)))

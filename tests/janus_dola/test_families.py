@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from janus_dola import JanusDoLa
-from janus_dola.engine.decode import run_whole
 from janus_dola.kernels import batched
+from janus_dola.kernels.block import run_whole
 from janus_dola.models import find_parts
 from janus_dola.models.weights import WeightReader
 from janus_dola.prompt import unconditional
@@ -29,7 +29,8 @@ def test_final_row_is_the_models_own_head_on_its_own_last_hidden_state(pipe):
         embeddings = parts.embed_text(ids)
         output = parts.backbone(inputs_embeds=embeddings, output_hidden_states=True)
         expected = own_head(pipe)(output.last_hidden_state[:, -1])
-        _, states = run_whole(embeddings, WeightReader(parts).read(), [1, 3])
+        weights = WeightReader(parts).read()
+        _, states = run_whole(embeddings, weights.blocks, weights.rotary, [1, 3])
         for w, row in ((1.0, 0), (0.0, 1)):  # only the conditional, only the unconditional row
             logits = batched.early_exit_logits(states[:, :, -1], parts.head, w)
             assert torch.allclose(logits[-1, 0], expected[row], atol=1e-4)
