@@ -190,6 +190,7 @@ def build(case: Case) -> dict:
         "matrix_instruction": next((n for n, p in MATRIX_INSTRUCTIONS.items() if re.search(p, assembly)), None),
         "weight_load_bytes": weight_load_bytes(assembly) if case.kernel in ("project", "codebook") else None,
         "loop_cycles": max(map(cycles.warp_cycles, bodies), default=None),
+        "counts_in_order": counts_in_order(found.asm["ptx"]) if case.kernel == "sweep" and "ptx" in found.asm else None,
         "requested_bytes": case.requested,
         "needed_bytes": case.needed,
     }
@@ -231,6 +232,18 @@ def weight_load_bytes(assembly: str) -> int:
         elif here in wanted:
             widths += load_bytes(line)
     return min(widths)
+
+
+def counts_in_order(ptx: str) -> bool:
+    """Whether what the sweep's programs leave for the last one is stored before they count themselves, and read after.
+
+    Stores, a barrier, one thread that counts (releasing and acquiring), a barrier, loads past the first-level cache.
+    """
+    kinds = {"s": r"st\.global", "b": r"bar\.sync", "c": r"@%p\d+ atom\.global\.gpu\.acq_rel", "a": r"atom\.",
+             "l": r"ld\.global\.cg"}  # fmt: skip
+    pattern = "|".join(f"(?P<{name}>{kind})" for name, kind in kinds.items())
+    order = "".join(found.lastgroup or "" for found in re.finditer(pattern, ptx))
+    return re.fullmatch(r"[^cal]*sb+cb+[sb]*l[sbl]*", order) is not None
 
 
 def load_bytes(line: str) -> list[int]:

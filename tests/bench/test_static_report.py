@@ -79,6 +79,12 @@ def test_the_codebook_uses_wgmma_on_hopper(report):
     assert [name(row) for row in rows if row["matrix_instruction"] != "wgmma"] == []
 
 
+def test_the_sweeps_programs_count_themselves_when_their_parts_can_be_read(report):
+    sweeps = [row for row in report if row["kernel"] == "sweep" and row["generation"] != "gfx942"]
+    assert len(sweeps) == 4 * 6
+    assert [name(row) for row in sweeps if not row["counts_in_order"]] == []
+
+
 def test_products_keep_up_with_memory(forecast):
     """On an H100, by the static model: 1, 4 and 16 images, 1B and 7B."""
     (rows,) = forecast.values()
