@@ -62,7 +62,7 @@ def test_every_backend_agrees_with_the_float64_reference(poisoned_memory, backen
 
 
 @pytest.mark.skipif("triton" not in CPU_BACKENDS, reason="needs Triton and its interpreter")
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), shape=shapes, weight=WEIGHT, seed=SEED)
 def test_the_kernels_agree_with_the_float64_reference(poisoned_memory, data, shape, weight, seed):
     assert_agrees("triton", data, shape, weight, seed)
