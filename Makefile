@@ -41,8 +41,10 @@ bench-compare: .venv/ready  ## make bench-compare A.json B.json: what got slower
 
 %.json: ;
 
-static-report: .venv/ready  ## compile the fused kernels for GPUs that are not here, and report
+static-report: .venv/ready .venv-triton-3.6/ready  ## compile the fused kernels for GPUs that are not here, report and forecast
 	$(BIN)/python bench/static_report.py
+	PYTHONPATH=.venv-triton-3.6 $(BIN)/python bench/forecast.py
+	$(BIN)/python bench/forecast.py
 
 gpu-check:  ## accuracy, then speed, of the fused kernels on the GPU here (uses python3, not an environment)
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
@@ -83,5 +85,9 @@ evaluate-mini: .venv/ready  ## measure what DoLa does to the mini model's pictur
 	$(COMPAT)/python -m pip install --quiet --constraint tests/constraints-compat.txt --editable '.[dev]'
 	touch $@
 
+.venv-triton-3.6/ready: .venv/ready
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv-triton-3.6 triton==3.6.0
+	touch $@
+
 clean:  ## remove environments and build products
-	rm -rf .venv .venv-compat build dist *.egg-info demo_out
+	rm -rf .venv .venv-compat .venv-triton-3.6 build dist *.egg-info demo_out

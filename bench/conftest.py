@@ -57,10 +57,11 @@ def timed(benchmark, device):
         **facts: object,
     ) -> None:
         """`work` is what one call needs at the least, `graph` replays the calls from a CUDA graph on a GPU."""
-        benchmark.extra_info.update(facts, calls=len(calls), graph=graph and device == "cuda")
+        graph = graph and device == "cuda"
+        together, count = timing.in_graph(calls) if graph else (timing.one_after_the_other(calls), len(calls))
+        benchmark.extra_info.update(facts, calls=count, graph=graph)
         if work is not None:
             benchmark.extra_info.update(asdict(work))
-        together = timing.in_graph(calls) if graph and device == "cuda" else timing.one_after_the_other(calls)
         benchmark.pedantic(together, rounds=rounds, warmup_rounds=min(2, rounds // 3), iterations=1)
 
     return run

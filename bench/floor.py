@@ -37,14 +37,20 @@ class Work:
         return max(self.bytes / bytes_per_second, self.operations / operations_per_second)
 
 
-def project(shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -> Work:
-    """Norm, projection and guidance: reads W1 [E, D] and hidden states [L, 2B, D], writes x [L, B, E]."""
+def normalise(shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -> Work:
+    """The final norm: reads hidden states [L, 2B, D]; writes as many, or [L, B, D] where guidance follows at once."""
     pairs = layers * images
-    activations = 2 * pairs * shape.hidden
+    written = pairs if shape.width is None else 2 * pairs
+    return Work((2 * pairs + written) * shape.hidden * dtype.itemsize, 0)
+
+
+def project(shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -> Work:
+    """Projection and guidance: reads W1 [E, D] and normalised rows [L, 2B, D], writes y [L, B, E]."""
     if shape.width is None:
-        return Work((activations + pairs * shape.hidden) * dtype.itemsize, 0)
-    weights = shape.width * shape.hidden
-    return Work((weights + activations + pairs * shape.width) * dtype.itemsize, 2 * weights * 2 * pairs)
+        return Work(0, 0)
+    pairs, weights = layers * images, shape.width * shape.hidden
+    moved = weights + 2 * pairs * shape.hidden + pairs * shape.width
+    return Work(moved * dtype.itemsize, 2 * weights * 2 * pairs)
 
 
 def codebook(shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -> Work:

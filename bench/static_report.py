@@ -3,8 +3,8 @@
     python bench/static_report.py            # writes bench/results/static_report.json and .md (`make static-report`)
 
 Compiles every kernel in every configuration of the launch table for each GPU generation, and reads off the result:
-registers, spills, shared memory, the matrix instruction, how wide weights are loaded, and the bytes that the launch asks for
-against the fewest that the case needs.
+registers, spills, shared memory, the matrix instruction, how wide weights are loaded, the cycles of the loop, and the bytes
+that the launch asks for against the fewest that the case needs.
 """
 
 import inspect
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import cycles
 import floor
 import torch
 import triton
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from janus_dola.kernels import codebook, project, sweep
+from janus_dola.kernels import codebook, matmul, normalise, project, sweep
 from janus_dola.kernels.launch import TABLE
 
 RESULTS = Path(__file__).parent / "results"
@@ -46,11 +47,11 @@ MATRIX_INSTRUCTIONS = {
 }
 POINTERS = {
     "logits_ptr": "*fp32", "tile_max_ptr": "*fp32", "tile_sum_ptr": "*fp32", "part_ptr": "*fp32", "jsd_ptr": "*fp32",
-    "scores_ptr": "*fp32", "seeds_ptr": "*i64", "position_ptr": "*i64", "code_ptr": "*i64", "layer_ptr": "*i64",
-    "finite_ptr": "*i1", "arrived_ptr": "*i32",
+    "sums_ptr": "*fp32", "race_ptr": "*fp32", "winner_ptr": "*i32", "scores_ptr": "*fp32", "seeds_ptr": "*i64",
+    "position_ptr": "*i64", "code_ptr": "*i64", "layer_ptr": "*i64", "finite_ptr": "*i1", "arrived_ptr": "*i32",
 }  # fmt: skip
 FLOATS = ("eps", "cfg_weight", "temperature", "log_alpha")
-ALIGNED_SIZES = ("D", "E", "V", "tiles")
+ALIGNED_SIZES = ("D", "E", "V", "tiles", "inputs_a_split", "stride")
 SHAPE, LAYERS, IMAGES = floor.SHAPES["7B"], 5, 16
 
 
@@ -75,67 +76,78 @@ def cases(generation: str, table: dict) -> list[Case]:
     found = []
     for name in ("project", "codebook"):
         for entry in table[name]:
-            pairs = entry["max_pairs"] or 128
-            dtype = torch.bfloat16 if entry["bits"] == 16 else torch.float32
-            outputs, inputs = (SHAPE.width, SHAPE.hidden) if name == "project" else (SHAPE.codes, SHAPE.width)
-            columns = 2 * pairs if name == "project" else pairs
-            work = (floor.project if name == "project" else floor.codebook)(SHAPE, 1, pairs, dtype)
-            read = outputs * inputs * -(-pairs // entry["block_pairs"])
-            read += columns * inputs * -(-outputs // entry["block_outputs"])
-            written = work.bytes - (outputs * inputs + columns * inputs) * dtype.itemsize
-            blocks = (entry["block_outputs"], entry["block_pairs"], entry["block_inputs"])
-            letters = ("E", "PAIRS", "D") if name == "project" else ("V", "PAIRS", "E")
-            constants = {f"BLOCK_{letter}": block for letter, block in zip(letters, blocks, strict=True)}
-            constants |= {"GUIDED": True} if name == "project" else {"HAS_BIAS": True}
-            limit = "any" if entry["max_pairs"] is None else f"<= {pairs}"
-            what = f"{limit} pairs, " + (f"<= {entry['max_outputs']} outputs, " if entry["max_outputs"] else "")
-            what += f"{blocks[0]} x {blocks[1]} x {blocks[2]}, {entry['num_warps']} warps, {entry['num_stages']} stages"
-            found.append(
-                Case(generation, name, what, entry["bits"], constants, entry["num_warps"], entry["num_stages"],
-                     read * dtype.itemsize + written, work.bytes)
-            )  # fmt: skip
+            found.append(matmul_case(generation, name, entry))
     for guided in (True, False):
-        found.append(
-            Case(
-                generation, "normalise", "guided" if guided else "unguided", 16, {"GUIDED": guided, "BLOCK_D": 2048}, 8
-            )
-        )
-    launch = table["sweep"]
-    parts = min(-(-SHAPE.codes // launch["block_codes"]), launch["max_parts"])
-    modes = {"sampled": (4, False, False), "greedy": (4, True, False), "with scores": (4, True, True),
-             "no contrast": (0, False, False), "15 candidates": (15, False, False)}  # fmt: skip
-    for what, (candidates, greedy, scores) in modes.items():
-        constants = {
-            "NUM_LAYERS": candidates + 1, "FIRST": 0, "CANDIDATES": candidates, "PARTS": parts if candidates else 1,
-            "BLOCK_V": launch["block_codes"], "GREEDY": greedy, "WRITE_SCORES": scores,
-            "LAYERS_PADDED": triton.next_power_of_2(candidates + 1),
-            "CANDIDATES_PADDED": triton.next_power_of_2(max(1, candidates)),
-            "PARTS_PADDED": triton.next_power_of_2(parts if candidates else 1),
-        }  # fmt: skip
-        # Of the first pass every layer, of the second the final and the premature one
-        requested = (candidates + 1 + 2) * IMAGES * SHAPE.codes * 4 if candidates else IMAGES * SHAPE.codes * 4
-        needed = floor.sweep(SHAPE, candidates + 1, IMAGES).bytes
-        found.append(
-            Case(generation, "sweep", what, 32, constants, launch["num_warps"], requested=requested, needed=needed)
-        )
+        what = "guided" if guided else "unguided"
+        found.append(Case(generation, "normalise", what, 16, {"GUIDED": guided, "BLOCK_D": SHAPE.hidden}, 8))
+    for splits in sorted({entry["splits"] for entry in table["project"]}):
+        constants = {"GUIDED": True, "SPLITS_PADDED": splits, "BLOCK_E": project._BLOCK_E}
+        found.append(Case(generation, "activate", f"{splits} splits", 16, constants, 4))
+    modes = {"sampled": (4, False), "greedy": (4, True), "no contrast": (0, False), "15 candidates": (15, False)}
+    for what, (candidates, greedy) in modes.items():
+        # Every layer, once
+        bytes_of = floor.sweep(SHAPE, candidates + 1, IMAGES).bytes
+        case = sweep_case(generation, table["sweep"], what, candidates, greedy)
+        found.append(replace(case, requested=bytes_of, needed=bytes_of))
+    for contrast in (True, False):
+        constants = {"FINAL": LAYERS - 1, "CONTRAST": contrast, "BLOCK_V": table["sweep"]["block_codes"]}
+        what = "contrast" if contrast else "no contrast"
+        found.append(Case(generation, "scores", what, 32, constants, table["sweep"]["num_warps"]))
     # Sizes that Triton compiles differently: 1, and those that are not multiples of 16
-    for case in [found[0], next(case for case in found if case.kernel == "codebook"), *found[-7:-3]]:
-        one = {"images": 1} if case.kernel != "codebook" else {"pairs": 1}
-        found.append(replace(case, what=f"{case.what}, one image", constants=case.constants | one, requested=None))
+    for kernel in ("project", "codebook", "normalise", "activate", "sweep"):
+        case = next(case for case in found if case.kernel == kernel)
+        one = {"project": "rows", "codebook": "pairs"}.get(kernel, "images")
+        found.append(replace(case, what=f"{case.what}, {one} = 1", constants=case.constants | {one: 1}, requested=None))
         found.append(replace(case, what=f"{case.what}, odd sizes", aligned=False, requested=None))
     return found
 
 
+def matmul_case(generation: str, kernel: str, entry: dict) -> Case:
+    """A matrix product of the 7B shape with as many columns as the entry allows."""
+    most = entry["max_columns"] or (320 if kernel == "project" else 160)
+    columns = max(1, most // 2) * 2
+    dtype = torch.bfloat16 if entry["bits"] == 16 else torch.float32
+    outputs, inputs = (SHAPE.width, SHAPE.hidden) if kernel == "project" else (SHAPE.codes, SHAPE.width)
+    of_codes = kernel == "codebook"
+    work = floor.codebook(SHAPE, 1, columns, dtype) if of_codes else floor.project(SHAPE, 1, columns // 2, dtype)
+    read = outputs * inputs * -(-columns // entry["block_columns"])
+    read += columns * inputs * -(-outputs // entry["block_outputs"])
+    written = columns * outputs * 4 * entry.get("splits", 1)
+    blocks = (entry["block_outputs"], entry["block_columns"], entry["block_inputs"])
+    letters = ("E", "ROWS", "D") if kernel == "project" else ("V", "PAIRS", "E")
+    constants = {f"BLOCK_{letter}": block for letter, block in zip(letters, blocks, strict=True)}
+    constants |= {} if kernel == "project" else {"HAS_BIAS": True}
+    what = "any columns, " if entry["max_columns"] is None else f"<= {most} columns, "
+    what += f"<= {entry['max_outputs']} outputs, " if entry["max_outputs"] else ""
+    what += f"{blocks[0]} x {blocks[1]} x {blocks[2]}, {entry['num_warps']} warps, {entry['num_stages']} stages"
+    what += f", {entry['splits']} splits" if entry.get("splits", 1) > 1 else ""
+    return Case(generation, kernel, what, entry["bits"], constants, entry["num_warps"], entry["num_stages"],
+                read * dtype.itemsize + written, work.bytes)  # fmt: skip
+
+
+def sweep_case(generation: str, launch: dict, what: str, candidates: int, greedy: bool) -> Case:
+    """The sweep over so many candidates of the 7B shape."""
+    parts, races = min(-(-SHAPE.codes // launch["block_codes"]), launch["max_parts"]), max(1, candidates)
+    constants = {
+        "NUM_LAYERS": candidates + 1, "FIRST": 0, "CANDIDATES": candidates, "PARTS": parts, "BLOCK_V": launch["block_codes"],
+        "GREEDY": greedy, "LAYERS_PADDED": triton.next_power_of_2(candidates + 1),
+        "RACES_PADDED": triton.next_power_of_2(races), "PARTS_PADDED": triton.next_power_of_2(parts),
+    }  # fmt: skip
+    return Case(generation, "sweep", what, 32, constants, launch["num_warps"])
+
+
 KERNELS = {
     "project": project._project_kernel,
-    "normalise": project._normalise_kernel,
+    "activate": project._activate_kernel,
+    "normalise": normalise._normalise_kernel,
     "codebook": codebook._codebook_kernel,
     "sweep": sweep._sweep_kernel,
+    "scores": sweep._scores_kernel,
 }
 
 
-def build(case: Case) -> dict:
-    """Compiles a case and reads the result."""
+def compiled(case: Case) -> triton.compiler.CompiledKernel:
+    """Compiles a case, as a launch with such arguments would."""
     kernel = KERNELS[case.kernel]
     weights = "*bf16" if case.bits == 16 else "*fp32"
     multiplied = "*fp16" if case.bits == 16 else "*fp32"
@@ -156,9 +168,15 @@ def build(case: Case) -> dict:
         attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
     )
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}
-    compiled = triton.compile(source, target=TARGETS[case.generation], options=options)
-    assembly = compiled.asm["amdgcn"] if case.generation == "gfx942" else compiled.asm["ptx"]
-    registers, spilled = resources(case.generation, compiled.asm)
+    return triton.compile(source, target=TARGETS[case.generation], options=options)
+
+
+def build(case: Case) -> dict:
+    """Compiles a case and reads the result."""
+    found = compiled(case)
+    assembly = found.asm["amdgcn"] if case.generation == "gfx942" else found.asm["ptx"]
+    registers, spilled = resources(case.generation, found.asm)
+    bodies = cycles.loops(machine_code(found.asm)) if case.generation != "gfx942" else []
     return {
         "generation": case.generation,
         "kernel": case.kernel,
@@ -167,10 +185,12 @@ def build(case: Case) -> dict:
         "aligned": case.aligned,
         "registers": registers,
         "spilled_bytes": spilled,
-        "shared_memory": compiled.metadata.shared,
+        "shared_memory": found.metadata.shared,
         "shared_memory_limit": SHARED_MEMORY[case.generation],
         "matrix_instruction": next((n for n, p in MATRIX_INSTRUCTIONS.items() if re.search(p, assembly)), None),
-        "weight_load_bytes": weight_load_bytes(kernel, assembly),
+        "weight_load_bytes": weight_load_bytes(assembly) if case.kernel in ("project", "codebook") else None,
+        "loop_cycles": max(map(cycles.warp_cycles, bodies), default=None),
+        "counts_in_order": counts_in_order(found.asm["ptx"]) if case.kernel == "sweep" and "ptx" in found.asm else None,
         "requested_bytes": case.requested,
         "needed_bytes": case.needed,
     }
@@ -181,21 +201,29 @@ def resources(generation: str, asm: dict) -> tuple[int, int]:
     if generation == "gfx942":
         used, spilled = (re.search(rf"\.vgpr_{key}:\s+(\d+)", asm["amdgcn"]) for key in ("count", "spill_count"))
         return int(used.group(1)), 4 * int(spilled.group(1))
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(asm["cubin"])
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = cuobjdump(asm, "--dump-resource-usage")
     registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups()
     return int(registers), int(stack) + int(local)
 
 
-def weight_load_bytes(kernel, assembly: str) -> int | None:
-    """The narrowest load that stems from the line on which the kernel loads the weights of its matrix product."""
-    lines, first = inspect.getsourcelines(kernel.fn)
+def cuobjdump(asm: dict, option: str) -> str:
+    """What NVIDIA's tool says of a kernel."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(asm["cubin"])
+        command = [triton.knobs.nvidia.cuobjdump.path, option, str(cubin)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def machine_code(asm: dict) -> list[cycles.Instruction]:
+    """A kernel for an NVIDIA GPU, instruction by instruction."""
+    return cycles.instructions(cuobjdump(asm, "-sass"))
+
+
+def weight_load_bytes(assembly: str) -> int:
+    """The narrowest load that stems from the line on which the weights of a matrix product are loaded."""
+    lines, first = inspect.getsourcelines(matmul.product.fn)
     wanted = [first + i for i, line in enumerate(lines) if "tl.load(weight_rows" in line]
-    if not wanted:
-        return None
     widths, here = [], 0
     for line in assembly.splitlines():
         location = re.match(r"\s*\.loc\s+\d+\s+(\d+)", line)
@@ -204,6 +232,18 @@ def weight_load_bytes(kernel, assembly: str) -> int | None:
         elif here in wanted:
             widths += load_bytes(line)
     return min(widths)
+
+
+def counts_in_order(ptx: str) -> bool:
+    """Whether what the sweep's programs leave for the last one is stored before they count themselves, and read after.
+
+    Stores, a barrier, one thread that counts (releasing and acquiring), a barrier, loads past the first-level cache.
+    """
+    kinds = {"s": r"st\.global", "b": r"bar\.sync", "c": r"@%p\d+ atom\.global\.gpu\.acq_rel", "a": r"atom\.",
+             "l": r"ld\.global\.cg"}  # fmt: skip
+    pattern = "|".join(f"(?P<{name}>{kind})" for name, kind in kinds.items())
+    order = "".join(found.lastgroup or "" for found in re.finditer(pattern, ptx))
+    return re.fullmatch(r"[^cal]*sb+cb+[sb]*l[sbl]*", order) is not None
 
 
 def load_bytes(line: str) -> list[int]:
@@ -224,15 +264,16 @@ def markdown(rows: list[dict]) -> str:
         "# What the compilers make of the fused kernels", "",
         "Made by `make static-report`; nothing here was run on a GPU. Matrix products have the shape of Janus-Pro-7B and",
         f"the most rows that the entry is for; the sweep looks at {IMAGES} images of {SHAPE.codes} codes.",
-        "*asked / needed*: bytes that the launch requests, from cache or memory, over the fewest the case can do with.", "",
+        "*asked / needed*: bytes that the launch requests, from cache or memory, over the fewest the case can do with.",
+        "*loop*: cycles of one turn of the longest loop for a warp alone, by `bench/cycles.py`.", "",
         f"triton {triton.__version__}, {len(rows)} configurations.",
     ]  # fmt: skip
     for generation in TARGETS:
         text += ["", f"## {generation}", ""]
         text += [
             "| kernel | bits | configuration | registers | spills | shared memory | matrix instruction | weight loads "
-            "| asked / needed |",
-            "|" + "---|" * 9,
+            "| loop | asked / needed |",
+            "|" + "---|" * 10,
         ]
         for row in rows:
             if row["generation"] != generation:
@@ -246,6 +287,7 @@ def markdown(rows: list[dict]) -> str:
                 f"{row['shared_memory'] / 1024:.0f} of {row['shared_memory_limit'] / 1024:.0f} KiB",
                 row["matrix_instruction"] or "",
                 f"{row['weight_load_bytes']} bytes" if row["weight_load_bytes"] else "",
+                row["loop_cycles"] or "",
                 f"{row['requested_bytes'] / row['needed_bytes']:.2f}" if row["requested_bytes"] else "",
             ]
             text.append("| " + " | ".join(map(str, cells)) + " |")

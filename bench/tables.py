@@ -65,7 +65,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Record], str]]] = {
         lambda record: _listing(record, "test_sweep", ["shape", "images", "backend"]),
     ),
     "Launches": (
-        "The three fused kernels, each alone.",
+        "The fused kernels, each alone.",
         lambda record: _listing(record, "test_launch", ["shape", "images", "launch"]),
     ),
     "Pass": (

@@ -47,28 +47,32 @@ test_sweep.cases = {
 
 
 def test_launch(timed, device, launch, shape, images):
-    """One of the three launches of the triton backend."""
+    """One of the steps of the triton backend."""
     from janus_dola.kernels.codebook import codebook
+    from janus_dola.kernels.normalise import normalise
     from janus_dola.kernels.project import project
     from janus_dola.kernels.sweep import sweep
 
     sizes, dtype = floor.SHAPES[shape], torch.bfloat16
     inputs = cases.random_cases(sizes, LAYERS, images, dtype, device)
     arrived = [torch.zeros_like(case.seeds, dtype=torch.int32) for case in inputs]
-    folded = [project(c.hidden_states, c.head, 5.0, a) for c, a in zip(inputs, arrived, strict=True)]
+    normed = [normalise(c.hidden_states, c.head, None, a) for c, a in zip(inputs, arrived, strict=True)]
+    folded = [project(x, c.head, 5.0) for x, c in zip(normed, inputs, strict=True)]
     logits = [codebook(x, c.head) for x, c in zip(folded, inputs, strict=True)]
 
     def count_and_sweep(case, zeros, parts):
-        zeros.zero_()  # what the first launch does otherwise
-        sweep(*parts, zeros, cases.GUIDED, case.seeds, case.position, False)
+        zeros.zero_()  # what `normalise` does otherwise
+        sweep(*parts, zeros, cases.GUIDED, case.seeds, case.position)
 
-    every = list(zip(inputs, arrived, folded, logits, strict=True))
+    every = list(zip(inputs, arrived, normed, folded, logits, strict=True))
     calls = {
-        "project": [lambda c=c, a=a: project(c.hidden_states, c.head, 5.0, a) for c, a, _, _ in every],
-        "codebook": [lambda c=c, x=x: codebook(x, c.head) for c, _, x, _ in every],
-        "sweep": [lambda c=c, a=a, z=z: count_and_sweep(c, a, z) for c, a, _, z in every],
+        "normalise": [lambda c=c, a=a: normalise(c.hidden_states, c.head, None, a) for c, a, _, _, _ in every],
+        "project": [lambda c=c, x=x: project(x, c.head, 5.0) for c, _, x, _, _ in every],
+        "codebook": [lambda c=c, x=x: codebook(x, c.head) for c, _, _, x, _ in every],
+        "sweep": [lambda c=c, a=a, z=z: count_and_sweep(c, a, z) for c, a, _, _, z in every],
     }
     works = {
+        "normalise": floor.normalise(sizes, LAYERS, images, dtype),
         "project": floor.project(sizes, LAYERS, images, dtype),
         "codebook": floor.codebook(sizes, LAYERS, images, dtype),
         "sweep": floor.sweep(sizes, LAYERS, images),
@@ -80,6 +84,6 @@ test_launch.cases = {
     "cpu": {},
     "cuda": {
         f"{shape}-{images}-{launch}": {"launch": launch, "shape": shape, "images": images}
-        for shape in ("1B", "7B") for images in (1, 16) for launch in ("project", "codebook", "sweep")
+        for shape in ("1B", "7B") for images in (1, 16) for launch in ("normalise", "project", "codebook", "sweep")
     },
 }  # fmt: skip

@@ -36,7 +36,7 @@ def ours(images, device):
 
     def run():
         arrived.zero_()
-        sweep(*parts, arrived, cases.GUIDED, seeds, position, False)
+        sweep(*parts, arrived, cases.GUIDED, seeds, position)
 
     return run
 

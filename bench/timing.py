@@ -1,5 +1,6 @@
 """How benchmarks take time: on a GPU by device events, kernels replayed from a CUDA graph. And what a device can do."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,10 +8,16 @@ from dataclasses import dataclass
 import torch
 
 Call = Callable[[], object]
+LEAST_WORK = 1e-3  # seconds of it in a graph that is timed
+_HEAD_START = 2_000_000  # cycles of a GPU, about a millisecond: far more than the host needs to launch a graph
 
 
 class DeviceClock:
-    """Seconds on a GPU's own clock, for pytest-benchmark: everything queued before is done when it is read."""
+    """Seconds on a GPU's own clock, for pytest-benchmark.
+
+    A reading ends the interval before it and begins the next one. The GPU is kept busy before that beginning, so that the
+    work to be timed is queued when it comes, and the host's latency is in no interval.
+    """
 
     def __init__(self) -> None:
         self._now, self._last = 0.0, self._event()
@@ -19,7 +26,8 @@ class DeviceClock:
         event = self._event()
         event.synchronize()
         self._now += self._last.elapsed_time(event) / 1000  # from reading to reading: a float32 of ms is fine for that
-        self._last = event
+        torch.cuda._sleep(_HEAD_START)
+        self._last = self._event()
         return self._now
 
     @staticmethod
@@ -34,14 +42,24 @@ def clock(device: str) -> Callable[[], float]:
     return DeviceClock() if device == "cuda" else time.perf_counter
 
 
-def in_graph(calls: Sequence[Call]) -> Call:
-    """All calls captured in one CUDA graph, after a warm-up that compiles: kernels alone, without Python's launching."""
+def in_graph(calls: Sequence[Call]) -> tuple[Call, int]:
+    """All calls captured in one CUDA graph, after a warm-up that compiles: kernels alone, without Python's launching.
+
+    Returns:
+        what replays the graph, and the number of calls in it: as often all of `calls` as make a millisecond of work.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for call in calls:
             call()
     torch.cuda.current_stream().wait_stream(stream)
+    once = _captured(calls)
+    turns = math.ceil(LEAST_WORK / min(seconds(once, "cuda", repeats=5)))
+    return (once if turns == 1 else _captured([*calls] * turns)), turns * len(calls)
+
+
+def _captured(calls: Sequence[Call]) -> Call:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for call in calls:

@@ -11,6 +11,7 @@ import json
 import math
 import statistics
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import floor
@@ -25,6 +26,7 @@ from triton.runtime.errors import OutOfResources
 
 from janus_dola.kernels.codebook import codebook
 from janus_dola.kernels.launch import TABLE, MatmulLaunch, SweepLaunch, generation_of
+from janus_dola.kernels.normalise import normalise
 from janus_dola.kernels.project import project
 from janus_dola.kernels.sweep import sweep
 from janus_dola.kernels.types import Decoding
@@ -35,16 +37,24 @@ BLOCK_OUTPUTS = {"project": (16, 32, 64, 128), "codebook": (64, 128, 256)}
 SWEEPS = [SweepLaunch(*choice) for choice in itertools.product((512, 1024, 2048, 4096), (8, 16, 32, 64), (4, 8, 16))]
 
 
-def launches(kernel: str, pairs: int) -> list[MatmulLaunch]:
-    """What is tried for so many pairs: a block of 16 at the least, which fills a matrix instruction, and of 128 at most."""
-    block_pairs = min(128, max(16, triton.next_power_of_2(pairs)))
-    choices = itertools.product(BLOCK_OUTPUTS[kernel], (64, 128, 256), (4, 8), (2, 3, 4, 5, 6))
-    return [MatmulLaunch(outputs, block_pairs, inputs, warps, stages) for outputs, inputs, warps, stages in choices]
+def launches(kernel: str, columns: int) -> list[MatmulLaunch]:
+    """What is tried for so many columns: a block of 16 at the least, which fills a matrix instruction; 256 at most."""
+    block_columns = min(256, max(16, triton.next_power_of_2(columns)))
+    splits = (2, 4, 8) if kernel == "project" else (1,)
+    choices = itertools.product(
+        BLOCK_OUTPUTS[kernel], (block_columns,), (64, 128, 256), (4, 8), (2, 3, 4, 5, 6), splits
+    )
+    return [MatmulLaunch(*choice) for choice in choices]
 
 
-def images_of(entry: dict) -> int:
-    """As many images as make the largest bucket of pairs that the entry is for."""
-    return max(1, (entry["max_pairs"] or 80) // LAYERS)
+def columns_of(kernel: str, images: int) -> int:
+    """Rows of activations: two for each layer and image before guidance, and one after it."""
+    return LAYERS * images * (2 if kernel == "project" else 1)
+
+
+def images_of(entry: dict, kernel: str) -> int:
+    """As many images as make the largest bucket of columns that the entry is for; 16 where there is no limit."""
+    return max(1, (entry["max_columns"] or columns_of(kernel, 16)) // columns_of(kernel, 1))
 
 
 def entry_of(entries: list[dict], kernel: str, shape: str, images: int) -> dict:
@@ -52,10 +62,16 @@ def entry_of(entries: list[dict], kernel: str, shape: str, images: int) -> dict:
     outputs = floor.SHAPES[shape].width if kernel == "project" else floor.SHAPES[shape].codes
 
     def fits(entry: dict) -> bool:
-        pairs, limit = entry["max_pairs"] or math.inf, entry["max_outputs"] or math.inf
-        return entry["bits"] == 16 and LAYERS * images <= pairs and outputs <= limit
+        columns, limit = entry["max_columns"] or math.inf, entry["max_outputs"] or math.inf
+        return entry["bits"] == 16 and columns_of(kernel, images) <= columns and outputs <= limit
 
     return next(entry for entry in entries if fits(entry))
+
+
+def seconds_a_call(calls: list) -> float:
+    """The median, in a graph."""
+    run, count = in_graph(calls)
+    return statistics.median(seconds_of(run, "cuda", repeats=10)) / count
 
 
 def best(choices: list, calls_of, cases_of_shapes: list) -> object:
@@ -63,10 +79,7 @@ def best(choices: list, calls_of, cases_of_shapes: list) -> object:
     found, shortest = None, math.inf
     for choice in tqdm(choices, leave=False):
         try:
-            seconds = [
-                statistics.median(seconds_of(in_graph(calls_of(cases, choice)), "cuda", repeats=10)) / len(cases)
-                for cases in cases_of_shapes
-            ]
+            seconds = [seconds_a_call(calls_of(cases, choice)) for cases in cases_of_shapes]
         except OutOfResources:
             continue
         mean = math.exp(sum(map(math.log, seconds)) / len(seconds))
@@ -81,26 +94,27 @@ def prepared(entry_shapes: list[str], images: int) -> list:
     for name in entry_shapes:
         cases = random_cases(floor.SHAPES[name], LAYERS, images, torch.bfloat16, "cuda")
         arrived = [torch.zeros(images, dtype=torch.int32, device="cuda") for _ in cases]
-        folded = [project(c.hidden_states, c.head, 5.0, a) for c, a in zip(cases, arrived, strict=True)]
+        normed = [normalise(c.hidden_states, c.head, None, a) for c, a in zip(cases, arrived, strict=True)]
+        folded = [project(x, c.head, 5.0) for x, c in zip(normed, cases, strict=True)]
         logits = [codebook(x, c.head) for x, c in zip(folded, cases, strict=True)]
-        found.append(list(zip(cases, arrived, folded, logits, strict=True)))
+        found.append(list(zip(cases, arrived, normed, folded, logits, strict=True)))
     return found
 
 
 def project_calls(cases: list, launch: MatmulLaunch) -> list:
-    return [lambda c=c, a=a: project(c.hidden_states, c.head, 5.0, a, launch) for c, a, _, _ in cases]
+    return [lambda c=c, x=x: project(x, c.head, 5.0, launch) for c, _, x, _, _ in cases]
 
 
 def codebook_calls(cases: list, launch: MatmulLaunch) -> list:
-    return [lambda c=c, x=x: codebook(x, c.head, launch) for c, _, x, _ in cases]
+    return [lambda c=c, x=x: codebook(x, c.head, launch) for c, _, _, x, _ in cases]
 
 
 def sweep_calls(cases: list, launch: SweepLaunch) -> list:
     def call(case, arrived, parts) -> None:
         arrived.zero_()
-        sweep(*parts, arrived, Decoding(), case.seeds, case.position, False, launch)
+        sweep(*parts, arrived, Decoding(), case.seeds, case.position, launch)
 
-    return [lambda c=c, a=a, z=z: call(c, a, z) for c, a, _, z in cases]
+    return [lambda c=c, a=a, z=z: call(c, a, z) for c, a, _, _, z in cases]
 
 
 def dump(table: dict) -> str:
@@ -130,10 +144,10 @@ def main(
         for entry in table[generation][kernel]:
             if entry["bits"] != 16:
                 continue
-            images = images_of(entry)
+            images = images_of(entry, kernel)
             names = [name for name in SHAPES if entry_of(table[generation][kernel], kernel, name, images) is entry]
-            found = best(launches(kernel, images * LAYERS), calls_of, prepared(names, images))
-            entry |= {name: getattr(found, name) for name in MatmulLaunch.__dataclass_fields__}
+            found = best(launches(kernel, columns_of(kernel, images)), calls_of, prepared(names, images))
+            entry |= {name: value for name, value in asdict(found).items() if name in entry}
             print(kernel, entry, flush=True)
     found = best(SWEEPS, sweep_calls, [cases for images in (1, 4, 16) for cases in prepared(["7B"], images)])
     table[generation]["sweep"] = {name: getattr(found, name) for name in SweepLaunch.__dataclass_fields__}

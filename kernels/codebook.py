@@ -1,10 +1,10 @@
-"""Second launch of the fused stage: the codebook Linear for all layers, with what a softmax over the codes needs.
+"""Last product of the fused stage: the codebook Linear for all layers, with what a softmax over the codes needs.
 
     z = W2 x + b2          [L, B, V] float32
 
 Beside the logits each tile of codes leaves its maximum m and sum exp(z - m), from which the sweep gets the log-sum-exp
-without another pass. A tile holds all rows and a slice of W2, so that each weight is read once; as in `project`, weights are
-the left operand. A sum of NaN tells the sweep that a logit was not finite.
+without another pass. A tile holds all rows and a slice of W2, so that each weight is read once. A sum of NaN tells the sweep
+that a logit was not finite.
 """
 
 import torch
@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from janus_dola.kernels.launch import MatmulLaunch, launch_of
-from janus_dola.kernels.project import SHRINK
+from janus_dola.kernels.matmul import product
+from janus_dola.kernels.normalise import SHRINK
 from janus_dola.kernels.types import Head
 
 
@@ -36,15 +37,7 @@ def _codebook_kernel(
     v = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     pair = tl.program_id(1) * BLOCK_PAIRS + tl.arange(0, BLOCK_PAIRS)
     inside_v, inside_pair = v < V, pair < pairs
-    weight_rows = weight_ptr + v.to(tl.int64)[:, None] * E
-    x_rows = x_ptr + pair[None, :] * E
-
-    z = tl.zeros([BLOCK_V, BLOCK_PAIRS], tl.float32)
-    for start in range(0, E, BLOCK_E):
-        e = start + tl.arange(0, BLOCK_E)
-        w = tl.load(weight_rows + e[None, :], mask=inside_v[:, None] & (e < E)[None, :], other=0.0)
-        x = tl.load(x_rows + e[:, None], mask=(e < E)[:, None] & inside_pair[None, :], other=0.0)
-        z = tl.dot(w.to(x.dtype), x, z, input_precision="ieee")
+    z = product(weight_ptr, x_ptr, v, pair, V, pairs, E, 0, E, BLOCK_V, BLOCK_PAIRS, BLOCK_E)
     z /= SHRINK
     if HAS_BIAS:
         z += tl.load(bias_ptr + v, mask=inside_v, other=0.0).to(tl.float32)[:, None]
@@ -66,7 +59,7 @@ def codebook(x: Tensor, head: Head, launch: MatmulLaunch | None = None) -> tuple
     """Logits of all codes, with partial softmax sums.
 
     Args:
-        x: [L, B, E], as `project` returns it.
+        x: [L, B, E], as `project` returns it, or `normalise` for a head without a projection.
         head: its last Linear is applied.
         launch: block shapes; None takes those of the launch table.
     Returns:
@@ -81,9 +74,9 @@ def codebook(x: Tensor, head: Head, launch: MatmulLaunch | None = None) -> tuple
     logits = torch.empty(layers, images, codes, dtype=torch.float32, device=x.device)
     tile_max = torch.empty(layers, images, tiles, dtype=torch.float32, device=x.device)
     tile_sum = torch.empty_like(tile_max)
-    _codebook_kernel[(tiles, triton.cdiv(pairs, launch.block_pairs))](
+    _codebook_kernel[(tiles, triton.cdiv(pairs, launch.block_columns))](
         x, head.code_weight, x if head.code_bias is None else head.code_bias, logits, tile_max, tile_sum, pairs, width,
-        codes, HAS_BIAS=head.code_bias is not None, BLOCK_V=launch.block_outputs, BLOCK_PAIRS=launch.block_pairs,
+        codes, HAS_BIAS=head.code_bias is not None, BLOCK_V=launch.block_outputs, BLOCK_PAIRS=launch.block_columns,
         BLOCK_E=launch.block_inputs, num_warps=launch.num_warps, num_stages=launch.num_stages,
         enable_fp_fusion=True,
     )  # fmt: skip

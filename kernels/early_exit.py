@@ -4,7 +4,7 @@ It picks a backend; each computes the same:
 
 - `reference`: layer by layer, as the formulas are written.
 - `torch`: all layers in one pass over the head's weights, on any device.
-- `triton`: three fused launches, on a GPU.
+- `triton`: a few fused launches, on a GPU.
 """
 
 import torch

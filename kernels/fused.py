@@ -1,8 +1,11 @@
-"""The triton backend: the whole early-exit stage in three launches, each weight of the head read once.
+"""The triton backend: the whole early-exit stage in a few launches, each weight of the head read once.
 
-    project   h -> LN_out -> Linear, GELU -> guidance       x      [L, B, E]
-    codebook  x -> last Linear                              logits [L, B, V] float32, with partial softmax sums
-    sweep     logits -> JSD, M, F -> Gumbel-max             code, premature layer, JSD [B]
+    normalise  h -> LN_out                                x      [L, R, D]
+    project    x -> Linear; then GELU, guidance           y      [L, B, E], two launches
+    codebook   y -> last Linear                           logits [L, B, V] float32, with partial softmax sums
+    sweep      logits -> JSD, M, F -> Gumbel-max          code, premature layer, JSD [B]
+
+Without a projection guidance follows the norm at once.
 
 It is one custom operator of torch, so that it runs eagerly, under torch.compile without a graph break and in a CUDA graph.
 """
@@ -14,8 +17,9 @@ from torch import Tensor
 
 from janus_dola.kernels.codebook import codebook
 from janus_dola.kernels.launch import INTERPRETED, unsupported
+from janus_dola.kernels.normalise import normalise
 from janus_dola.kernels.project import project
-from janus_dola.kernels.sweep import sweep
+from janus_dola.kernels.sweep import scores, sweep
 from janus_dola.kernels.types import Decoding, EarlyExit, Head, Scores
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -41,10 +45,17 @@ def _early_exit(
     head = Head(norm_weight, norm_eps, code_weight, code_bias, proj_weight, proj_bias)
     decoding = Decoding(cfg_weight, temperature, alpha, premature)
     images = decoding.images(hidden_states.shape[1])
-    arrived = torch.empty(images, dtype=torch.int32, device=hidden_states.device)
-    x = project(hidden_states, head, cfg_weight, arrived)
-    drawn = sweep(*codebook(x, head), arrived, decoding, seeds, position, with_scores)
-    return drawn.code, drawn.layer, drawn.jsd, drawn.finite, drawn.scores
+    # Triton launches on the current device, which need not be that of the tensors.
+    with torch.cuda.device_of(hidden_states):
+        arrived = torch.empty(images, dtype=torch.int32, device=hidden_states.device)
+        if proj_weight is None:
+            x = normalise(hidden_states, head, cfg_weight, arrived)
+        else:
+            x = project(normalise(hidden_states, head, None, arrived), head, cfg_weight)
+        logits = codebook(x, head)
+        drawn = sweep(*logits, arrived, decoding, seeds, position)
+        wanted = scores(*logits, drawn.layer, decoding) if with_scores else logits[0].new_empty(0)
+    return drawn.code, drawn.layer, drawn.jsd, drawn.finite, wanted
 
 
 @_early_exit.register_fake

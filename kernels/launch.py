@@ -20,13 +20,14 @@ TABLE = Path(__file__).with_name("launch_table.json")
 
 @dataclass(frozen=True)
 class MatmulLaunch:
-    """Tiles of a product of weights [outputs, inputs] with activations [pairs, inputs]."""
+    """Tiles of a product of weights [outputs, inputs] with activations [columns, inputs]."""
 
     block_outputs: int
-    block_pairs: int
+    block_columns: int
     block_inputs: int
     num_warps: int
     num_stages: int
+    splits: int = 1  # programs that share a tile, each with a part of the inputs
 
 
 @dataclass(frozen=True)
@@ -59,22 +60,22 @@ def unsupported(device: torch.device) -> str | None:
 
 
 @cache
-def matmul_launch(kernel: str, generation: str, bits: int, pairs: int, outputs: int) -> MatmulLaunch:
+def matmul_launch(kernel: str, generation: str, bits: int, columns: int, outputs: int) -> MatmulLaunch:
     """The first entry of the table that the sizes fit into.
 
     Args:
         kernel: "project" or "codebook".
         generation: as `generation_of` says.
         bits: of the weights' dtype, 16 or 32.
-        pairs: L * B.
+        columns: rows of the activations, L * R for the projection and L * B for the codebook.
         outputs: rows of the weights.
     """
     for entry in _table()[generation][kernel]:
-        fits_pairs = entry["max_pairs"] is None or pairs <= entry["max_pairs"]
+        fits_columns = entry["max_columns"] is None or columns <= entry["max_columns"]
         fits_outputs = entry["max_outputs"] is None or outputs <= entry["max_outputs"]
-        if entry["bits"] == bits and fits_pairs and fits_outputs:
-            return MatmulLaunch(**{name: entry[name] for name in MatmulLaunch.__dataclass_fields__})
-    raise LookupError(f"no {bits}-bit entry of {kernel} on {generation} fits {pairs} pairs and {outputs} outputs")
+        if entry["bits"] == bits and fits_columns and fits_outputs:
+            return MatmulLaunch(**{name: entry[name] for name in MatmulLaunch.__dataclass_fields__ if name in entry})
+    raise LookupError(f"no {bits}-bit entry of {kernel} on {generation} fits {columns} columns and {outputs} outputs")
 
 
 @cache
@@ -83,9 +84,9 @@ def sweep_launch(generation: str) -> SweepLaunch:
     return SweepLaunch(**_table()[generation]["sweep"])
 
 
-def launch_of(kernel: str, activations: Tensor, pairs: int, outputs: int) -> MatmulLaunch:
+def launch_of(kernel: str, activations: Tensor, columns: int, outputs: int) -> MatmulLaunch:
     """`matmul_launch` for tensors on their device."""
-    return matmul_launch(kernel, _generation(activations.device), activations.element_size() * 8, pairs, outputs)
+    return matmul_launch(kernel, _generation(activations.device), activations.element_size() * 8, columns, outputs)
 
 
 def sweep_launch_of(logits: Tensor) -> SweepLaunch:

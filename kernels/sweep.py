@@ -1,11 +1,13 @@
-"""Third launch of the fused stage: from logits to the premature layer, its JSD, and the sampled code.
+"""Last launch of the fused stage: from logits to the premature layer, its JSD, and the sampled code.
 
     log q_j = z_j - lse_j,  JSD_j of every candidate,  M = argmax_j JSD_j
     F = (z_N - lse_N) - (z_M - lse_M)  where z_N >= max z_N + log alpha,  else -inf
     code = argmax F / T + G             G: Gumbel noise of (image seed, token position, code), see `philox`
 
-Several programs share the codes of an image and leave their parts of the JSD sums; the one that arrives last adds them up,
-always in the same order, and goes on alone to draw the code. So the result has the same bits whichever is last.
+Several programs share the codes of an image. The noise of a code is the same for every candidate, so each program can race
+its codes once for each of them before M is known. It leaves the winners beside its parts of the JSD sums; the program that
+arrives last adds the parts up, always in the same order, and picks M and the best of its winners. So no program goes over
+all codes alone, and the result has the same bits whichever is last.
 """
 
 import math
@@ -44,12 +46,6 @@ def _log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles):
 
 
 @triton.jit
-def _of_layer(values, layers, layer):
-    # The one of `values` [N] that belongs to `layer`.
-    return tl.sum(tl.where(layers == layer, values, 0.0), 0)
-
-
-@triton.jit
 def _gumbel(seed, position, quad):
     # Standard Gumbel noise of four codes each: [N] numbers of quads to [4 N]. `philox` says why in this form.
     w0, w1, w2, w3 = tl.philox(seed, quad, position.to(tl.int32), quad * 0, quad * 0)
@@ -62,19 +58,27 @@ def _gumbel(seed, position, quad):
 
 
 @triton.jit
+def _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles):
+    # The same of one row: two numbers.
+    maximum, lse = _log_sum_exp(tile_max_ptr, tile_sum_ptr, row + tl.arange(0, 1), tiles)
+    return tl.sum(maximum, 0), tl.sum(lse, 0)
+
+
+@triton.jit
 def _sweep_kernel(
     logits_ptr,  # [L, B, V] fp32, guided; the final layer last
     tile_max_ptr,  # [L, B, TILES] fp32
     tile_sum_ptr,  # [L, B, TILES] fp32
     seeds_ptr,  # [B] int64
     position_ptr,  # [B] int64
-    part_ptr,  # [B, C, PARTS] fp32, parts of the JSD sums
+    part_ptr,  # [B, C, PARTS] fp32, parts of the JSD sums; not read without contrast
+    race_ptr,  # [B, max(C, 1), PARTS] fp32, the largest F / T + G of a part's codes
+    winner_ptr,  # [B, max(C, 1), PARTS] int32, the code it belongs to
     arrived_ptr,  # [B] int32, 0
     code_ptr,  # [B] int64
     layer_ptr,  # [B] int64
     jsd_ptr,  # [B] fp32
     finite_ptr,  # [B] bool
-    scores_ptr,  # [B, V] fp32, F
     images,
     V,
     tiles,
@@ -86,85 +90,117 @@ def _sweep_kernel(
     PARTS: tl.constexpr,  # programs an image
     BLOCK_V: tl.constexpr,
     GREEDY: tl.constexpr,
-    WRITE_SCORES: tl.constexpr,
     LAYERS_PADDED: tl.constexpr,  # to powers of two
-    CANDIDATES_PADDED: tl.constexpr,
+    RACES_PADDED: tl.constexpr,
     PARTS_PADDED: tl.constexpr,
 ):
     image, part = tl.program_id(0), tl.program_id(1)
     FINAL: tl.constexpr = NUM_LAYERS - 1
-    layers = tl.minimum(tl.arange(0, LAYERS_PADDED), FINAL + 1)  # L stands for padding
-    maxima, lses = _log_sum_exp(tile_max_ptr, tile_sum_ptr, tl.minimum(layers, FINAL) * images + image, tiles)
-    final_lse = _of_layer(lses, layers, FINAL)
+    RACES: tl.constexpr = CANDIDATES if CANDIDATES > 0 else 1
+    race = tl.minimum(tl.arange(0, RACES_PADDED), RACES - 1)  # padding repeats the last
+    row = (FIRST + race) * images + image
+    final_max, final_lse = _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, FINAL * images + image, tiles)
+    _, lse = _log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles)
+    threshold = final_max + log_alpha
     final_logits = logits_ptr + (FINAL * images + image).to(tl.int64) * V
+    seed, position = tl.load(seeds_ptr + image), tl.load(position_ptr + image)
 
-    candidate = tl.arange(0, CANDIDATES_PADDED)
-    part_offset = (image * CANDIDATES + candidate) * PARTS
-    is_last = True
-    if CANDIDATES > 0:
-        # Over this program's codes: sum p log(p / m) + q log(q / m), formed as in `reference.jensen_shannon`
-        row = (FIRST + tl.minimum(candidate, CANDIDATES - 1)) * images + image
-        _, lse = _log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles)
-        candidate_logits = logits_ptr + row.to(tl.int64)[:, None] * V
-        divergence = tl.zeros([CANDIDATES_PADDED], tl.float32)
-        for start in range(part * BLOCK_V, V, PARTS * BLOCK_V):
-            v = start + tl.arange(0, BLOCK_V)[None, :]
-            inside = (candidate < CANDIDATES)[:, None] & (v < V)
-            log_p = tl.load(final_logits + v, mask=v < V, other=0.0) - final_lse
-            log_q = tl.load(candidate_logits + v, mask=inside, other=0.0) - lse[:, None]
+    divergence = tl.zeros([RACES_PADDED], tl.float32)
+    best = tl.full([RACES_PADDED], float("-inf"), tl.float32)
+    winner = tl.zeros([RACES_PADDED], tl.int32)
+    for start in range(part * BLOCK_V, V, PARTS * BLOCK_V):
+        v = start + tl.arange(0, BLOCK_V)
+        inside = (v < V)[None, :]
+        z = tl.load(final_logits + v, mask=v < V, other=0.0)
+        plausible = inside & (z >= threshold)[None, :]
+        log_p = (z - final_lse)[None, :]
+        if CANDIDATES > 0:
+            # sum p log(p / m) + q log(q / m), formed as in `reference.jensen_shannon`, and F = log p - log q
+            log_q = (
+                tl.load(logits_ptr + row.to(tl.int64)[:, None] * V + v[None, :], mask=inside, other=0.0) - lse[:, None]
+            )
             p, q, d = tl.exp(log_p), tl.exp(log_q), log_q - log_p
             rest = _LN2 - tl.log(1.0 + tl.exp(-tl.abs(d)))
             terms = p * (rest - tl.maximum(d, 0.0)) + q * (rest + tl.minimum(d, 0.0))
             divergence += tl.sum(tl.where(inside, terms, 0.0), 1)
-        tl.store(part_ptr + part_offset + part, divergence, mask=candidate < CANDIDATES)
-        tl.debug_barrier()  # all threads have stored before one of them says so
-        is_last = tl.atomic_add(arrived_ptr + image, 1, sem="acq_rel", scope="gpu") == PARTS - 1
+            score = tl.where(plausible, -d, float("-inf"))
+        else:
+            score = tl.broadcast_to(tl.where(plausible, log_p, float("-inf")), [RACES_PADDED, BLOCK_V])
+        if not GREEDY:
+            quad = start // 4 + tl.arange(0, BLOCK_V // 4)
+            score = score / temperature + _gumbel(seed, position, quad)[None, :]
+        # the lowest code on a tie
+        top = tl.max(score, 1)
+        code = tl.min(tl.where(score == top[:, None], v[None, :], V), 1)
+        winner = tl.where(top > best, code, winner)
+        best = tl.maximum(best, top)
+    leaves = tl.arange(0, RACES_PADDED) < RACES
+    mine = (image * RACES + race) * PARTS + part
+    if CANDIDATES > 0:
+        tl.store(part_ptr + mine, divergence, mask=leaves)
+    tl.store(race_ptr + mine, best, mask=leaves)
+    tl.store(winner_ptr + mine, winner, mask=leaves)
 
-    if is_last:
-        # M = argmax JSD, the lowest layer on a tie
-        layer = FINAL
+    tl.debug_barrier()  # all threads have stored before one of them says so
+    if tl.atomic_add(arrived_ptr + image, 1, sem="acq_rel", scope="gpu") == PARTS - 1:
+        # .cg in what follows: past the first-level cache, which does not see what other programs store
+        every = tl.arange(0, PARTS_PADDED)
+        chosen = 0
         jsd = 0.0
         if CANDIDATES > 0:
-            every = tl.arange(0, PARTS_PADDED)[None, :]
-            inside = (candidate < CANDIDATES)[:, None] & (every < PARTS)
-            # .cg: past the first-level cache, which does not see what other programs store
-            parts = tl.load(part_ptr + part_offset[:, None] + every, mask=inside, other=0.0, cache_modifier=".cg")
+            # M = argmax JSD, the lowest layer on a tie
+            offset = (image * RACES + race)[:, None] * PARTS + every[None, :]
+            parts = tl.load(part_ptr + offset, mask=(every < PARTS)[None, :], other=0.0, cache_modifier=".cg")
             jsds = tl.minimum(tl.maximum(0.5 * tl.sum(parts, 1), 0.0), _LN2)
-            jsd = tl.max(tl.where(candidate < CANDIDATES, jsds, 0.0), 0)
-            layer = FIRST + tl.min(tl.where(jsds == jsd, candidate, CANDIDATES - 1), 0)
-        tl.store(layer_ptr + image, layer)
+            jsd = tl.max(jsds, 0)
+            chosen = tl.min(tl.where(jsds == jsd, race, RACES - 1), 0)
+            tl.store(layer_ptr + image, FIRST + chosen)
+        else:
+            tl.store(layer_ptr + image, FINAL)
         tl.store(jsd_ptr + image, jsd)
-        # A sum of exponentials is NaN where a logit was not finite.
-        finite = tl.min(((tl.abs(lses) < float("inf")) | (layers > FINAL)).to(tl.int32), 0)
-        tl.store(finite_ptr + image, finite == 1)
 
-        # F on the plausible codes, and the maximum of F / T + G
-        threshold = _of_layer(maxima, layers, FINAL) + log_alpha
-        premature_lse = _of_layer(lses, layers, layer)
-        premature_logits = logits_ptr + (layer * images + image).to(tl.int64) * V
-        seed, position = tl.load(seeds_ptr + image), tl.load(position_ptr + image)
-        best = tl.full([BLOCK_V], float("-inf"), tl.float32)
-        best_code = tl.zeros([BLOCK_V], tl.int32)
-        for start in range(0, V, BLOCK_V):
-            v = start + tl.arange(0, BLOCK_V)
-            z = tl.load(final_logits + v, mask=v < V, other=float("-inf"))
-            plausible = (z >= threshold) & (v < V)
-            if WRITE_SCORES or tl.max(plausible.to(tl.int32), 0) == 1:
-                score = z - final_lse
-                if CANDIDATES > 0:
-                    score -= tl.load(premature_logits + v, mask=plausible, other=0.0) - premature_lse
-                score = tl.where(plausible, score, float("-inf"))
-                if WRITE_SCORES:
-                    tl.store(scores_ptr + image.to(tl.int64) * V + v, score, mask=v < V)
-                if not GREEDY:
-                    quad = start // 4 + tl.arange(0, BLOCK_V // 4)
-                    score = score / temperature + _gumbel(seed, position, quad)
-                better = score > best
-                best = tl.where(better, score, best)
-                best_code = tl.where(better, v, best_code)
-        # the lowest code on a tie
-        code = tl.min(tl.where(best == tl.max(best, 0), best_code, V), 0)
+        # A sum of exponentials is NaN where a logit was not finite.
+        lses = lse
+        if NUM_LAYERS > CANDIDATES + 1:
+            layer = tl.minimum(tl.arange(0, LAYERS_PADDED), FINAL)
+            _, lses = _log_sum_exp(tile_max_ptr, tile_sum_ptr, layer * images + image, tiles)
+        finite = tl.min((tl.abs(lses) < float("inf")).to(tl.int32), 0) == 1
+        tl.store(finite_ptr + image, finite & (tl.abs(final_lse) < float("inf")))
+
+        offset = (image * RACES + chosen) * PARTS + every
+        bests = tl.load(race_ptr + offset, mask=every < PARTS, other=float("-inf"), cache_modifier=".cg")
+        codes = tl.load(winner_ptr + offset, mask=every < PARTS, other=V, cache_modifier=".cg")
+        code = tl.min(tl.where(bests == tl.max(bests, 0), codes, V), 0)
         tl.store(code_ptr + image, tl.minimum(code, V - 1).to(tl.int64))
+
+
+@triton.jit
+def _scores_kernel(
+    logits_ptr,  # [L, B, V] fp32, guided; the final layer last
+    tile_max_ptr,  # [L, B, TILES] fp32
+    tile_sum_ptr,  # [L, B, TILES] fp32
+    layer_ptr,  # [B] int64, M
+    scores_ptr,  # [B, V] fp32, F
+    images,
+    V,
+    tiles,
+    log_alpha,
+    FINAL: tl.constexpr,
+    CONTRAST: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    image = tl.program_id(0)
+    v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    final = FINAL * images + image
+    final_max, final_lse = _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, final, tiles)
+    z = tl.load(logits_ptr + final.to(tl.int64) * V + v, mask=v < V, other=0.0)
+    score = z - final_lse
+    if CONTRAST:
+        row = tl.load(layer_ptr + image).to(tl.int32) * images + image
+        _, lse = _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles)
+        score -= tl.load(logits_ptr + row.to(tl.int64) * V + v, mask=v < V, other=0.0) - lse
+    score = tl.where(z >= final_max + log_alpha, score, float("-inf"))
+    tl.store(scores_ptr + image.to(tl.int64) * V + v, score, mask=v < V)
 
 
 @dataclass(frozen=True)
@@ -175,7 +211,6 @@ class Drawn:
     layer: Tensor  # [B] int64, index into the stack
     jsd: Tensor  # [B] float32, nats; 0 without contrast
     finite: Tensor  # [B] bool
-    scores: Tensor  # [B, V] float32, F; [0] where they were not asked for
 
 
 def sweep(
@@ -186,7 +221,6 @@ def sweep(
     decoding: Decoding,
     seeds: Tensor,
     position: Tensor,
-    with_scores: bool,
     launch: SweepLaunch | None = None,
 ) -> Drawn:
     """The premature layer of each image, its JSD, and a code drawn from softmax(F / T).
@@ -197,33 +231,72 @@ def sweep(
         decoding: temperature, plausibility and the choice of layer; guidance is in the logits already.
         seeds: [B] int64, one per image.
         position: [B] int64, of the token in its image.
-        with_scores: whether F is wanted.
         launch: block shapes; None takes those of the launch table.
     """
     layers, images, codes = logits.shape
-    device, final = logits.device, layers - 1
-    if decoding.premature is None:
-        first, candidates = 0, final
-    else:
-        first, candidates = decoding.premature, int(decoding.premature < final)
+    first, candidates = _candidates(decoding, layers)
+    races = max(1, candidates)
     launch = launch or sweep_launch_of(logits)
-    blocks = triton.cdiv(codes, launch.block_codes)
-    parts = min(blocks, launch.max_parts) if candidates else 1
+    parts = min(triton.cdiv(codes, launch.block_codes), launch.max_parts)
+
+    def new(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=logits.device)
+
     found = Drawn(
-        code=torch.empty(images, dtype=torch.int64, device=device),
-        layer=torch.empty(images, dtype=torch.int64, device=device),
-        jsd=torch.empty(images, dtype=torch.float32, device=device),
-        finite=torch.empty(images, dtype=torch.bool, device=device),
-        scores=torch.empty((images, codes) if with_scores else 0, dtype=torch.float32, device=device),
+        code=new(images, dtype=torch.int64),
+        layer=new(images, dtype=torch.int64),
+        jsd=new(images, dtype=torch.float32),
+        finite=new(images, dtype=torch.bool),
     )
-    part_sums = torch.empty(images, candidates, parts, dtype=torch.float32, device=device)
+    part_sums, best = (new(images, races, parts, dtype=torch.float32) for _ in range(2))
+    winner = new(images, races, parts, dtype=torch.int32)
     _sweep_kernel[(images, parts)](
-        logits, tile_max, tile_sum, seeds, position, part_sums, arrived, found.code, found.layer, found.jsd, found.finite,
-        found.scores, images, codes, tile_max.shape[-1], decoding.temperature,
-        math.log(decoding.alpha) if decoding.alpha > 0 else -math.inf,
+        logits, tile_max, tile_sum, seeds, position, part_sums, best, winner, arrived, found.code, found.layer, found.jsd,
+        found.finite, images, codes, tile_max.shape[-1], decoding.temperature, _log_alpha(decoding),
         NUM_LAYERS=layers, FIRST=first, CANDIDATES=candidates, PARTS=parts, BLOCK_V=launch.block_codes,
-        GREEDY=decoding.temperature == 0, WRITE_SCORES=with_scores, LAYERS_PADDED=triton.next_power_of_2(layers),
-        CANDIDATES_PADDED=triton.next_power_of_2(max(1, candidates)), PARTS_PADDED=triton.next_power_of_2(parts),
+        GREEDY=decoding.temperature == 0, LAYERS_PADDED=triton.next_power_of_2(layers),
+        RACES_PADDED=triton.next_power_of_2(races), PARTS_PADDED=triton.next_power_of_2(parts),
         num_warps=launch.num_warps, enable_fp_fusion=True,
     )  # fmt: skip
     return found
+
+
+def scores(
+    logits: Tensor,
+    tile_max: Tensor,
+    tile_sum: Tensor,
+    layer: Tensor,
+    decoding: Decoding,
+    launch: SweepLaunch | None = None,
+) -> Tensor:
+    """F of each image, for those who do not want a code drawn from it.
+
+    Args:
+        logits, tile_max, tile_sum: as `codebook` returns them.
+        layer: [B] int64, as `sweep` found it.
+        decoding: plausibility and the choice of layer.
+        launch: block shapes; None takes those of the launch table.
+    Returns:
+        [B, V] float32, -inf outside V_head.
+    """
+    layers, images, codes = logits.shape
+    launch = launch or sweep_launch_of(logits)
+    found = torch.empty(images, codes, dtype=torch.float32, device=logits.device)
+    _scores_kernel[(images, triton.cdiv(codes, launch.block_codes))](
+        logits, tile_max, tile_sum, layer, found, images, codes, tile_max.shape[-1], _log_alpha(decoding),
+        FINAL=layers - 1, CONTRAST=_candidates(decoding, layers)[1] > 0, BLOCK_V=launch.block_codes,
+        num_warps=launch.num_warps, enable_fp_fusion=True,
+    )  # fmt: skip
+    return found
+
+
+def _candidates(decoding: Decoding, layers: int) -> tuple[int, int]:
+    """The first layer that may be contrasted with, and how many there are; 0 without contrast."""
+    final = layers - 1
+    if decoding.premature is None:
+        return 0, final
+    return decoding.premature, int(decoding.premature < final)
+
+
+def _log_alpha(decoding: Decoding) -> float:
+    return math.log(decoding.alpha) if decoding.alpha > 0 else -math.inf

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+SMALLEST_TEMPERATURE = 1e-6
+
 
 def check_alpha(alpha: float) -> None:
     """Raises ValueError where the plausibility threshold lies outside [0, 1]."""
@@ -77,7 +79,7 @@ class Decoding:
 
     Attributes:
         cfg_weight: w of classifier-free guidance, finite. None: there is none, and every row is an image of its own.
-        temperature: T >= 0; 0 is greedy.
+        temperature: T, at least 1e-6, or 0 for greedy: with less the scores' last bits would decide, not the noise.
         alpha: threshold of the adaptive plausibility constraint, in [0, 1]; 0 admits every code.
         premature: index into the stack of the layer to contrast with; None takes the one with the largest JSD, and the
             index of the last (the final layer) means no contrast.
@@ -96,6 +98,10 @@ class Decoding:
             raise ValueError(f"cfg_weight must be a finite number, got {self.cfg_weight}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature must be a finite number >= 0 (0 is greedy), got {self.temperature}")
+        if 0 < self.temperature < SMALLEST_TEMPERATURE:
+            raise ValueError(
+                f"temperature must be 0 (greedy) or at least {SMALLEST_TEMPERATURE}, got {self.temperature}"
+            )
         check_alpha(self.alpha)
 
     def images(self, rows: int) -> int:

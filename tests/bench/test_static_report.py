@@ -12,15 +12,33 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory) -> list[dict]:
-    """Every kernel in every configuration of the launch table, compiled anew. Not under the interpreter, so elsewhere."""
-    outdir = tmp_path_factory.mktemp("static")
+OLDEST = ROOT / ".venv-triton-3.6"  # the oldest Triton that is promised, where `make .venv-triton-3.6/ready` has put it
+
+
+@pytest.fixture(scope="module", params=["pinned", "3.6"])
+def compiled(request, tmp_path_factory) -> Path:
+    """A folder with the report and the forecast, all kernels compiled anew. Not under the interpreter, so elsewhere."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    if request.param == "3.6":
+        if not (OLDEST / "ready").exists():
+            pytest.skip("needs make .venv-triton-3.6/ready")
+        environment["PYTHONPATH"] = str(OLDEST)
+    outdir = tmp_path_factory.mktemp("static")
     environment["TRITON_CACHE_DIR"] = str(outdir / "cache")
-    command = [sys.executable, str(ROOT / "bench" / "static_report.py"), "--outdir", str(outdir)]
-    subprocess.run(command, env=environment, check=True, cwd=outdir)
-    return json.loads((outdir / "static_report.json").read_text(encoding="utf-8"))
+    for name in ("static_report", "forecast"):
+        command = [sys.executable, str(ROOT / "bench" / f"{name}.py"), "--outdir", str(outdir)]
+        subprocess.run(command, env=environment, check=True, cwd=outdir)
+    return outdir
+
+
+@pytest.fixture(scope="module")
+def report(compiled) -> list[dict]:
+    return json.loads((compiled / "static_report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def forecast(compiled) -> dict[str, list[dict]]:
+    return json.loads((compiled / "forecast.json").read_text(encoding="utf-8"))
 
 
 def name(row: dict) -> str:
@@ -59,6 +77,35 @@ def test_the_codebook_uses_wgmma_on_hopper(report):
     rows = [row for row in report if (row["generation"], row["kernel"], row["bits"]) == ("sm_90", "codebook", 16)]
     assert rows
     assert [name(row) for row in rows if row["matrix_instruction"] != "wgmma"] == []
+
+
+def test_the_sweeps_programs_count_themselves_when_their_parts_can_be_read(report):
+    sweeps = [row for row in report if row["kernel"] == "sweep" and row["generation"] != "gfx942"]
+    assert len(sweeps) == 4 * 6
+    assert [name(row) for row in sweeps if not row["counts_in_order"]] == []
+
+
+def test_products_keep_up_with_memory(forecast):
+    """On an H100, by the static model: 1, 4 and 16 images, 1B and 7B."""
+    (rows,) = forecast.values()
+    products = [row for row in rows if row["kernel"] in ("project", "codebook")]
+    assert len(products) == 2 * 3 * 2
+    assert [row for row in products if row["instructions"] > 0.8 * row["memory"]] == []
+
+
+def test_the_sweep_has_no_serial_tail(forecast):
+    """Microseconds from its first instruction to its last; one program that went over all codes alone needed 14 to 20."""
+    (rows,) = forecast.values()
+    sweeps = [row for row in rows if row["kernel"] == "sweep"]
+    assert len(sweeps) == 6
+    assert [row for row in sweeps if row["instructions"] > 8e-6] == []
+
+
+def test_the_committed_forecast_is_of_the_present_kernels(forecast):
+    committed = json.loads((ROOT / "bench" / "results" / "forecast.json").read_text(encoding="utf-8"))
+    assert len(committed) == 2
+    ((version, rows),) = forecast.items()
+    assert committed[version] == rows, "run make static-report"
 
 
 def test_the_committed_report_is_of_the_present_table(report):

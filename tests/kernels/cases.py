@@ -69,8 +69,8 @@ def oracle(hidden_states: torch.Tensor, head: Head, decoding: Decoding) -> tuple
     normed = reference.rms_norm(hidden_states, head.norm_weight, head.norm_eps)
     logits = reference.guide(reference.apply_head(normed, head), decoding.cfg_weight)
     log_q = torch.log_softmax(logits, -1)
-    jsd = reference.jensen_shannon(log_q[-1], log_q[:-1])
-    return reference.early_exit_scores(hidden_states, head, decoding), jsd, log_q[-1]
+    finite = reference.finite_images(hidden_states, logits.shape[1])
+    return reference.decide(logits, finite, decoding), reference.jensen_shannon(log_q[-1], log_q[:-1]), log_q[-1]
 
 
 def assert_accurate(

@@ -27,7 +27,7 @@ def seeds(images):
 
 
 @BACKEND
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(temperature=st.one_of(st.just(0.0), st.floats(0.05, 5)), weight=st.floats(-3, 12), position=st.integers(0, 575))
 def test_alpha_0_and_the_final_layer_are_the_baseline(case, backend, temperature, weight, position):
     hidden, head = case
@@ -63,11 +63,10 @@ def test_the_code_is_the_gumbel_maximum(case, backend):
 @BACKEND
 def test_backends_draw_the_same_codes(case, backend):
     hidden, head = case
-    for position in range(20):
-        expected = early_exit(
-            hidden.double(), to(head, torch.float64), Decoding(), seeds(4), position, "reference"
-        ).code
-        assert torch.equal(early_exit(hidden, head, Decoding(), seeds(4), position, backend).code, expected)
+    expected = early_exit_scores(hidden.double(), to(head, torch.float64), Decoding(), "reference").scores
+    for position in torch.arange(20).split(4):
+        code = gumbel_max(expected, 1.0, seeds(4), position)
+        assert torch.equal(early_exit(hidden, head, Decoding(), seeds(4), position, backend).code, code)
 
 
 def test_an_image_does_not_depend_on_its_batch(case):
@@ -85,6 +84,13 @@ def test_greedy_takes_the_best_code_and_ignores_the_seed(case):
     expected = early_exit_scores(hidden, head, decoding).scores.argmax(-1)
     assert torch.equal(early_exit(hidden, head, decoding, seeds(4), 0).code, expected)
     assert torch.equal(early_exit(hidden, head, decoding, seeds(4) + 99, 5).code, expected)
+
+
+@BACKEND
+def test_the_smallest_temperature_is_nearly_greedy(case, backend):
+    hidden, head = case
+    best = early_exit_scores(hidden, head, Decoding(), backend).scores.argmax(-1)
+    assert torch.equal(early_exit(hidden, head, Decoding(temperature=1e-6), seeds(4), 0, backend).code, best)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -185,6 +191,8 @@ def test_unknown_backend(case):
         ({"alpha": 1.5}, r"alpha must lie in \[0, 1\], got 1.5"),
         ({"alpha": float("nan")}, r"alpha must lie in \[0, 1\], got nan"),
         ({"temperature": -1.0}, r"temperature must be a finite number >= 0 \(0 is greedy\), got -1.0"),
+        ({"temperature": 1e-40}, r"temperature must be 0 \(greedy\) or at least 1e-06, got 1e-40"),
+        ({"temperature": 9e-7}, r"temperature must be 0 \(greedy\) or at least 1e-06, got 9e-07"),
         ({"temperature": float("inf")}, "temperature must be a finite number"),
         ({"temperature": float("nan")}, "temperature must be a finite number"),
         ({"cfg_weight": float("inf")}, "cfg_weight must be a finite number, got inf"),

@@ -23,7 +23,7 @@ from tests.kernels.cases import (
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 SIZES = {"1B": (2048, 2048, 16384), "7B": (4096, 4096, 16384), "odd": (2049, 1031, 16001), "small": (64, 96, 1000)}
-KERNELS = ["_project_kernel", "_codebook_kernel", "_sweep_kernel"]
+KERNELS = ["_normalise_kernel", "_project_kernel", "_activate_kernel", "_codebook_kernel", "_sweep_kernel"]
 CALLS = [Decoding(), Decoding(3.0, 0.7, 0.0), Decoding(5.0, 1.0, 0.0, 4), Decoding(5.0, 0.0, 0.1, 1), Decoding(None)]
 
 
@@ -152,7 +152,7 @@ def test_compiles_without_a_graph_break(fresh):
 
 
 @pytest.mark.parametrize("size", ["1B", "small"])
-def test_three_kernels_run_and_no_others(size, fresh):
+def test_five_kernels_run_and_no_others(size, fresh):
     hidden, head = case(size, torch.bfloat16, 4, fresh)
     seeds, position = torch.arange(4, device="cuda"), torch.full((4,), 3, device="cuda")
     torch.use_deterministic_algorithms(False)  # which would fill new memory with a kernel
