@@ -28,12 +28,12 @@ def test_step(timed, device, name, images, window, engine, way):
     pipe = models.model(name, device)
     parts = pipe.parts
     planned = replace(plan(parts, models.dola_of(name, way), 5.0, 1.0, engine=engine), window=window)
-    run, visible = half_way(pipe, images, planned)
+    decoder, visible = half_way(pipe, images, planned)
     weights = sum(weight.numel() for weight in parts.blocks.parameters())
     key_values = torch.Size(buffer_shape(WeightReader(parts).read().blocks, 1, visible)).numel()
     layers, dtype = len(planned.layers) + 1, parts.dtype
     timed(
-        [lambda: run(visible)],
+        [lambda: decoder.run(visible)],
         floor.decode_pass(weights, key_values, floor.SHAPES[HEADS[name]], layers, images, window, dtype),
         model=name, images=images, window=window, engine=engine, way=way, dtype=str(dtype).removeprefix("torch."),
     )  # fmt: skip

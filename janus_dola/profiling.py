@@ -1,6 +1,5 @@
 """Where the time of a pass goes, by torch.profiler."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +7,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from janus_dola.config import DoLaConfig
-from janus_dola.engine.decode import VISIBLE_MULTIPLE, Decoder, visible_length
-from janus_dola.engine.engine import undisturbed
-from janus_dola.engine.graphs import PassGraphs
-from janus_dola.engine.plan import Plan, Window, check_window, has_graphs, plan
+from janus_dola.engine.decode import Decoder, visible_length
+from janus_dola.engine.engine import ready, undisturbed
+from janus_dola.engine.plan import Plan, Window, check_window, plan
 from janus_dola.engine.schedule import positions, window_of
 from janus_dola.models.weights import WeightReader
 from janus_dola.pipeline import JanusDoLa
@@ -46,12 +44,12 @@ def profile_pass(
     device, window = pipe.parts.device, check_window(window)
     planned = plan(pipe.parts, dola, 5.0, 1.0, "gumbel", backend, engine)
     codes_fed = window_of(images, pipe.parts) if window == "auto" else window
-    run, visible = half_way(pipe, images, replace(planned, window=codes_fed))
+    decoder, visible = half_way(pipe, images, replace(planned, window=codes_fed))
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with undisturbed(device), profile(activities=activities) as recorded:
         with record_function("pass"):
-            run(visible)
+            decoder.run(visible)
         if on_gpu:
             torch.cuda.synchronize(device)
     trace.parent.mkdir(parents=True, exist_ok=True)
@@ -60,33 +58,21 @@ def profile_pass(
     return recorded.key_averages().table(sort_by=order, row_limit=_OPERATIONS, max_name_column_width=60)
 
 
-def half_way(pipe: JanusDoLa, images: int, planned: Plan) -> tuple[Callable[[int], None], int]:
+def half_way(pipe: JanusDoLa, images: int, planned: Plan) -> tuple[Decoder, int]:
     """Draws images up to their middle.
 
     Returns:
-        what runs a pass, as `Decoder.step` and by the engine of the plan, and the length that the next pass looks at.
+        the decoder, and the length that the next pass looks at.
     """
     parts, ids = pipe.parts, pipe._prompt_ids(_PROMPT)
     with undisturbed(parts.device):
         weights = WeightReader(parts).read()
-        decoder = Decoder(parts, weights, planned, images, positions(parts, len(ids), planned.window))
-        run = _ready(decoder)
+        decoder = ready(Decoder(parts, weights, planned, images, positions(parts, len(ids), planned.window)))
         decoder.admit(range(images), [(ids, unconditional(ids, pipe._special))] * images, range(images))
 
         def visible() -> int:
             return visible_length(len(ids) + int(decoder.slots.decided.max()) - 1 + planned.window)
 
         while int(decoder.slots.decided.min()) < parts.image_tokens // 2:
-            run(visible())
-        return run, visible()
-
-
-def _ready(decoder: Decoder) -> Callable[[int], None]:
-    """A pass of which all is compiled, loaded and captured."""
-    lengths = list(range(VISIBLE_MULTIPLE, decoder.capacity + 1, VISIBLE_MULTIPLE))
-    if decoder.plan.engine == "eager" or not has_graphs(decoder.parts.device):
-        decoder.try_passes(lengths)
-        return decoder.step
-    graphs = PassGraphs(decoder)
-    graphs.capture(lengths)
-    return graphs.replay
+            decoder.run(visible())
+        return decoder, visible()

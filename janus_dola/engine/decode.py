@@ -38,10 +38,19 @@ class Decoder:
         weights: of the model, as they are now.
         slots: S.
         capacity: positions of prompt, image and guesses together, at most.
+        generator: of the sampler "multinomial"; None is torch's global one.
     """
 
-    def __init__(self, parts: JanusParts, weights: Weights, plan: Plan, slots: int, capacity: int) -> None:
-        self.parts, self.weights, self.plan, self.capacity = parts, weights, plan, capacity
+    def __init__(
+        self,
+        parts: JanusParts,
+        weights: Weights,
+        plan: Plan,
+        slots: int,
+        capacity: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.parts, self.weights, self.plan, self.capacity, self.generator = parts, weights, plan, capacity, generator
         shape = buffer_shape(weights.blocks, 2 * slots, capacity)
         self._keys_values = torch.zeros(shape, dtype=parts.dtype, device=parts.device)
         wide = torch.float64 if parts.dtype == torch.float64 else torch.float32
@@ -50,7 +59,7 @@ class Decoder:
         self._layer_numbers = torch.tensor([*plan.layers, parts.num_layers], device=parts.device)
         self._block = _compiled_block() if plan.engine == "compile" else block
         self._prompts: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()
-        self.generator: torch.Generator | None = None  # of the sampler "multinomial"; None is torch's global one
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # of passes, by the visible length
 
     def admit(self, slots: Sequence[int], rows: Sequence[tuple[list[int], list[int]]], seeds: Sequence[int]) -> None:
         """Images begin in these slots: runs what is new of their prompts, and draws their first codes.
@@ -107,6 +116,14 @@ class Decoder:
         if generator is not None and state is not None:
             generator.set_state(state)
 
+    def run(self, visible: int) -> None:
+        """One pass, from its graph where there is one. The argument is that of `step`."""
+        graph = self.graphs.get(visible)
+        if graph is None:
+            self.step(visible)
+        else:
+            graph.replay()
+
     def step(self, visible: int) -> None:
         """One pass: feeds W codes of each slot, and takes those that it decides. Nothing in it waits for the device.
 
@@ -135,6 +152,13 @@ class Decoder:
     def codes(self, slot: int) -> Codes:
         """Of the image in a slot, which is done."""
         return self.slots.codes(slot, self._layer_numbers)
+
+    def serves(
+        self, weights: Weights, plan: Plan, slots: int, capacity: int, generator: torch.Generator | None
+    ) -> bool:
+        """Whether it is what these arguments would make."""
+        mine = self.plan, len(self.slots.seeds), self.capacity, self.generator
+        return mine == (plan, slots, capacity, generator) and self.weights.lie_where(weights)
 
     def forget(self) -> None:
         """Keeps nothing of the prompts that were run."""

@@ -4,28 +4,20 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from tqdm.auto import tqdm
 
 from janus_dola.engine.decode import VISIBLE_MULTIPLE, Decoder, visible_length
-from janus_dola.engine.graphs import PassGraphs
+from janus_dola.engine.graphs import capture
 from janus_dola.engine.plan import Plan, Window, has_graphs
 from janus_dola.engine.readback import Readback
 from janus_dola.engine.schedule import Job, Queue, bucket_of, positions, window_of
 from janus_dola.engine.slots import Codes
 from janus_dola.models.parts import JanusParts, SpecialTokens
-from janus_dola.models.weights import WeightReader, Weights
+from janus_dola.models.weights import WeightReader
 from janus_dola.prompt import unconditional
-
-
-@dataclass
-class Ready:
-    """A decoder with its pass, called with the visible length. One caller uses it at a time."""
-
-    decoder: Decoder
-    step: Callable[[int], None]
 
 
 class Engine:
@@ -35,7 +27,7 @@ class Engine:
         self._parts, self._special = parts, special
         self._weights = WeightReader(parts)
         self._lock = threading.Lock()  # of all below
-        self._kept: Ready | None = None
+        self._kept: Decoder | None = None
         self._failed: set[str] = set()  # engines that could not be had
 
     def draw(
@@ -69,26 +61,26 @@ class Engine:
                 exact = plan.sampler == "multinomial" or not has_graphs(self._parts.device)
                 slots = len(first) if exact else bucket_of(len(first))
                 wide = replace(plan, window=window_of(slots, self._parts) if window == "auto" else window)
-                ready = self._take(wide, slots, longest, generator, strict)
+                decoder = self._take(wide, slots, longest, generator, strict)
                 try:
-                    yield from _Drawing(ready, self._special, bar).run(first, queue)
+                    yield from _Drawing(decoder, self._special, bar).run(first, queue)
                 finally:
-                    self._give_back(ready)
+                    self._give_back(decoder)
         queue.raise_error()
 
-    def _take(self, plan: Plan, slots: int, longest: int, generator: torch.Generator | None, strict: bool) -> Ready:
+    def _take(self, plan: Plan, slots: int, longest: int, generator: torch.Generator | None, strict: bool) -> Decoder:
         """A decoder for so many slots and prompts of so many tokens: the one that is kept, or a new one."""
         with self._lock, undisturbed(self._parts.device):
             if plan.engine in self._failed and not strict:
                 plan = replace(plan, engine="eager")
             kept, self._kept = self._kept, None
+            needs = plan, slots, positions(self._parts, longest, plan.window), generator
             weights = self._weights.read()
-            capacity = positions(self._parts, longest, plan.window)
-            if kept is not None and self._serves(kept.decoder, plan, slots, capacity, weights, generator):
+            if kept is not None and kept.serves(weights, *needs):
                 return kept
             del kept  # its memory is free for the new one
             try:
-                return self._make(plan, weights, slots, capacity, generator)
+                return ready(Decoder(self._parts, weights, *needs))
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, TypeError) as error:
@@ -98,35 +90,14 @@ class Engine:
                 warnings.warn(
                     f"engine {plan.engine!r} failed, and the pass runs eagerly instead: {error}", stacklevel=2
                 )
-            return self._make(replace(plan, engine="eager"), weights, slots, capacity, generator)
+            return Decoder(self._parts, weights, replace(plan, engine="eager"), *needs[1:])
 
-    @staticmethod
-    def _serves(
-        decoder: Decoder, plan: Plan, slots: int, capacity: int, weights: Weights, generator: torch.Generator | None
-    ) -> bool:
-        same = (decoder.plan, len(decoder.slots.seeds), decoder.capacity) == (plan, slots, capacity)
-        return same and generator is None and decoder.generator is None and decoder.weights.lie_where(weights)
-
-    def _make(
-        self, plan: Plan, weights: Weights, slots: int, capacity: int, generator: torch.Generator | None
-    ) -> Ready:
-        decoder = Decoder(self._parts, weights, plan, slots, capacity)
-        decoder.generator = generator
-        lengths = list(range(VISIBLE_MULTIPLE, capacity + 1, VISIBLE_MULTIPLE))
-        if plan.engine == "eager" or not has_graphs(self._parts.device):
-            if plan.engine == "compile":
-                decoder.try_passes(lengths)
-            return Ready(decoder, decoder.step)
-        graphs = PassGraphs(decoder)
-        graphs.capture(lengths)
-        return Ready(decoder, graphs.replay)
-
-    def _give_back(self, ready: Ready) -> None:
+    def _give_back(self, decoder: Decoder) -> None:
         """Keeps a decoder for the next call, if graphs make that worth while."""
-        ready.decoder.forget()
+        decoder.forget()
         if has_graphs(self._parts.device):
             with self._lock:
-                self._kept = ready
+                self._kept = decoder
 
     def release(self) -> None:
         """Gives back the memory of what is kept for the next call."""
@@ -137,21 +108,30 @@ class Engine:
     def kept_bytes(self) -> int:
         """Memory that is kept for the next call, and given back when that is of another kind."""
         kept = self._kept
-        return 0 if kept is None else kept.decoder.key_value_bytes
+        return 0 if kept is None else kept.key_value_bytes
+
+
+def ready(decoder: Decoder) -> Decoder:
+    """The decoder with its pass compiled and captured, where its plan says so."""
+    lengths = list(range(VISIBLE_MULTIPLE, decoder.capacity + 1, VISIBLE_MULTIPLE))
+    if decoder.plan.engine != "eager" and has_graphs(decoder.parts.device):
+        capture(decoder, lengths)
+    elif decoder.plan.engine == "compile":
+        decoder.try_passes(lengths)
+    return decoder
 
 
 class _Drawing:
     """Images going through the slots of one decoder."""
 
-    def __init__(self, ready: Ready, special: SpecialTokens, bar: tqdm) -> None:
-        self._decoder, self._step, self._special, self._bar = ready.decoder, ready.step, special, bar
-        plan, parts = ready.decoder.plan, ready.decoder.parts
-        self._window, self._image_tokens = plan.window, parts.image_tokens
-        self._jobs: list[Job | None] = [None] * len(ready.decoder.slots.seeds)
+    def __init__(self, decoder: Decoder, special: SpecialTokens, bar: tqdm) -> None:
+        self._decoder, self._special, self._bar = decoder, special, bar
+        self._window, self._image_tokens = decoder.plan.window, decoder.parts.image_tokens
+        self._jobs: list[Job | None] = [None] * len(decoder.slots.seeds)
         # Of each slot: codes that are decided for certain, and at the most.
         self._least, self._most = [0] * len(self._jobs), [0] * len(self._jobs)
         self._passes = 0
-        self._readback: Readback[tuple[int, list[Job | None]]] = Readback(parts.device)
+        self._readback: Readback[tuple[int, list[Job | None]]] = Readback(decoder.parts.device)
 
     def run(self, first: list[Job], queue: Queue) -> Iterator[tuple[Job, Codes]]:
         """Draws the first jobs, and all further ones that fit into the positions there are."""
@@ -192,7 +172,7 @@ class _Drawing:
             if job is not None
         ]
         with undisturbed(self._decoder.parts.device):
-            self._step(visible_length(max(written)))
+            self._decoder.run(visible_length(max(written)))
         self._passes += 1
         self._most = [min(most + self._window, self._image_tokens) for most in self._most]
         if self._window == 1:  # nothing to be told

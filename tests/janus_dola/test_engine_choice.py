@@ -1,7 +1,9 @@
 """The engines "graph" and "compile" as far as they go without a GPU: graphs are replaced by the step itself."""
 
 import functools
+import types
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -14,23 +16,21 @@ PROMPTS = ["a large red circle on white", "a small blue square on grey", "a gree
 LONG = "a large red circle on white" + " and a green cross" * 30
 
 
-class Steps:
-    """Stands in for `PassGraphs`: notes what is captured, and runs the pass instead of replaying it."""
+class Capture:
+    """Stands in for `capture`: a graph of it runs the pass."""
 
-    made: list["Steps"] = []  # noqa: RUF012
+    def __init__(self):
+        self.decoders = []
 
-    def __init__(self, decoder):
-        self.decoder, self.captured = decoder, []
-        Steps.made.append(self)
+    def __call__(self, decoder, visible_lengths):
+        decoder.try_passes(visible_lengths)
+        self.decoders.append(decoder)
+        for visible in visible_lengths:
+            replay = functools.partial(type(decoder).step, weakref.proxy(decoder), visible)
+            decoder.graphs[visible] = types.SimpleNamespace(replay=replay)
 
-    def capture(self, visible_lengths):
-        missing = [visible for visible in visible_lengths if visible not in self.captured]
-        self.decoder.try_passes(missing)
-        self.captured += missing
-
-    def replay(self, visible):
-        assert visible in self.captured
-        self.decoder.step(visible)
+    def __len__(self):
+        return len(self.decoders)
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ def steps(mini, monkeypatch):
     """A model whose device is said to have graphs."""
     for module in (plan, engine):
         monkeypatch.setattr(module, "has_graphs", lambda device: True)
-    monkeypatch.setattr(engine, "PassGraphs", Steps)
+    captured = Capture()
+    monkeypatch.setattr(engine, "capture", captured)
     monkeypatch.setattr(mini, "_engine", engine.Engine(mini.parts, mini._special))
-    Steps.made = []
-    return Steps.made
+    return captured
 
 
 @pytest.mark.parametrize("sampler", ["gumbel", "multinomial"])
@@ -53,7 +53,7 @@ def test_batches_filled_up_to_a_bucket_draw_the_same(mini, steps, dola, sampler)
         assert torch.equal(found.tokens, expected.tokens)
         assert torch.allclose(found.jsd, expected.jsd, atol=1e-5)
     buckets = [4, 1] if sampler == "gumbel" else [3, 1]
-    assert [len(made.decoder.slots.seeds) for made in steps] == buckets
+    assert [len(decoder.slots.seeds) for decoder in steps.decoders] == buckets
 
 
 def test_graphs_are_kept_for_calls_of_the_same_kind(mini, steps):
@@ -86,14 +86,15 @@ def test_a_longer_prompt_gets_graphs_of_its_own(mini, steps):
     expected = mini.generate(LONG, engine="eager").tokens
     mini.generate("a green cross")
     assert torch.equal(mini.generate(LONG).tokens, expected)
-    assert steps[0].captured == [64, 128]
-    assert steps[1].captured[-1] == steps[1].decoder.capacity > 192
+    short, long = steps.decoders
+    assert list(short.graphs) == [64, 128]
+    assert list(long.graphs)[-1] == long.capacity > 192
 
 
 def test_a_call_leaves_nothing_to_the_next(mini, steps):
     expected = mini.generate(PROMPTS, seed=4, engine="eager").tokens
     mini.generate(PROMPTS[::-1], seed=1)
-    decoder = steps[0].decoder
+    decoder = steps.decoders[0]
     for name in ("seeds", "layers", "jsd", "passes", "tokens"):
         tensor = getattr(decoder.slots, name)
         tensor.fill_(7 if tensor.dtype == torch.int64 else float("nan"))
@@ -116,10 +117,10 @@ def test_a_stream_that_is_left_gives_its_decoder_back(mini, steps):
 def test_a_failed_capture_is_told_once_and_the_images_come_all_the_same(mini, steps, monkeypatch):
     expected = mini.generate(PROMPTS, seed=4, engine="eager").tokens
 
-    def fail(self, visible_lengths):
+    def fail(decoder, visible_lengths):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(Steps, "capture", fail)
+    monkeypatch.setattr(engine, "capture", fail)
     with pytest.warns(UserWarning, match="engine 'graph' failed, and the pass runs eagerly instead: operation not"):
         assert torch.equal(mini.generate(PROMPTS, seed=4).tokens, expected)
     with warnings.catch_warnings():
@@ -130,10 +131,10 @@ def test_a_failed_capture_is_told_once_and_the_images_come_all_the_same(mini, st
 
 
 def test_no_memory_is_not_a_failed_capture(mini, steps, monkeypatch):
-    def fail(self, visible_lengths):
+    def fail(decoder, visible_lengths):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(Steps, "capture", fail)
+    monkeypatch.setattr(engine, "capture", fail)
     with pytest.raises(torch.OutOfMemoryError):
         mini.generate(PROMPTS)
     assert mini._engine.kept_bytes == 0

@@ -132,10 +132,10 @@ def test_a_pass_is_one_launch(pipe, monkeypatch, window):
 @pytest.mark.parametrize("window", [1, 8])
 def test_attention_never_takes_the_slow_path(wide, window):
     """No kernel of a softmax written out, though every row has a mask of its own."""
-    run, visible = half_way(wide, 2, replace(plan(wide.parts, None, 5.0, 1.0, engine="eager"), window=window))
+    decoder, visible = half_way(wide, 2, replace(plan(wide.parts, None, 5.0, 1.0, engine="eager"), window=window))
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as recorded, torch.no_grad():
-        run(visible)
+        decoder.run(visible)
         torch.cuda.synchronize()
     seen = [event.name for event in recorded.events()]
     attention = [name for name in seen if any(word in name.lower() for word in ("fmha", "flash", "attention", "sdpa"))]

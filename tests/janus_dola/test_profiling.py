@@ -26,13 +26,13 @@ def test_one_pass_is_recorded_and_its_ten_dearest_operations_are_told(mini, tmp_
 @pytest.mark.parametrize("window", [1, 8])
 def test_the_pass_is_that_of_images_half_drawn(mini, window):
     planned = replace(plan(mini.parts, None, 5.0, 1.0), window=window)
-    run, visible = half_way(mini, 2, planned)
-    slots = run.__self__.slots
+    decoder, visible = half_way(mini, 2, planned)
+    slots = decoder.slots
     middle = mini.parts.image_tokens // 2
     before = slots.decided.clone()
     assert middle <= before.min() < middle + window
     assert visible >= slots.prompt_tokens.max() + before.max() - 1 + window
-    run(visible)
+    decoder.run(visible)
     expected = mini.generate("a large red circle on white", 2, None, window=1).tokens[0]
     assert (slots.decided > before).all()
     for slot, decided in enumerate(slots.decided.tolist()):
