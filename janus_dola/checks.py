@@ -3,9 +3,12 @@
 import math
 import operator
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 MAX_SEED = 2**63 - 1
 MAX_PARALLEL_SIZE = 65536
+WINDOWS = (1, 2, 4, 8, 16, 32)
+Window = int | Literal["auto"]
 
 
 def integer(name: str, value: object, low: int, high: int, otherwise: str = "") -> int:
@@ -68,3 +71,18 @@ def iterable_of_strings(prompts: object) -> Iterable[str]:
     if isinstance(prompts, Mapping | bytes) or not isinstance(prompts, Iterable):
         raise ValueError(f"prompts must be a string or strings, got {type(prompts).__name__}")
     return prompts
+
+
+def check_window(window: Window, sampler: str = "gumbel") -> Window:
+    """The window, which is 1 with the sampler "multinomial": its draws follow each other, and are not keyed by position.
+
+    Raises:
+        ValueError: there is no such window, or it does not go with the sampler.
+    """
+    if isinstance(window, bool) or window not in ("auto", *WINDOWS):
+        raise ValueError(f'window must be "auto" or one of {list(WINDOWS)}, got {window!r}')
+    if sampler == "multinomial":
+        if window not in ("auto", 1):
+            raise ValueError(f"window must be 1 with the sampler 'multinomial', got {window}")
+        return 1
+    return window

@@ -13,8 +13,8 @@ from janus_dola.batch import Compute, Look, Settings, run_batch
 from janus_dola.batch.manifest import NAME as MANIFEST
 from janus_dola.batch.page import PAGE
 from janus_dola.batch.pool import WorkersLostError
+from janus_dola.checks import Window, check_window
 from janus_dola.config import DoLaConfig
-from janus_dola.engine.plan import Window, check_window
 from janus_dola.image_files import ImageFormat, Recipe, file_name, read_recipe, save_image
 from janus_dola.models import find_parts
 from janus_dola.models.load import HINT_AT_MINI, MINI, load_skeleton

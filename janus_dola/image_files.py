@@ -15,8 +15,8 @@ from typing import IO, Any, Literal, cast, get_args
 
 from PIL import ExifTags, Image
 
+from janus_dola.checks import Window, check_window
 from janus_dola.config import DoLaConfig
-from janus_dola.engine.plan import Window, check_window
 from janus_dola.kernels.types import Decoding
 from janus_dola.models.load import parse_dtype
 from janus_dola.models.quantize import Quantization, check_name

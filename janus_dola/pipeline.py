@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, integer, iterable_of_strings, strings
+from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, Window, check_window, integer, iterable_of_strings, strings
 from janus_dola.config import DoLaConfig
 from janus_dola.engine.engine import Engine
-from janus_dola.engine.plan import Plan, Sampler, Window, check_window, plan
+from janus_dola.engine.plan import Plan, Sampler, plan
 from janus_dola.engine.schedule import Job, images_that_fit
 from janus_dola.engine.slots import Codes
 from janus_dola.models import JanusParts, find_parts, load

@@ -46,17 +46,34 @@ class Matrix:
         return sums if self.bias is None else sums.add_(self.bias)
 
 
+class Norm:
+    """RMSNorm: x / sqrt(mean(x^2) + eps) * weight over the last dimension, in the dtype of x.
+
+    On a CPU torch takes six operations for it, and one for a LayerNorm. (x, -x) has the mean 0, so its LayerNorm is this.
+    """
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        self.weight, self.eps = weight, eps
+        self._twice = weight.repeat(2) if weight.device.type == "cpu" else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[N, D] to [N, D]."""
+        if self._twice is None:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        both = torch.cat([x, -x], -1)
+        return F.layer_norm(both, self._twice.shape, self._twice, None, self.eps)[:, : len(self.weight)]
+
+
 @dataclass(frozen=True)
 class BlockWeights:
     """What a block computes with."""
 
-    attention_norm: Tensor  # [D]
+    attention_norm: Norm
     qkv: Product  # D to (H_q + 2 H_kv) d: queries, keys, values
     output: Product  # H_q d to D
-    mlp_norm: Tensor  # [D]
+    mlp_norm: Norm
     gate_up: Product  # D to 2 I
     down: Product  # I to D
-    norm_eps: float
     query_heads: int
     key_value_heads: int
     head_size: int
@@ -115,17 +132,6 @@ class Rotary:
         return Rotary(cos.contiguous(), torch.cat([-low, high], -1))
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension: [N, D] to [N, D], in the dtype of x.
-
-    On a CPU torch takes six operations for it, and one for a LayerNorm. (x, -x) has the mean 0, so its LayerNorm is this.
-    """
-    if x.device.type != "cpu":
-        return F.rms_norm(x, weight.shape, weight, eps)
-    both = torch.stack([x, -x], 1)
-    return F.layer_norm(both, both.shape[1:], weight.expand(both.shape[1:]), None, eps)[:, 0]
-
-
 def attention(queries: Tensor, keys_values: Tensor, mask: Tensor, scaling: float) -> Tensor:
     """Softmax attention of grouped heads.
 
@@ -139,6 +145,9 @@ def attention(queries: Tensor, keys_values: Tensor, mask: Tensor, scaling: float
     rows, window, query_heads, size = queries.shape
     keys, values = keys_values.transpose(1, 3).unbind(2)  # [R, H_kv, visible, d]
     groups = query_heads // keys.shape[1]
+    if groups == 1:
+        mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=mask, scale=scaling)
+        return mixed.transpose(1, 2).reshape(rows * window, query_heads * size)
     # Heads that share keys stand below each other, as if they were positions.
     stacked = queries.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     mixed = F.scaled_dot_product_attention(stacked, keys, values, attn_mask=mask, scale=scaling)
@@ -155,7 +164,7 @@ def block(x: Tensor, weights: BlockWeights, keys_values: Tensor, place: Place) -
         [R * W, D], a new tensor.
     """
     size, rows, visible = weights.head_size, keys_values.shape[0], place.mask.shape[-1]
-    qkv = weights.qkv(rms_norm(x, weights.attention_norm, weights.norm_eps)).view(rows, -1, *_heads(weights))
+    qkv = weights.qkv(weights.attention_norm(x)).view(rows, -1, *_heads(weights))
     rotated = qkv[:, :, : weights.query_heads + weights.key_value_heads]
     rolled = rotated.roll(size // 2, -1)
     rotated.mul_(place.cos).addcmul_(rolled, place.sin)
@@ -163,7 +172,7 @@ def block(x: Tensor, weights: BlockWeights, keys_values: Tensor, place: Place) -
     keys_values.flatten(0, 1).index_copy_(0, place.index, new)
     mixed = attention(qkv[:, :, : weights.query_heads], keys_values[:, :visible], place.mask, weights.scaling)
     y = weights.output.added_to(x, mixed)
-    gate, up = weights.gate_up(rms_norm(y, weights.mlp_norm, weights.norm_eps)).chunk(2, -1)
+    gate, up = weights.gate_up(weights.mlp_norm(y)).chunk(2, -1)
     return weights.down.added_to(y, F.silu(gate).mul_(up))
 
 

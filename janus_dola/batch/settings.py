@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
-from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED
+from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, Window, check_window
 from janus_dola.config import DoLaConfig
-from janus_dola.engine.plan import Window, check_window
 from janus_dola.image_files import ImageFormat, Recipe
 from janus_dola.kernels.types import Decoding
 from janus_dola.models.load import parse_dtype

@@ -1,11 +1,10 @@
-"""The decode engine: from rows of prompt tokens to pictures.
+"""The decode engine: from rows of prompt tokens to codes.
 
-plan      which layers are read, how a token is chosen, how the step is run
-schedule  packs images of all prompts into full batches
-backbone  the language model with its keys and values: prompts once, then one token at a time
-decode    the step: feed the last codes back, draw the next, all on the device
-compiled  its blocks under torch.compile
-graphs    the whole step as a CUDA graph
-engine    the loop, and the choice between these
-pictures  the image decoder
+plan      which layers are read, how a code is chosen, how a pass is run
+slots     images being drawn, on the device: what is fed, what is accepted
+decode    the decoder: admits images to slots, and runs passes
+graphs    passes as CUDA graphs
+readback  how far the images are, told to the host some passes late
+schedule  images that wait, how many go together, and how many codes a pass
+engine    the loop: admit, pass, hand out
 """

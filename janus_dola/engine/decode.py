@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from janus_dola.engine.plan import Plan
-from janus_dola.engine.slots import Codes, Slots
+from janus_dola.engine.slots import Slots
 from janus_dola.kernels.block import Place, block, buffer_shape, run_blocks, run_whole
 from janus_dola.kernels.early_exit import early_exit, early_exit_scores
 from janus_dola.kernels.sampling import multinomial
@@ -52,13 +52,13 @@ class Decoder:
     ) -> None:
         self.parts, self.weights, self.plan, self.capacity, self.generator = parts, weights, plan, capacity, generator
         shape = buffer_shape(weights.blocks, 2 * slots, capacity)
-        self._keys_values = torch.zeros(shape, dtype=parts.dtype, device=parts.device)
+        self.keys_values = torch.zeros(shape, dtype=parts.dtype, device=parts.device)
         wide = torch.float64 if parts.dtype == torch.float64 else torch.float32
         side = int(parts.image_tokens**0.5)
-        self.slots = Slots(slots, parts.image_tokens, plan.window, side, parts.device, wide)
-        self._layer_numbers = torch.tensor([*plan.layers, parts.num_layers], device=parts.device)
+        layers = torch.tensor([*plan.layers, parts.num_layers], device=parts.device)
+        self.slots = Slots(slots, parts.image_tokens, plan.window, side, layers, wide)
         self._block = _compiled_block() if plan.engine == "compile" else block
-        self._prompts: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()
+        self.prompts: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # of passes, by the visible length
 
     def admit(self, slots: Sequence[int], rows: Sequence[tuple[list[int], list[int]]], seeds: Sequence[int]) -> None:
@@ -73,7 +73,7 @@ class Decoder:
         for side, tokens_of_side in enumerate(zip(*rows, strict=True)):
             for slot, tokens in zip(slots, tokens_of_side, strict=True):
                 keys_values, last = self._prompt(tuple(tokens))
-                row = self._keys_values[:, side * count + slot]
+                row = self.keys_values[:, side * count + slot]
                 row[:, : len(tokens)] = keys_values
                 row[:, len(tokens) :] = 0  # what is masked must be finite
                 hidden_states.append(last)
@@ -87,16 +87,16 @@ class Decoder:
 
         A row is run alone, so that nothing of it depends on the others, and once, as long as it is used.
         """
-        if tokens not in self._prompts:
+        if tokens not in self.prompts:
             embeddings = self.parts.embed_text(self._on_device(tokens))
             keys_values, states = run_whole(
                 embeddings.unsqueeze(0), self.weights.blocks, self.weights.rotary, self.plan.layers
             )
-            self._prompts[tokens] = keys_values[:, 0], states[:, 0, -1].clone()
-            if len(self._prompts) > _PROMPTS_KEPT:
-                self._prompts.popitem(last=False)
-        self._prompts.move_to_end(tokens)
-        return self._prompts[tokens]
+            self.prompts[tokens] = keys_values[:, 0], states[:, 0, -1].clone()
+            if len(self.prompts) > _PROMPTS_KEPT:
+                self.prompts.popitem(last=False)
+        self.prompts.move_to_end(tokens)
+        return self.prompts[tokens]
 
     def _on_device(self, numbers: Sequence[int]) -> Tensor:
         """Without waiting for what the device has still to do."""
@@ -136,7 +136,7 @@ class Decoder:
         start = (slots.prompt_tokens + places[:, 0]).repeat(2)
         place = Place.of(start, window, rotary, self.capacity, visible, self.weights.blocks[0].heads_together)
         states = run_blocks(
-            F.embedding(fed, self.weights.code_table), self.weights.blocks, self._keys_values, place, self.plan.layers,
+            F.embedding(fed, self.weights.code_table), self.weights.blocks, self.keys_values, place, self.plan.layers,
             self._block,
         )  # fmt: skip
         slots.accept(self._draw(states, slots.seeds.repeat_interleave(window), (places + 1).flatten()))
@@ -149,25 +149,12 @@ class Decoder:
         code = multinomial(found.scores, decoding.temperature, found.finite, self.generator)
         return EarlyExit(code, found.layer, found.jsd, found.finite)
 
-    def codes(self, slot: int) -> Codes:
-        """Of the image in a slot, which is done."""
-        return self.slots.codes(slot, self._layer_numbers)
-
     def serves(
         self, weights: Weights, plan: Plan, slots: int, capacity: int, generator: torch.Generator | None
     ) -> bool:
         """Whether it is what these arguments would make."""
         mine = self.plan, len(self.slots.seeds), self.capacity, self.generator
         return mine == (plan, slots, capacity, generator) and self.weights.lie_where(weights)
-
-    def forget(self) -> None:
-        """Keeps nothing of the prompts that were run."""
-        self._prompts.clear()
-
-    @property
-    def key_value_bytes(self) -> int:
-        """Memory of the keys and values, which is most of what a decoder holds."""
-        return self._keys_values.nbytes
 
 
 @cache

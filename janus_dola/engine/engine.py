@@ -9,9 +9,10 @@ from dataclasses import replace
 import torch
 from tqdm.auto import tqdm
 
+from janus_dola.checks import Window
 from janus_dola.engine.decode import VISIBLE_MULTIPLE, Decoder, visible_length
 from janus_dola.engine.graphs import capture
-from janus_dola.engine.plan import Plan, Window, has_graphs
+from janus_dola.engine.plan import Plan, has_graphs
 from janus_dola.engine.readback import Readback
 from janus_dola.engine.schedule import Job, Queue, bucket_of, positions, window_of
 from janus_dola.engine.slots import Codes
@@ -94,7 +95,7 @@ class Engine:
 
     def _give_back(self, decoder: Decoder) -> None:
         """Keeps a decoder for the next call, if graphs make that worth while."""
-        decoder.forget()
+        decoder.prompts.clear()
         if has_graphs(self._parts.device):
             with self._lock:
                 self._kept = decoder
@@ -108,7 +109,7 @@ class Engine:
     def kept_bytes(self) -> int:
         """Memory that is kept for the next call, and given back when that is of another kind."""
         kept = self._kept
-        return 0 if kept is None else kept.key_value_bytes
+        return 0 if kept is None else kept.keys_values.nbytes
 
 
 def ready(decoder: Decoder) -> Decoder:
@@ -131,7 +132,7 @@ class _Drawing:
         # Of each slot: codes that are decided for certain, and at the most.
         self._least, self._most = [0] * len(self._jobs), [0] * len(self._jobs)
         self._passes = 0
-        self._readback: Readback[tuple[int, list[Job | None]]] = Readback(decoder.parts.device)
+        self._readback = Readback(decoder.parts.device)
 
     def run(self, first: list[Job], queue: Queue) -> Iterator[tuple[Job, Codes]]:
         """Draws the first jobs, and all further ones that fit into the positions there are."""
@@ -145,7 +146,7 @@ class _Drawing:
             for slot, job in enumerate(self._jobs):
                 if job is None or self._least[slot] < self._image_tokens:
                     continue
-                codes = self._decoder.codes(slot)
+                codes = self._decoder.slots.codes(slot)
                 self._jobs[slot] = following = queue.take_if(self._fits)
                 if following is not None:
                     self._admit([slot], [following])

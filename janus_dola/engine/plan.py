@@ -12,15 +12,13 @@ from janus_dola.kernels.types import Decoding
 from janus_dola.models.parts import JanusParts
 
 Sampler = Literal["gumbel", "multinomial"]
-Window = int | Literal["auto"]
 SAMPLERS = ("gumbel", "multinomial")
-WINDOWS = (1, 2, 4, 8, 16, 32)
 ENGINES = ("auto", "graph", "compile", "eager")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which layers are read at each token, how a token is chosen from them, and how the step is run."""
+    """Which layers are read at each token, how a token is chosen from them, and how a pass is run."""
 
     layers: tuple[int, ...]  # tapped, in ascending order; the final layer N comes after them
     decoding: Decoding
@@ -58,21 +56,6 @@ def plan(
         resolve_backend(backend, parts.device, parts.dtype),
         resolve_engine(engine, parts.device),
     )
-
-
-def check_window(window: Window, sampler: Sampler = "gumbel") -> Window:
-    """The window, which is 1 with the sampler "multinomial": its draws follow each other, and are not keyed by position.
-
-    Raises:
-        ValueError: there is no such window, or it does not go with the sampler.
-    """
-    if isinstance(window, bool) or window not in ("auto", *WINDOWS):
-        raise ValueError(f'window must be "auto" or one of {list(WINDOWS)}, got {window!r}')
-    if sampler == "multinomial":
-        if window not in ("auto", 1):
-            raise ValueError(f"window must be 1 with the sampler 'multinomial', got {window}")
-        return 1
-    return window
 
 
 def resolve_engine(engine: str, device: torch.device) -> str:

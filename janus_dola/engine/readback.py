@@ -2,24 +2,22 @@
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 _AHEAD = 4  # passes that the host may be ahead of the device
 
-Tag = TypeVar("Tag")
 
-
-class Readback(Generic[Tag]):
+class Readback:
     """Numbers that passes leave on the device, each with a tag of the host's."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        self._queued: deque[tuple[Tag, Tensor, torch.cuda.Event | None]] = deque()
+        self._queued: deque[tuple[Any, Tensor, torch.cuda.Event | None]] = deque()
 
-    def push(self, tag: Tag, numbers: Tensor) -> None:
+    def push(self, tag: Any, numbers: Tensor) -> None:
         """Queues a copy of what the numbers are after the passes queued so far."""
         if self._on_gpu:
             copy = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
@@ -27,7 +25,7 @@ class Readback(Generic[Tag]):
         else:
             self._queued.append((tag, numbers.clone(), None))
 
-    def arrived(self, everything: bool = False) -> Iterator[tuple[Tag, list[int]]]:
+    def arrived(self, everything: bool = False) -> Iterator[tuple[Any, list[int]]]:
         """What has arrived, oldest first; waits only where the host is too far ahead, or for everything."""
         while self._queued:
             tag, numbers, event = self._queued[0]

@@ -35,11 +35,12 @@ class Slots:
     An empty slot is one whose image is done: it is fed all the same, and nothing comes of it.
     """
 
-    def __init__(self, slots: int, image_tokens: int, window: int, side: int, device: torch.device, jsd: torch.dtype):
+    def __init__(self, slots: int, image_tokens: int, window: int, side: int, layers: Tensor, jsd: torch.dtype):
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(slots, *shape, dtype=dtype, device=device)
+            return torch.zeros(slots, *shape, dtype=dtype, device=layers.device)
 
         self.image_tokens, self.window, self._side = image_tokens, window, side
+        self._layer_numbers = layers  # of the stack
         behind = 2 * window  # guesses go beyond an image's end
         self.seeds = zeros()
         self.prompt_tokens = zeros() + 1
@@ -49,7 +50,7 @@ class Slots:
         self.layers = zeros(image_tokens + behind)  # indices into the stack
         self.jsd = zeros(image_tokens + behind, dtype=jsd)
         self.finite = zeros(dtype=torch.bool)
-        self._ahead = torch.arange(window, device=device)
+        self._ahead = torch.arange(window, device=layers.device)
 
     def admit(self, slots: Tensor, prompt_tokens: Tensor, seeds: Tensor, first: EarlyExit) -> None:
         """Images begin in these slots with their first code, which the prompt gave. All [n]; slots int64."""
@@ -93,10 +94,10 @@ class Slots:
         goes_on = ((code == wrong) | ~rejected).long().cumprod(1).bool() & rejected
         return torch.where(goes_on, right, code)
 
-    def codes(self, slot: int, layer_numbers: Tensor) -> Codes:
+    def codes(self, slot: int) -> Codes:
         """Of the image in a slot; the next one there does not change them."""
         drawn = slice(self.image_tokens)
         return Codes(
-            self.tokens[slot, drawn].clone(), layer_numbers[self.layers[slot, drawn]], self.jsd[slot, drawn].clone(),
+            self.tokens[slot, drawn].clone(), self._layer_numbers[self.layers[slot, drawn]], self.jsd[slot, drawn].clone(),
             self.finite[slot].clone(), self.passes[slot].clone(),
         )  # fmt: skip

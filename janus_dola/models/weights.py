@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from janus_dola.kernels.block import BlockWeights, Matrix, Product, Rotary
+from janus_dola.kernels.block import BlockWeights, Matrix, Norm, Product, Rotary
 from janus_dola.kernels.types import Head
 from janus_dola.models.parts import JanusParts, is_plain
 
@@ -109,6 +109,8 @@ def _equal(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
 def _addresses(thing: object) -> list[object]:
     if isinstance(thing, Tensor):
         return [thing.data_ptr(), thing.dtype, *thing.shape]
+    if isinstance(thing, Norm):
+        return _addresses(thing.weight)
     if isinstance(thing, tuple):
         return [address for each in thing for address in _addresses(each)]
     if hasattr(thing, "__dataclass_fields__"):
@@ -142,13 +144,12 @@ def _block_weights(block: Any, index: int) -> BlockWeights:
         raise ValueError(f"hidden_act of the language model must be silu, got {mlp.act_fn}")
     heads = attention.config.num_attention_heads
     return BlockWeights(
-        attention_norm=norms[0].weight.detach(),
+        attention_norm=Norm(norms[0].weight.detach(), norms[0].variance_epsilon),
         qkv=_product(attention.q_proj, attention.k_proj, attention.v_proj),
         output=_product(attention.o_proj),
-        mlp_norm=norms[1].weight.detach(),
+        mlp_norm=Norm(norms[1].weight.detach(), norms[1].variance_epsilon),
         gate_up=_product(mlp.gate_proj, mlp.up_proj),
         down=_product(mlp.down_proj),
-        norm_eps=norms[0].variance_epsilon,
         query_heads=heads,
         key_value_heads=heads // attention.num_key_value_groups,
         head_size=attention.head_dim,

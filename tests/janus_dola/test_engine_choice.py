@@ -98,8 +98,8 @@ def test_a_call_leaves_nothing_to_the_next(mini, steps):
     for name in ("seeds", "layers", "jsd", "passes", "tokens"):
         tensor = getattr(decoder.slots, name)
         tensor.fill_(7 if tensor.dtype == torch.int64 else float("nan"))
-    decoder._keys_values[:, :3].fill_(float("nan"))
-    decoder._keys_values[:, 4:7].fill_(float("nan"))
+    decoder.keys_values[:, :3].fill_(float("nan"))
+    decoder.keys_values[:, 4:7].fill_(float("nan"))
     assert torch.equal(mini.generate(PROMPTS, seed=4).tokens, expected)
     assert len(steps) == 1
 

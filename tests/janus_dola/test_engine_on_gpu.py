@@ -9,9 +9,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from janus_dola import DoLaConfig, JanusDoLa
+from janus_dola.checks import WINDOWS
 from janus_dola.engine.decode import Decoder
 from janus_dola.engine.engine import Engine, _Drawing
-from janus_dola.engine.plan import WINDOWS, plan
+from janus_dola.engine.plan import plan
 from janus_dola.engine.schedule import positions
 from janus_dola.profiling import half_way
 

@@ -106,7 +106,7 @@ def test_non_finite_hidden_states_are_reported_with_their_image(mini, monkeypatc
     def poisoned(decoder, visible):
         calls.append(1)
         if len(calls) == 10:
-            decoder._keys_values[3, 1] = float("nan")
+            decoder.keys_values[3, 1] = float("nan")
         step(decoder, visible)
 
     monkeypatch.setattr(Decoder, "step", poisoned)

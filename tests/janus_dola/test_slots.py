@@ -66,7 +66,7 @@ def test_an_image_that_is_not_finite_leaves_its_neighbours_bits_alone(mini, monk
         step(decoder, visible)
         calls.append(1)
         if len(calls) == 4:
-            decoder._keys_values[2, 1] = float("nan")  # the conditional row of the second slot
+            decoder.keys_values[2, 1] = float("nan")  # the conditional row of the second slot
 
     monkeypatch.setattr(Decoder, "step", poisoned)
     with pytest.raises(NonFiniteError, match=r"became NaN or infinite for image\(s\) \[1\], counted over all") as error:

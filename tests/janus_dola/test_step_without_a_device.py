@@ -86,7 +86,7 @@ def test_the_host_waits_for_nothing(model, monkeypatch, dola, temperature, backe
         for visible in (64, 128):
             decoder.step(visible)
     with Watch() as handing_out:
-        drawn = decoder.codes(2)
+        drawn = decoder.slots.codes(2)
     assert passes.seen > 300
     assert passes.copied == handing_out.copied == 0
     assert admission.bad == passes.bad == handing_out.bad == []
