@@ -2,14 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 COMPAT := .venv-compat/bin
+QUICK := tests/janus_dola/test_exact.py tests/janus_dola/test_recorded_tokens.py tests/janus_dola/test_pipeline.py \
+	tests/janus_dola/test_families.py tests/janus_dola/test_engine.py tests/kernels/test_block.py tests/kernels/test_reference.py
 
-.PHONY: help test test-compat lint format types demo bench report bench-compare static-report gpu-check tune batch-memory passes train-mini score-mini evaluate-mini clean
+.PHONY: help test test-quick test-rounding test-newest test-compat lint format types demo bench report bench-compare static-report gpu-check tune batch-memory passes train-mini score-mini evaluate-mini clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
 test: .venv/ready  ## run the tests
 	$(BIN)/python -m pytest
+
+test-quick: .venv/ready  ## what the engine promises, in about three minutes
+	$(BIN)/python -m pytest $(QUICK)
+
+test-rounding: .venv/ready  ## the same with every product perturbed by the size of its rounding
+	$(BIN)/python -m pytest $(QUICK) --rounding 1
+
+test-newest: .venv-newest/ready  ## the same with the newest of all dependencies, but for torch
+	.venv-newest/bin/python -m pytest $(QUICK) tests/test_packaging.py
 
 test-compat: .venv-compat/ready  ## run the tests with transformers 4
 	$(COMPAT)/python -m pytest
@@ -87,6 +98,11 @@ evaluate-mini: .venv/ready  ## measure what DoLa does to the mini model's pictur
 
 .venv-triton-3.6/ready: .venv/ready
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv-triton-3.6 triton==3.6.0
+	touch $@
+
+.venv-newest/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet torch==2.13.0 --editable '.[test]'
 	touch $@
 
 clean:  ## remove environments and build products

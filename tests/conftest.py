@@ -9,10 +9,27 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before the kernels are imported: they run in numpy then
 from janus_dola import JanusDoLa
+from tests.rounding import Rounding
 
 hypothesis.settings.register_profile("unhurried", deadline=None)  # the first call of an operation can be slow
 hypothesis.settings.load_profile("unhurried")
 transformers.utils.logging.disable_progress_bar()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--rounding", type=int, metavar="SEED", help="perturb products by their rounding, see tests/rounding.py"
+    )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def rounding(request):
+    """Other roundings than this machine's, if asked for."""
+    seed = request.config.getoption("--rounding")
+    with pytest.MonkeyPatch.context() as patch:
+        if seed is not None:
+            Rounding(seed).install(patch)
+        yield
 
 
 @pytest.fixture(scope="session")
