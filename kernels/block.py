@@ -11,7 +11,7 @@ Letters: R rows, W new positions of each, D hidden size, H heads (of queries, an
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -46,15 +46,19 @@ class Matrix:
         return sums if self.bias is None else sums.add_(self.bias)
 
 
+@dataclass(frozen=True)
 class Norm:
     """RMSNorm: x / sqrt(mean(x^2) + eps) * weight over the last dimension, in the dtype of x.
 
     On a CPU torch takes six operations for it, and one for a LayerNorm. (x, -x) has the mean 0, so its LayerNorm is this.
     """
 
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        self.weight, self.eps = weight, eps
-        self._twice = weight.repeat(2) if weight.device.type == "cpu" else None
+    weight: Tensor  # [D]
+    eps: float
+    _twice: Tensor | None = field(init=False, repr=False)  # the weight beside itself, on a CPU
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_twice", self.weight.repeat(2) if self.weight.device.type == "cpu" else None)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, D] to [N, D]."""

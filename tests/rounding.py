@@ -1,8 +1,8 @@
-"""Rounding as a test fixture: `pytest --rounding SEED` perturbs every product of the model by noise of the size of its rounding.
+"""Rounding as a test fixture: `pytest --rounding SEED` perturbs every product by noise of the size of its rounding.
 
-What a test promises must hold for other roundings, too, since another processor, thread count or library rounds otherwise. The
-noise is keyed by the shape of the product and the place in a row, as rounding is: rows of one product are perturbed alike, whatever
-else is in it, and products of another shape otherwise.
+What a test promises must hold for other roundings, too: another processor, thread count or library rounds otherwise. The
+noise is keyed by the shape of the product and the place in a row, as rounding is: rows of one product are perturbed alike,
+whatever else is in it, and products of another shape otherwise.
 """
 
 import zlib

@@ -109,12 +109,10 @@ def _equal(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
 def _addresses(thing: object) -> list[object]:
     if isinstance(thing, Tensor):
         return [thing.data_ptr(), thing.dtype, *thing.shape]
-    if isinstance(thing, Norm):
-        return _addresses(thing.weight)
     if isinstance(thing, tuple):
         return [address for each in thing for address in _addresses(each)]
     if hasattr(thing, "__dataclass_fields__"):
-        return [address for field in fields(thing) for address in _addresses(getattr(thing, field.name))]  # type: ignore[arg-type]
+        return [address for field in fields(thing) if field.init for address in _addresses(getattr(thing, field.name))]  # type: ignore[arg-type]
     return [thing]
 
 

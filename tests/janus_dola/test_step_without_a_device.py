@@ -50,7 +50,9 @@ def without_data(thing):
     if isinstance(thing, tuple):
         return tuple(map(without_data, thing))
     if hasattr(thing, "__dataclass_fields__"):
-        return replace(thing, **{field.name: without_data(getattr(thing, field.name)) for field in fields(thing)})
+        return replace(
+            thing, **{field.name: without_data(getattr(thing, field.name)) for field in fields(thing) if field.init}
+        )
     return thing
 
 
