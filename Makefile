@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 COMPAT := .venv-compat/bin
+OF_TRANSFORMERS := tests/janus_dola/test_against_transformers.py tests/janus_dola/test_checkpoints.py \
+	tests/janus_dola/test_prompt.py tests/janus_dola/test_weights.py tests/janus_dola/test_slots.py
 QUICK := tests/janus_dola/test_exact.py tests/janus_dola/test_recorded_tokens.py tests/janus_dola/test_pipeline.py \
 	tests/janus_dola/test_families.py tests/janus_dola/test_engine.py tests/kernels/test_block.py tests/kernels/test_reference.py
 
@@ -20,10 +22,10 @@ test-rounding: .venv/ready  ## the same with every product perturbed by the size
 	$(BIN)/python -m pytest $(QUICK) --rounding 1
 
 test-newest: .venv-newest/ready  ## the same with the newest of all dependencies, but for torch
-	.venv-newest/bin/python -m pytest $(QUICK) tests/test_packaging.py
+	.venv-newest/bin/python -m pytest $(QUICK) $(OF_TRANSFORMERS)
 
 test-compat: .venv-compat/ready  ## run what depends on transformers with transformers 4
-	$(COMPAT)/python -m pytest tests/janus_dola tests/kernels/test_block.py
+	$(COMPAT)/python -m pytest $(QUICK) $(OF_TRANSFORMERS)
 
 lint: .venv/ready  ## check style and format
 	$(BIN)/ruff check .

@@ -91,7 +91,12 @@ class WeightReader:
         """Every code's embedding. Compared by value: an update through `.data` leaves no other trace."""
         modules = [module for each in self._parts.code_modules for module in each.modules()]
         now = [parameter for module in modules for parameter in module.parameters(recurse=False)]
-        plain = all(type(module).__module__.startswith(("torch.nn", "transformers.", "janus.")) for module in modules)
+        plain = all(
+            type(module).__module__.startswith(("torch.nn", "transformers.", "janus."))  # not an adapter's
+            and not module._forward_hooks
+            and not module._forward_pre_hooks
+            for module in modules
+        )
         if self._code_table is None or not plain or not _equal(self._code_table[1], now):
             codes = torch.arange(self._parts.head.num_codes, device=self._parts.device)
             table = self._parts.embed_codes(codes).contiguous()

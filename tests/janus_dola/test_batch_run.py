@@ -32,9 +32,11 @@ def test_a_run_writes_what_stream_draws_and_says_how(mini, tmp_path):
     summary = run_batch(SHAPES[:3], tmp_path, TWO, FOUR_AT_ONCE, pipe=mini)
     assert (summary.prompts, summary.images, summary.drawn, summary.kept, summary.failed) == (3, 6, 6, 0, 0)
     found = lines(tmp_path)
-    for drawn, line in zip(mini.stream(SHAPES[:3], 2), found, strict=True):
-        assert line["prompt"] == SHAPES[drawn.prompt]
-        assert (line["index"], line["k"], line["seed"]) == (drawn.prompt, drawn.k, drawn.seed)
+    prompts = [prompt for prompt in SHAPES[:3] for _ in range(2)]
+    images = [*mini.draw(prompts[:4], range(4)), *mini.draw(prompts[4:], range(4, 6))]  # those of a batch together
+    for i, (drawn, line) in enumerate(zip(images, found, strict=True)):
+        assert line["prompt"] == prompts[i]
+        assert (line["index"], line["k"], line["seed"]) == (i // 2, i % 2, drawn.seed)
         assert line["mean_jsd"] == pytest.approx(drawn.jsd.mean().item(), abs=1e-4)
         layers = {int(layer): count for layer, count in line["layers"].items()}
         assert layers == {layer: int((drawn.premature_layers == layer).sum()) for layer in layers}

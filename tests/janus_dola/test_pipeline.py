@@ -88,7 +88,7 @@ def test_dola_changes_the_image(mini):
 
 @pytest.mark.parametrize("dola", [None, DoLaConfig()], ids=["baseline", "dola"])
 def test_backends_draw_the_same_images(mini, dola):
-    drawn = [mini.generate(PROMPTS[:3], dola=dola, backend=backend).tokens for backend in CPU_BACKENDS]
+    drawn = [mini.generate(PROMPTS[0], dola=dola, backend=backend, window=4).tokens for backend in CPU_BACKENDS]
     assert all(torch.equal(tokens, drawn[0]) for tokens in drawn[1:])
 
 

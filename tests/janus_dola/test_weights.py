@@ -26,7 +26,7 @@ def pipe(mini) -> JanusDoLa:
 
 
 def tokens(pipe) -> torch.Tensor:
-    return pipe.generate(PROMPT, seed=3).tokens
+    return pipe.generate(PROMPT, dola=None, seed=3).tokens
 
 
 def fresh(pipe) -> torch.Tensor:
