@@ -100,8 +100,14 @@ def is_plain(linear: nn.Module) -> bool:
         and type(linear.weight) is nn.Parameter  # those of 8 bits have classes of their own
         and not linear._forward_hooks
         and not linear._forward_pre_hooks
-        and "forward" not in vars(linear)
+        and not has_own_forward(linear)
     )
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a module has another forward than its class; transformers 4 leaves that of its class behind."""
+    own = vars(module).get("forward")
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from janus_dola.kernels.block import BlockWeights, Matrix, Norm, Product, Rotary
 from janus_dola.kernels.types import Head
-from janus_dola.models.parts import JanusParts, is_plain
+from janus_dola.models.parts import JanusParts, has_own_forward, is_plain
 
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 _MEMBERS = {
@@ -165,7 +165,7 @@ def _refuse_changed(module: nn.Module, index: int) -> None:
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     # transformers puts hooks there to record outputs, for whoever asks for them; they change nothing.
     foreign = [hook for hook in hooks if getattr(hook, "__module__", "") != "transformers.utils.output_capturing"]
-    if foreign or "forward" in vars(module):
+    if foreign or has_own_forward(module):
         raise ValueError(
             f"block {index} of the language model must have no forward hooks and no forward of its own, "
             f"got a changed {type(module).__name__}; remove what was put there before drawing"

@@ -52,6 +52,7 @@ def test_a_terminal_that_lacks_the_characters_stops_nothing(tmp_path):
 def test_ctrl_c_during_imports_is_quiet(module, tmp_path):
     code = (
         "import sys, signal, os, importlib.abc, runpy\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it\n"
         "class Interrupting(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
         "        if name == 'transformers':\n"

@@ -180,6 +180,11 @@ def test_what_would_be_left_out_is_refused(pipe):
         with pytest.raises(ValueError, match="block 3 of the language model must have no forward hooks"):
             tokens(pipe)
         handle.remove()
+    block.mlp.forward = lambda x: x
+    with pytest.raises(ValueError, match=r"got a changed LlamaMLP"):
+        tokens(pipe)
+    block.mlp.forward = type(block.mlp).forward.__get__(block.mlp)  # as transformers 4 leaves it
+    tokens(pipe)
     block.self_attn.q_norm = nn.LayerNorm(8)
     with pytest.raises(ValueError, match="block 3 of the language model must be a Llama's, with .* got .*q_norm"):
         tokens(pipe)
