@@ -88,10 +88,8 @@ class Decoder:
         A row is run alone, so that nothing of it depends on the others, and once, as long as it is used.
         """
         if tokens not in self.prompts:
-            embeddings = self.parts.embed_text(self._on_device(tokens))
-            keys_values, states = run_whole(
-                embeddings.unsqueeze(0), self.weights.blocks, self.weights.rotary, self.plan.layers
-            )
+            weights, embeddings = self.weights, self.parts.embed_text(self._on_device(tokens)).unsqueeze(0)
+            keys_values, states = run_whole(embeddings, weights.blocks, weights.rotary, self.plan.layers)
             self.prompts[tokens] = keys_values[:, 0], states[:, 0, -1].clone()
             if len(self.prompts) > _PROMPTS_KEPT:
                 self.prompts.popitem(last=False)

@@ -142,7 +142,9 @@ class Operations(TorchDispatchMode):
         return out
 
 
-def test_a_block_is_eighteen_operations_at_most_and_transformers_twice_as_many(mini, monkeypatch):
+def test_a_block_is_eighteen_operations_at_most_and_transformers_twice_as_many(mini, monkeypatch, request):
+    if request.config.getoption("--rounding") is not None:
+        pytest.skip("the perturbation is made of operations, too")
     monkeypatch.undo()  # their norm as it is
     weights = WeightReader(mini.parts).read()
     first = weights.blocks[0]
