@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_LARGE_WEIGHT, _FEW_ROWS = 1 << 20, 64
+
 
 class Product(Protocol):
     """A matrix, applied to rows."""
@@ -38,12 +40,22 @@ class Matrix:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[N, K] to [N, O]."""
+        if self._weight_first(rows):
+            product = torch.mm(self.weight, rows.T).T.contiguous()
+            return product if self.bias is None else product.add_(self.bias)
         return F.linear(rows, self.weight, self.bias)
 
     def added_to(self, residual: Tensor, rows: Tensor) -> Tensor:
         """residual [N, O] + the product of rows [N, K]."""
-        sums = torch.addmm(residual, rows, self.weight.T)
+        if self._weight_first(rows):
+            sums = torch.mm(self.weight, rows.T).T + residual
+        else:
+            sums = torch.addmm(residual, rows, self.weight.T)
         return sums if self.bias is None else sums.add_(self.bias)
+
+    def _weight_first(self, rows: Tensor) -> bool:
+        """On a CPU a large weight is multiplied from the left: threads share its many outputs, not the few rows."""
+        return rows.device.type == "cpu" and self.weight.numel() >= _LARGE_WEIGHT and len(rows) <= _FEW_ROWS
 
 
 @dataclass(frozen=True)

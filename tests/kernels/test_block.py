@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from janus_dola.kernels.block import Place, block, run_blocks
+from janus_dola.kernels.block import Matrix, Place, block, run_blocks
 from janus_dola.models import find_parts
 from janus_dola.models.parts import JanusParts
 from janus_dola.models.weights import WeightReader
@@ -124,6 +124,21 @@ def test_hidden_states_of_every_layer_of_both_families(mini, family, dtype):
     found = in_windows(WeightReader(parts).read(), embeddings, layers, [8, 4, len(ids) - 12])
     expected = hidden_states_of(parts.backbone, embeddings)
     assert torch.allclose(found, expected, atol=TOLERANCE[dtype] * 10, rtol=TOLERANCE[dtype] * 10)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 65])
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_with_large_weights(rows, bias):
+    generator = torch.Generator().manual_seed(rows)
+    weight = torch.randn(1200, 1000, generator=generator)
+    matrix = Matrix(weight, torch.randn(1200, generator=generator) if bias else None)
+    x, residual = torch.randn(rows, 2000, generator=generator)[:, :1000], torch.randn(rows, 1200, generator=generator)
+    expected = torch.nn.functional.linear(x.double(), weight.double(), None if not bias else matrix.bias.double())
+    kept = residual.clone()
+    assert matrix(x).is_contiguous()
+    assert torch.allclose(matrix(x).double(), expected, atol=2e-4)
+    assert torch.allclose(matrix.added_to(residual, x).double(), expected + residual, atol=2e-4)
+    assert torch.equal(residual, kept)
 
 
 class Operations(TorchDispatchMode):
