@@ -12,7 +12,6 @@ from janus_dola.engine.decode import Decoder, visible_length
 from janus_dola.engine.engine import ready, undisturbed
 from janus_dola.engine.plan import Plan, plan
 from janus_dola.engine.schedule import positions, window_of
-from janus_dola.models.weights import WeightReader
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.prompt import unconditional
 
@@ -67,7 +66,7 @@ def half_way(pipe: JanusDoLa, images: int, planned: Plan) -> tuple[Decoder, int]
     """
     parts, ids = pipe.parts, pipe._prompt_ids(_PROMPT)
     with undisturbed(parts.device):
-        weights = WeightReader(parts).read()
+        weights = pipe._engine.weights.read()
         decoder = ready(Decoder(parts, weights, planned, images, positions(parts, len(ids), planned.window)))
         decoder.admit(range(images), [(ids, unconditional(ids, pipe._special))] * images, range(images))
 

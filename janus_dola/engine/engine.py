@@ -26,7 +26,7 @@ class Engine:
 
     def __init__(self, parts: JanusParts, special: SpecialTokens) -> None:
         self._parts, self._special = parts, special
-        self._weights = WeightReader(parts)
+        self.weights = WeightReader(parts)
         self._lock = threading.Lock()  # of all below
         self._kept: Decoder | None = None
         self._failed: set[str] = set()  # engines that could not be had
@@ -76,7 +76,7 @@ class Engine:
                 plan = replace(plan, engine="eager")
             kept, self._kept = self._kept, None
             needs = plan, slots, positions(self._parts, longest, plan.window), generator
-            weights = self._weights.read()
+            weights = self.weights.read()
             if kept is not None and kept.serves(weights, *needs):
                 return kept
             del kept  # its memory is free for the new one

@@ -14,7 +14,6 @@ from janus_dola.engine.plan import Plan
 from janus_dola.kernels.block import run_whole
 from janus_dola.kernels.early_exit import early_exit_scores
 from janus_dola.kernels.types import Scores
-from janus_dola.models.weights import WeightReader
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.prompt import prompt_ids, unconditional
 
@@ -67,7 +66,7 @@ def scores_of_all_positions(pipe: JanusDoLa, prompts: Sequence[str], tokens: Ten
     Returns:
         Scores of B * T rows, the codes of an image one after the other.
     """
-    parts, weights = pipe.parts, WeightReader(pipe.parts).read()
+    parts, weights = pipe.parts, pipe._engine.weights.read()
     special = parts.special_tokens(pipe.tokenizer)
     scores = []
     for prompt, codes in zip(prompts, tokens.to(parts.device), strict=True):
