@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from janus_dola.kernels import reference
+from janus_dola.kernels.block import Matrix
 from janus_dola.kernels.types import Decoding, Head, Scores
 
 _WEIGHTS_AT_ONCE = 1 << 21  # of 16-bit weights widened at a time: 8 MB of float32, which stays in a CPU's cache
@@ -27,7 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         [..., O] in the dtype of x.
     """
     if weight.dtype == x.dtype:
-        return F.linear(x, weight, bias)
+        return Matrix(weight, bias)(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
     if x.is_cuda and x.dtype == torch.float32:
         # Tensor cores multiply 16-bit operands and accumulate in float32. x goes in as a sum of two of 16 bits, which holds
         # twice the digits: rounded to one, it would miss the accuracy asked for, since guidance multiplies the error by w.
@@ -37,7 +38,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         product = torch.mm(halves, weight.T, out_dtype=torch.float32).unflatten(0, (2, *x.shape[:-1])).sum(0)
     else:
         chunk = max(1, _WEIGHTS_AT_ONCE // weight.shape[1])
-        product = torch.cat([F.linear(x, part.to(x.dtype)) for part in weight.split(chunk)], -1)
+        product = torch.cat([linear(x, part.to(x.dtype), None) for part in weight.split(chunk)], -1)
     return product if bias is None else product + bias.to(x.dtype)
 
 
