@@ -186,7 +186,7 @@ def _draw_to_files(
         progress=sys.stderr.isatty(),
     )
     outdir.mkdir(parents=True, exist_ok=True)
-    dtype = str(pipe.parts.dtype).removeprefix("torch.")
+    dtype = str(pipe.parts.stored_dtype).removeprefix("torch.")
     for found in drawn:
         prompt = prompts[found.prompt]
         recipe = Recipe(

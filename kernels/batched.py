@@ -12,22 +12,23 @@ from torch import Tensor
 
 from janus_dola.kernels import reference
 from janus_dola.kernels.block import Matrix
+from janus_dola.kernels.packed import PackedHalf
 from janus_dola.kernels.types import Decoding, Head, Scores
 
 _WEIGHTS_AT_ONCE = 1 << 21  # of 16-bit weights widened at a time: 8 MB of float32, which stays in a CPU's cache
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor | PackedHalf, bias: Tensor | None) -> Tensor:
     """x W^T + b accumulated and returned in the precision of x, float32 or float64, whatever that of the weights.
 
     Args:
         x: [..., K] float32 or float64.
-        weight: [O, K] in any floating dtype.
+        weight: [O, K] in any floating dtype, or packed.
         bias: [O], or None.
     Returns:
         [..., O] in the dtype of x.
     """
-    if weight.dtype == x.dtype:
+    if isinstance(weight, PackedHalf) or weight.dtype == x.dtype:
         return Matrix(weight, bias)(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
     if x.is_cuda and x.dtype == torch.float32:
         # Tensor cores multiply 16-bit operands and accumulate in float32. x goes in as a sum of two of 16 bits, which holds

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from janus_dola.kernels.packed import PackedHalf
+
 # oneDNN, from this size of a weight on, reads it once for all rows; below, what it takes to begin is longer than the product.
 _LARGE_WEIGHT = 1 << 20
 
@@ -34,29 +36,36 @@ class Product(Protocol):
 
 @dataclass(frozen=True)
 class Matrix:
-    """The product with a plain weight: rows W^T + b."""
+    """The product with a weight that lies plain or packed: rows W^T + b."""
 
-    weight: Tensor  # [O, K]
+    weight: Tensor | PackedHalf  # [O, K]
     bias: Tensor | None = None  # [O]
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[N, K] to [N, O]."""
-        if self._by_onednn(rows):
+        if isinstance(self.weight, PackedHalf):
+            return self._biased(self.weight(rows))
+        if _onednn_is_faster(rows, self.weight):
             return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
         return F.linear(rows, self.weight, self.bias)
 
     def added_to(self, residual: Tensor, rows: Tensor) -> Tensor:
         """residual [N, O] + the product of rows [N, K]."""
-        if self._by_onednn(rows):
+        if isinstance(self.weight, PackedHalf):
+            return self(rows).add_(residual)
+        if _onednn_is_faster(rows, self.weight):
             product = torch.ops.mkldnn._linear_pointwise
             return product.binary(rows, residual, self.weight, self.bias, "add")
-        sums = torch.addmm(residual, rows, self.weight.T)
-        return sums if self.bias is None else sums.add_(self.bias)
+        return self._biased(torch.addmm(residual, rows, self.weight.T))
 
-    def _by_onednn(self, rows: Tensor) -> bool:
-        """On a CPU, torch's own product of a few rows with a large float32 weight takes up to three times as long."""
-        large = rows.device.type == "cpu" and rows.dtype == torch.float32 and self.weight.numel() >= _LARGE_WEIGHT
-        return large and torch.backends.mkldnn.is_available()
+    def _biased(self, product: Tensor) -> Tensor:
+        return product if self.bias is None else product.add_(self.bias)
+
+
+def _onednn_is_faster(rows: Tensor, weight: Tensor) -> bool:
+    """On a CPU, torch's own product of a few rows with a large float32 weight takes up to three times as long."""
+    large = rows.device.type == "cpu" and rows.dtype == torch.float32 and weight.numel() >= _LARGE_WEIGHT
+    return large and torch.backends.mkldnn.is_available()
 
 
 @dataclass(frozen=True)

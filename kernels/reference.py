@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from janus_dola.kernels.packed import PackedHalf
 from janus_dola.kernels.types import Decoding, Head, Scores
 
 LN2 = math.log(2.0)
@@ -49,7 +50,8 @@ def apply_head(normed: Tensor, head: Head) -> Tensor:
     return _linear(projected, head.code_weight, head.code_bias)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _linear(x: Tensor, weight: Tensor | PackedHalf, bias: Tensor | None) -> Tensor:
+    weight = weight.unpack() if isinstance(weight, PackedHalf) else weight
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from janus_dola.kernels.packed import PackedHalf
+
 SMALLEST_TEMPERATURE = 1e-6
 
 
@@ -22,7 +24,7 @@ class Head:
     """The weights every layer is read out with: LN_out (RMSNorm), then phi.
 
     Janus' image head is phi = Linear -> GELU (exact) -> Linear. Text models have a single Linear: leave the projection out,
-    and E is D. All tensors are contiguous and share one dtype and device.
+    and E is D. All tensors are contiguous and share one dtype and device; packed weights go with float32 on a CPU.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit together.
@@ -30,9 +32,9 @@ class Head:
 
     norm_weight: Tensor  # [D]
     norm_eps: float
-    code_weight: Tensor  # [V, E]
+    code_weight: Tensor | PackedHalf  # [V, E]
     code_bias: Tensor | None = None  # [V]
-    proj_weight: Tensor | None = None  # [E, D]
+    proj_weight: Tensor | PackedHalf | None = None  # [E, D]
     proj_bias: Tensor | None = None  # [E], given with proj_weight
 
     def __post_init__(self) -> None:
@@ -52,7 +54,7 @@ class Head:
             weight = getattr(self, name)
             if weight is None:
                 continue
-            if not weight.is_contiguous():
+            if isinstance(weight, Tensor) and not weight.is_contiguous():
                 raise ValueError(f"{name} must be contiguous, got strides {weight.stride()}")
             if list(weight.shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {list(weight.shape)}")

@@ -48,7 +48,7 @@ class Worker:
 
     def __init__(self, pipe: JanusDoLa, settings: Settings, backend: str = "auto", engine: str = "auto") -> None:
         self._pipe, self._backend, self._engine = pipe, backend, engine
-        self.dtype = str(pipe.parts.dtype).removeprefix("torch.")
+        self.dtype = str(pipe.parts.stored_dtype).removeprefix("torch.")
         self.settings = settings.with_dtype(self.dtype)
         look = settings.look
         # Checks the settings; without a prompt there is nothing to draw.

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from janus_dola.kernels.packed import PackedHalf
 from janus_dola.kernels.types import Head
+from janus_dola.models.pack import PackedLinear
 
 BEGIN_OF_IMAGE = "<begin_of_image>"
 
@@ -35,7 +37,7 @@ class JanusParts:
     backbone: nn.Module  # the decoder without its text head; called with inputs_embeds
     blocks: nn.ModuleList
     final_norm: LlamaRMSNorm
-    image_head: tuple[nn.Linear, nn.Module, nn.Linear]  # Linear, activation, Linear
+    image_head: tuple[nn.Linear | PackedLinear, nn.Module, nn.Linear | PackedLinear]  # Linear, activation, Linear
     embed_text: nn.Module  # [R, S] ids to [R, S, D]
     code_modules: tuple[nn.Module, nn.Module]  # applied to codes one after the other: embedding, aligner
     decode_codes: Callable[[Tensor], Tensor]  # [B, T] codes to [B, 3, H, W] pixels, in [-1, 1] but for overshoot
@@ -57,7 +59,7 @@ class JanusParts:
         """
         projection, _, codes = self.image_head
         for linear in (projection, codes):
-            if not is_plain(linear):
+            if not is_plain(linear) and not isinstance(linear, PackedLinear):
                 raise ValueError(
                     f"the image head must be made of plain linears, got {type(linear).__module__}.{type(linear).__name__}; "
                     "merge adapters into their weights first (merge_and_unload)"
@@ -65,9 +67,9 @@ class JanusParts:
         return Head(
             norm_weight=self.final_norm.weight.detach(),
             norm_eps=self.final_norm.variance_epsilon,
-            code_weight=codes.weight.detach(),
+            code_weight=weight_of(codes),
             code_bias=codes.bias.detach(),
-            proj_weight=projection.weight.detach(),
+            proj_weight=weight_of(projection),
             proj_bias=projection.bias.detach(),
         )
 
@@ -91,6 +93,16 @@ class JanusParts:
     def dtype(self) -> torch.dtype:
         """The dtype of the hidden states."""
         return self.final_norm.weight.dtype
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype of the weights: that of the hidden states, but for packed ones."""
+        return torch.float16 if isinstance(self.image_head[0], PackedLinear) else self.dtype
+
+
+def weight_of(linear: nn.Linear | PackedLinear) -> Tensor | PackedHalf:
+    """What a Linear multiplies with, as it lies in memory."""
+    return linear.packed if isinstance(linear, PackedLinear) else linear.weight.detach()
 
 
 def is_plain(linear: nn.Module) -> bool:

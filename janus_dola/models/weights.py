@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from janus_dola.kernels.block import BlockWeights, Matrix, Norm, Product, Rotary
 from janus_dola.kernels.types import Head
+from janus_dola.models.pack import PackedLinear
 from janus_dola.models.parts import JanusParts, has_own_forward, is_plain
 
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
@@ -173,6 +174,9 @@ def _refuse_changed(module: nn.Module, index: int) -> None:
 
 
 def _product(*linears: Any) -> Product:
+    if isinstance(linears[0], PackedLinear):  # packed together with the others
+        biases = [linear.bias for linear in linears]
+        return Matrix(linears[0].packed, None if biases[0] is None else torch.cat(biases))
     if not all(map(is_plain, linears)):
         return Modules(linears)
     weights = [linear.weight for linear in linears]

@@ -1,0 +1,74 @@
+"""`dtype="float16"` on a CPU: weights packed, held once, the same image whatever else is drawn."""
+
+import copy
+
+import pytest
+import torch
+
+from janus_dola import DoLaConfig, JanusDoLa
+from janus_dola.kernels.packed import PackedHalf, can_pack
+from janus_dola.models.pack import PackedLinear
+
+PROMPTS = ["a large red circle on white", "a small blue square on grey", "a green cross"]
+needs_fbgemm = pytest.mark.skipif(not can_pack(), reason="this torch has no FBGEMM")
+
+
+@pytest.fixture(scope="module")
+def packed() -> JanusDoLa:
+    return JanusDoLa.from_pretrained("mini", device="cpu", dtype="float16")
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("dola", [DoLaConfig(), None])
+def test_codes_are_those_of_float32(packed, mini, dola):
+    """The mini model's weights are kept in 16 bits, so that packing them loses nothing."""
+    assert packed.parts.stored_dtype == torch.float16
+    assert packed.parts.dtype == torch.float32
+    found, expected = (pipe.generate(PROMPTS, dola=dola, seed=2) for pipe in (packed, mini))
+    assert torch.equal(found.tokens, expected.tokens)
+    assert torch.allclose(found.jsd, expected.jsd, atol=1e-4)
+
+
+@needs_fbgemm
+def test_an_image_has_the_same_bits_whatever_is_drawn_beside_it(packed):
+    four = ["a yellow ring on black", *PROMPTS]
+    images = dict(zip(four, packed.draw(four, [9, 1, 2, 3], window=4), strict=True))
+    others = packed.draw(["a blue cross on white", *PROMPTS[::-1]], [7, 3, 2, 1], window=4)
+    for prompt, other in zip(PROMPTS[::-1], list(others)[1:], strict=True):
+        assert torch.equal(images[prompt].tokens, other.tokens)
+        assert torch.equal(images[prompt].jsd, other.jsd)
+
+
+@needs_fbgemm
+def test_weights_are_held_once(packed, mini):
+    held = {id(module.packed): module.packed for module in packed.model.modules() if isinstance(module, PackedLinear)}
+    parameters = sum(parameter.numel() for parameter in packed.model.parameters())
+    in_pack = sum(weight.shape.numel() for weight in held.values())
+    biases = sum(
+        module.bias.numel()
+        for module in packed.model.modules()
+        if getattr(module, "packed", None) and module.bias is not None
+    )
+    assert parameters + in_pack + biases == sum(parameter.numel() for parameter in mini.model.parameters())
+    assert not any(type(module) is torch.nn.Linear for module in packed.parts.blocks.modules())
+    assert all(isinstance(block.qkv.weight, PackedHalf) for block in packed._engine.weights.read().blocks)
+
+
+@needs_fbgemm
+def test_a_packed_model_runs_as_a_module_is_copied_and_saved(packed, mini, tmp_path):
+    tokens = torch.tensor([[5, 9, 11]])
+    found, expected = (pipe.model.model.language_model(tokens).last_hidden_state for pipe in (packed, mini))
+    assert torch.allclose(found, expected, atol=1e-4)
+    copied = JanusDoLa(copy.deepcopy(packed.model), packed.tokenizer)
+    assert torch.equal(copied.generate(PROMPTS[0]).tokens, packed.generate(PROMPTS[0]).tokens)
+    packed.model.save_pretrained(tmp_path)
+    packed.tokenizer.save_pretrained(tmp_path)
+    again = JanusDoLa.from_pretrained(tmp_path, device="cpu", dtype="float16")
+    assert torch.equal(again.generate(PROMPTS[0]).tokens, packed.generate(PROMPTS[0]).tokens)
+
+
+def test_where_torch_has_no_packed_products_float16_is_torchs_own(monkeypatch):
+    monkeypatch.setattr("janus_dola.models.pack.can_pack", lambda: False)
+    plain = JanusDoLa.from_pretrained("mini", device="cpu", dtype="float16")
+    assert plain.parts.dtype == plain.parts.stored_dtype == torch.float16
+    assert plain.generate(PROMPTS[0]).tokens.shape[-1] == plain.parts.image_tokens
