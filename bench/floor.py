@@ -66,27 +66,39 @@ def sweep(shape: HeadShape, layers: int, images: int) -> Work:
     return Work(layers * images * shape.codes * 4, 0)
 
 
-def head_stage(shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -> Work:
-    """Hidden states in, codes out: the weights are read once; what lies between may stay in the cache and counts nothing."""
+def head_stage(
+    shape: HeadShape, layers: int, images: int, dtype: torch.dtype, stored: torch.dtype | None = None
+) -> Work:
+    """Hidden states in, codes out: the weights are read once; what lies between may stay in the cache and counts nothing.
+
+    `stored` is the dtype of the weights, where they are packed in another than that of the hidden states.
+    """
     pairs = layers * images
     width = shape.hidden if shape.width is None else shape.width
     projection = 0 if shape.width is None else width * shape.hidden
     weights = projection + shape.codes * width
-    moved = (weights + 2 * pairs * shape.hidden) * dtype.itemsize
+    moved = weights * (stored or dtype).itemsize + 2 * pairs * shape.hidden * dtype.itemsize
     return Work(moved, 2 * (projection * 2 + shape.codes * width) * pairs)
 
 
 def decode_pass(
-    weights: int, key_values: int, shape: HeadShape, layers: int, images: int, window: int, dtype: torch.dtype
+    weights: int,
+    key_values: int,
+    shape: HeadShape,
+    layers: int,
+    images: int,
+    window: int,
+    dtype: torch.dtype,
+    stored: torch.dtype | None = None,
 ) -> Work:
     """A whole pass: reads the blocks' weights once, the keys and values of what is visible, and what the head stage reads.
 
     Args:
         weights: numbers in the blocks.
         key_values: numbers in the visible keys and values of one row, all blocks.
-        shape, layers, dtype: of the head stage.
+        shape, layers, dtype, stored: of the head stage.
         window: codes fed for each image.
     """
-    head, rows = head_stage(shape, layers, images * window, dtype), 2 * images
-    moved = (weights + rows * key_values) * dtype.itemsize
+    head, rows = head_stage(shape, layers, images * window, dtype, stored), 2 * images
+    moved = weights * (stored or dtype).itemsize + rows * key_values * dtype.itemsize
     return Work(moved + head.bytes, 2 * rows * window * (weights + key_values) + head.operations)

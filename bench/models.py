@@ -10,23 +10,26 @@ from janus_dola import DoLaConfig, JanusDoLa
 DOLA = {"baseline": None, "DoLa": DoLaConfig()}
 _FOUR_BLOCKS = DoLaConfig(candidate_layers=[1, 2, 3])
 _MODELS = {
-    "mini": lambda device: JanusDoLa.from_pretrained("mini", device=device, dtype="float32"),
-    "1B, 4 blocks": lambda device: shapes.random_janus("1B", blocks=4, codes_a_side=5, device=device),
-    "1B": lambda device: shapes.random_janus("1B", device=device, dtype=torch.bfloat16),
-    "7B": lambda device: shapes.random_janus("7B", device=device, dtype=torch.bfloat16),
+    "mini": lambda device, dtype: JanusDoLa.from_pretrained("mini", device, dtype),
+    "1B, 4 blocks": lambda device, dtype: shapes.random_janus(
+        "1B", blocks=4, codes_a_side=5, device=device, dtype=dtype
+    ),
+    "1B": lambda device, dtype: shapes.random_janus("1B", device=device, dtype=dtype),
+    "7B": lambda device, dtype: shapes.random_janus("7B", device=device, dtype=dtype),
 }
-_loaded: dict[str, JanusDoLa] = {}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_loaded: dict[tuple[str, str], JanusDoLa] = {}
 
 
-def model(name: str, device: str) -> JanusDoLa:
-    """One of `_MODELS`. Those of real shapes have random weights."""
-    if name not in _loaded:
+def model(name: str, device: str, dtype: str) -> JanusDoLa:
+    """One of `_MODELS`. Those of real shapes have random weights; float16 on a CPU is packed."""
+    if (name, dtype) not in _loaded:
         _loaded.clear()
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()
-        _loaded[name] = _MODELS[name](device)
-    return _loaded[name]
+        _loaded[name, dtype] = _MODELS[name](device, DTYPES[dtype])
+    return _loaded[name, dtype]
 
 
 def dola_of(name: str, way: str) -> DoLaConfig | None:

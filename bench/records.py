@@ -65,7 +65,8 @@ def read(path: Path) -> Record:
         calls = facts["calls"]
         least = None
         if "bytes" in facts:
-            rate = ceilings["operations_per_second"][facts["dtype"]]
+            rates = ceilings["operations_per_second"]
+            rate = rates.get(facts["dtype"], rates["float32"])  # packed float16 is multiplied in float32
             least = floor.Work(facts["bytes"], facts["operations"]).seconds(ceilings["bytes_per_second"], rate)
         seconds = [stats[key] / calls for key in ("median", "q1", "q3")]
         rows.append(Row(found["name"], found["name"].split("[")[0], facts, *seconds, least))

@@ -5,6 +5,7 @@ from transformers import JanusConfig, JanusForConditionalGeneration, JanusVision
 
 from janus_dola import JanusDoLa
 from janus_dola.models.load import MINI
+from janus_dola.models.pack import pack_for_cpu
 
 # hidden size, blocks, heads, MLP width of the language model; the image head is as wide as the hidden size
 SHAPES = {"1B": (2048, 24, 16, 5632), "7B": (4096, 30, 32, 11008)}
@@ -23,6 +24,7 @@ def random_janus(
     Args:
         shape: "1B" or "7B".
         blocks: None is as many as the real one has.
+        dtype: of the weights; float16 on a CPU is packed, as a checkpoint is when it is loaded.
         codes_a_side: an image is a square of so many codes; with fewer than the real 24 the image decoder is small.
     """
     hidden, all_blocks, heads, intermediate = SHAPES[shape]
@@ -55,7 +57,8 @@ def random_janus(
     )
     torch.manual_seed(0)
     with torch.device(device):
-        model = JanusForConditionalGeneration(config).to(dtype).eval()
+        model = JanusForConditionalGeneration(config).to(dtype).eval().requires_grad_(False)
+    pack_for_cpu(model)
     generation = model.generation_config
     generation.bos_token_id, generation.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
     generation.generation_kwargs = {"boi_token_id": tokenizer.convert_tokens_to_ids("<begin_of_image>")}

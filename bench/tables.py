@@ -47,11 +47,21 @@ def _images(record: Record) -> str:
     if not rows:
         return NOT_MEASURED + "\n"
     body = [
-        [*(row.facts[name] for name in ("model", "images", "loop", "window", "way")), f"{row.facts['codes_a_pass']:.2f}",
+        [*(row.facts[name] for name in ("model", "dtype", "images", "loop", "window", "way")), f"{row.facts['codes_a_pass']:.2f}",
          spread(row), f"{row.facts['images'] / row.median:.3g}"]
         for row in rows
     ]  # fmt: skip
-    columns = ["model", "images", "loop", "window", "decoding", "codes a pass", "median (quartiles)", "images a second"]
+    columns = [
+        "model",
+        "dtype",
+        "images",
+        "loop",
+        "window",
+        "decoding",
+        "codes a pass",
+        "median (quartiles)",
+        "images a second",
+    ]
     return markdown(columns, body)
 
 
@@ -106,25 +116,28 @@ def on_a_cpu(record: Record) -> str:
     def stage(backend: str, dtype: str) -> float | None:
         return record.median("test_head_stage", shape="1B", images=4, candidates=4, backend=backend, dtype=dtype)
 
-    def image(model: str, images: int, loop: str, way: str) -> float | None:
+    def image(model: str, images: int, loop: str, way: str, dtype: str = "float32") -> float | None:
         window = "auto" if loop.startswith("ours") else 1
-        return record.median("test_image", model=model, images=images, loop=loop, way=way, window=window)
+        facts = {"model": model, "dtype": dtype, "images": images, "loop": loop, "way": way, "window": window}
+        return record.median("test_image", **facts)
 
     def step(model: str, way: str) -> float | None:
-        return record.median("test_step", model=model, images=4, window=1, way=way)
+        return record.median("test_step", model=model, dtype="float32", images=4, window=1, way=way)
 
     head = "head stage, 1B shape, 5 layers, 4 images, {}: reference over batched torch"
     rows = [
         [head.format(dtype), _ratio(stage("reference", dtype), stage("torch", dtype))]
         for dtype in ("float32", "bfloat16")
     ]
-    for model, counts in (("mini", (1, 4)), ("1B, 4 blocks", (4,))):
+    for model in ("mini", "1B, 4 blocks"):
         ratio = _ratio(step(model, "DoLa"), step(model, "baseline"))
         rows.append([f"{model}: a pass with DoLa over one without, 4 images, one code each", ratio])
-        for images in counts:
+        for images in (1, 4):
             for loop, way in (("plain loop", "DoLa"), ("plain loop", "baseline"), ("transformers", "baseline")):
-                ratio = _ratio(image(model, images, loop, way), image(model, images, "ours, eager", way))
-                rows.append([f"{model}, {images} at once: images, {way}, {loop} over ours", ratio])
+                for dtype in ("float32", "float16"):
+                    ratio = _ratio(image(model, images, loop, way), image(model, images, "ours, eager", way, dtype))
+                    what = f"{model}, {images} at once: images, {way}, {loop} in float32 over ours in {dtype}"
+                    rows.append([what, ratio])
     return markdown([f"time ratios on a {record.device}", "medians"], rows)
 
 

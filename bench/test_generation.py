@@ -33,19 +33,20 @@ LOOPS = {
 }
 
 
-def table(name, images, engine):
+def table(name, images, engine, dtype, peers=True):
     rows = [(f"ours, {engine}", window, way) for window in (1, "auto") for way in models.DOLA]
-    rows += [("plain loop", 1, "baseline"), ("plain loop", 1, "DoLa"), ("transformers", 1, "baseline")]
+    if peers:
+        rows += [("plain loop", 1, "baseline"), ("plain loop", 1, "DoLa"), ("transformers", 1, "baseline")]
     return {
-        f"{name}-{images}-{loop}-{window}-{way}": {
-            "name": name, "images": images, "loop": loop, "window": window, "way": way,
+        f"{name}-{dtype}-{images}-{loop}-{window}-{way}": {
+            "name": name, "dtype": dtype, "images": images, "loop": loop, "window": window, "way": way,
         }
         for loop, window, way in rows
     }  # fmt: skip
 
 
-def test_image(timed, device, benchmark, name, images, loop, window, way):
-    pipe, passes = models.model(name, device), []
+def test_image(timed, device, benchmark, name, dtype, images, loop, window, way):
+    pipe, passes = models.model(name, device, dtype), []
     pipe._engine.release()
     rounds = 3 if loop.startswith("ours") or device == "cpu" else 1
     if device == "cuda":
@@ -54,7 +55,7 @@ def test_image(timed, device, benchmark, name, images, loop, window, way):
     timed(
         [lambda: passes.append(LOOPS[loop](pipe, images, models.dola_of(name, way), window))],
         rounds=rounds,
-        model=name, images=images, loop=loop, window=window, way=way, dtype=str(pipe.parts.dtype).removeprefix("torch."),
+        model=name, images=images, loop=loop, window=window, way=way, dtype=dtype,
     )  # fmt: skip
     of_each = 1.0 if passes[-1] is None else ((pipe.parts.image_tokens - 1) / passes[-1].float()).mean().item()
     benchmark.extra_info["codes_a_pass"] = of_each
@@ -63,6 +64,14 @@ def test_image(timed, device, benchmark, name, images, loop, window, way):
 
 
 test_image.cases = {
-    "cpu": table("mini", 1, "eager") | table("mini", 4, "eager") | table("1B, 4 blocks", 4, "eager"),
-    "cuda": table("1B", 1, "graph") | table("1B", 4, "graph") | table("7B", 1, "graph") | table("7B", 16, "graph"),
-}
+    "cpu": {
+        case: row
+        for name in ("mini", "1B, 4 blocks") for images in (1, 4) for dtype in ("float32", "float16")
+        for case, row in table(name, images, "eager", dtype, peers=dtype == "float32").items()
+    },
+    "cuda": {
+        case: row
+        for name, images in (("1B", 1), ("1B", 4), ("7B", 1), ("7B", 16))
+        for case, row in table(name, images, "graph", "bfloat16").items()
+    },
+}  # fmt: skip

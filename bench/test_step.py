@@ -8,40 +8,45 @@ import torch
 
 from janus_dola.engine.plan import plan
 from janus_dola.kernels.block import buffer_shape
-from janus_dola.models.weights import WeightReader
 from janus_dola.profiling import half_way
 
 HEADS = {"mini": "mini", "1B, 4 blocks": "1B", "1B": "1B", "7B": "7B"}
 
 
-def table(names, images, windows, engines):
+def table(names, dtypes, images, windows, engines):
     return {
-        f"{name}-{count}-{window}-{engine}-{way}": {
-            "name": name, "images": count, "window": window, "engine": engine, "way": way,
+        f"{name}-{dtype}-{count}-{window}-{engine}-{way}": {
+            "name": name, "dtype": dtype, "images": count, "window": window, "engine": engine, "way": way,
         }
-        for name in names for count in images for window in windows for engine in engines for way in models.DOLA
+        for name in names for dtype in dtypes for count in images for window in windows for engine in engines
+        for way in models.DOLA
     }  # fmt: skip
 
 
 @torch.no_grad()
-def test_step(timed, device, name, images, window, engine, way):
-    pipe = models.model(name, device)
+def test_step(timed, device, name, dtype, images, window, engine, way):
+    pipe = models.model(name, device, dtype)
     parts = pipe.parts
     planned = replace(plan(parts, models.dola_of(name, way), 5.0, 1.0, engine=engine), window=window)
     decoder, visible = half_way(pipe, images, planned)
-    weights = sum(weight.numel() for weight in parts.blocks.parameters())
-    key_values = torch.Size(buffer_shape(WeightReader(parts).read().blocks, 1, visible)).numel()
-    layers, dtype = len(planned.layers) + 1, parts.dtype
+    blocks = decoder.weights.blocks
+    matrices = (matrix for block in blocks for matrix in (block.qkv, block.output, block.gate_up, block.down))
+    weights = sum(matrix.weight.shape.numel() for matrix in matrices)
+    key_values = torch.Size(buffer_shape(blocks, 1, visible)).numel()
     timed(
         [lambda: decoder.run(visible)],
-        floor.decode_pass(weights, key_values, floor.SHAPES[HEADS[name]], layers, images, window, dtype),
-        model=name, images=images, window=window, engine=engine, way=way, dtype=str(dtype).removeprefix("torch."),
+        floor.decode_pass(
+            weights, key_values, floor.SHAPES[HEADS[name]], len(planned.layers) + 1, images, window, parts.dtype,
+            parts.stored_dtype,
+        ),
+        model=name, images=images, window=window, engine=engine, way=way, dtype=dtype,
     )  # fmt: skip
 
 
 test_step.cases = {
-    "cpu": table(["mini", "1B, 4 blocks"], [1, 4], [1, 8], ["eager"]),
-    "cuda": table(["1B", "7B"], [1, 4, 16, 32], [1, 8], ["graph"])
-    | table(["1B"], [4], [1, 8], ["compile", "eager"])
-    | table(["7B"], [16], [1, 8], ["compile", "eager"]),
+    "cpu": table(["mini"], ["float32", "float16"], [1, 4], [1, 8], ["eager"])
+    | table(["1B, 4 blocks"], ["float32", "float16", "bfloat16"], [1, 4], [1, 4], ["eager"]),
+    "cuda": table(["1B", "7B"], ["bfloat16"], [1, 4, 16, 32], [1, 8], ["graph"])
+    | table(["1B"], ["bfloat16"], [4], [1, 8], ["compile", "eager"])
+    | table(["7B"], ["bfloat16"], [16], [1, 8], ["compile", "eager"]),
 }

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
+import torch
 import transformers
 import typer
 
@@ -16,11 +17,13 @@ from janus_dola.batch.pool import WorkersLostError
 from janus_dola.checks import Window, check_window
 from janus_dola.config import DoLaConfig
 from janus_dola.image_files import ImageFormat, Recipe, file_name, read_recipe, save_image
+from janus_dola.kernels.packed import can_pack
 from janus_dola.models import find_parts
 from janus_dola.models.load import HINT_AT_MINI, MINI, load_skeleton
 from janus_dola.models.quantize import Quantization
 from janus_dola.pipeline import JanusDoLa, NonFiniteError
 from janus_dola.terminal import complain, prepare_streams
+from janus_dola.threads import processors, use_processors
 
 Model = Annotated[str, typer.Option(help='"mini", a folder, or a repository such as deepseek-community/Janus-Pro-1B.')]
 OutDir = Annotated[Path, typer.Option(help="Folder for the images.")]
@@ -370,6 +373,8 @@ def info(
         "codes per image": parts.image_tokens,
         "image size": f"{parts.image_size} x {parts.image_size} pixels",
         "default candidate layers": ", ".join(map(str, DoLaConfig().layers_to_read(parts.num_layers))),
+        "threads on a CPU": f"{torch.get_num_threads()}, of {processors()} processors; OMP_NUM_THREADS changes it",
+        "float16 on a CPU": "packed, computed with in float32" if can_pack() else "torch's own products, slow",
     }
     for name, value in lines.items():
         typer.echo(f"{name:26}{value}")
@@ -425,6 +430,7 @@ def batch_alone() -> typer.Typer:
 def run(command: typer.Typer) -> None:
     """Runs a command line; wrong input ends in one line on stderr and exit status 2."""
     prepare_streams()
+    use_processors()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # what is wrong with a model is said by the one line
     warnings.filterwarnings("ignore", module=r"PIL\.")  # images that it warns of carry no recipe

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from janus_dola.kernels.packed import PackedHalf
 
-# oneDNN, from this size of a weight on, reads it once for all rows; below, what it takes to begin is longer than the product.
+# From this size of a weight on oneDNN is faster; below, what it takes to begin is longer than the product.
 _LARGE_WEIGHT = 1 << 20
 
 
