@@ -7,6 +7,7 @@ import floor
 import torch
 from torch import Tensor
 
+from janus_dola.kernels.packed import PackedHalf
 from janus_dola.kernels.types import Decoding, Head
 
 CACHE = 64 << 20  # bytes; no less than the second-level cache of the GPUs this runs on
@@ -25,21 +26,27 @@ class Case:
 
 
 def random_cases(shape: floor.HeadShape, layers: int, images: int, dtype: torch.dtype, device: str) -> list[Case]:
-    """So many cases that together they do not fit into the cache. Never zeros."""
+    """So many cases that together they do not fit into the cache. Never zeros. float16 on a CPU is packed."""
     width = shape.hidden if shape.width is None else shape.width
     size = floor.head_stage(shape, layers, images, dtype).bytes
+    packed = device == "cpu" and dtype == torch.float16
+    dtype = torch.float32 if packed else dtype
     found = []
     for _ in range(min(MOST, -(-2 * CACHE // size))):
 
         def normal(*sizes: int, scale: float = 1.0) -> Tensor:
             return torch.randn(*sizes, device=device).mul_(scale).to(dtype)
 
+        def matrix(outputs: int, inputs: int, scale: float) -> Tensor | PackedHalf:
+            weight = normal(outputs, inputs, scale=scale)
+            return PackedHalf(weight) if packed else weight
+
         head = Head(
             norm_weight=normal(shape.hidden, scale=0.1) + 1,
             norm_eps=1e-6,
-            code_weight=normal(shape.codes, width, scale=1.7 * width**-0.5),
+            code_weight=matrix(shape.codes, width, 1.7 * width**-0.5),
             code_bias=normal(shape.codes, scale=0.1),
-            proj_weight=None if shape.width is None else normal(width, shape.hidden, scale=shape.hidden**-0.5),
+            proj_weight=None if shape.width is None else matrix(width, shape.hidden, shape.hidden**-0.5),
             proj_bias=None if shape.width is None else normal(width, scale=0.1),
         )
         hidden_states = normal(layers, 2 * images, shape.hidden)

@@ -46,22 +46,13 @@ def _images(record: Record) -> str:
     rows = record.select("test_image")
     if not rows:
         return NOT_MEASURED + "\n"
+    facts = ["model", "dtype", "images", "loop", "window", "way"]
     body = [
-        [*(row.facts[name] for name in ("model", "dtype", "images", "loop", "window", "way")), f"{row.facts['codes_a_pass']:.2f}",
-         spread(row), f"{row.facts['images'] / row.median:.3g}"]
+        [*(row.facts[name] for name in facts), f"{row.facts['codes_a_pass']:.2f}", spread(row),
+         f"{row.facts['images'] / row.median:.3g}"]
         for row in rows
     ]  # fmt: skip
-    columns = [
-        "model",
-        "dtype",
-        "images",
-        "loop",
-        "window",
-        "decoding",
-        "codes a pass",
-        "median (quartiles)",
-        "images a second",
-    ]
+    columns = [*facts[:-1], "decoding", "codes a pass", "median (quartiles)", "images a second"]
     return markdown(columns, body)
 
 

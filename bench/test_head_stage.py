@@ -8,7 +8,7 @@ from janus_dola.kernels import batched
 from janus_dola.kernels.early_exit import early_exit
 from janus_dola.kernels.sampling import gumbel_max
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def table(backends, shapes, images, candidates, dtypes):
@@ -26,6 +26,7 @@ CASES = {
     "cpu": table(PLAIN, ["mini"], [4], [3], ["float32"])
     | table(PLAIN, ["1B"], [1, 4, 16], [4], ["float32"])
     | table(PLAIN, ["1B"], [4], [1, 2, 8], ["float32"])
+    | table(["torch"], ["1B"], [1, 4, 16], [4], ["float16"])
     | table(PLAIN, ["1B"], [4], [4], ["bfloat16"])
     | table(PLAIN, VOCABULARIES, [1], [4], ["float32"])
     | table(["torch"], ["text 8B"], [1], [8], ["bfloat16"]),
@@ -56,7 +57,7 @@ def test_head_stage(timed, device, backend, shape, images, candidates, dtype):
     inputs = cases.random_cases(sizes, layers, images, DTYPES[dtype], device)
     timed(
         cases.calls(inputs, stage(backend)),
-        floor.head_stage(sizes, layers, images, DTYPES[dtype]),
+        floor.head_stage(sizes, layers, images, inputs[0].hidden_states.dtype, DTYPES[dtype]),
         graph="eager" not in backend and backend != "reference",
         rounds=20 if device == "cuda" else 7,
         backend=backend, shape=shape, images=images, candidates=candidates, dtype=dtype,
