@@ -17,7 +17,7 @@ from janus_dola.engine.slots import Slots
 from janus_dola.kernels.block import Place, block, buffer_shape, run_blocks, run_whole
 from janus_dola.kernels.early_exit import early_exit, early_exit_scores
 from janus_dola.kernels.sampling import multinomial
-from janus_dola.kernels.types import EarlyExit
+from janus_dola.kernels.types import Decoding, Decodings, EarlyExit
 from janus_dola.models.parts import JanusParts
 from janus_dola.models.weights import Weights
 
@@ -61,12 +61,19 @@ class Decoder:
         self.prompts: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # of passes, by the visible length
 
-    def admit(self, slots: Sequence[int], rows: Sequence[tuple[list[int], list[int]]], seeds: Sequence[int]) -> None:
+    def admit(
+        self,
+        slots: Sequence[int],
+        rows: Sequence[tuple[list[int], list[int]]],
+        seeds: Sequence[int],
+        decodings: Sequence[Decoding | None] | None = None,
+    ) -> None:
         """Images begin in these slots: runs what is new of their prompts, and draws their first codes.
 
         Args:
             rows: token ids of each image's conditional and unconditional row, of the same length.
             seeds: keys of the noise for the sampler "gumbel".
+            decodings: of each image; None is the plan's.
         """
         count = len(self.slots.seeds)
         hidden_states = []
@@ -78,9 +85,11 @@ class Decoder:
                 row[:, len(tokens) :] = 0  # what is masked must be finite
                 hidden_states.append(last)
         of_seeds = self._on_device(seeds)
-        first = self._draw(torch.stack(hidden_states, 1), of_seeds, torch.zeros_like(of_seeds))
+        each = [decoding or self.plan.decoding for decoding in decodings or [None] * len(slots)]
+        of_decodings = Decodings.of(each, self.slots.jsd.dtype, self.parts.device)
+        first = self._draw(torch.stack(hidden_states, 1), of_decodings, of_seeds, torch.zeros_like(of_seeds))
         lengths = self._on_device([len(conditional) for conditional, _ in rows])
-        self.slots.admit(self._on_device(slots), lengths, of_seeds, first)
+        self.slots.admit(self._on_device(slots), lengths, of_seeds, of_decodings, first)
 
     def _prompt(self, tokens: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Keys and values [N, S, 2, H, d] of a row of S tokens, and the last hidden states [L, D] of the layers read.
@@ -137,14 +146,15 @@ class Decoder:
             F.embedding(fed, self.weights.code_table), self.weights.blocks, self.keys_values, place, self.plan.layers,
             self._block,
         )  # fmt: skip
-        slots.accept(self._draw(states, slots.seeds.repeat_interleave(window), (places + 1).flatten()))
+        seeds = slots.seeds.repeat_interleave(window)
+        slots.accept(self._draw(states, slots.decodings, seeds, (places + 1).flatten()))
 
-    def _draw(self, hidden_states: Tensor, seeds: Tensor, position: Tensor) -> EarlyExit:
-        head, decoding, backend = self.weights.head, self.plan.decoding, self.plan.backend
+    def _draw(self, hidden_states: Tensor, decodings: Decodings, seeds: Tensor, position: Tensor) -> EarlyExit:
+        head, backend = self.weights.head, self.plan.backend
         if self.plan.sampler == "gumbel":
-            return early_exit(hidden_states, head, decoding, seeds, position, backend)
-        found = early_exit_scores(hidden_states, head, decoding, backend)
-        code = multinomial(found.scores, decoding.temperature, found.finite, self.generator)
+            return early_exit(hidden_states, head, decodings, seeds, position, backend)
+        found = early_exit_scores(hidden_states, head, decodings, backend)
+        code = multinomial(found.scores, decodings.temperature, found.finite, self.generator)
         return EarlyExit(code, found.layer, found.jsd, found.finite)
 
     def serves(

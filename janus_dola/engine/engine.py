@@ -78,6 +78,7 @@ class Engine:
             needs = plan, slots, positions(self._parts, longest, plan.window), generator
             weights = self.weights.read()
             if kept is not None and kept.serves(weights, *needs):
+                kept.plan = plan  # may have another decoding
                 return kept
             del kept  # its memory is free for the new one
             try:
@@ -160,7 +161,7 @@ class _Drawing:
     def _admit(self, slots: list[int], jobs: list[Job]) -> None:
         rows = [(job.token_ids, unconditional(job.token_ids, self._special)) for job in jobs]
         with undisturbed(self._decoder.parts.device):
-            self._decoder.admit(slots, rows, [job.seed for job in jobs])
+            self._decoder.admit(slots, rows, [job.seed for job in jobs], [job.decoding for job in jobs])
         for slot, job in zip(slots, jobs, strict=True):
             self._jobs[slot], self._least[slot], self._most[slot] = job, 1, 1
         self._bar.total += len(jobs) * self._image_tokens

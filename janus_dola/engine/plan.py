@@ -1,6 +1,6 @@
 """What a user's settings mean for a model of so many blocks on its device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -18,10 +18,13 @@ ENGINES = ("auto", "graph", "compile", "eager")
 
 @dataclass(frozen=True)
 class Plan:
-    """Which layers are read at each token, how a token is chosen from them, and how a pass is run."""
+    """Which layers are read at each token, how a pass is run, and how a token is chosen where an image does not say.
+
+    Images of different decoding share a pass, and a graph: plans that differ in it are the same.
+    """
 
     layers: tuple[int, ...]  # tapped, in ascending order; the final layer N comes after them
-    decoding: Decoding
+    decoding: Decoding = field(compare=False)
     sampler: Sampler
     backend: str  # of the early-exit stage: "reference", "torch" or "triton"
     engine: str  # "graph", "compile" or "eager"
@@ -44,17 +47,31 @@ def plan(
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {list(SAMPLERS)}, got {sampler!r}")
-    cfg_weight = number("cfg_weight", cfg_weight)
-    temperature = number("temperature", temperature, " >= 0 (0 is greedy)")
     layers = tuple(dola.layers_to_read(parts.num_layers)) if dola is not None else ()
-    alpha = dola.alpha if dola is not None else 0.0
-    premature = None if dola is not None and dola.premature_layer is None else 0
     return Plan(
         layers,
-        Decoding(cfg_weight, temperature, alpha, premature),
+        decoding_of(layers, dola, cfg_weight, temperature),
         sampler,
         resolve_backend(backend, parts.device, parts.dtype),
         resolve_engine(engine, parts.device),
+    )
+
+
+def decoding_of(
+    layers: tuple[int, ...], dola: DoLaConfig | None, cfg_weight: float, temperature: float
+) -> Decoding:
+    """The settings of an image in passes that read these layers, which are its candidates or have its forced layer.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    alpha, forced = (0.0, "final") if dola is None else (dola.alpha, dola.premature_layer)
+    stack: tuple[int | str, ...] = (*layers, "final")
+    return Decoding(
+        number("cfg_weight", cfg_weight),
+        number("temperature", temperature, " >= 0 (0 is greedy)"),
+        alpha,
+        None if forced is None else stack.index(forced),
     )
 
 

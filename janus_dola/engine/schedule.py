@@ -8,6 +8,7 @@ import torch
 
 from janus_dola.checks import WINDOWS
 from janus_dola.engine.decode import visible_length
+from janus_dola.kernels.types import Decoding
 from janus_dola.models.parts import JanusParts
 
 # Images: more make a pass longer, not an image cheaper.
@@ -25,6 +26,7 @@ class Job:
     k: int  # which of the prompt's images
     token_ids: list[int]  # of the prompt
     seed: int
+    decoding: Decoding | None = None  # the plan's
 
 
 class Queue:

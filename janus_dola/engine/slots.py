@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from janus_dola.kernels.types import EarlyExit
+from janus_dola.kernels.types import Decoding, Decodings, EarlyExit
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,20 @@ class Slots:
         self.prompt_tokens = zeros() + 1
         self.decided = zeros() + image_tokens  # how many codes are
         self.passes = zeros()
+        self.decodings = Decoding(premature=len(layers) - 1).repeated(slots * window, torch.empty(0, dtype=jsd, device=layers.device))
         self.tokens = zeros(image_tokens + behind)  # decided codes, then guesses
         self.layers = zeros(image_tokens + behind)  # indices into the stack
         self.jsd = zeros(image_tokens + behind, dtype=jsd)
         self.finite = zeros(dtype=torch.bool)
         self._ahead = torch.arange(window, device=layers.device)
 
-    def admit(self, slots: Tensor, prompt_tokens: Tensor, seeds: Tensor, first: EarlyExit) -> None:
+    def admit(
+        self, slots: Tensor, prompt_tokens: Tensor, seeds: Tensor, decodings: Decodings, first: EarlyExit
+    ) -> None:
         """Images begin in these slots with their first code, which the prompt gave. All [n]; slots int64."""
+        for field in fields(decodings):
+            each = getattr(self.decodings, field.name).view(-1, self.window)
+            each[slots] = getattr(decodings, field.name).unsqueeze(1)
         self.seeds[slots] = seeds
         self.prompt_tokens[slots] = prompt_tokens
         self.decided[slots] = 1
