@@ -282,4 +282,3 @@ def scores(
         FINAL=layers - 1, BLOCK_V=launch.block_codes, num_warps=launch.num_warps, enable_fp_fusion=True,
     )  # fmt: skip
     return found
-

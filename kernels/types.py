@@ -145,8 +145,9 @@ class Decodings:
     premature: Tensor  # [B] int64: index into the stack, the last for no contrast; or `BY_JSD`
 
     @classmethod
-    def of(cls, decodings: Sequence[Decoding], dtype: torch.dtype, device: torch.device) -> "Decodings":
-        """Guided settings of images, one each, on a device, without waiting for it."""
+    def of(cls, decodings: Sequence[Decoding], like: Tensor) -> "Decodings":
+        """Guided settings of images, one each, on the device of a float32 or float64 tensor, without waiting for it."""
+        dtype, device = like.dtype, like.device
 
         def column(values: list, dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)

@@ -5,8 +5,8 @@ from typing import Literal
 
 import torch
 
-from janus_dola.checks import number
-from janus_dola.config import DoLaConfig
+from janus_dola.config import DoLaConfig, decoding_of
+from janus_dola.devices import has_graphs
 from janus_dola.kernels.early_exit import resolve_backend
 from janus_dola.kernels.types import Decoding
 from janus_dola.models.parts import JanusParts
@@ -18,13 +18,10 @@ ENGINES = ("auto", "graph", "compile", "eager")
 
 @dataclass(frozen=True)
 class Plan:
-    """Which layers are read at each token, how a pass is run, and how a token is chosen where an image does not say.
-
-    Images of different decoding share a pass, and a graph: plans that differ in it are the same.
-    """
+    """Which layers are read at each token, how a pass is run, and how a token is chosen where an image does not say."""
 
     layers: tuple[int, ...]  # tapped, in ascending order; the final layer N comes after them
-    decoding: Decoding = field(compare=False)
+    decoding: Decoding = field(compare=False)  # of other images the same passes draw
     sampler: Sampler
     backend: str  # of the early-exit stage: "reference", "torch" or "triton"
     engine: str  # "graph", "compile" or "eager"
@@ -57,24 +54,6 @@ def plan(
     )
 
 
-def decoding_of(
-    layers: tuple[int, ...], dola: DoLaConfig | None, cfg_weight: float, temperature: float
-) -> Decoding:
-    """The settings of an image in passes that read these layers, which are its candidates or have its forced layer.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-    alpha, forced = (0.0, "final") if dola is None else (dola.alpha, dola.premature_layer)
-    stack: tuple[int | str, ...] = (*layers, "final")
-    return Decoding(
-        number("cfg_weight", cfg_weight),
-        number("temperature", temperature, " >= 0 (0 is greedy)"),
-        alpha,
-        None if forced is None else stack.index(forced),
-    )
-
-
 def resolve_engine(engine: str, device: torch.device) -> str:
     """The engine that a name stands for: "auto" is "graph" on a CUDA device, and "eager" elsewhere.
 
@@ -90,8 +69,3 @@ def resolve_engine(engine: str, device: torch.device) -> str:
             f"engine 'graph' needs a CUDA device, got {device.type}; 'auto' takes the fastest that runs here"
         )
     return engine
-
-
-def has_graphs(device: torch.device) -> bool:
-    """Whether CUDA graphs can be captured on such a device."""
-    return device.type == "cuda"

@@ -64,7 +64,7 @@ def test_bits_of_an_image_do_not_depend_on_its_neighbours_settings(backend, with
     head, hidden = random_head(16, 16, 50, torch.float32, seed=3), random_hidden(3, images, 16, torch.float32, seed=3)
     if not with_projection:
         head = replace(head, proj_weight=None, proj_bias=None)
-    together = Decodings.of(OF_EACH, torch.float32, torch.device("cpu"))
+    together = Decodings.of(OF_EACH, hidden)
     drawn = early_exit(hidden, head, together, seeds(images), 3, backend)
     scored = early_exit_scores(hidden, head, together, backend)
     for image, decoding in enumerate(OF_EACH):
