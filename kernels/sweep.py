@@ -99,7 +99,7 @@ def _sweep_kernel(
     final_max, final_lse = _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, FINAL * images + image, tiles)
     _, lse = _log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles)
     threshold = final_max + tl.load(log_alpha_ptr + image)
-    temperature, premature = tl.load(temperature_ptr + image), tl.load(premature_ptr + image).to(tl.int32)
+    premature = tl.load(premature_ptr + image).to(tl.int32)
     final_logits = logits_ptr + (FINAL * images + image).to(tl.int64) * V
     seed, position = tl.load(seeds_ptr + image), tl.load(position_ptr + image)
 
@@ -117,16 +117,19 @@ def _sweep_kernel(
             log_q = (
                 tl.load(logits_ptr + row.to(tl.int64)[:, None] * V + v[None, :], mask=inside, other=0.0) - lse[:, None]
             )
+            log_q = tl.where(premature == FINAL, 0.0, log_q)  # no contrast: F = log p, and no JSD is asked for
             p, q, d = tl.exp(log_p), tl.exp(log_q), log_q - log_p
             rest = _LN2 - tl.log(1.0 + tl.exp(-tl.abs(d)))
             terms = p * (rest - tl.maximum(d, 0.0)) + q * (rest + tl.minimum(d, 0.0))
             divergence += tl.sum(tl.where(inside, terms, 0.0), 1)
-            score = tl.where(plausible, tl.where(premature == FINAL, log_p, -d), float("-inf"))
+            score = tl.where(plausible, -d, float("-inf"))
         else:
             score = tl.broadcast_to(tl.where(plausible, log_p, float("-inf")), [RACES_PADDED, BLOCK_V])
-        if temperature > 0:
-            quad = start // 4 + tl.arange(0, BLOCK_V // 4)
-            score = score / temperature + _gumbel(seed, position, quad)[None, :]
+        # Without noise where T is 0; T is read here, since registers are scarce.
+        temperature = tl.load(temperature_ptr + image)
+        noise = _gumbel(seed, position, start // 4 + tl.arange(0, BLOCK_V // 4))
+        noise = tl.where(temperature > 0, noise, 0.0)
+        score = score / tl.where(temperature > 0, temperature, 1.0) + noise[None, :]
         # the lowest code on a tie
         top = tl.max(score, 1)
         code = tl.min(tl.where(score == top[:, None], v[None, :], V), 1)
