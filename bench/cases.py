@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from janus_dola.kernels.packed import PackedHalf
-from janus_dola.kernels.types import Decoding, Head
+from janus_dola.kernels.types import Decoding, Decodings, Head
 
 CACHE = 64 << 20  # bytes; no less than the second-level cache of the GPUs this runs on
 MOST = 16  # cases of a small head
@@ -23,6 +23,11 @@ class Case:
     head: Head
     seeds: Tensor  # [B]
     position: Tensor  # [B]
+
+
+def guided(case: Case) -> Decodings:
+    """The default settings for each image of a case."""
+    return GUIDED.repeated(len(case.seeds), case.hidden_states)
 
 
 def random_cases(shape: floor.HeadShape, layers: int, images: int, dtype: torch.dtype, device: str) -> list[Case]:

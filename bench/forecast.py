@@ -99,7 +99,7 @@ def launches(shape: str, images: int) -> list[Launch]:
     )  # fmt: skip
     work = floor.codebook(sizes, LAYERS, images, DTYPE)
     product("codebook", pairs, sizes.codes, sizes.width, work, 4 * pairs * sizes.codes)
-    case = static_report.sweep_case(GPU, table["sweep"], "sampled", LAYERS - 1, greedy=False)
+    case = static_report.sweep_case(GPU, table["sweep"], "4 candidates", LAYERS - 1)
     parts, turns = case.constants["PARTS"], -(-sizes.codes // (case.constants["PARTS"] * sweep_launch(GPU).block_codes))
     small(case, images * parts, floor.sweep(sizes, LAYERS, images).bytes, turns)
     return found

@@ -49,8 +49,9 @@ POINTERS = {
     "logits_ptr": "*fp32", "tile_max_ptr": "*fp32", "tile_sum_ptr": "*fp32", "part_ptr": "*fp32", "jsd_ptr": "*fp32",
     "sums_ptr": "*fp32", "race_ptr": "*fp32", "winner_ptr": "*i32", "scores_ptr": "*fp32", "seeds_ptr": "*i64",
     "position_ptr": "*i64", "code_ptr": "*i64", "layer_ptr": "*i64", "finite_ptr": "*i1", "arrived_ptr": "*i32",
+    "cfg_weight_ptr": "*fp32", "temperature_ptr": "*fp32", "log_alpha_ptr": "*fp32", "premature_ptr": "*i64",
 }  # fmt: skip
-FLOATS = ("eps", "cfg_weight", "temperature", "log_alpha")
+FLOATS = ("eps",)
 ALIGNED_SIZES = ("D", "E", "V", "tiles", "inputs_a_split", "stride")
 SHAPE, LAYERS, IMAGES = floor.SHAPES["7B"], 5, 16
 
@@ -83,16 +84,14 @@ def cases(generation: str, table: dict) -> list[Case]:
     for splits in sorted({entry["splits"] for entry in table["project"]}):
         constants = {"GUIDED": True, "SPLITS_PADDED": splits, "BLOCK_E": project._BLOCK_E}
         found.append(Case(generation, "activate", f"{splits} splits", 16, constants, 4))
-    modes = {"sampled": (4, False), "greedy": (4, True), "no contrast": (0, False), "15 candidates": (15, False)}
-    for what, (candidates, greedy) in modes.items():
+    modes = {"4 candidates": 4, "final layer alone": 0, "15 candidates": 15}
+    for what, candidates in modes.items():
         # Every layer, once
         bytes_of = floor.sweep(SHAPE, candidates + 1, IMAGES).bytes
-        case = sweep_case(generation, table["sweep"], what, candidates, greedy)
+        case = sweep_case(generation, table["sweep"], what, candidates)
         found.append(replace(case, requested=bytes_of, needed=bytes_of))
-    for contrast in (True, False):
-        constants = {"FINAL": LAYERS - 1, "CONTRAST": contrast, "BLOCK_V": table["sweep"]["block_codes"]}
-        what = "contrast" if contrast else "no contrast"
-        found.append(Case(generation, "scores", what, 32, constants, table["sweep"]["num_warps"]))
+    constants = {"FINAL": LAYERS - 1, "BLOCK_V": table["sweep"]["block_codes"]}
+    found.append(Case(generation, "scores", "4 candidates", 32, constants, table["sweep"]["num_warps"]))
     # Sizes that Triton compiles differently: 1, and those that are not multiples of 16
     for kernel in ("project", "codebook", "normalise", "activate", "sweep"):
         case = next(case for case in found if case.kernel == kernel)
@@ -125,12 +124,11 @@ def matmul_case(generation: str, kernel: str, entry: dict) -> Case:
                 read * dtype.itemsize + written, work.bytes)  # fmt: skip
 
 
-def sweep_case(generation: str, launch: dict, what: str, candidates: int, greedy: bool) -> Case:
+def sweep_case(generation: str, launch: dict, what: str, candidates: int) -> Case:
     """The sweep over so many candidates of the 7B shape."""
     parts, races = min(-(-SHAPE.codes // launch["block_codes"]), launch["max_parts"]), max(1, candidates)
     constants = {
-        "NUM_LAYERS": candidates + 1, "FIRST": 0, "CANDIDATES": candidates, "PARTS": parts, "BLOCK_V": launch["block_codes"],
-        "GREEDY": greedy, "LAYERS_PADDED": triton.next_power_of_2(candidates + 1),
+        "CANDIDATES": candidates, "PARTS": parts, "BLOCK_V": launch["block_codes"],
         "RACES_PADDED": triton.next_power_of_2(races), "PARTS_PADDED": triton.next_power_of_2(parts),
     }  # fmt: skip
     return Case(generation, "sweep", what, 32, constants, launch["num_warps"])

@@ -57,17 +57,22 @@ def test_launch(timed, device, launch, shape, images):
     inputs = cases.random_cases(sizes, LAYERS, images, dtype, device)
     arrived = [torch.zeros_like(case.seeds, dtype=torch.int32) for case in inputs]
     normed = [normalise(c.hidden_states, c.head, None, a) for c, a in zip(inputs, arrived, strict=True)]
-    folded = [project(x, c.head, 5.0) for x, c in zip(normed, inputs, strict=True)]
+    weights = [cases.guided(c).cfg_weight for c in inputs]
+    folded = [project(x, c.head, w) for x, c, w in zip(normed, inputs, weights, strict=True)]
     logits = [codebook(x, c.head) for x, c in zip(folded, inputs, strict=True)]
+
+    decodings = cases.guided(inputs[0])
 
     def count_and_sweep(case, zeros, parts):
         zeros.zero_()  # what `normalise` does otherwise
-        sweep(*parts, zeros, cases.GUIDED, case.seeds, case.position)
+        sweep(*parts, zeros, decodings, case.seeds, case.position)
 
     every = list(zip(inputs, arrived, normed, folded, logits, strict=True))
     calls = {
         "normalise": [lambda c=c, a=a: normalise(c.hidden_states, c.head, None, a) for c, a, _, _, _ in every],
-        "project": [lambda c=c, x=x: project(x, c.head, 5.0) for c, _, x, _, _ in every],
+        "project": [
+            lambda c=c, x=x, w=w: project(x, c.head, w) for (c, _, x, _, _), w in zip(every, weights, strict=True)
+        ],
         "codebook": [lambda c=c, x=x: codebook(x, c.head) for c, _, _, x, _ in every],
         "sweep": [lambda c=c, a=a, z=z: count_and_sweep(c, a, z) for c, a, _, _, z in every],
     }

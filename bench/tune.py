@@ -18,7 +18,7 @@ import floor
 import torch
 import triton
 import typer
-from cases import random_cases
+from cases import guided, random_cases
 from timing import in_graph
 from timing import seconds as seconds_of
 from tqdm import tqdm
@@ -29,7 +29,6 @@ from janus_dola.kernels.launch import TABLE, MatmulLaunch, SweepLaunch, generati
 from janus_dola.kernels.normalise import normalise
 from janus_dola.kernels.project import project
 from janus_dola.kernels.sweep import sweep
-from janus_dola.kernels.types import Decoding
 
 LAYERS = 5
 SHAPES = ("1B", "7B")
@@ -95,14 +94,14 @@ def prepared(entry_shapes: list[str], images: int) -> list:
         cases = random_cases(floor.SHAPES[name], LAYERS, images, torch.bfloat16, "cuda")
         arrived = [torch.zeros(images, dtype=torch.int32, device="cuda") for _ in cases]
         normed = [normalise(c.hidden_states, c.head, None, a) for c, a in zip(cases, arrived, strict=True)]
-        folded = [project(x, c.head, 5.0) for x, c in zip(normed, cases, strict=True)]
+        folded = [project(x, c.head, guided(c).cfg_weight) for x, c in zip(normed, cases, strict=True)]
         logits = [codebook(x, c.head) for x, c in zip(folded, cases, strict=True)]
         found.append(list(zip(cases, arrived, normed, folded, logits, strict=True)))
     return found
 
 
 def project_calls(cases: list, launch: MatmulLaunch) -> list:
-    return [lambda c=c, x=x: project(x, c.head, 5.0, launch) for c, _, x, _, _ in cases]
+    return [lambda c=c, x=x: project(x, c.head, guided(c).cfg_weight, launch) for c, _, x, _, _ in cases]
 
 
 def codebook_calls(cases: list, launch: MatmulLaunch) -> list:
@@ -112,7 +111,7 @@ def codebook_calls(cases: list, launch: MatmulLaunch) -> list:
 def sweep_calls(cases: list, launch: SweepLaunch) -> list:
     def call(case, arrived, parts) -> None:
         arrived.zero_()
-        sweep(*parts, arrived, Decoding(), case.seeds, case.position, launch)
+        sweep(*parts, arrived, guided(case), case.seeds, case.position, launch)
 
     return [lambda c=c, a=a, z=z: call(c, a, z) for c, a, _, _, z in cases]
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from janus_dola.kernels.types import check_alpha
+from janus_dola.checks import number
+from janus_dola.kernels.types import Decoding, check_alpha
 
 
 def auto_candidate_layers(num_hidden_layers: int) -> list[int]:
@@ -90,6 +91,25 @@ class DoLaConfig:
         if isinstance(layers, str):
             layers = auto_candidate_layers(num_hidden_layers)
         return sanitize_candidate_layers(layers, num_hidden_layers)
+
+
+def decoding_of(layers: tuple[int, ...], dola: DoLaConfig | None, cfg_weight: float, temperature: float) -> Decoding:
+    """How the codes of an image are chosen in passes that read these layers and the final one.
+
+    Args:
+        layers: the candidates of the image, or any others with its forced layer among them.
+        dola: None is the plain baseline, which is the final layer without a plausibility constraint.
+    Raises:
+        ValueError: a value is out of range.
+    """
+    alpha, forced = (0.0, "final") if dola is None else (dola.alpha, dola.premature_layer)
+    stack: tuple[int | str, ...] = (*layers, "final")
+    return Decoding(
+        number("cfg_weight", cfg_weight),
+        number("temperature", temperature, " >= 0 (0 is greedy)"),
+        alpha,
+        None if forced is None else stack.index(forced),
+    )
 
 
 def _is_int(value: object) -> bool:

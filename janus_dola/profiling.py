@@ -8,8 +8,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from janus_dola.checks import Window, check_window
 from janus_dola.config import DoLaConfig
+from janus_dola.devices import undisturbed
 from janus_dola.engine.decode import Decoder, visible_length
-from janus_dola.engine.engine import ready, undisturbed
+from janus_dola.engine.engine import ready
 from janus_dola.engine.plan import Plan, plan
 from janus_dola.engine.schedule import positions, window_of
 from janus_dola.pipeline import JanusDoLa

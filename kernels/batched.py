@@ -13,7 +13,7 @@ from torch import Tensor
 from janus_dola.kernels import reference
 from janus_dola.kernels.block import Matrix
 from janus_dola.kernels.packed import PackedHalf
-from janus_dola.kernels.types import Decoding, Head, Scores
+from janus_dola.kernels.types import Decodings, Head, Scores
 
 _WEIGHTS_AT_ONCE = 1 << 21  # of 16-bit weights widened at a time: 8 MB of float32, which stays in a CPU's cache
 
@@ -43,15 +43,15 @@ def linear(x: Tensor, weight: Tensor | PackedHalf, bias: Tensor | None) -> Tenso
     return product if bias is None else product + bias.to(x.dtype)
 
 
-def early_exit_logits(hidden_states: Tensor, head: Head, cfg_weight: float | None) -> Tensor:
-    """Guided logits of all layers: [L, R, D] to [L, B, V]."""
+def early_exit_logits(hidden_states: Tensor, head: Head, cfg_weight: float | Tensor | None) -> Tensor:
+    """Guided logits of all layers: [L, R, D] to [L, B, V]; `cfg_weight` as for `reference.guide`."""
     x = reference.rms_norm(hidden_states, head.norm_weight, head.norm_eps)
     if head.proj_weight is not None:
         x = F.gelu(linear(x, head.proj_weight, head.proj_bias))
     return linear(reference.guide(x, cfg_weight), head.code_weight, head.code_bias)
 
 
-def early_exit_scores(hidden_states: Tensor, head: Head, decoding: Decoding) -> Scores:
+def early_exit_scores(hidden_states: Tensor, head: Head, decodings: Decodings) -> Scores:
     """The whole stage. See `janus_dola.kernels.early_exit` for the arguments."""
-    logits = early_exit_logits(hidden_states, head, decoding.cfg_weight)
-    return reference.decide(logits, reference.finite_images(hidden_states, logits.shape[1]), decoding)
+    logits = early_exit_logits(hidden_states, head, decodings.cfg_weight)
+    return reference.decide(logits, reference.finite_images(hidden_states, logits.shape[1]), decodings)

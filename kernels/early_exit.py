@@ -12,7 +12,7 @@ from torch import Tensor
 
 from janus_dola.kernels import batched, reference
 from janus_dola.kernels.sampling import gumbel_max
-from janus_dola.kernels.types import Decoding, EarlyExit, Head, Scores
+from janus_dola.kernels.types import Decoding, Decodings, EarlyExit, Head, Scores
 
 try:
     from janus_dola.kernels import fused
@@ -46,7 +46,9 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
     return backend
 
 
-def early_exit_scores(hidden_states: Tensor, head: Head, decoding: Decoding, backend: str = "auto") -> Scores:
+def early_exit_scores(
+    hidden_states: Tensor, head: Head, decoding: Decoding | Decodings, backend: str = "auto"
+) -> Scores:
     """The contrasted distribution of each image, without drawing from it.
 
     Args:
@@ -54,22 +56,22 @@ def early_exit_scores(hidden_states: Tensor, head: Head, decoding: Decoding, bac
             final block, all before the final norm. Rows: B conditional, then B unconditional in the same order; without
             guidance, B.
         head: final norm and image head, of the same dtype and device.
-        decoding: guidance, temperature, plausibility and the choice of layer.
+        decoding: guidance, temperature, plausibility and the choice of layer, for all images or of each.
         backend: "auto", "reference", "torch" or "triton".
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
     """
-    _check(hidden_states, head, decoding)
+    decodings = _checked(hidden_states, head, decoding)
     backend = resolve_backend(backend, hidden_states.device, hidden_states.dtype)
     if backend == "triton":
-        return fused.early_exit_scores(hidden_states, head, decoding)
-    return _SCORES[backend](hidden_states, head, decoding)
+        return fused.early_exit_scores(hidden_states, head, decodings)
+    return _SCORES[backend](hidden_states, head, decodings)
 
 
 def early_exit(
     hidden_states: Tensor,
     head: Head,
-    decoding: Decoding,
+    decoding: Decoding | Decodings,
     seeds: Tensor,
     position: int | Tensor,
     backend: str = "auto",
@@ -83,8 +85,8 @@ def early_exit(
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
     """
-    _check(hidden_states, head, decoding)
-    images, device = decoding.images(hidden_states.shape[1]), hidden_states.device
+    decodings = _checked(hidden_states, head, decoding)
+    images, device = len(decodings.temperature), hidden_states.device
     for name, numbers in (("seeds", seeds), ("position", position)):
         if isinstance(numbers, int):
             continue
@@ -95,13 +97,14 @@ def early_exit(
             )
     backend = resolve_backend(backend, device, hidden_states.dtype)
     if backend == "triton":
-        return fused.early_exit(hidden_states, head, decoding, seeds, position)
-    found = _SCORES[backend](hidden_states, head, decoding)
-    code = gumbel_max(found.scores, decoding.temperature, seeds, position)
+        return fused.early_exit(hidden_states, head, decodings, seeds, position)
+    found = _SCORES[backend](hidden_states, head, decodings)
+    code = gumbel_max(found.scores, decodings.temperature, seeds, position)
     return EarlyExit(code, found.layer, found.jsd, found.finite)
 
 
-def _check(hidden_states: Tensor, head: Head, decoding: Decoding) -> None:
+def _checked(hidden_states: Tensor, head: Head, decoding: Decoding | Decodings) -> Decodings:
+    """The settings of each image. What `Decodings` hold is on the device, and nothing waits for it here."""
     shape = list(hidden_states.shape)
     guided = decoding.cfg_weight is not None
     rows = "an even number of rows" if guided else "rows"
@@ -115,8 +118,13 @@ def _check(hidden_states: Tensor, head: Head, decoding: Decoding) -> None:
         raise ValueError(
             f"hidden_states must be on the head's device, {head.norm_weight.device}, got {hidden_states.device}"
         )
-    last = shape[0] - 1
+    last, images = shape[0] - 1, shape[1] // 2 if guided else shape[1]
+    if isinstance(decoding, Decodings):
+        if len(decoding.temperature) != images:
+            raise ValueError(f"decoding must be of {images} images, got {len(decoding.temperature)}")
+        return decoding
     if decoding.premature is None and last == 0:
         raise ValueError("hidden_states must hold at least one candidate layer beside the final one, got 1 layer")
     if decoding.premature is not None and not 0 <= decoding.premature <= last:
         raise ValueError(f"premature must lie in 0 .. {last} for {shape[0]} layers, got {decoding.premature}")
+    return decoding.repeated(images, hidden_states)

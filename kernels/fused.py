@@ -10,8 +10,6 @@ Without a projection guidance follows the norm at once.
 It is one custom operator of torch, so that it runs eagerly, under torch.compile without a graph break and in a CUDA graph.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,7 @@ from janus_dola.kernels.launch import INTERPRETED, unsupported
 from janus_dola.kernels.normalise import normalise
 from janus_dola.kernels.project import project
 from janus_dola.kernels.sweep import scores, sweep
-from janus_dola.kernels.types import Decoding, EarlyExit, Head, Scores
+from janus_dola.kernels.types import Decodings, EarlyExit, Head, Scores
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -34,17 +32,16 @@ def _early_exit(
     code_bias: Tensor | None,
     proj_weight: Tensor | None,
     proj_bias: Tensor | None,
-    cfg_weight: float | None,
-    temperature: float,
-    alpha: float,
-    premature: int | None,
+    cfg_weight: Tensor | None,
+    temperature: Tensor,
+    log_alpha: Tensor,
+    premature: Tensor,
     seeds: Tensor,
     position: Tensor,
     with_scores: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     head = Head(norm_weight, norm_eps, code_weight, code_bias, proj_weight, proj_bias)
-    decoding = Decoding(cfg_weight, temperature, alpha, premature)
-    images = decoding.images(hidden_states.shape[1])
+    decodings, images = Decodings(cfg_weight, temperature, log_alpha, premature), len(temperature)
     # Triton launches on the current device, which need not be that of the tensors.
     with torch.cuda.device_of(hidden_states):
         arrived = torch.empty(images, dtype=torch.int32, device=hidden_states.device)
@@ -53,17 +50,17 @@ def _early_exit(
         else:
             x = project(normalise(hidden_states, head, None, arrived), head, cfg_weight)
         logits = codebook(x, head)
-        drawn = sweep(*logits, arrived, decoding, seeds, position)
-        wanted = scores(*logits, drawn.layer, decoding) if with_scores else logits[0].new_empty(0)
+        drawn = sweep(*logits, arrived, decodings, seeds, position)
+        wanted = scores(*logits, drawn.layer, decodings) if with_scores else logits[0].new_empty(0)
     return drawn.code, drawn.layer, drawn.jsd, drawn.finite, wanted
 
 
 @_early_exit.register_fake
 def _(
     hidden_states, norm_weight, norm_eps, code_weight, code_bias, proj_weight, proj_bias, cfg_weight, temperature,
-    alpha, premature, seeds, position, with_scores,
+    log_alpha, premature, seeds, position, with_scores,
 ):  # fmt: skip
-    images = hidden_states.shape[1] if cfg_weight is None else hidden_states.shape[1] // 2
+    images = temperature.shape[0]
     return (
         hidden_states.new_empty(images, dtype=torch.int64),
         hidden_states.new_empty(images, dtype=torch.int64),
@@ -85,27 +82,26 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _run(
-    hidden_states: Tensor, head: Head, decoding: Decoding, seeds: Tensor, position: Tensor, with_scores: bool
+    hidden_states: Tensor, head: Head, decodings: Decodings, seeds: Tensor, position: Tensor, with_scores: bool
 ) -> tuple[Tensor, ...]:
     return _early_exit(
         hidden_states.contiguous(), head.norm_weight, head.norm_eps, head.code_weight, head.code_bias, head.proj_weight,
-        head.proj_bias, decoding.cfg_weight, decoding.temperature, decoding.alpha, decoding.premature, seeds, position,
-        with_scores,
+        head.proj_bias, decodings.cfg_weight, decodings.temperature, decodings.log_alpha, decodings.premature, seeds,
+        position, with_scores,
     )  # fmt: skip
 
 
-def early_exit_scores(hidden_states: Tensor, head: Head, decoding: Decoding) -> Scores:
+def early_exit_scores(hidden_states: Tensor, head: Head, decodings: Decodings) -> Scores:
     """The contrasted distributions. See `janus_dola.kernels.early_exit` for the arguments."""
-    nothing = torch.zeros(decoding.images(hidden_states.shape[1]), dtype=torch.int64, device=hidden_states.device)
-    greedy = replace(decoding, temperature=0.0)  # nothing is drawn
-    _, layer, jsd, finite, scores = _run(hidden_states, head, greedy, nothing, nothing, with_scores=True)
+    nothing = torch.zeros_like(decodings.premature)  # the code that it draws is not used
+    _, layer, jsd, finite, scores = _run(hidden_states, head, decodings, nothing, nothing, with_scores=True)
     return Scores(scores, layer, jsd, finite)
 
 
 def early_exit(
-    hidden_states: Tensor, head: Head, decoding: Decoding, seeds: Tensor, position: int | Tensor
+    hidden_states: Tensor, head: Head, decodings: Decodings, seeds: Tensor, position: int | Tensor
 ) -> EarlyExit:
     """The next codes. See `janus_dola.kernels.early_exit` for the arguments."""
     if not isinstance(position, Tensor):
         position = torch.full_like(seeds, position)
-    return EarlyExit(*_run(hidden_states, head, decoding, seeds, position, with_scores=False)[:4])
+    return EarlyExit(*_run(hidden_states, head, decodings, seeds, position, with_scores=False)[:4])

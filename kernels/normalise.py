@@ -34,11 +34,11 @@ def _normalise_kernel(
     norm_weight_ptr,  # [D]
     out_ptr,  # [L, B, D], x / 16 in the dtype to multiply in
     arrived_ptr,  # [ARRIVALS] int32, set to 0 for the sweep
+    cfg_weight_ptr,  # [B] fp32, w; anything without guidance
     images,  # B
     arrivals,
     D,
     eps,
-    cfg_weight,
     GUIDED: tl.constexpr,
     BLOCK_D: tl.constexpr,  # >= D
 ):
@@ -50,7 +50,7 @@ def _normalise_kernel(
     x = _rms_norm(tl.load(conditional + d, mask=d < D, other=0.0), weight, D, eps)
     if GUIDED:
         u = _rms_norm(tl.load(conditional + to_unconditional + d, mask=d < D, other=0.0), weight, D, eps)
-        x = u + cfg_weight * (x - u)
+        x = u + tl.load(cfg_weight_ptr + pair % images) * (x - u)
     tl.store(out_ptr + pair.to(tl.int64) * D + d, (x * SHRINK).to(out_ptr.dtype.element_ty), mask=d < D)
     if pair < arrivals:
         tl.store(arrived_ptr + pair, 0)
@@ -68,14 +68,14 @@ def multiplied_dtype(weights: torch.dtype) -> torch.dtype:
     return torch.float32 if weights == torch.float32 else torch.float16
 
 
-def normalise(hidden_states: Tensor, head: Head, cfg_weight: float | None, arrived: Tensor) -> Tensor:
+def normalise(hidden_states: Tensor, head: Head, cfg_weight: Tensor | None, arrived: Tensor) -> Tensor:
     """LN_out of every row; with a `cfg_weight` that of every image, guided.
 
     Args:
         hidden_states: [L, R, D] float32, float16 or bfloat16; R is 2B with a `cfg_weight` (conditional, then
             unconditional), else any number.
         head: its norm is applied.
-        cfg_weight: w, or None.
+        cfg_weight: [B] float32, w of each image; or None.
         arrived: [B] int32 with B <= R, set to zero here for `sweep`.
     Returns:
         [L, R, D], or [L, B, D] with a `cfg_weight`: x / 16 in `multiplied_dtype` of the hidden states.
@@ -86,8 +86,8 @@ def normalise(hidden_states: Tensor, head: Head, cfg_weight: float | None, arriv
     dtype = multiplied_dtype(hidden_states.dtype)
     x = torch.empty(layers, images, hidden, dtype=dtype, device=hidden_states.device)
     _normalise_kernel[(layers * images,)](
-        hidden_states, head.norm_weight, x, arrived, images, len(arrived), hidden, head.norm_eps,
-        cfg_weight if cfg_weight is not None else 1.0,
+        hidden_states, head.norm_weight, x, arrived, x if cfg_weight is None else cfg_weight, images, len(arrived),
+        hidden, head.norm_eps,
         GUIDED=guided, BLOCK_D=triton.next_power_of_2(hidden), num_warps=8, enable_fp_fusion=True,
     )  # fmt: skip
     return x

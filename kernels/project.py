@@ -49,11 +49,11 @@ def _activate_kernel(
     sums_ptr,  # [SPLITS, L * R, E] fp32
     bias_ptr,  # [E]
     out_ptr,  # [L, B, E], y / 16 in the dtype to multiply in
+    cfg_weight_ptr,  # [B] fp32, w; anything without guidance
     images,  # B
     E,
     splits,
     stride,  # L * R * E
-    cfg_weight,
     GUIDED: tl.constexpr,
     SPLITS_PADDED: tl.constexpr,  # to a power of two
     BLOCK_E: tl.constexpr,
@@ -66,7 +66,7 @@ def _activate_kernel(
     y = _gelu(_total(sums, splits, stride, e < E, SPLITS_PADDED) / SHRINK + bias)
     if GUIDED:
         u = _gelu(_total(sums + to_unconditional, splits, stride, e < E, SPLITS_PADDED) / SHRINK + bias)
-        y = u + cfg_weight * (y - u)
+        y = u + tl.load(cfg_weight_ptr + pair % images) * (y - u)
     tl.store(out_ptr + pair.to(tl.int64) * E + e, (y * SHRINK).to(out_ptr.dtype.element_ty), mask=e < E)
 
 
@@ -84,13 +84,13 @@ def _gelu(x):
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
 
 
-def project(x: Tensor, head: Head, cfg_weight: float | None, launch: MatmulLaunch | None = None) -> Tensor:
+def project(x: Tensor, head: Head, cfg_weight: Tensor | None, launch: MatmulLaunch | None = None) -> Tensor:
     """What goes into the last Linear: projected, activated and guided.
 
     Args:
         x: [L, R, D], as `normalise` returns it; R is 2B with guidance (conditional, then unconditional), else B.
         head: its projection is applied.
-        cfg_weight: w, or None.
+        cfg_weight: [B] float32, w of each image; or None.
         launch: block shapes; None takes those of the launch table.
     Returns:
         [L, B, E], y / 16 in the dtype of x.
@@ -111,7 +111,7 @@ def project(x: Tensor, head: Head, cfg_weight: float | None, launch: MatmulLaunc
     )  # fmt: skip
     out = torch.empty(layers, images, width, dtype=x.dtype, device=x.device)
     _activate_kernel[(layers * images, triton.cdiv(width, _BLOCK_E))](
-        sums, head.proj_bias, out, images, width, splits, rows * width, 1.0 if cfg_weight is None else cfg_weight,
+        sums, head.proj_bias, out, out if cfg_weight is None else cfg_weight, images, width, splits, rows * width,
         GUIDED=cfg_weight is not None, SPLITS_PADDED=triton.next_power_of_2(splits), BLOCK_E=_BLOCK_E, num_warps=4,
         enable_fp_fusion=True,
     )  # fmt: skip

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from janus_dola.kernels.packed import PackedHalf
-from janus_dola.kernels.types import Decoding, Head, Scores
+from janus_dola.kernels.types import Decodings, Head, Scores, log_of
 
 LN2 = math.log(2.0)
 
@@ -55,18 +55,20 @@ def _linear(x: Tensor, weight: Tensor | PackedHalf, bias: Tensor | None) -> Tens
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-def guide(rows: Tensor, cfg_weight: float | None) -> Tensor:
+def guide(rows: Tensor, cfg_weight: float | Tensor | None) -> Tensor:
     """Classifier-free guidance: u + w (c - u), rows stacked as all conditional, then all unconditional.
 
     Args:
         rows: [..., 2B, X]; valid on logits, log-probabilities and whatever precedes the last Linear.
-        cfg_weight: w; None leaves the rows as they are, [..., B, X].
+        cfg_weight: w, a number or [B]; None leaves the rows as they are, [..., B, X].
     Returns:
         [..., B, X].
     """
     if cfg_weight is None:
         return rows
     conditional, unconditional = rows.chunk(2, dim=-2)
+    if isinstance(cfg_weight, Tensor):
+        cfg_weight = cfg_weight.unsqueeze(-1)
     return unconditional + cfg_weight * (conditional - unconditional)
 
 
@@ -96,7 +98,10 @@ def select_premature(jsd: Tensor) -> Tensor:
 
 def plausible(log_q_final: Tensor, alpha: float) -> Tensor:
     """V_head = {x : q_N(x) >= alpha max q_N}: [..., V] to [..., V] bool. alpha in [0, 1]; 0 admits all, 1 only the top."""
-    log_alpha = math.log(alpha) if alpha > 0 else -math.inf
+    return _plausible(log_q_final, log_of(alpha))
+
+
+def _plausible(log_q_final: Tensor, log_alpha: float | Tensor) -> Tensor:
     return log_q_final >= log_q_final.amax(-1, keepdim=True) + log_alpha
 
 
@@ -110,34 +115,37 @@ def contrast(log_q_final: Tensor, log_q_premature: Tensor | None, alpha: float) 
     Returns:
         [..., V]. A code with q_M = 0 counts as one with the smallest representable log-probability.
     """
-    ratio = log_q_final
-    if log_q_premature is not None:
-        ratio = log_q_final - log_q_premature.clamp(min=torch.finfo(log_q_final.dtype).min)
-    return ratio.masked_fill(~plausible(log_q_final, alpha), -math.inf)
+    if log_q_premature is None:
+        log_q_premature = torch.zeros_like(log_q_final)
+    return _contrast(log_q_final, log_q_premature, plausible(log_q_final, alpha))
 
 
-def decide(logits: Tensor, finite: Tensor, decoding: Decoding) -> Scores:
+def _contrast(log_q_final: Tensor, log_q_premature: Tensor, admitted: Tensor) -> Tensor:
+    ratio = log_q_final - log_q_premature.clamp(min=torch.finfo(log_q_final.dtype).min)
+    return ratio.masked_fill(~admitted, -math.inf)
+
+
+def decide(logits: Tensor, finite: Tensor, decodings: Decodings) -> Scores:
     """From guided logits to the contrasted distribution.
 
     Args:
         logits: [L, B, V], the final layer last.
         finite: [B] bool, whether the hidden states behind them are finite.
+        decodings: of each image; guidance is in the logits already.
     """
     log_q = torch.log_softmax(logits, -1)
     finite = finite & (logits.abs().amax((0, 2)) < math.inf)  # not so for NaN either
-    final = logits.shape[0] - 1
-    batch = logits.shape[1]
-    if decoding.premature == final:
-        layer = torch.full((batch,), final, device=logits.device)
-        return Scores(contrast(log_q[final], None, decoding.alpha), layer, logits.new_zeros(batch), finite)
+    admitted = _plausible(log_q[-1], decodings.log_alpha.unsqueeze(-1))
+    final, batch = logits.shape[0] - 1, logits.shape[1]
+    layer = torch.full((batch,), final, device=logits.device)
+    if final == 0:  # nothing to contrast with
+        return Scores(_contrast(log_q[0], torch.zeros_like(log_q[0]), admitted), layer, logits.new_zeros(batch), finite)
     jsd = jensen_shannon(log_q[final], log_q[:final])
-    if decoding.premature is None:
-        layer = select_premature(jsd)
-    else:
-        layer = torch.full((batch,), decoding.premature, device=logits.device)
+    layer = torch.where(decodings.premature < 0, select_premature(jsd), decodings.premature)
     image = torch.arange(batch, device=logits.device)
-    scores = contrast(log_q[final], log_q[layer, image], decoding.alpha)
-    return Scores(scores, layer, jsd[layer, image], finite)
+    none = layer == final  # no contrast, as if log q_M were 0
+    scores = _contrast(log_q[final], log_q[layer, image].masked_fill(none.unsqueeze(-1), 0.0), admitted)
+    return Scores(scores, layer, jsd[layer.clamp(max=final - 1), image].masked_fill(none, 0.0), finite)
 
 
 def finite_images(hidden_states: Tensor, images: int) -> Tensor:
@@ -145,11 +153,11 @@ def finite_images(hidden_states: Tensor, images: int) -> Tensor:
     return hidden_states.abs().amax((0, 2)).unflatten(0, (-1, images)).amax(0) < math.inf
 
 
-def early_exit_scores(hidden_states: Tensor, head: Head, decoding: Decoding) -> Scores:
+def early_exit_scores(hidden_states: Tensor, head: Head, decodings: Decodings) -> Scores:
     """The whole stage, one pass over the head per layer. See `janus_dola.kernels.early_exit` for the arguments."""
     logits = []
     for layer in hidden_states:
         z = apply_head(rms_norm(layer, head.norm_weight, head.norm_eps), head)
-        logits.append(guide(z, decoding.cfg_weight))
-    finite = finite_images(hidden_states, decoding.images(hidden_states.shape[1]))
-    return decide(torch.stack(logits), finite, decoding)
+        logits.append(guide(z, decodings.cfg_weight))
+    finite = finite_images(hidden_states, len(decodings.temperature))
+    return decide(torch.stack(logits), finite, decodings)

@@ -6,36 +6,45 @@ from torch import Tensor
 from janus_dola.kernels.philox import gumbel_noise
 
 
-def gumbel_max(scores: Tensor, temperature: float, seeds: Tensor, position: int | Tensor) -> Tensor:
+def gumbel_max(scores: Tensor, temperature: float | Tensor, seeds: Tensor, position: int | Tensor) -> Tensor:
     """A draw from softmax(F / T) as argmax(F / T + G), G from `philox.gumbel_noise`; greedy at T = 0.
 
     Args:
         scores: [B, V], F; -inf is never drawn.
-        temperature: T >= 0.
+        temperature: T >= 0, [B] or a number for all.
         seeds: [B] int64.
         position: of the token in its image: [B] int64, or an int for all.
     Returns:
         [B] int64.
     """
-    if temperature == 0:
-        return scores.argmax(-1)
-    return (scores / temperature + gumbel_noise(seeds, position, scores.shape[-1])).argmax(-1)
+    tempered, greedy = _tempered(scores, temperature)
+    noise = gumbel_noise(seeds, position, scores.shape[-1]).masked_fill(greedy, 0.0)
+    return (tempered + noise).argmax(-1)
 
 
-def multinomial(scores: Tensor, temperature: float, finite: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def _tempered(scores: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
+    """F / T, and which images [B, 1] are greedy: their F stays as it is."""
+    if not isinstance(temperature, Tensor):
+        temperature = torch.full_like(scores[:, 0], temperature)
+    greedy = (temperature == 0).unsqueeze(-1)
+    return scores / temperature.unsqueeze(-1).masked_fill(greedy, 1.0), greedy
+
+
+def multinomial(
+    scores: Tensor, temperature: float | Tensor, finite: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
     """A draw from softmax(F / T) by torch.multinomial, as in upstream loops; greedy at T = 0.
 
     Args:
         scores: [B, V].
-        temperature: T >= 0.
+        temperature: T >= 0, [B] or a number for all.
         finite: [B] bool; an image marked False draws from a uniform distribution, since torch.multinomial would stop the
             whole batch on it.
         generator: None is torch's global one.
     Returns:
         [B] int64.
     """
-    if temperature == 0:
-        return scores.argmax(-1)
-    probabilities = torch.softmax(scores / temperature, -1)
-    probabilities = torch.where(finite[:, None], probabilities, 1.0)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+    tempered, greedy = _tempered(scores, temperature)
+    probabilities = torch.where(finite[:, None], torch.softmax(tempered, -1), 1.0)
+    drawn = torch.multinomial(probabilities, 1, generator=generator)
+    return torch.where(greedy, scores.argmax(-1, keepdim=True), drawn).squeeze(-1)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from janus_dola.kernels import philox
 from janus_dola.kernels.launch import SweepLaunch, sweep_launch_of
-from janus_dola.kernels.types import Decoding
+from janus_dola.kernels.types import Decodings
 
 _LN2 = tl.constexpr(math.log(2.0))
 _TILES_AT_ONCE = tl.constexpr(128)
@@ -71,6 +71,9 @@ def _sweep_kernel(
     tile_sum_ptr,  # [L, B, TILES] fp32
     seeds_ptr,  # [B] int64
     position_ptr,  # [B] int64
+    temperature_ptr,  # [B] fp32, T; 0 is greedy
+    log_alpha_ptr,  # [B] fp32
+    premature_ptr,  # [B] int64, the layer to contrast with, the final one for none; or negative: by JSD
     part_ptr,  # [B, C, PARTS] fp32, parts of the JSD sums; not read without contrast
     race_ptr,  # [B, max(C, 1), PARTS] fp32, the largest F / T + G of a part's codes
     winner_ptr,  # [B, max(C, 1), PARTS] int32, the code it belongs to
@@ -82,26 +85,21 @@ def _sweep_kernel(
     images,
     V,
     tiles,
-    temperature,
-    log_alpha,
-    NUM_LAYERS: tl.constexpr,  # L
-    FIRST: tl.constexpr,  # the candidates are layers FIRST .. FIRST + C - 1
-    CANDIDATES: tl.constexpr,  # C; 0: no contrast
+    CANDIDATES: tl.constexpr,  # C = L - 1
     PARTS: tl.constexpr,  # programs an image
     BLOCK_V: tl.constexpr,
-    GREEDY: tl.constexpr,
-    LAYERS_PADDED: tl.constexpr,  # to powers of two
-    RACES_PADDED: tl.constexpr,
+    RACES_PADDED: tl.constexpr,  # to powers of two
     PARTS_PADDED: tl.constexpr,
 ):
     image, part = tl.program_id(0), tl.program_id(1)
-    FINAL: tl.constexpr = NUM_LAYERS - 1
+    FINAL: tl.constexpr = CANDIDATES
     RACES: tl.constexpr = CANDIDATES if CANDIDATES > 0 else 1
     race = tl.minimum(tl.arange(0, RACES_PADDED), RACES - 1)  # padding repeats the last
-    row = (FIRST + race) * images + image
+    row = race * images + image
     final_max, final_lse = _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, FINAL * images + image, tiles)
     _, lse = _log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles)
-    threshold = final_max + log_alpha
+    threshold = final_max + tl.load(log_alpha_ptr + image)
+    premature = tl.load(premature_ptr + image).to(tl.int32)
     final_logits = logits_ptr + (FINAL * images + image).to(tl.int64) * V
     seed, position = tl.load(seeds_ptr + image), tl.load(position_ptr + image)
 
@@ -119,6 +117,7 @@ def _sweep_kernel(
             log_q = (
                 tl.load(logits_ptr + row.to(tl.int64)[:, None] * V + v[None, :], mask=inside, other=0.0) - lse[:, None]
             )
+            log_q = tl.where(premature == FINAL, 0.0, log_q)  # no contrast: F = log p, and no JSD is asked for
             p, q, d = tl.exp(log_p), tl.exp(log_q), log_q - log_p
             rest = _LN2 - tl.log(1.0 + tl.exp(-tl.abs(d)))
             terms = p * (rest - tl.maximum(d, 0.0)) + q * (rest + tl.minimum(d, 0.0))
@@ -126,9 +125,11 @@ def _sweep_kernel(
             score = tl.where(plausible, -d, float("-inf"))
         else:
             score = tl.broadcast_to(tl.where(plausible, log_p, float("-inf")), [RACES_PADDED, BLOCK_V])
-        if not GREEDY:
-            quad = start // 4 + tl.arange(0, BLOCK_V // 4)
-            score = score / temperature + _gumbel(seed, position, quad)[None, :]
+        # Without noise where T is 0; T is read here, since registers are scarce.
+        temperature = tl.load(temperature_ptr + image)
+        noise = _gumbel(seed, position, start // 4 + tl.arange(0, BLOCK_V // 4))
+        noise = tl.where(temperature > 0, noise, 0.0)
+        score = score / tl.where(temperature > 0, temperature, 1.0) + noise[None, :]
         # the lowest code on a tie
         top = tl.max(score, 1)
         code = tl.min(tl.where(score == top[:, None], v[None, :], V), 1)
@@ -152,19 +153,17 @@ def _sweep_kernel(
             offset = (image * RACES + race)[:, None] * PARTS + every[None, :]
             parts = tl.load(part_ptr + offset, mask=(every < PARTS)[None, :], other=0.0, cache_modifier=".cg")
             jsds = tl.minimum(tl.maximum(0.5 * tl.sum(parts, 1), 0.0), _LN2)
-            jsd = tl.max(jsds, 0)
-            chosen = tl.min(tl.where(jsds == jsd, race, RACES - 1), 0)
-            tl.store(layer_ptr + image, FIRST + chosen)
+            most_diverging = tl.min(tl.where(jsds == tl.max(jsds, 0), race, RACES - 1), 0)
+            layer = tl.where(premature < 0, most_diverging, premature)
+            jsd = tl.sum(tl.where(leaves & (race == layer), jsds, 0.0), 0)
+            chosen = tl.minimum(layer, RACES - 1)  # without contrast all races are the same
+            tl.store(layer_ptr + image, layer)
         else:
             tl.store(layer_ptr + image, FINAL)
         tl.store(jsd_ptr + image, jsd)
 
         # A sum of exponentials is NaN where a logit was not finite.
-        lses = lse
-        if NUM_LAYERS > CANDIDATES + 1:
-            layer = tl.minimum(tl.arange(0, LAYERS_PADDED), FINAL)
-            _, lses = _log_sum_exp(tile_max_ptr, tile_sum_ptr, layer * images + image, tiles)
-        finite = tl.min((tl.abs(lses) < float("inf")).to(tl.int32), 0) == 1
+        finite = tl.min((tl.abs(lse) < float("inf")).to(tl.int32), 0) == 1
         tl.store(finite_ptr + image, finite & (tl.abs(final_lse) < float("inf")))
 
         offset = (image * RACES + chosen) * PARTS + every
@@ -180,13 +179,12 @@ def _scores_kernel(
     tile_max_ptr,  # [L, B, TILES] fp32
     tile_sum_ptr,  # [L, B, TILES] fp32
     layer_ptr,  # [B] int64, M
+    log_alpha_ptr,  # [B] fp32
     scores_ptr,  # [B, V] fp32, F
     images,
     V,
     tiles,
-    log_alpha,
     FINAL: tl.constexpr,
-    CONTRAST: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     image = tl.program_id(0)
@@ -195,11 +193,12 @@ def _scores_kernel(
     final_max, final_lse = _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, final, tiles)
     z = tl.load(logits_ptr + final.to(tl.int64) * V + v, mask=v < V, other=0.0)
     score = z - final_lse
-    if CONTRAST:
-        row = tl.load(layer_ptr + image).to(tl.int32) * images + image
+    layer = tl.load(layer_ptr + image).to(tl.int32)
+    if layer < FINAL:
+        row = layer * images + image
         _, lse = _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles)
         score -= tl.load(logits_ptr + row.to(tl.int64) * V + v, mask=v < V, other=0.0) - lse
-    score = tl.where(z >= final_max + log_alpha, score, float("-inf"))
+    score = tl.where(z >= final_max + tl.load(log_alpha_ptr + image), score, float("-inf"))
     tl.store(scores_ptr + image.to(tl.int64) * V + v, score, mask=v < V)
 
 
@@ -218,7 +217,7 @@ def sweep(
     tile_max: Tensor,
     tile_sum: Tensor,
     arrived: Tensor,
-    decoding: Decoding,
+    decodings: Decodings,
     seeds: Tensor,
     position: Tensor,
     launch: SweepLaunch | None = None,
@@ -228,13 +227,13 @@ def sweep(
     Args:
         logits, tile_max, tile_sum: as `codebook` returns them.
         arrived: [B] int32 zeros.
-        decoding: temperature, plausibility and the choice of layer; guidance is in the logits already.
+        decodings: temperature, plausibility and choice of layer of each image; guidance is in the logits already.
         seeds: [B] int64, one per image.
         position: [B] int64, of the token in its image.
         launch: block shapes; None takes those of the launch table.
     """
     layers, images, codes = logits.shape
-    first, candidates = _candidates(decoding, layers)
+    candidates = layers - 1
     races = max(1, candidates)
     launch = launch or sweep_launch_of(logits)
     parts = min(triton.cdiv(codes, launch.block_codes), launch.max_parts)
@@ -251,10 +250,9 @@ def sweep(
     part_sums, best = (new(images, races, parts, dtype=torch.float32) for _ in range(2))
     winner = new(images, races, parts, dtype=torch.int32)
     _sweep_kernel[(images, parts)](
-        logits, tile_max, tile_sum, seeds, position, part_sums, best, winner, arrived, found.code, found.layer, found.jsd,
-        found.finite, images, codes, tile_max.shape[-1], decoding.temperature, _log_alpha(decoding),
-        NUM_LAYERS=layers, FIRST=first, CANDIDATES=candidates, PARTS=parts, BLOCK_V=launch.block_codes,
-        GREEDY=decoding.temperature == 0, LAYERS_PADDED=triton.next_power_of_2(layers),
+        logits, tile_max, tile_sum, seeds, position, decodings.temperature, decodings.log_alpha, decodings.premature,
+        part_sums, best, winner, arrived, found.code, found.layer, found.jsd, found.finite, images, codes,
+        tile_max.shape[-1], CANDIDATES=candidates, PARTS=parts, BLOCK_V=launch.block_codes,
         RACES_PADDED=triton.next_power_of_2(races), PARTS_PADDED=triton.next_power_of_2(parts),
         num_warps=launch.num_warps, enable_fp_fusion=True,
     )  # fmt: skip
@@ -266,7 +264,7 @@ def scores(
     tile_max: Tensor,
     tile_sum: Tensor,
     layer: Tensor,
-    decoding: Decoding,
+    decodings: Decodings,
     launch: SweepLaunch | None = None,
 ) -> Tensor:
     """F of each image, for those who do not want a code drawn from it.
@@ -274,7 +272,7 @@ def scores(
     Args:
         logits, tile_max, tile_sum: as `codebook` returns them.
         layer: [B] int64, as `sweep` found it.
-        decoding: plausibility and the choice of layer.
+        decodings: plausibility of each image.
         launch: block shapes; None takes those of the launch table.
     Returns:
         [B, V] float32, -inf outside V_head.
@@ -283,20 +281,7 @@ def scores(
     launch = launch or sweep_launch_of(logits)
     found = torch.empty(images, codes, dtype=torch.float32, device=logits.device)
     _scores_kernel[(images, triton.cdiv(codes, launch.block_codes))](
-        logits, tile_max, tile_sum, layer, found, images, codes, tile_max.shape[-1], _log_alpha(decoding),
-        FINAL=layers - 1, CONTRAST=_candidates(decoding, layers)[1] > 0, BLOCK_V=launch.block_codes,
-        num_warps=launch.num_warps, enable_fp_fusion=True,
+        logits, tile_max, tile_sum, layer, decodings.log_alpha, found, images, codes, tile_max.shape[-1],
+        FINAL=layers - 1, BLOCK_V=launch.block_codes, num_warps=launch.num_warps, enable_fp_fusion=True,
     )  # fmt: skip
     return found
-
-
-def _candidates(decoding: Decoding, layers: int) -> tuple[int, int]:
-    """The first layer that may be contrasted with, and how many there are; 0 without contrast."""
-    final = layers - 1
-    if decoding.premature is None:
-        return 0, final
-    return decoding.premature, int(decoding.premature < final)
-
-
-def _log_alpha(decoding: Decoding) -> float:
-    return math.log(decoding.alpha) if decoding.alpha > 0 else -math.inf

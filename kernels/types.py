@@ -4,8 +4,10 @@ Letters: L layers, R rows, B images, D hidden size, E head width, V codes.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from janus_dola.kernels.packed import PackedHalf
@@ -17,6 +19,11 @@ def check_alpha(alpha: float) -> None:
     """Raises ValueError where the plausibility threshold lies outside [0, 1]."""
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+
+
+def log_of(alpha: float) -> float:
+    """log alpha; -inf for 0."""
+    return math.log(alpha) if alpha > 0 else -math.inf
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,48 @@ class Decoding:
     def images(self, rows: int) -> int:
         """B of so many rows R: a conditional and an unconditional one make an image, where there is guidance."""
         return rows if self.cfg_weight is None else rows // 2
+
+    def repeated(self, images: int, like: Tensor) -> "Decodings":
+        """The same for so many images, on the device of a tensor and as precise as its arithmetic."""
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+
+        def full(value: float, dtype: torch.dtype) -> Tensor:
+            return torch.full((images,), value, dtype=dtype, device=like.device)
+
+        return Decodings(
+            None if self.cfg_weight is None else full(self.cfg_weight, dtype),
+            full(self.temperature, dtype),
+            full(log_of(self.alpha), dtype),
+            full(BY_JSD if self.premature is None else self.premature, torch.int64),
+        )
+
+
+BY_JSD = -1  # in place of an index: the layer with the largest JSD
+
+
+@dataclass(frozen=True)
+class Decodings:
+    """`Decoding` of B images as tensors, so that images of different settings share a pass, and a graph reads them anew."""
+
+    cfg_weight: Tensor | None  # [B] float32 (float64 for float64 hidden states); None: no guidance for any image
+    temperature: Tensor  # [B], the same dtype
+    log_alpha: Tensor  # [B], the same dtype; -inf admits every code
+    premature: Tensor  # [B] int64: index into the stack, the last for no contrast; or `BY_JSD`
+
+    @classmethod
+    def of(cls, decodings: Sequence[Decoding], like: Tensor) -> "Decodings":
+        """Guided settings of images, one each, on the device of a float32 or float64 tensor, without waiting for it."""
+        dtype, device = like.dtype, like.device
+
+        def column(values: list, dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+        return cls(
+            column([each.cfg_weight for each in decodings], dtype),
+            column([each.temperature for each in decodings], dtype),
+            column([log_of(each.alpha) for each in decodings], dtype),
+            column([BY_JSD if each.premature is None else each.premature for each in decodings], torch.int64),
+        )
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from janus_dola.devices import upload
 from janus_dola.engine.plan import Plan
 from janus_dola.engine.slots import Slots
 from janus_dola.kernels.block import Place, block, buffer_shape, run_blocks, run_whole
 from janus_dola.kernels.early_exit import early_exit, early_exit_scores
 from janus_dola.kernels.sampling import multinomial
-from janus_dola.kernels.types import EarlyExit
+from janus_dola.kernels.types import Decoding, Decodings, EarlyExit
 from janus_dola.models.parts import JanusParts
 from janus_dola.models.weights import Weights
 
 # Attention looks at a multiple of so many positions: few different shapes, little reading of what is not written yet.
 VISIBLE_MULTIPLE = 64
 _PROMPTS_KEPT = 8
+Rows = tuple[list[int], list[int]]  # token ids of an image's conditional and unconditional row, of the same length
 
 
 def visible_length(written: int) -> int:
@@ -53,20 +55,22 @@ class Decoder:
         self.parts, self.weights, self.plan, self.capacity, self.generator = parts, weights, plan, capacity, generator
         shape = buffer_shape(weights.blocks, 2 * slots, capacity)
         self.keys_values = torch.zeros(shape, dtype=parts.dtype, device=parts.device)
-        wide = torch.float64 if parts.dtype == torch.float64 else torch.float32
         side = int(parts.image_tokens**0.5)
         layers = torch.tensor([*plan.layers, parts.num_layers], device=parts.device)
-        self.slots = Slots(slots, parts.image_tokens, plan.window, side, layers, wide)
+        decodings = plan.decoding.repeated(slots * plan.window, self.keys_values)
+        self.slots = Slots(slots, parts.image_tokens, plan.window, side, layers, decodings)
         self._block = _compiled_block() if plan.engine == "compile" else block
         self.prompts: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # of passes, by the visible length
 
-    def admit(self, slots: Sequence[int], rows: Sequence[tuple[list[int], list[int]]], seeds: Sequence[int]) -> None:
+    def admit(
+        self, slots: Sequence[int], rows: Sequence[Rows], seeds: Sequence[int], decodings: Sequence[Decoding] = ()
+    ) -> None:
         """Images begin in these slots: runs what is new of their prompts, and draws their first codes.
 
         Args:
-            rows: token ids of each image's conditional and unconditional row, of the same length.
             seeds: keys of the noise for the sampler "gumbel".
+            decodings: of each image, or none for the plan's.
         """
         count = len(self.slots.seeds)
         hidden_states = []
@@ -77,10 +81,12 @@ class Decoder:
                 row[:, : len(tokens)] = keys_values
                 row[:, len(tokens) :] = 0  # what is masked must be finite
                 hidden_states.append(last)
-        of_seeds = self._on_device(seeds)
-        first = self._draw(torch.stack(hidden_states, 1), of_seeds, torch.zeros_like(of_seeds))
-        lengths = self._on_device([len(conditional) for conditional, _ in rows])
-        self.slots.admit(self._on_device(slots), lengths, of_seeds, first)
+        of_seeds = upload(seeds, self.parts.device)
+        each = decodings or [self.plan.decoding] * len(slots)
+        of_decodings = Decodings.of(each, self.slots.jsd)
+        first = self._draw(torch.stack(hidden_states, 1), of_decodings, of_seeds, torch.zeros_like(of_seeds))
+        lengths = upload([len(conditional) for conditional, _ in rows], self.parts.device)
+        self.slots.admit(upload(slots, self.parts.device), lengths, of_seeds, of_decodings, first)
 
     def _prompt(self, tokens: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Keys and values [N, S, 2, H, d] of a row of S tokens, and the last hidden states [L, D] of the layers read.
@@ -88,18 +94,13 @@ class Decoder:
         A row is run alone, so that nothing of it depends on the others, and once, as long as it is used.
         """
         if tokens not in self.prompts:
-            weights, embeddings = self.weights, self.parts.embed_text(self._on_device(tokens)).unsqueeze(0)
+            weights, embeddings = self.weights, self.parts.embed_text(upload(tokens, self.parts.device)).unsqueeze(0)
             keys_values, states = run_whole(embeddings, weights.blocks, weights.rotary, self.plan.layers)
             self.prompts[tokens] = keys_values[:, 0], states[:, 0, -1].clone()
             if len(self.prompts) > _PROMPTS_KEPT:
                 self.prompts.popitem(last=False)
         self.prompts.move_to_end(tokens)
         return self.prompts[tokens]
-
-    def _on_device(self, numbers: Sequence[int]) -> Tensor:
-        """Without waiting for what the device has still to do."""
-        on_host = torch.tensor(numbers, pin_memory=self.parts.device.type == "cuda")
-        return on_host.to(self.parts.device, non_blocking=True)
 
     def try_passes(self, visible_lengths: Iterable[int]) -> None:
         """Runs passes over empty slots, so that all they need is compiled and loaded.
@@ -137,14 +138,15 @@ class Decoder:
             F.embedding(fed, self.weights.code_table), self.weights.blocks, self.keys_values, place, self.plan.layers,
             self._block,
         )  # fmt: skip
-        slots.accept(self._draw(states, slots.seeds.repeat_interleave(window), (places + 1).flatten()))
+        seeds = slots.seeds.repeat_interleave(window)
+        slots.accept(self._draw(states, slots.decodings, seeds, (places + 1).flatten()))
 
-    def _draw(self, hidden_states: Tensor, seeds: Tensor, position: Tensor) -> EarlyExit:
-        head, decoding, backend = self.weights.head, self.plan.decoding, self.plan.backend
+    def _draw(self, hidden_states: Tensor, decodings: Decodings, seeds: Tensor, position: Tensor) -> EarlyExit:
+        head, backend = self.weights.head, self.plan.backend
         if self.plan.sampler == "gumbel":
-            return early_exit(hidden_states, head, decoding, seeds, position, backend)
-        found = early_exit_scores(hidden_states, head, decoding, backend)
-        code = multinomial(found.scores, decoding.temperature, found.finite, self.generator)
+            return early_exit(hidden_states, head, decodings, seeds, position, backend)
+        found = early_exit_scores(hidden_states, head, decodings, backend)
+        code = multinomial(found.scores, decodings.temperature, found.finite, self.generator)
         return EarlyExit(code, found.layer, found.jsd, found.finite)
 
     def serves(

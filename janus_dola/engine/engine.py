@@ -3,18 +3,18 @@
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
 from tqdm.auto import tqdm
 
 from janus_dola.checks import Window
+from janus_dola.devices import has_graphs, undisturbed
 from janus_dola.engine.decode import VISIBLE_MULTIPLE, Decoder, visible_length
 from janus_dola.engine.graphs import capture
-from janus_dola.engine.plan import Plan, has_graphs
+from janus_dola.engine.plan import Plan
 from janus_dola.engine.readback import Readback
-from janus_dola.engine.schedule import Job, Queue, bucket_of, positions, window_of
+from janus_dola.engine.schedule import Job, Queue, bucket_of, longest_of, positions, window_of
 from janus_dola.engine.slots import Codes
 from janus_dola.models.parts import JanusParts, SpecialTokens
 from janus_dola.models.weights import WeightReader
@@ -57,19 +57,20 @@ class Engine:
         with tqdm(disable=not progress, unit="tok", leave=False, total=0) as bar:
             while queue.peek() is not None:
                 first = queue.take_together(limit)
-                longest = max(len(job.token_ids) for job in first)
                 # torch.multinomial draws other numbers for a larger batch.
                 exact = plan.sampler == "multinomial" or not has_graphs(self._parts.device)
                 slots = len(first) if exact else bucket_of(len(first))
                 wide = replace(plan, window=window_of(slots, self._parts) if window == "auto" else window)
-                decoder = self._take(wide, slots, longest, generator, strict)
+                decoder = self.take(wide, slots, longest_of(first), generator, strict)
                 try:
-                    yield from _Drawing(decoder, self._special, bar).run(first, queue)
+                    yield from Drawing(decoder, self._special, bar).run(first, queue)
                 finally:
-                    self._give_back(decoder)
+                    self.give_back(decoder)
         queue.raise_error()
 
-    def _take(self, plan: Plan, slots: int, longest: int, generator: torch.Generator | None, strict: bool) -> Decoder:
+    def take(
+        self, plan: Plan, slots: int, longest: int, generator: torch.Generator | None = None, strict: bool = False
+    ) -> Decoder:
         """A decoder for so many slots and prompts of so many tokens: the one that is kept, or a new one."""
         with self._lock, undisturbed(self._parts.device):
             if plan.engine in self._failed and not strict:
@@ -78,6 +79,7 @@ class Engine:
             needs = plan, slots, positions(self._parts, longest, plan.window), generator
             weights = self.weights.read()
             if kept is not None and kept.serves(weights, *needs):
+                kept.plan = plan  # may have another decoding
                 return kept
             del kept  # its memory is free for the new one
             try:
@@ -93,7 +95,7 @@ class Engine:
                 )
             return Decoder(self._parts, weights, replace(plan, engine="eager"), *needs[1:])
 
-    def _give_back(self, decoder: Decoder) -> None:
+    def give_back(self, decoder: Decoder) -> None:
         """Keeps a decoder for the next call, if graphs make that worth while."""
         decoder.prompts.clear()
         if has_graphs(self._parts.device):
@@ -122,64 +124,71 @@ def ready(decoder: Decoder) -> Decoder:
     return decoder
 
 
-class _Drawing:
-    """Images going through the slots of one decoder."""
+class Drawing:
+    """Images going through the slots of one decoder: `jobs` says what each slot draws; None in its place gives it up."""
 
     def __init__(self, decoder: Decoder, special: SpecialTokens, bar: tqdm) -> None:
-        self._decoder, self._special, self._bar = decoder, special, bar
+        self.decoder, self._special, self._bar = decoder, special, bar
         self._window, self._image_tokens = decoder.plan.window, decoder.parts.image_tokens
-        self._jobs: list[Job | None] = [None] * len(decoder.slots.seeds)
+        self.jobs: list[Job | None] = [None] * len(decoder.slots.seeds)
         # Of each slot: codes that are decided for certain, and at the most.
-        self._least, self._most = [0] * len(self._jobs), [0] * len(self._jobs)
+        self.least, self._most = [0] * len(self.jobs), [0] * len(self.jobs)
         self._passes = 0
         self._readback = Readback(decoder.parts.device)
 
     def run(self, first: list[Job], queue: Queue) -> Iterator[tuple[Job, Codes]]:
         """Draws the first jobs, and all further ones that fit into the positions there are."""
-        if self._decoder.plan.sampler == "multinomial":
-            self._admit(list(range(len(first))), first)  # together, as upstream loops draw
+        if self.decoder.plan.sampler == "multinomial":
+            self.admit(list(range(len(first))), first)  # together, as upstream loops draw
         else:
             for slot, new in enumerate(first):
-                self._admit([slot], [new])
-        while any(self._jobs):
-            self._pass()
-            for slot, job in enumerate(self._jobs):
-                if job is None or self._least[slot] < self._image_tokens:
-                    continue
-                codes = self._decoder.slots.codes(slot)
-                self._jobs[slot] = following = queue.take_if(self._fits)
+                self.admit([slot], [new])
+        while any(self.jobs):
+            for slot, job in self.advance():
+                codes = self.decoder.slots.codes(slot)
+                following = queue.take_if(self._fits)
                 if following is not None:
-                    self._admit([slot], [following])
+                    self.admit([slot], [following])
                 yield job, codes
 
     def _fits(self, job: Job) -> bool:
-        plan, parts = self._decoder.plan, self._decoder.parts
-        room = self._decoder.capacity >= positions(parts, len(job.token_ids), self._window)
+        plan, parts = self.decoder.plan, self.decoder.parts
+        room = self.decoder.capacity >= positions(parts, len(job.token_ids), self._window)
         return room and plan.sampler != "multinomial"
 
-    def _admit(self, slots: list[int], jobs: list[Job]) -> None:
+    def admit(self, slots: list[int], jobs: list[Job]) -> None:
+        """Images begin in these slots, which are free."""
         rows = [(job.token_ids, unconditional(job.token_ids, self._special)) for job in jobs]
-        with undisturbed(self._decoder.parts.device):
-            self._decoder.admit(slots, rows, [job.seed for job in jobs])
+        with undisturbed(self.decoder.parts.device):
+            decodings = [job.decoding or self.decoder.plan.decoding for job in jobs]
+            self.decoder.admit(slots, rows, [job.seed for job in jobs], decodings)
         for slot, job in zip(slots, jobs, strict=True):
-            self._jobs[slot], self._least[slot], self._most[slot] = job, 1, 1
+            self.jobs[slot], self.least[slot], self._most[slot] = job, 1, 1
         self._bar.total += len(jobs) * self._image_tokens
         self._bar.update(len(jobs))
+
+    def advance(self) -> list[tuple[int, Job]]:
+        """Runs a pass, and tells which slots are free after it: their images are done, and lie there till others begin."""
+        self._pass()
+        done = [(i, job) for i, job in enumerate(self.jobs) if job and self.least[i] >= self._image_tokens]
+        for slot, _ in done:
+            self.jobs[slot] = None
+        return done
 
     def _pass(self) -> None:
         written = [
             len(job.token_ids) + most - 1 + self._window
-            for job, most in zip(self._jobs, self._most, strict=True)
+            for job, most in zip(self.jobs, self._most, strict=True)
             if job is not None
         ]
-        with undisturbed(self._decoder.parts.device):
-            self._decoder.run(visible_length(max(written)))
+        with undisturbed(self.decoder.parts.device):
+            self.decoder.run(visible_length(max(written)))
         self._passes += 1
         self._most = [min(most + self._window, self._image_tokens) for most in self._most]
         if self._window == 1:  # nothing to be told
-            self._told(self._passes, self._jobs, self._most)
+            self._told(self._passes, self.jobs, self._most)
         else:
-            self._readback.push((self._passes, list(self._jobs)), self._decoder.slots.decided)
+            self._readback.push((self._passes, list(self.jobs)), self.decoder.slots.decided)
             for (passes, jobs), decided in self._readback.arrived():
                 self._told(passes, jobs, decided)
 
@@ -187,14 +196,6 @@ class _Drawing:
         """So many codes of these jobs were decided after so many passes."""
         later = (self._passes - passes) * self._window
         for slot, (job, count) in enumerate(zip(jobs, decided, strict=True)):
-            if job is not None and job is self._jobs[slot]:
-                self._bar.update(count - self._least[slot])
-                self._least[slot], self._most[slot] = count, min(count + later, self._image_tokens)
-
-
-@contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """No gradients, no autocast of the caller's, and kernels launched on the model's own device."""
-    on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), on_device:
-        yield
+            if job is not None and job is self.jobs[slot]:
+                self._bar.update(count - self.least[slot])
+                self.least[slot], self._most[slot] = count, min(count + later, self._image_tokens)

@@ -1,12 +1,12 @@
 """What a user's settings mean for a model of so many blocks on its device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
-from janus_dola.checks import number
-from janus_dola.config import DoLaConfig
+from janus_dola.config import DoLaConfig, decoding_of
+from janus_dola.devices import has_graphs
 from janus_dola.kernels.early_exit import resolve_backend
 from janus_dola.kernels.types import Decoding
 from janus_dola.models.parts import JanusParts
@@ -18,10 +18,10 @@ ENGINES = ("auto", "graph", "compile", "eager")
 
 @dataclass(frozen=True)
 class Plan:
-    """Which layers are read at each token, how a token is chosen from them, and how a pass is run."""
+    """Which layers are read at each token, how a pass is run, and how a token is chosen where an image does not say."""
 
     layers: tuple[int, ...]  # tapped, in ascending order; the final layer N comes after them
-    decoding: Decoding
+    decoding: Decoding = field(compare=False)  # of other images the same passes draw
     sampler: Sampler
     backend: str  # of the early-exit stage: "reference", "torch" or "triton"
     engine: str  # "graph", "compile" or "eager"
@@ -44,14 +44,10 @@ def plan(
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {list(SAMPLERS)}, got {sampler!r}")
-    cfg_weight = number("cfg_weight", cfg_weight)
-    temperature = number("temperature", temperature, " >= 0 (0 is greedy)")
     layers = tuple(dola.layers_to_read(parts.num_layers)) if dola is not None else ()
-    alpha = dola.alpha if dola is not None else 0.0
-    premature = None if dola is not None and dola.premature_layer is None else 0
     return Plan(
         layers,
-        Decoding(cfg_weight, temperature, alpha, premature),
+        decoding_of(layers, dola, cfg_weight, temperature),
         sampler,
         resolve_backend(backend, parts.device, parts.dtype),
         resolve_engine(engine, parts.device),
@@ -73,8 +69,3 @@ def resolve_engine(engine: str, device: torch.device) -> str:
             f"engine 'graph' needs a CUDA device, got {device.type}; 'auto' takes the fastest that runs here"
         )
     return engine
-
-
-def has_graphs(device: torch.device) -> bool:
-    """Whether CUDA graphs can be captured on such a device."""
-    return device.type == "cuda"

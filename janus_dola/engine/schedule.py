@@ -1,13 +1,14 @@
 """Images to draw, and how many of them together: slots, positions and the window."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from janus_dola.checks import WINDOWS
 from janus_dola.engine.decode import visible_length
+from janus_dola.kernels.types import Decoding
 from janus_dola.models.parts import JanusParts
 
 # Images: more make a pass longer, not an image cheaper.
@@ -25,6 +26,7 @@ class Job:
     k: int  # which of the prompt's images
     token_ids: list[int]  # of the prompt
     seed: int
+    decoding: Decoding | None = None  # the plan's
 
 
 class Queue:
@@ -55,12 +57,7 @@ class Queue:
     def take_together(self, limit: Callable[[int], int]) -> list[Job]:
         """The next jobs, as many as may go together when the longest prompt among them has so many tokens; at least one."""
         jobs: list[Job] = []
-
-        def fits(job: Job) -> bool:
-            longest = max(len(each.token_ids) for each in (*jobs, job))
-            return not jobs or len(jobs) < limit(longest)
-
-        while job := self.take_if(fits):
+        while job := self.take_if(lambda job: not jobs or len(jobs) < limit(longest_of((*jobs, job)))):
             jobs.append(job)
         return jobs
 
@@ -68,6 +65,11 @@ class Queue:
         """Raises what reading the next job raised, if it did."""
         if self._error is not None:
             raise self._error
+
+
+def longest_of(jobs: Iterable[Job]) -> int:
+    """Tokens of the longest prompt."""
+    return max(len(job.token_ids) for job in jobs)
 
 
 def positions(parts: JanusParts, prompt_tokens: int, window: int) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from janus_dola.kernels.types import EarlyExit
+from janus_dola.kernels.types import Decodings, EarlyExit
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Slots:
     An empty slot is one whose image is done: it is fed all the same, and nothing comes of it.
     """
 
-    def __init__(self, slots: int, image_tokens: int, window: int, side: int, layers: Tensor, jsd: torch.dtype):
+    def __init__(self, slots: int, image_tokens: int, window: int, side: int, layers: Tensor, decodings: Decodings):
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(slots, *shape, dtype=dtype, device=layers.device)
 
@@ -46,16 +46,20 @@ class Slots:
         self.prompt_tokens = zeros() + 1
         self.decided = zeros() + image_tokens  # how many codes are
         self.passes = zeros()
+        self.decodings = decodings  # [S * W], an image's repeated for each code fed
         self.tokens = zeros(image_tokens + behind)  # decided codes, then guesses
         self.layers = zeros(image_tokens + behind)  # indices into the stack
-        self.jsd = zeros(image_tokens + behind, dtype=jsd)
+        self.jsd = zeros(image_tokens + behind, dtype=decodings.temperature.dtype)
         self.finite = zeros(dtype=torch.bool)
         self._ahead = torch.arange(window, device=layers.device)
 
-    def admit(self, slots: Tensor, prompt_tokens: Tensor, seeds: Tensor, first: EarlyExit) -> None:
+    def admit(self, slots: Tensor, lengths: Tensor, seeds: Tensor, decodings: Decodings, first: EarlyExit) -> None:
         """Images begin in these slots with their first code, which the prompt gave. All [n]; slots int64."""
+        for field in fields(decodings):
+            of_codes = getattr(self.decodings, field.name).view(-1, self.window)
+            of_codes[slots] = getattr(decodings, field.name).unsqueeze(1)
         self.seeds[slots] = seeds
-        self.prompt_tokens[slots] = prompt_tokens
+        self.prompt_tokens[slots] = lengths
         self.decided[slots] = 1
         self.passes[slots] = 0
         self.tokens[slots] = first.code.unsqueeze(1)  # and the first guesses

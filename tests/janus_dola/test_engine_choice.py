@@ -62,8 +62,17 @@ def test_graphs_are_kept_for_calls_of_the_same_kind(mini, steps):
     assert len(steps) == 1
     mini.generate(PROMPTS)
     assert len(steps) == 1
-    mini.generate(PROMPTS, temperature=0.5)
+    mini.generate(PROMPTS, dola=None)
     assert len(steps) == 2
+
+
+def test_other_settings_of_an_image_need_no_other_graph(mini, steps):
+    """Guidance, temperature, plausibility: read from the device in each pass."""
+    looks = [{}, {"temperature": 0.0}, {"cfg_weight": 2.0}, {"dola": DoLaConfig(alpha=0.5)}]
+    expected = [mini.generate(PROMPTS, seed=4, engine="eager", **look).tokens for look in looks]
+    for look, tokens in zip(looks, expected, strict=True):
+        assert torch.equal(mini.generate(PROMPTS, seed=4, **look).tokens, tokens)
+    assert len(steps) == 1
 
 
 def test_graphs_are_not_shared_by_calls_at_the_same_time(mini, steps):

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.checks import WINDOWS
 from janus_dola.engine.decode import Decoder
-from janus_dola.engine.engine import Engine, _Drawing
+from janus_dola.engine.engine import Drawing, Engine
 from janus_dola.engine.plan import plan
 from janus_dola.engine.schedule import positions
 from janus_dola.profiling import half_way
@@ -47,13 +47,13 @@ def errors_on_waiting(run):
 
 def watch_passes(monkeypatch):
     """From now on what waits for the GPU in a pass raises. Returns the list of passes, which grows."""
-    run, seen = _Drawing._pass, []
+    run, seen = Drawing._pass, []
 
     def watched(drawing):
         errors_on_waiting(lambda: run(drawing))
         seen.append(drawing)
 
-    monkeypatch.setattr(_Drawing, "_pass", watched)
+    monkeypatch.setattr(Drawing, "_pass", watched)
     return seen
 
 

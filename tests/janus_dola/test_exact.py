@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from janus_dola.engine.engine import _Drawing
+from janus_dola.engine.engine import Drawing
 from janus_dola.engine.plan import plan
 from janus_dola.engine.schedule import Job
 from janus_dola.pipeline import _all
@@ -76,17 +76,17 @@ def test_the_window_saves_passes(mini):
 def test_codes_do_not_depend_on_the_guesses(mini, monkeypatch, guesses):
     """And with right ones every pass decides W codes."""
     expected = mini.generate(PROMPTS[0], seed=SEED, window=1)
-    passing = _Drawing._pass
+    passing = Drawing._pass
 
     def guess(drawing):
-        slots = drawing._decoder.slots
+        slots = drawing.decoder.slots
         behind = torch.arange(slots.tokens.shape[1]) >= slots.decided.unsqueeze(1)
         right = torch.nn.functional.pad(expected.tokens[0], (0, slots.tokens.shape[1] - 64))
         wrong = {"of nothing": torch.zeros_like(right), "all wrong": (right + 1) % 512, "all right": right}[guesses]
         slots.tokens = torch.where(behind, wrong, slots.tokens)
         passing(drawing)
 
-    monkeypatch.setattr(_Drawing, "_pass", guess)
+    monkeypatch.setattr(Drawing, "_pass", guess)
     found = mini.generate(PROMPTS[0], seed=SEED, window=8)
     assert torch.equal(found.tokens, expected.tokens)
     assert found.passes.item() == {"of nothing": 63, "all wrong": 63, "all right": 8}[guesses]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from janus_dola import DoLaConfig, JanusDoLa, NonFiniteError
+from janus_dola.config import decoding_of
 from janus_dola.engine import engine
 from janus_dola.engine.decode import Decoder
 from janus_dola.engine.plan import plan
@@ -49,6 +50,33 @@ def test_bits_of_an_image_do_not_depend_on_its_neighbours(half, dtype, window):
         seeds[at] = 7
         jobs = [Job(i, i, 0, pipe._prompt_ids(prompt), seeds[i]) for i, prompt in enumerate(prompts)]
         assert same_bits(codes_of(jobs, at), alone)
+
+
+@pytest.mark.parametrize(("dtype", "window"), [(torch.float32, 4), (torch.bfloat16, 2)], ids=str)
+def test_bits_of_an_image_do_not_depend_on_its_neighbours_settings(half, dtype, window):
+    """Guidance, temperature, plausibility and layer are the image's own, baseline included, in the same passes."""
+    pipe, layers = half[dtype], plan_of(half[dtype]).layers
+    looks = [
+        (DoLaConfig(), 5.0, 1.0), (None, 1.0, 0.0), (DoLaConfig(alpha=0.5, premature_layer=layers[0]), 7.0, 0.7),
+        (DoLaConfig(alpha=0.3, premature_layer="final"), 3.0, 1.3), (None, 5.0, 1.0),
+    ]  # fmt: skip
+
+    def codes_of(looks):
+        jobs = [
+            Job(i, i, 0, pipe._prompt_ids(PROMPTS[i % 3]), 7 + i, decoding_of(layers, *look))
+            for i, look in enumerate(looks)
+        ]
+        drawn = pipe._engine.draw(iter(jobs), plan_of(pipe), window, lambda longest: 3)
+        return [codes for _, codes in sorted(drawn, key=lambda found: found[0].index)]
+
+    together = codes_of(looks)
+    for image, look in enumerate(looks):
+        assert same_bits(together[image], codes_of([look] * len(looks))[image])
+    if dtype == torch.float32:  # and they are those of passes that read no more than an image needs
+        for image, (dola, cfg_weight, temperature) in enumerate(looks):
+            alone = pipe.draw([PROMPTS[image % 3]], [7 + image], dola, cfg_weight, temperature)[0]
+            assert torch.equal(alone.tokens, together[image].tokens)
+            assert torch.equal(alone.premature_layers, together[image].premature_layers)
 
 
 def plan_of(pipe):
@@ -124,13 +152,13 @@ def test_images_are_yielded_in_order_however_long_they_take(mini):
 
 def test_a_slot_that_is_free_is_filled_at_once(mini, monkeypatch):
     """No pass is run with an empty slot while images wait."""
-    waiting, passing = [], engine._Drawing._pass
+    waiting, passing = [], engine.Drawing._pass
 
     def watched(drawing):
-        waiting.append(sum(job is not None for job in drawing._jobs))
+        waiting.append(sum(job is not None for job in drawing.jobs))
         passing(drawing)
 
-    monkeypatch.setattr(engine._Drawing, "_pass", watched)
+    monkeypatch.setattr(engine.Drawing, "_pass", watched)
     drawn = list(mini.stream(PROMPTS * 3, max_images=2))
     assert len(drawn) == 9
     alone = next(i for i, busy in enumerate(waiting) if busy < 2)

@@ -70,7 +70,8 @@ def oracle(hidden_states: torch.Tensor, head: Head, decoding: Decoding) -> tuple
     logits = reference.guide(reference.apply_head(normed, head), decoding.cfg_weight)
     log_q = torch.log_softmax(logits, -1)
     finite = reference.finite_images(hidden_states, logits.shape[1])
-    return reference.decide(logits, finite, decoding), reference.jensen_shannon(log_q[-1], log_q[:-1]), log_q[-1]
+    each = decoding.repeated(logits.shape[1], hidden_states)
+    return reference.decide(logits, finite, each), reference.jensen_shannon(log_q[-1], log_q[:-1]), log_q[-1]
 
 
 def assert_accurate(

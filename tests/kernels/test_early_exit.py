@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from janus_dola.kernels import reference
 from janus_dola.kernels.early_exit import early_exit, early_exit_scores
 from janus_dola.kernels.philox import gumbel_noise
 from janus_dola.kernels.sampling import gumbel_max, multinomial
-from janus_dola.kernels.types import Decoding
+from janus_dola.kernels.types import Decoding, Decodings, EarlyExit, Scores
 from tests.kernels.cases import CPU_BACKENDS, random_head, random_hidden, to
 
 BACKEND = pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -48,6 +48,39 @@ def test_of_equal_layers_the_lowest_is_chosen(case):
     twice = torch.stack([hidden[0], hidden[0], hidden[1], hidden[1], hidden[2]])
     once = early_exit_scores(hidden, head, Decoding(), "reference")
     assert torch.equal(early_exit_scores(twice, head, Decoding(), "reference").layer, 2 * once.layer)
+
+
+# Guidance, temperature, plausibility and layer all differ: by JSD, forced ones, none, and the baseline.
+OF_EACH = [
+    Decoding(), Decoding(3.0, 0.0, 0.0), Decoding(1.0, 0.5, 0.5, 0), Decoding(7.5, 2.0, 0.1, 1), Decoding(5.0, 1.0, 0.3, 2),
+    Decoding(5.0, 1.0, 0.0, 2), Decoding(-2.0, 0.0, 1.0, 2),
+]  # fmt: skip
+
+
+@BACKEND
+@pytest.mark.parametrize("with_projection", [True, False])
+def test_bits_of_an_image_do_not_depend_on_its_neighbours_settings(backend, with_projection):
+    images = len(OF_EACH)
+    head, hidden = random_head(16, 16, 50, torch.float32, seed=3), random_hidden(3, images, 16, torch.float32, seed=3)
+    if not with_projection:
+        head = replace(head, proj_weight=None, proj_bias=None)
+    together = Decodings.of(OF_EACH, hidden)
+    drawn = early_exit(hidden, head, together, seeds(images), 3, backend)
+    scored = early_exit_scores(hidden, head, together, backend)
+    for image, decoding in enumerate(OF_EACH):
+        alike_drawn = early_exit(hidden, head, decoding, seeds(images), 3, backend)
+        alike_scored = early_exit_scores(hidden, head, decoding, backend)
+        for found, alike, kind in ((drawn, alike_drawn, EarlyExit), (scored, alike_scored, Scores)):
+            for field in fields(kind):
+                assert torch.equal(getattr(found, field.name)[image], getattr(alike, field.name)[image])
+    assert drawn.layer.tolist()[2:] == [0, 1, 2, 2, 2]
+    assert ((drawn.jsd == 0) == torch.tensor([False] * 4 + [True] * 3)).all()
+
+
+def test_settings_of_another_number_of_images(case):
+    hidden, head = case
+    with pytest.raises(ValueError, match="decoding must be of 4 images, got 3"):
+        early_exit(hidden, head, Decoding().repeated(3, hidden), seeds(4), 0)
 
 
 @BACKEND

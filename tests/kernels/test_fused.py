@@ -65,9 +65,10 @@ def test_all_block_shapes_project(blocks, weight):
     normed = reference.rms_norm(hidden.double(), head.norm_weight, head.norm_eps)
     expected = torch.nn.functional.gelu(linear(normed, head.proj_weight, head.proj_bias))
     x = (normed / 16).to(torch.float32 if dtype == torch.float32 else torch.float16)
-    found = project.project(x, head, weight, blocks)
+    weights = None if weight is None else torch.linspace(weight, weight + 1, images)
+    found = project.project(x, head, weights, blocks)
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-    assert torch.allclose(16 * found.double(), reference.guide(expected, weight), atol=tolerance, rtol=0)
+    assert torch.allclose(16 * found.double(), reference.guide(expected, weights), atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("blocks", launches("codebook"), ids=str)
@@ -109,7 +110,7 @@ def test_640_pairs_of_64_slots_with_two_codes_each():
     head = random_head(33, 17, 70, torch.float32, seed=2)
     hidden = random_hidden(5, 128, 33, torch.float32, seed=2)
     normed = reference.rms_norm(hidden, head.norm_weight, head.norm_eps)
-    logits, _, _ = codebook.codebook(project.project(normed / 16, head, 5.0), head)
+    logits, _, _ = codebook.codebook(project.project(normed / 16, head, torch.full((128,), 5.0)), head)
     expected = reference.guide(reference.apply_head(normed.double(), to(head, torch.float64)), 5.0)
     assert torch.allclose(logits.double(), expected, atol=1e-4)
 
@@ -229,9 +230,10 @@ def test_equal_scores_give_the_lowest_code():
 def test_operator_is_what_torch_expects(decoding):
     head, hidden = random_head(16, 16, 50, torch.float32, seed=3), random_hidden(2, 1, 16, torch.float32, seed=3)
     seeds = torch.arange(decoding.images(2))
+    each = decoding.repeated(len(seeds), hidden)
     arguments = (
         hidden, head.norm_weight, head.norm_eps, head.code_weight, head.code_bias, head.proj_weight, head.proj_bias,
-        decoding.cfg_weight, decoding.temperature, decoding.alpha, decoding.premature, seeds, seeds + 3, True,
+        each.cfg_weight, each.temperature, each.log_alpha, each.premature, seeds, seeds + 3, True,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.janus_dola.early_exit.default, arguments)
 
