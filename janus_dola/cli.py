@@ -3,6 +3,7 @@
 import sys
 import warnings
 
+import torch
 import transformers
 import typer
 
@@ -59,6 +60,9 @@ def run(command: typer.Typer) -> None:
         sys.exit(2)
     except (NonFiniteError, WorkersLostError) as error:
         complain(f"error: {error}")
+        sys.exit(1)
+    except torch.OutOfMemoryError:
+        complain("error: out of memory: draw fewer images at once, take a smaller model or dtype, or --quantize int8")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 MAX_LINE = 2**20  # bytes
-MAX_JSON = 2**24  # bytes of a document that is read whole
+MAX_JSON = 2**22  # bytes of a document that is read whole: a million prompts, in a second
 _MAX_DIGITS = 1000  # of an integer
 _TYPED = ("seed", "parallel_size", "cfg_weight", "alpha", "candidate_layers")  # columns whose cells are JSON
 _JSON = 'must be a JSON list of prompts, or {"prompts": [...]}, each a string or an object'

@@ -23,11 +23,12 @@ from janus_dola.commands.options import (
     ParallelSize,
     PrematureLayer,
     Quantize,
-    Seed,
+    RandomSeed,
     Temperature,
     WindowName,
     dola_of,
     hint_at_mini,
+    parse_seed,
     parse_window,
 )
 from janus_dola.image_files import Recipe, file_name, read_recipe, save_image
@@ -47,7 +48,7 @@ def generate(
     candidate_layers: CandidateLayers = "auto",
     premature_layer: PrematureLayer = None,
     dola: Dola = True,
-    seed: Seed = 0,
+    seed: RandomSeed = "0",
     backend: Backend = "auto",
     engine: EngineName = "auto",
     window: WindowName = "auto",
@@ -76,7 +77,7 @@ def generate(
             raise typer.BadParameter("give a prompt, or --from an image")
         look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer))
         settings = Settings(
-            model, look, parallel_size, seed, image_format, quantize=quantize, window=parse_window(window)
+            model, look, parallel_size, parse_seed(seed), image_format, quantize=quantize, window=parse_window(window)
         )
     hint_at_mini(settings.model)
     pipe = JanusDoLa.from_pretrained(settings.model, device, dtype, quantize=settings.quantize)

@@ -1,5 +1,6 @@
 """Options that commands share, and what their texts mean."""
 
+import random
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -24,6 +25,12 @@ PrematureLayer = Annotated[
 ]
 Dola = Annotated[bool, typer.Option("--dola/--no-dola", help="DoLa, or plain decoding.")]
 Seed = Annotated[int, typer.Option(help="Image k of prompt i has the seed SEED + i * PARALLEL_SIZE + k.")]
+RandomSeed = Annotated[
+    str,
+    typer.Option(
+        "--seed", help='Image k of prompt i has the seed SEED + i * PARALLEL_SIZE + k; "random" or -1 picks one.'
+    ),
+]
 Backend = Annotated[str, typer.Option(help="Of the early-exit stage: auto, reference, torch or triton.")]
 EngineName = Annotated[str, typer.Option("--engine", help="How a pass is run: auto, graph, compile or eager.")]
 WindowName = Annotated[
@@ -53,6 +60,20 @@ def parse_layers(text: str) -> list[int] | Literal["auto"]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f'candidate_layers must be "auto" or integers separated by commas, got {text!r}') from None
+
+
+def parse_seed(text: str) -> int:
+    """A seed; "random", or -1 as other programs send it, picks one. What is drawn says which.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text in ("random", "-1"):
+        return random.getrandbits(48)
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f'seed must be an integer, "random" or -1, got {text!r}') from None
 
 
 def parse_window(text: str) -> Window:
