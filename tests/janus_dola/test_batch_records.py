@@ -190,6 +190,7 @@ def test_a_folder_of_prompts(tmp_path):
         ("a.json", '{"prompts":["a",' + "9" * 4301 + "]}", "is not JSON: an integer of 4301 digits"),
         ("a.json", '{"prompts":' + "[" * 200_000, "is not JSON: nested too deeply"),
         ("a.json", '{"prompts":["' + "a" * 50_000_000 + '"]}', "must be at most 4 MiB of JSON; longer lists are .jsonl"),
+        ("a.json", "[" + "1," * 2**17 + "1]", "must hold at most 131072 prompts, got 131073; longer lists are .jsonl"),
         ("a.json", '{"prompts":["a"],"prompts":["b"]}', "the key 'prompts' stands there twice"),
         ("a.json", '{"0001": {"prompt": "a"}}', "each a string or an object, got {'0001': {'prompt': 'a'}}"),
         ("a.csv", "id,text\n1,a\n", "header must have the key 'prompt', got 'id', 'text'; --prompt-key names another"),
