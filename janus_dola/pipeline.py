@@ -40,6 +40,15 @@ class NonFiniteError(RuntimeError):
         self.images, self.drawn = images, list(drawn)
 
 
+def out_of_memory(images: int) -> str:
+    """What to do where so many images together do not fit into memory, in one line."""
+    fewer = "draw fewer at once (a smaller parallel_size), or " if images > 1 else ""
+    return (
+        f"out of memory with {images} image(s) at once: {fewer}free memory that others use, take a smaller model or dtype, "
+        'or quantize="int8"'
+    )
+
+
 @dataclass(frozen=True)
 class DrawnImage:
     """One image of `JanusDoLa.stream`. T image tokens; tensors are on the CPU."""
@@ -158,6 +167,7 @@ class JanusDoLa:
             ValueError: an argument is out of range; nothing has been drawn then.
             NonFiniteError: hidden states, logits or pixels became NaN or infinite.
             RuntimeError: with `strict`, the pass cannot be compiled or captured.
+            torch.OutOfMemoryError: not one image fits into memory or, with the sampler "multinomial", not all at once.
         """
         prompts = strings(prompts)
         planned = plan(self.parts, dola, cfg_weight, temperature, sampler, backend, engine)
@@ -170,7 +180,7 @@ class JanusDoLa:
         if sampler == "multinomial":  # draws of one generator for all images, so all together
             most = len(jobs)
             generator = None if seed is None else torch.Generator(self.parts.device).manual_seed(base)
-        drawn = _all(self._draw(iter(jobs), planned, window, most, generator, strict, progress))
+        drawn = self._all_that_fit(jobs, planned, window, most, generator, strict, progress)
         shape = (len(prompts), parallel_size)
         seeds = torch.tensor([image.seed for image in drawn])
         if sampler == "multinomial" and seed is None:
@@ -256,6 +266,34 @@ class JanusDoLa:
         window = check_window(window)
         jobs = [Job(i, i, 0, self._prompt_ids(prompt), keys[i]) for i, prompt in enumerate(prompts)]
         return _all(self._draw(iter(jobs), planned, window, len(jobs)))
+
+    def _all_that_fit(
+        self,
+        jobs: list[Job],
+        planned: Plan,
+        window: Window,
+        most: int | None,
+        generator: torch.Generator | None,
+        strict: bool,
+        progress: bool,
+    ) -> list[DrawnImage]:
+        """All images; half as many at once where memory runs out, unless the sampler draws all of them together."""
+        while True:
+            try:
+                return _all(self._draw(iter(jobs), planned, window, most, generator, strict, progress))
+            except torch.OutOfMemoryError:
+                pass
+            # Out of the except clause nothing holds on to the memory of the images.
+            at_once = most or self._fits_together(jobs)
+            self._engine.release()
+            torch.cuda.empty_cache()
+            if planned.sampler == "multinomial" or at_once == 1:
+                raise torch.OutOfMemoryError(out_of_memory(at_once))
+            most = (at_once + 1) // 2
+
+    def _fits_together(self, jobs: list[Job]) -> int:
+        longest = max(len(job.token_ids) for job in jobs)
+        return min(len(jobs), images_that_fit(self.parts, longest, self._engine.kept_bytes))
 
     def check_prompt(self, prompt: str) -> None:
         """Raises ValueError where a prompt is too long for the model."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 MAX_LINE = 2**20  # bytes
-MAX_JSON = 2**24  # bytes of a document that is read whole
+MAX_JSON = 2**22  # bytes of a document that is read whole
+MAX_JSON_PROMPTS = 2**17  # in it; each is checked at every reading, about a second in all
 _MAX_DIGITS = 1000  # of an integer
 _TYPED = ("seed", "parallel_size", "cfg_weight", "alpha", "candidate_layers")  # columns whose cells are JSON
 _JSON = 'must be a JSON list of prompts, or {"prompts": [...]}, each a string or an object'
@@ -97,6 +98,10 @@ def read_json(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
     prompts = found.get("prompts") if isinstance(found, dict) else found
     if not isinstance(prompts, list) or not prompts:
         raise NotThatFormatError(f"{_JSON}, got {'an empty list' if prompts == [] else shown(found)}")
+    if len(prompts) > MAX_JSON_PROMPTS:
+        raise NotThatFormatError(
+            f"must hold at most {MAX_JSON_PROMPTS} prompts, got {len(prompts)}; longer lists are .jsonl, an object a line"
+        )
     for index, prompt in enumerate(prompts):
         yield f"prompt {index}", fields_of(prompt, prompt_key)
 

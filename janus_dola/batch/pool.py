@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from janus_dola.batch.batches import Batch
-from janus_dola.batch.settings import Settings, check_int
+from janus_dola.batch.settings import Settings
 from janus_dola.batch.worker import Drawn, Failed, Worker
+from janus_dola.checks import integer
 from janus_dola.pipeline import JanusDoLa
 
 _ADDRESS = re.compile(r"auto|(ray://)?[^\s/]+:[0-9]{1,5}")
@@ -46,9 +47,9 @@ class Compute:
 
     def __post_init__(self) -> None:
         if self.workers is not None:
-            check_int("workers", self.workers, 1, 2**16)
+            object.__setattr__(self, "workers", integer("workers", self.workers, 1, 2**16))
         if self.batch_size is not None:
-            check_int("batch_size", self.batch_size, 1, 2**16)
+            object.__setattr__(self, "batch_size", integer("batch_size", self.batch_size, 1, 2**16))
         if self.ray_address is not None and not _ADDRESS.fullmatch(self.ray_address):
             raise ValueError(f'ray_address must be "auto", HOST:PORT or ray://HOST:PORT, got {self.ray_address!r}')
         if self.uses_ray and self.device not in (None, "cpu", "cuda"):

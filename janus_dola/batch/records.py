@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from janus_dola.batch.formats import Fields, Malformed, fields_of, shown
-from janus_dola.batch.settings import MAX_PARALLEL_SIZE, MAX_SEED, Look, Settings, Task, check_int
+from janus_dola.batch.settings import Look, Settings, Task
 from janus_dola.batch.sources import Source
+from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, integer
 from janus_dola.config import DoLaConfig
 
 Prompts = str | Path | Iterable[str | Mapping[str, Any]]
@@ -139,12 +140,11 @@ def _checked(index: int, found: Fields, settings: Settings) -> Record:
         _check_unicode(text)
     extra = {key: value for key, value in found.more.items() if key not in _KEYS}
     if size is not None:
-        check_int("parallel_size", size, 1, MAX_PARALLEL_SIZE)
-    if "seed" in given:
-        check_int("seed", given["seed"], 0, MAX_SEED - (size or settings.parallel_size))
-    return Record(
-        index, prompt, name, given.get("seed"), size, _look(given, settings.look), _stored(extra) if extra else extra
-    )
+        size = integer("parallel_size", size, 1, MAX_PARALLEL_SIZE)
+    seed = given.get("seed")
+    if seed is not None:
+        seed = integer("seed", seed, 0, MAX_SEED - (size or settings.parallel_size))
+    return Record(index, prompt, name, seed, size, _look(given, settings.look), _stored(extra) if extra else extra)
 
 
 def _check_unicode(text: str) -> None:

@@ -24,8 +24,9 @@ from janus_dola.batch.pool import Compute, InProcess, Pool, Results
 from janus_dola.batch.records import BadRecord, Numbered, Prompts, Records, numbered, open_records
 from janus_dola.batch.resume import DONE, FAILED, MISSING, delete, states_of
 from janus_dola.batch.run_file import RunFile
-from janus_dola.batch.settings import Settings, Task, check_int
+from janus_dola.batch.settings import Settings, Task
 from janus_dola.batch.worker import Failed
+from janus_dola.checks import integer
 from janus_dola.models.load import HINT_AT_MINI, MINI
 from janus_dola.pipeline import JanusDoLa
 
@@ -91,7 +92,7 @@ def run_batch(
         ImportError: Ray is asked for and not installed.
     """
     if max_prompts is not None:
-        check_int("max_prompts", max_prompts, 1, 2**63)
+        max_prompts = integer("max_prompts", max_prompts, 1, 2**63)
     folder, records = Path(outdir), open_records(prompts, prompt_key)
     order = _Order(records, max_prompts, settings, skip_bad)
     look_into(folder, overwrite)  # so that nothing is made where it is refused

@@ -4,18 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
-from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, Window, check_window
+from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, Window, check_window, integer
 from janus_dola.config import DoLaConfig
 from janus_dola.image_files import ImageFormat, Recipe
 from janus_dola.kernels.types import Decoding
 from janus_dola.models.load import parse_dtype
 from janus_dola.models.quantize import Quantization
-
-
-def check_int(name: str, value: object, low: int, high: int) -> None:
-    """Raises ValueError where a value is no integer, or lies outside low .. high."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name} must be an int in {low} .. {high}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -65,8 +59,8 @@ class Settings:
     window: Window = "auto"
 
     def __post_init__(self) -> None:
-        check_int("parallel_size", self.parallel_size, 1, MAX_PARALLEL_SIZE)
-        check_int("seed", self.seed, 0, MAX_SEED - self.parallel_size)
+        object.__setattr__(self, "parallel_size", integer("parallel_size", self.parallel_size, 1, MAX_PARALLEL_SIZE))
+        object.__setattr__(self, "seed", integer("seed", self.seed, 0, MAX_SEED - self.parallel_size))
         check_window(self.window)
         if self.image_format not in get_args(ImageFormat):
             raise ValueError(f"image_format must be one of {list(get_args(ImageFormat))}, got {self.image_format!r}")

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -220,3 +221,31 @@ def test_errors_and_warnings_in_a_real_shell_are_one_line_each(tmp_path):
     hint, warning = ended.stderr.splitlines()
     assert hint.startswith('Drawing with "mini"')
     assert warning == "janus-dola: warning: candidate_layers outside 1 .. 7 dropped: [99]; [2] remain"
+
+
+@pytest.mark.parametrize("word", ["random", "-1"])
+def test_a_random_seed_is_another_each_time_and_recorded(call, tmp_path, word):
+    seeds = []
+    for run in range(2):
+        status, out, _ = call("generate", "a red circle", "--seed", word, "--outdir", tmp_path / str(run))
+        assert status == 0
+        seeds.append(read_recipe(Path(out.strip())).seed)
+    assert seeds[0] != seeds[1]
+    assert all(0 <= seed < 2**48 for seed in seeds)
+
+
+def test_a_seed_that_is_none_is_refused(call):
+    status, out, err = call("generate", "a red circle", "--seed", "soon")
+    assert (status, out) == (2, "")
+    assert "seed must be an integer, \"random\" or -1, got 'soon'" in err
+
+
+def test_out_of_memory_is_one_line(call, mini, monkeypatch, tmp_path):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n20 GiB")
+
+    monkeypatch.setattr(mini, "stream", full)
+    status, out, err = call("generate", "a red circle", "--outdir", tmp_path)
+    assert (status, out) == (1, "")
+    assert err.splitlines()[-1].startswith("janus-dola: error: out of memory: draw fewer images at once")
+    assert "Tried to allocate" not in err

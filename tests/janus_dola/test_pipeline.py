@@ -190,3 +190,45 @@ def test_mini_draws_what_its_captions_say(mini):
     drawn = mini.generate(captions, dola=None, seed=1)
     right = [check(row[0], text).all_right for row, text in zip(drawn.images, captions, strict=True)]
     assert sum(right) >= 0.75 * len(right)
+
+
+@pytest.fixture
+def memory_for(mini, monkeypatch):
+    """Memory for so many images at once; returns how many each attempt began with."""
+
+    def limit(images):
+        begun, make = [], Decoder.__init__
+
+        def counted(self, parts, weights, plan, slots, *rest):
+            begun.append(slots)
+            if slots > images:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            make(self, parts, weights, plan, slots, *rest)
+
+        monkeypatch.setattr(Decoder, "__init__", counted)
+        return begun
+
+    return limit
+
+
+def test_where_memory_runs_out_half_as_many_images_are_drawn_at_once(mini, memory_for):
+    expected = mini.generate(PROMPTS[:2], 2, seed=3)
+    begun = memory_for(1)
+    found = mini.generate(PROMPTS[:2], 2, seed=3)
+    assert begun == [4, 2, 1, 1, 1, 1] or begun == [4, 2, 1]  # a slot may serve image after image
+    assert torch.equal(found.tokens, expected.tokens)
+    assert found.seeds.tolist() == expected.seeds.tolist()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        ("gumbel", r"out of memory with 1 image\(s\) at once: free memory"),
+        ("multinomial", r"out of memory with 3 image\(s\) at once: draw fewer at once \(a smaller parallel_size\)"),
+    ],
+)
+def test_memory_that_cannot_be_had_is_said_in_one_line(mini, memory_for, sampler, message):
+    memory_for(0)
+    with pytest.raises(torch.OutOfMemoryError, match=message) as raised:
+        mini.generate(PROMPTS[0], 3, sampler=sampler)
+    assert "\n" not in str(raised.value)

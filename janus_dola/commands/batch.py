@@ -1,0 +1,112 @@
+"""`janus-dola batch`: prompts by the thousand, drawn into a folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from janus_dola.batch import Compute, Look, Settings, run_batch
+from janus_dola.batch.manifest import NAME as MANIFEST
+from janus_dola.batch.page import PAGE
+from janus_dola.commands.options import (
+    Alpha,
+    Backend,
+    CandidateLayers,
+    CfgWeight,
+    Device,
+    Dola,
+    Dtype,
+    EngineName,
+    Format,
+    Model,
+    OutDir,
+    ParallelSize,
+    PrematureLayer,
+    Quantize,
+    Temperature,
+    WindowName,
+    dola_of,
+    parse_window,
+)
+from janus_dola.models.load import MINI
+from janus_dola.terminal import complain
+
+
+def batch(
+    prompts: Annotated[
+        str,
+        typer.Option(
+            "--prompts",
+            "--prompt-json",
+            metavar="FILE",
+            help='.json: a list, or {"prompts": [...]}; .jsonl: an object a line, {"prompt": "..."} and if wished id, seed, '
+            "parallel_size, cfg_weight, alpha, candidate_layers; .csv, .tsv: the same in columns; .txt: a prompt a line; "
+            "a folder: a .txt file for each; - is stdin.",
+        ),
+    ],
+    prompt_key: Annotated[
+        str | None, typer.Option(help="Key or column that holds the prompt.", show_default="prompt")
+    ] = None,
+    model: Model = MINI,
+    outdir: OutDir = Path("out_dola"),
+    parallel_size: ParallelSize = 4,
+    cfg_weight: CfgWeight = 5.0,
+    temperature: Temperature = 1.0,
+    alpha: Alpha = 0.1,
+    candidate_layers: CandidateLayers = "auto",
+    premature_layer: PrematureLayer = None,
+    dola: Dola = True,
+    max_prompts: Annotated[int | None, typer.Option(min=1, help="Draw only so many.", show_default="all")] = None,
+    seed: Annotated[int, typer.Option(help="The n-th image of all, from 0, has the seed SEED + n.")] = 0,
+    backend: Backend = "auto",
+    engine: EngineName = "auto",
+    window: WindowName = "auto",
+    device: Device = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    image_format: Format = "jpg",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Record malformed prompts as failed and go on.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what OUTDIR holds of other settings or prompts.")
+    ] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images drawn at once.", show_default="what fits into memory")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Ray actors, each with a GPU or a CPU core.", show_default="this process alone"),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Of a Ray cluster: auto, or HOST:PORT; one actor for each GPU.", show_default="none"),
+    ] = None,
+) -> None:
+    """Draw prompts by the thousand into a folder.
+
+    The same command again goes on where it stopped. OUTDIR gets the images, manifest.jsonl with a line for each, and
+    index.html to look at them.
+    """
+    look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer))
+    settings = Settings(model, look, parallel_size, seed, image_format, dtype, quantize, parse_window(window))
+    compute = Compute(device, backend, engine, workers, ray_address, batch_size)
+    summary = run_batch(
+        prompts,
+        outdir,
+        settings,
+        compute,
+        prompt_key=prompt_key,
+        max_prompts=max_prompts,
+        skip_bad=skip_bad,
+        overwrite=overwrite,
+        progress=True,
+    )
+    there = summary.drawn + summary.kept
+    earlier = f" ({summary.kept} from earlier runs)" if summary.kept else ""
+    typer.echo(f"{there} images of {summary.prompts} prompts in {outdir}{earlier}; see {outdir / PAGE}")
+    if summary.failed:
+        complain(f"{summary.failed} failed: see the lines with an error in {outdir / MANIFEST}")
+    if summary.interrupted:
+        complain(f"interrupted with {summary.left} images to go; the same command goes on")
+        raise typer.Exit(130)
+    if summary.failed:
+        raise typer.Exit(1)

@@ -1,0 +1,132 @@
+"""`janus-dola generate`: one or several prompts, drawn to files."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from janus_dola.batch import Look, Settings
+from janus_dola.commands.options import (
+    Alpha,
+    Backend,
+    CandidateLayers,
+    CfgWeight,
+    Device,
+    Dola,
+    Dtype,
+    EngineName,
+    Format,
+    Model,
+    OutDir,
+    ParallelSize,
+    PrematureLayer,
+    Quantize,
+    RandomSeed,
+    Temperature,
+    WindowName,
+    dola_of,
+    hint_at_mini,
+    parse_seed,
+    parse_window,
+)
+from janus_dola.image_files import Recipe, file_name, read_recipe, save_image
+from janus_dola.models.load import MINI
+from janus_dola.pipeline import JanusDoLa
+
+
+def generate(
+    context: typer.Context,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
+    model: Model = MINI,
+    outdir: OutDir = Path("generated_samples"),
+    parallel_size: ParallelSize = 1,
+    cfg_weight: CfgWeight = 5.0,
+    temperature: Temperature = 1.0,
+    alpha: Alpha = 0.1,
+    candidate_layers: CandidateLayers = "auto",
+    premature_layer: PrematureLayer = None,
+    dola: Dola = True,
+    seed: RandomSeed = "0",
+    backend: Backend = "auto",
+    engine: EngineName = "auto",
+    window: WindowName = "auto",
+    device: Device = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    image_format: Format = "png",
+    metadata: Annotated[
+        bool, typer.Option("--metadata/--no-metadata", help="Write prompt, model and settings into each image.")
+    ] = True,
+    from_image: Annotated[
+        Path | None, typer.Option("--from", help="Draw the image in this file again, by the recipe in its metadata.")
+    ] = None,
+) -> None:
+    """Draw one or several prompts and print the files written."""
+    if from_image is not None:
+        _refuse_other_settings(context)
+        recipe = read_recipe(from_image)
+        prompts, dtype = [recipe.prompt], recipe.dtype
+        look = Look(recipe.cfg_weight, recipe.temperature, recipe.dola)
+        settings = Settings(
+            recipe.model, look, 1, recipe.seed, image_format, quantize=recipe.quantize, window=recipe.window
+        )
+    else:
+        if not prompts:
+            raise typer.BadParameter("give a prompt, or --from an image")
+        look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer))
+        settings = Settings(
+            model, look, parallel_size, parse_seed(seed), image_format, quantize=quantize, window=parse_window(window)
+        )
+    hint_at_mini(settings.model)
+    pipe = JanusDoLa.from_pretrained(settings.model, device, dtype, quantize=settings.quantize)
+    for path in _draw_to_files(pipe, prompts, outdir, settings, backend, engine, metadata):
+        typer.echo(path)
+
+
+def _draw_to_files(
+    pipe: JanusDoLa,
+    prompts: list[str],
+    outdir: Path,
+    settings: Settings,
+    backend: str,
+    engine: str,
+    metadata: bool,
+) -> Iterator[Path]:
+    look = settings.look
+    drawn = pipe.stream(
+        prompts,
+        settings.parallel_size,
+        dola=look.dola,
+        cfg_weight=look.cfg_weight,
+        temperature=look.temperature,
+        seed=settings.seed,
+        backend=backend,
+        engine=engine,
+        window=settings.window,
+        progress=sys.stderr.isatty(),
+    )
+    outdir.mkdir(parents=True, exist_ok=True)
+    dtype = str(pipe.parts.stored_dtype).removeprefix("torch.")
+    for found in drawn:
+        prompt = prompts[found.prompt]
+        recipe = Recipe(
+            settings.model, prompt, found.seed, look.cfg_weight, look.temperature, look.dola, dtype, settings.quantize,
+            settings.window,
+        )  # fmt: skip
+        path = outdir / file_name(found.prompt, prompt, found.k, settings.image_format)
+        save_image(found.image, path, recipe if metadata else None)
+        yield path
+
+
+def _refuse_other_settings(context: typer.Context) -> None:
+    """With --from, everything that decides what is drawn comes from the image."""
+    allowed = {"from_image", "outdir", "backend", "engine", "device", "image_format", "metadata"}
+    given = [
+        name
+        for name in context.params
+        if name not in allowed and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise typer.BadParameter(f"--from takes everything from the image; leave out: {', '.join(given)}")
