@@ -14,6 +14,7 @@ depend on how many other rows there are, which no library promises.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -24,6 +25,7 @@ from janus_dola.kernels.launch import generation_of
 from janus_dola.kernels.matmul import product
 
 COLUMNS = 32  # rows of activations in a tile
+_generation = cache(generation_of)
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,10 @@ def launch_options(outputs: int, bits: int, generation: str) -> dict[str, int]:
     return {
         "BLOCK_O": block_outputs,
         "BLOCK_ROWS": COLUMNS,
-        "BLOCK_D": (128 if block_outputs == 64 else 256) * 16 // bits // (2 if generation in ("gfx942", "sm_89") else 1),
+        "BLOCK_D": (128 if block_outputs == 64 else 256)
+        * 16
+        // bits
+        // (2 if generation in ("gfx942", "sm_89") else 1),
         "num_warps": 4,
         "num_stages": 2 if generation == "gfx942" else 3,
     }
@@ -181,7 +186,7 @@ def normed(rows: Rows, eps: float, weight: Tensor, bias: Tensor | None = None, g
     """
     x, (tiles, count) = rows.weighted, rows.squares.shape
     outputs = len(weight) // 2 if gated else len(weight)
-    options = launch_options(len(weight), x.element_size() * 8, generation_of(x.device))
+    options = launch_options(len(weight), x.element_size() * 8, _generation(x.device))
     out = torch.empty(count, outputs, dtype=x.dtype, device=x.device)
     _normed_kernel[(triton.cdiv(count, COLUMNS), triton.cdiv(len(weight), options["BLOCK_O"]))](
         x, rows.squares, weight, x if bias is None else bias, out, count, tiles, x.shape[1], outputs, eps,
@@ -203,7 +208,7 @@ def added(
         norm_weight: [D]; None where no norm of ours follows: then only `x` of the result is filled.
     """
     count, width = residual.shape
-    options = launch_options(width, x.element_size() * 8, generation_of(x.device))
+    options = launch_options(width, x.element_size() * 8, _generation(x.device))
     tiles = triton.cdiv(width, options["BLOCK_O"])
     out = torch.empty_like(residual)
     has_norm = norm_weight is not None
