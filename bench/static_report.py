@@ -52,7 +52,7 @@ POINTERS = {
     "mixed_ptr": "*fp32", "maximum_ptr": "*fp32", "total_ptr": "*fp32", "squares_ptr": "*fp32", "start_ptr": "*i64",
 }  # fmt: skip
 FLOATS = ("eps", "cfg_weight", "temperature", "log_alpha", "scaling")
-ALIGNED_SIZES = ("D", "E", "V", "tiles", "inputs_a_split", "stride", "K", "O", "I", "positions", "capacity")
+ALIGNED_SIZES = ("D", "E", "V", "tiles", "inputs_a_split", "stride", "K", "width", "positions", "capacity")
 SHAPE, LAYERS, IMAGES = floor.SHAPES["7B"], 5, 16
 
 

@@ -4,9 +4,9 @@
     z    = scaling q k                           over the positions up to the query's own
     out  = sum over chunks of sum exp(z - m) v, over sum over chunks of sum exp(z - m)
 
-Keys are split among programs, in chunks of so many positions counted from the row's first. Each leaves its maximum m, its sum
-of exp(z - m) and its mixture of values; the second launch puts them together, always in the same order. Chunks behind a row's
-last position are not looked at, so a row's bits depend on that row alone, and no mask is made.
+Keys are split among programs, in chunks of so many positions counted from the row's first. Each leaves its maximum m, its
+sum of exp(z - m) and its mixture of values; the second launch puts them together, always in the same order. Chunks behind a
+row's last position are not looked at, so a row's bits depend on that row alone, and no mask is made.
 """
 
 import torch

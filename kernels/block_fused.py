@@ -1,7 +1,7 @@
 """The blocks on a GPU, by kernels of ours: six launches a block, or nine with the library's products.
 
-Written out on tensors they are in `block`, which is their reference. With our own products (`run_blocks`) what a row gives has
-the same bits however many rows are beside it; with the library's (`block_with_library`) that depends on the library.
+Written out on tensors they are in `block`, which is their reference. With our own products (`run_blocks`) what a row gives
+has the same bits however many rows are beside it; with the library's (`block_with_library`) that depends on the library.
 """
 
 from collections.abc import Sequence
@@ -90,5 +90,6 @@ def _attend(qkv: Tensor, weights: BlockWeights, keys_values: Tensor, place: Star
 
 
 def _plain(product: object) -> tuple[Tensor, Tensor | None]:
-    assert isinstance(product, Matrix) and isinstance(product.weight, Tensor)
+    assert isinstance(product, Matrix)
+    assert isinstance(product.weight, Tensor)
     return product.weight, product.bias

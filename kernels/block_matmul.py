@@ -9,8 +9,8 @@ The norm costs no launch and nothing in the loop: a product of norm(x) = x / r *
 product of x * weight, divided by r when all is summed. Whatever writes x writes x * weight too, and its sums of squares, one
 for each tile. (In float16 x * weight must stay below 65504, as x itself.)
 
-Weights are the left operand, as in the codebook. A tile has all inputs, and always `COLUMNS` rows: how a row is summed does not
-depend on how many other rows there are, which no library promises.
+Weights are the left operand, as in the codebook. A tile has all inputs, and always `COLUMNS` rows: how a row is summed does
+not depend on how many other rows there are, which no library promises.
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def _normed_kernel(
     rows,  # N
     tiles,
     D,
-    O,
+    width,  # O
     eps,
     HAS_BIAS: tl.constexpr,
     GATED: tl.constexpr,
@@ -78,8 +78,8 @@ def _normed_kernel(
     OUTPUTS: tl.constexpr = BLOCK_O // 2 if GATED else BLOCK_O
     o = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     # Gates and what they are applied to lie in turn, so that they are multiplied as one.
-    weight_row = tl.program_id(1) * OUTPUTS + local // 2 + local % 2 * O if GATED else o
-    outputs = 2 * O if GATED else O
+    weight_row = tl.program_id(1) * OUTPUTS + local // 2 + local % 2 * width if GATED else o
+    outputs = 2 * width if GATED else width
     total = product(weight_ptr, x_ptr, weight_row, row, outputs, rows, D, 0, D, BLOCK_O, BLOCK_ROWS, BLOCK_D)
 
     # 1 / sqrt(mean(x^2) + eps)
@@ -92,8 +92,8 @@ def _normed_kernel(
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(total, (OUTPUTS, 2, BLOCK_ROWS)), (0, 2, 1)))
         total = gate / (1.0 + tl.exp(-gate)) * up
-    at = out_ptr + row.to(tl.int64)[None, :] * O + o[:, None]
-    tl.store(at, total.to(out_ptr.dtype.element_ty), mask=(o < O)[:, None] & (row < rows)[None, :])
+    at = out_ptr + row.to(tl.int64)[None, :] * width + o[:, None]
+    tl.store(at, total.to(out_ptr.dtype.element_ty), mask=(o < width)[:, None] & (row < rows)[None, :])
 
 
 @triton.jit
@@ -137,18 +137,20 @@ def _added_kernel(
 def _gate_kernel(
     gate_up_ptr,  # [N, 2 I]
     out_ptr,  # [N, I]
-    I,
+    width,  # I
     BLOCK_I: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
-    gate = tl.load(gate_up_ptr + row * 2 * I + i, mask=i < I, other=0.0).to(tl.float32)
-    up = tl.load(gate_up_ptr + row * 2 * I + I + i, mask=i < I, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row * I + i, (gate / (1.0 + tl.exp(-gate)) * up).to(out_ptr.dtype.element_ty), mask=i < I)
+    gate = tl.load(gate_up_ptr + row * 2 * width + i, mask=i < width, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + row * 2 * width + width + i, mask=i < width, other=0.0).to(tl.float32)
+    tl.store(
+        out_ptr + row * width + i, (gate / (1.0 + tl.exp(-gate)) * up).to(out_ptr.dtype.element_ty), mask=i < width
+    )
 
 
 def launch_options(outputs: int, bits: int, generation: str) -> dict[str, int]:
-    """Tile of a product with so many rows of weights. Enough tiles for all multiprocessors; the same for any number of rows."""
+    """Tile of a product with so many outputs: enough tiles for all multiprocessors, and the same for any number of rows."""
     block_outputs = 64 if outputs >= 8192 else 32 if outputs > 2048 else 16
     return {
         "BLOCK_O": block_outputs,
