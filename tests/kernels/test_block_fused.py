@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from janus_dola.kernels.block import BlockWeights, Matrix, Norm, Place, Rotary, attention, run_blocks
+from janus_dola.kernels.block import Place, Rotary, attention, run_blocks
+from tests.kernels.blocks import HIDDEN, in_double, random_block
 from tests.kernels.cases import CPU_BACKENDS
 
 if "triton" not in CPU_BACKENDS:
@@ -21,34 +22,7 @@ from janus_dola.kernels.block_fused import Start
 
 # Largest difference over the largest number, after two blocks. Triton's interpreter cuts bfloat16 off, where a GPU rounds.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 4e-2}
-CAPACITY, HIDDEN, INNER = 320, 72, 80
-
-
-def random_block(heads, key_value_heads, size, bias, dtype, generator, device="cpu") -> BlockWeights:
-    def normal(*shape, scale=1.0):
-        return (torch.randn(*shape, generator=generator) * scale).to(dtype).to(device)
-
-    def matrix(outputs, inputs):
-        return Matrix(normal(outputs, inputs, scale=inputs**-0.5), normal(outputs) if bias else None)
-
-    return BlockWeights(
-        Norm(1 + normal(HIDDEN, scale=0.2), 1e-6), matrix((heads + 2 * key_value_heads) * size, HIDDEN),
-        matrix(HIDDEN, heads * size), Norm(1 + normal(HIDDEN, scale=0.2), 1e-6), matrix(2 * INNER, HIDDEN),
-        matrix(HIDDEN, INNER), heads, key_value_heads, size, size**-0.5,
-    )  # fmt: skip
-
-
-def in_double(weights: BlockWeights) -> BlockWeights:
-    def matrix(m):
-        return Matrix(m.weight.double(), None if m.bias is None else m.bias.double())
-
-    def norm(n):
-        return Norm(n.weight.double(), n.eps)
-
-    return replace(
-        weights, attention_norm=norm(weights.attention_norm), qkv=matrix(weights.qkv), output=matrix(weights.output),
-        mlp_norm=norm(weights.mlp_norm), gate_up=matrix(weights.gate_up), down=matrix(weights.down),
-    )  # fmt: skip
+CAPACITY = 320
 
 
 def rotary_of(size, dtype=torch.float64) -> Rotary:
