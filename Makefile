@@ -58,6 +58,8 @@ static-report: .venv/ready .venv-triton-3.6/ready  ## compile the fused kernels 
 	$(BIN)/python bench/static_report.py
 	PYTHONPATH=.venv-triton-3.6 $(BIN)/python bench/forecast.py
 	$(BIN)/python bench/forecast.py
+	PYTHONPATH=.venv-triton-3.6 $(BIN)/python bench/forecast_step.py
+	$(BIN)/python bench/forecast_step.py
 
 gpu-check:  ## accuracy, then speed, of the kernels on the GPU here; STAGE=head for one of its stages (uses python3)
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
