@@ -5,7 +5,7 @@
     pass = blocks x (six launches, with a microsecond after each) + head stage + OUTSIDE
 
 Times of launches are made as in `forecast.py`: the longest of memory, cache and instructions. Attention moves the keys and
-values of all visible positions, and as many of its programs run at once on a multiprocessor as have room for their registers.
+values of all visible positions; as many of its programs run at once on a multiprocessor as have room for their registers.
 The floor is `floor.decode_pass` over the same 3.0 TB/s: each weight, key and value read once.
 """
 
@@ -104,8 +104,8 @@ def markdown(by_version: dict[str, list[dict]]) -> str:
     """The forecast as tables: passes, then the launches of a block."""
     text = [
         "# A forecast of a pass on one H100: no line of this was measured", "",
-        "Made by `make static-report` from compiled code; `bench/forecast_step.py` says how. bfloat16, 4 candidates, guidance,",
-        f"{VISIBLE} positions visible, blocks by our own kernels.",
+        "Made by `make static-report` from compiled code; `bench/forecast_step.py` says how. bfloat16, 4 candidates,",
+        f"guidance, {VISIBLE} positions visible, blocks by our own kernels.",
     ]  # fmt: skip
     for version, rows in by_version.items():
         steps = [Step(**row | {"launches": [Launch(**launch) for launch in row["launches"]]}) for row in rows]
