@@ -58,10 +58,12 @@ static-report: .venv/ready .venv-triton-3.6/ready  ## compile the fused kernels 
 	$(BIN)/python bench/static_report.py
 	PYTHONPATH=.venv-triton-3.6 $(BIN)/python bench/forecast.py
 	$(BIN)/python bench/forecast.py
+	PYTHONPATH=.venv-triton-3.6 $(BIN)/python bench/forecast_step.py
+	$(BIN)/python bench/forecast_step.py
 
-gpu-check:  ## accuracy, then speed, of the fused kernels on the GPU here (uses python3, not an environment)
+gpu-check:  ## accuracy, then speed, of the kernels on the GPU here; STAGE=head for one of its stages (uses python3)
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(PYTHON) bench/gpu_check.py
+	$(PYTHON) bench/gpu_check.py $(STAGE)
 
 tune:  ## measure the kernels' launch parameters anew on the GPU here (uses python3, too)
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .

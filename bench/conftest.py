@@ -3,6 +3,7 @@
 pytest bench --benchmark-only --device cuda --benchmark-json=record.json
 """
 
+import json
 import os
 import platform
 import subprocess
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 def pytest_addoption(parser):
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.addoption("--device", choices=("cpu", "cuda"), default=default, help="where benchmarks run")
+    parser.addoption("--lines", type=Path, help="a file that each benchmark is added to when it is done, one a line")
 
 
 def pytest_generate_tests(metafunc):
@@ -46,7 +48,7 @@ def device(request) -> str:
 
 
 @pytest.fixture
-def timed(benchmark, device):
+def timed(benchmark, device, request):
     """Times calls of the same work on different inputs; each round makes all of them once."""
 
     def run(
@@ -64,7 +66,14 @@ def timed(benchmark, device):
             benchmark.extra_info.update(asdict(work))
         benchmark.pedantic(together, rounds=rounds, warmup_rounds=min(2, rounds // 3), iterations=1)
 
-    return run
+    yield run
+    lines = request.config.getoption("--lines")
+    if lines is not None and benchmark.stats is not None:
+        stats = benchmark.stats.stats
+        numbers = {key: getattr(stats, key) for key in ("median", "q1", "q3", "rounds")}
+        found = {"name": request.node.name, "extra_info": benchmark.extra_info, "stats": numbers}
+        with lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(found) + "\n")
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):

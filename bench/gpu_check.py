@@ -1,16 +1,28 @@
-"""Accuracy and speed of the fused kernels and the decode engine on the GPU at hand, in one command: `make gpu-check`.
+"""Accuracy and speed of the kernels and the decode engine on the GPU at hand, in stages that each end within ten minutes.
 
-Runs the tests that need a GPU, compute-sanitizer where it is installed, and the benchmarks. Writes check_<gpu>.md and
-bench_<gpu>.json into bench/results, from which `make report` makes the pages. Exits with 1 when anything failed, a test was
-skipped, or there is no GPU.
+    python bench/gpu_check.py head          # one stage
+    make gpu-check                          # all of them, the most valuable first; STAGE=head for one
+
+    correct   kernels compiled by all processors at once, then the head stage and the blocks against float64
+    head      the early-exit stage and its launches against the floor
+    step      one pass over images half way drawn
+    images    whole images, beside the plain loop and transformers
+    rest      all tests that need a GPU, compute-sanitizer, other libraries' pieces
+
+What is found is written as it comes, into $OUT or bench/results: check_<gpu>.md and bench_<gpu>.json, from which
+`make report` makes the pages. A part that is not done in its time is ended and said to be so. Exits with 1 when anything
+failed, was skipped or ended, or there is no GPU.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 from xml.etree import ElementTree
@@ -20,118 +32,163 @@ import torch
 import typer
 from conftest import made_with
 from records import RESULTS, read
+from timing import ceilings
 
 ROOT = Path(__file__).parent.parent
-ACCURACY = ["tests/kernels/test_fused_on_gpu.py", "tests/janus_dola/test_engine_on_gpu.py"]
-SANITIZED = "tests/kernels/test_fused_on_gpu.py::test_all_rows_and_layers"
-BENCHMARKS = ("test_head_stage", "test_step", "test_generation", "test_launches", "test_pieces")
-NOT_MEASURED = "not measured"
+LIMIT = 570  # seconds a stage may take, so that its end is within ten minutes
+PYTEST = [sys.executable, "-m", "pytest", "-q"]
 
 
-def run_tests(report: Path) -> dict:
-    """Runs the tests that need a GPU. Returns counts, seconds and the names of those that did not pass."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *ACCURACY,
-        "-m",
-        "gpu",
-        f"--junitxml={report}",
-        "-q",
-        "-ra",
-        "--tb=short",
-    ]
-    finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    print(finished.stdout[-8000:], flush=True)
-    if not report.exists():
-        raise typer.Exit(1)
-    suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
-    counts = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
-    bad = [case.get("name") for case in suite.iter("testcase") if len(case.findall("failure") + case.findall("error"))]
-    return counts | {"seconds": float(suite.get("time")), "not_passed": bad}
+@dataclass(frozen=True)
+class Part:
+    """One command of a stage."""
+
+    name: str
+    command: tuple[str, ...]
+    seconds: int  # it may take
+    makes: str = "log"  # "tests": a report of pytest; "times": benchmarks; "sanitizer"
 
 
-def sanitize() -> dict[str, str]:
-    """What compute-sanitizer says of the kernels at odd sizes."""
-    program = shutil.which("compute-sanitizer")
-    if program is None:
-        return dict.fromkeys(("memcheck", "racecheck"), f"{NOT_MEASURED}: compute-sanitizer is not installed")
-    found = {}
-    for tool in ("memcheck", "racecheck"):
-        only = f"{SANITIZED}[2-3]"  # compiled already; each tool slows kernels down a hundredfold
-        command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", only, "-q"]
-        try:
-            finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-        except subprocess.TimeoutExpired:
-            found[tool] = f"{NOT_MEASURED}: not done after 60 s"
-            continue
-        summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", finished.stdout)
-        found[tool] = summary[-1] if summary else f"{NOT_MEASURED}: {finished.stdout[-200:].strip()}"
-        if summary and finished.returncode != 0:
-            found[tool] = f"FAILED: {found[tool]}"
-    return found
+def _tests(name: str, seconds: int, *arguments: str) -> Part:
+    return Part(name, (*PYTEST, *arguments, "-m", "gpu", "-ra", "--tb=short"), seconds, "tests")
 
 
-def benchmark(record: Path) -> int:
-    """Runs the benchmarks file by file, adding to the record after each. Returns how many files failed."""
-    failed, partial = 0, record.with_suffix(".part")
-    record.unlink(missing_ok=True)
-    for name in BENCHMARKS:
-        command = [sys.executable, "-m", "pytest", f"bench/{name}.py", "--benchmark-only", "--device", "cuda", "-q"]
-        command += ["--benchmark-columns=median,iqr,rounds", f"--benchmark-json={partial}"]
-        failed += subprocess.run(command, cwd=ROOT, check=False).returncode != 0
-        if not partial.exists():
-            continue
-        found = json.loads(partial.read_text(encoding="utf-8"))
-        if record.exists():
-            before = json.loads(record.read_text(encoding="utf-8"))
-            found = before | {"benchmarks": before["benchmarks"] + found["benchmarks"]}
-        record.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        partial.unlink()
-    return failed
-
-
-def summary(made: dict, tests: dict, sanitizer: dict[str, str]) -> str:
-    """What was checked, in short."""
-    return (
-        f"# Checks on {made['device']}\n\nMade by `make gpu-check`: "
-        + ", ".join(f"{name} {value}" for name, value in made.items() if name != "device")
-        + f".\n\nTests: {tests['tests']} run, {tests['failures'] + tests['errors']} failed, {tests['skipped']} skipped, "
-        + f"{tests['seconds']:.0f} s; not passed: {', '.join(tests['not_passed']) or 'none'}.\n\n"
-        + "\n".join(f"compute-sanitizer {tool}: {said}." for tool, said in sanitizer.items())
-        + "\n"
+def _times(file: str, seconds: int, *arguments: str) -> Part:
+    return Part(
+        file, (*PYTEST, f"bench/{file}.py", "--benchmark-only", "--device", "cuda", *arguments), seconds, "times"
     )
 
 
+def _sanitizer(tool: str) -> Part:
+    only = "tests/kernels/test_fused_on_gpu.py::test_all_rows_and_layers[2-3]"
+    command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *PYTEST, only)
+    return Part(tool, command, 140, "sanitizer")
+
+
+STAGES = {
+    "correct": [
+        Part("compiling", (sys.executable, "bench/compiling.py"), 150),
+        _tests("quick tests", 240, "tests/kernels/test_quick_on_gpu.py"),
+        _tests("engines", 170, "tests/janus_dola/test_engine_on_gpu.py", "-k", "all_engines or one_launch or cpu"),
+    ],
+    "head": [_times("test_head_stage", 360), _times("test_launches", 200)],
+    "step": [_times("test_step", 270, "-k", "1B"), _times("test_step", 290, "-k", "7B")],
+    "images": [_times("test_generation", 200, "-k", "1B"), _times("test_generation", 360, "-k", "7B")],
+    "rest": [
+        _tests("engine tests", 170, "tests/janus_dola/test_engine_on_gpu.py"),
+        _times("test_pieces", 60),
+        _tests("kernel tests", 200, "tests/kernels/test_fused_on_gpu.py"),
+        _sanitizer("memcheck"),
+    ],
+}
+
+Runner = Callable[[tuple[str, ...], float, Path], int | None]
+
+
+def run(command: tuple[str, ...], seconds: float, log: Path) -> int | None:
+    """Runs a command in the repository's root, its output into a file. Its exit status; None if it was not done in time."""
+    cached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if "compute-sanitizer" in command[0] else {}
+    with log.open("w", encoding="utf-8") as output:
+        try:
+            return subprocess.run(
+                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, timeout=seconds, env=os.environ | cached
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return None
+
+
+class Check:
+    """Runs the parts of a stage one after the other, and writes what each has found before the next begins."""
+
+    def __init__(self, made: dict[str, str], outdir: Path, runner: Runner, now: Callable[[], float]) -> None:
+        name = re.sub(r"[^a-z0-9]+", "_", made["device"].lower()).strip("_")
+        self.page, self.record = outdir / f"check_{name}.md", outdir / f"bench_{name}.json"
+        self._made, self._outdir, self._runner, self._now = made, outdir, runner, now
+
+    def stage(self, stage: str, ceilings_of: Callable[[], dict]) -> int:
+        """Returns how many parts did not pass."""
+        began, bad = self._now(), 0
+        self._say(f"\n## {stage}\n\n" + ", ".join(f"{name} {value}" for name, value in self._made.items()) + "\n")
+        if any(part.makes == "times" for part in STAGES[stage]):
+            self._add({"machine_info": self._made, "ceilings": ceilings_of()}, [])
+        for part in STAGES[stage]:
+            seconds = min(part.seconds, LIMIT - (self._now() - began))
+            said = self._part(stage, part, seconds) if seconds >= 1 else "NOT DONE: no time was left"
+            self._say(f"- {part.name}: {said}")
+            bad += said.startswith(("FAILED", "NOT DONE"))
+        return bad
+
+    def _part(self, stage: str, part: Part, seconds: float) -> str:
+        if part.makes == "sanitizer" and shutil.which(part.command[0]) is None:
+            return f"not measured: {part.command[0]} is not installed"
+        label = f"{stage}_{part.name.replace(' ', '_')}_{len(list(self._outdir.glob('*.log')))}"
+        log, found = self._outdir / f"{label}.log", self._outdir / f"{label}.part"
+        option = {"tests": (f"--junitxml={found}",), "times": (f"--lines={found}",)}.get(part.makes, ())
+        began = self._now()
+        status = self._runner((*part.command, *option), seconds, log)
+        took = f"{self._now() - began:.0f} s"
+        said = took
+        if part.makes == "times" and found.exists():
+            lines = [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            self._add({}, lines)
+            said = f"{len(lines)} times, {took}"
+        elif part.makes == "tests" and found.exists():
+            counts, names = _suite(found)
+            said = (
+                f"{counts['tests']} run, {counts['skipped']} skipped, {took}; not passed: {', '.join(names) or 'none'}"
+            )
+            if status == 0 and (counts["skipped"] or counts["tests"] == 0):
+                status = 1
+        elif part.makes == "sanitizer":
+            said = f"{' '.join(re.findall(r'SUMMARY: (.*)', log.read_text(encoding='utf-8')))} {took}"
+        found.unlink(missing_ok=True)
+        if status is None:
+            return f"NOT DONE within {seconds:.0f} s; {said}"
+        return f"FAILED: {said}; see {log.name}" if status else said
+
+    def _add(self, about: dict, benchmarks: list[dict]) -> None:
+        """To the record of this GPU; a benchmark that it has already is replaced."""
+        old = json.loads(self.record.read_text(encoding="utf-8")) if self.record.exists() else {"benchmarks": []}
+        new = {found["name"] for found in benchmarks}
+        kept = [found for found in old["benchmarks"] if found["name"] not in new]
+        whole = json.dumps(old | about | {"benchmarks": kept + benchmarks}, indent=1) + "\n"
+        self.record.write_text(whole, encoding="utf-8")
+
+    def _say(self, text: str) -> None:
+        print(text, flush=True)
+        with self.page.open("a", encoding="utf-8") as page:
+            page.write(text + "\n")
+
+
+def _suite(report: Path) -> tuple[dict[str, int], list[str]]:
+    """Counts, and the names of the tests that did not pass, of a report that pytest has written."""
+    suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
+    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+    cases = suite.iter("testcase")
+    return counts, [case.get("name", "") for case in cases if len(case.findall("failure") + case.findall("error"))]
+
+
 def main(
-    outdir: Annotated[Path, typer.Option(help="Where the results go.")] = RESULTS,
+    stages: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(STAGES)}; all if none is named.")] = None,
+    outdir: Annotated[Path | None, typer.Option(help="Where results go; $OUT, or bench/results without it.")] = None,
 ) -> None:
-    """Check and time the fused kernels and the decode engine on this GPU."""
+    """Check and time the kernels and the decode engine on this GPU."""
+    for stage in stages or ():
+        if stage not in STAGES:
+            raise typer.BadParameter(f"a stage must be one of {list(STAGES)}, got {stage!r}")
     if not torch.cuda.is_available():
         print("gpu-check: torch sees no GPU here", file=sys.stderr)
         raise typer.Exit(1)
-    started = time.time()
+    outdir = outdir or Path(os.environ.get("OUT", RESULTS))
     outdir.mkdir(parents=True, exist_ok=True)
-    made = made_with("cuda")
-    print(made, flush=True)
-    name = re.sub(r"[^a-z0-9]+", "_", made["device"].lower()).strip("_")
-    tests = run_tests(outdir / "gpu_tests.xml")
-    (outdir / "gpu_tests.xml").unlink()
-    sanitizer = sanitize()
-    text = summary(made, tests, sanitizer)
-    (outdir / f"check_{name}.md").write_text(text, encoding="utf-8")
-    print(text, flush=True)
-    record = outdir / f"bench_{name}.json"
-    failed = benchmark(record)
-    if record.exists():
-        print(tables.report(read(record)), flush=True)
-    bad = tests["failures"] + tests["errors"] + tests["skipped"] + failed
-    bad += sum(said.startswith("FAILED") for said in sanitizer.values())
-    if bad or tests["tests"] == 0:
-        print(f"gpu-check: {bad} checks did not pass: {tests['not_passed']}", file=sys.stderr)
+    check = Check(made_with("cuda"), outdir, run, time.monotonic)
+    bad = sum(check.stage(stage, lambda: vars(ceilings("cuda"))) for stage in stages or STAGES)
+    if check.record.exists():
+        print(tables.report(read(check.record)), flush=True)
+    if bad:
+        print(f"gpu-check: {bad} parts did not pass", file=sys.stderr)
         raise typer.Exit(1)
-    print(f"gpu-check: all passed in {time.time() - started:.0f} s; `make report` puts the times into the pages")
+    print("gpu-check: all passed; `make report` puts the times into the pages")
 
 
 if __name__ == "__main__":

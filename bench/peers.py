@@ -32,8 +32,12 @@ def seed_loop(
     dola: DoLaConfig | None,
     cfg_weight: float = 5.0,
     temperature: float = 1.0,
+    most: int | None = None,
 ) -> Tensor:
-    """Draws from torch's global generator, for a model of transformers' family: [images, T] codes on the CPU."""
+    """Draws from torch's global generator, for a model of transformers' family: [images, T] codes on the CPU.
+
+    `most` ends images after so many codes, for measurement.
+    """
     model = pipe.model.model
     ln_out, phi = model.language_model.norm, model.generation_head
     layers = [] if dola is None else dola.layers_to_read(pipe.parts.num_layers)
@@ -44,7 +48,7 @@ def seed_loop(
 
     inputs = model.language_model.get_input_embeddings()(_rows(pipe, prompt, images))
     cache, tokens = None, []
-    for _ in range(pipe.parts.image_tokens):
+    for _ in range(most or pipe.parts.image_tokens):
         output = model.language_model(
             inputs_embeds=inputs, past_key_values=cache, use_cache=True, output_hidden_states=True
         )

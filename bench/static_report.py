@@ -27,7 +27,7 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from janus_dola.kernels import codebook, matmul, normalise, project, sweep
+from janus_dola.kernels import block_attention, block_matmul, codebook, matmul, normalise, project, sweep
 from janus_dola.kernels.launch import TABLE
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,10 +50,32 @@ POINTERS = {
     "sums_ptr": "*fp32", "race_ptr": "*fp32", "winner_ptr": "*i32", "scores_ptr": "*fp32", "seeds_ptr": "*i64",
     "position_ptr": "*i64", "code_ptr": "*i64", "layer_ptr": "*i64", "finite_ptr": "*i1", "arrived_ptr": "*i32",
     "cfg_weight_ptr": "*fp32", "temperature_ptr": "*fp32", "log_alpha_ptr": "*fp32", "premature_ptr": "*i64",
+    "mixed_ptr": "*fp32", "maximum_ptr": "*fp32", "total_ptr": "*fp32", "squares_ptr": "*fp32", "start_ptr": "*i64",
 }  # fmt: skip
-FLOATS = ("eps",)
-ALIGNED_SIZES = ("D", "E", "V", "tiles", "inputs_a_split", "stride")
+FLOATS = ("eps", "scaling")
+ALIGNED_SIZES = ("D", "E", "V", "tiles", "inputs_a_split", "stride", "K", "width", "positions", "capacity")
 SHAPE, LAYERS, IMAGES = floor.SHAPES["7B"], 5, 16
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Sizes of a language model's blocks; each head has keys of its own."""
+
+    name: str
+    hidden: int
+    number: int
+    heads: int
+    inner: int
+
+    @property
+    def head_size(self) -> int:
+        """d."""
+        return self.hidden // self.heads
+
+
+BLOCKS = {
+    name: BlockShape(name, *sizes) for name, sizes in {"1B": (2048, 24, 16, 5632), "7B": (4096, 30, 32, 11008)}.items()
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +120,34 @@ def cases(generation: str, table: dict) -> list[Case]:
         one = {"project": "rows", "codebook": "pairs"}.get(kernel, "images")
         found.append(replace(case, what=f"{case.what}, {one} = 1", constants=case.constants | {one: 1}, requested=None))
         found.append(replace(case, what=f"{case.what}, odd sizes", aligned=False, requested=None))
-    return found
+    return found + [case for blocks in BLOCKS.values() for case in block_cases(generation, blocks)]
+
+
+def block_cases(generation: str, shape: BlockShape, window: int = 1) -> list[Case]:
+    """The kernels of a block, in the order in which they are launched (`gate` stands beside the library's products)."""
+    hidden, heads, size, inner = shape.hidden, shape.heads, shape.head_size, shape.inner
+    attention = {"WINDOW": window, "SIZE": size, "BLOCK_SIZE": size, "CHUNK": block_attention.CHUNK}
+    queries = {"HEADS": heads, "GROUPS": 1, "BLOCK_QUERIES": max(16, triton.next_power_of_2(window))}
+
+    def product(kernel: str, what: str, outputs: int, constants: dict) -> Case:
+        options = block_matmul.launch_options(outputs, 16, generation)
+        warps, stages = options.pop("num_warps"), options.pop("num_stages")
+        what = f"{what}, {options['BLOCK_O']} x {options['BLOCK_ROWS']} x {options['BLOCK_D']}, {stages} stages"
+        return Case(generation, kernel, what, 16, constants | options, warps, stages)
+
+    tiles = triton.cdiv(hidden, block_matmul.launch_options(hidden, 16, generation)["BLOCK_O"])
+    normed = {"HAS_BIAS": False, "TILES_PADDED": triton.next_power_of_2(tiles)}
+    added = {"HAS_BIAS": False, "HAS_NORM": True}
+    return [
+        product("normed", f"qkv, {shape.name}", 3 * hidden, normed | {"GATED": False}),
+        Case(generation, "attention", f"window {window}, {heads} heads", 16, attention | queries, 4),
+        Case(generation, "combine", f"window {window}, 16 chunks", 16, attention | {"CHUNKS_PADDED": 16}, 4),
+        product("added", f"output, {shape.name}", hidden, added),
+        product("normed", f"gate and up, {shape.name}", 2 * inner, normed | {"GATED": True}),
+        product("added", f"down, {shape.name}", hidden, added),
+        Case(generation, "gate", shape.name, 16, {"BLOCK_I": 1024}, 4),
+        Case(generation, "weigh", shape.name, 16, {"BLOCK_D": triton.next_power_of_2(hidden)}, 8),
+    ]
 
 
 def matmul_case(generation: str, kernel: str, entry: dict) -> Case:
@@ -141,14 +190,22 @@ KERNELS = {
     "codebook": codebook._codebook_kernel,
     "sweep": sweep._sweep_kernel,
     "scores": sweep._scores_kernel,
+    "normed": block_matmul._normed_kernel,
+    "attention": block_attention._attention_kernel,
+    "combine": block_attention._combine_kernel,
+    "added": block_matmul._added_kernel,
+    "gate": block_matmul._gate_kernel,
+    "weigh": block_matmul._weigh_kernel,
 }
+PRODUCTS = ("project", "codebook", "normed", "added")
 
 
 def compiled(case: Case) -> triton.compiler.CompiledKernel:
     """Compiles a case, as a launch with such arguments would."""
     kernel = KERNELS[case.kernel]
     weights = "*bf16" if case.bits == 16 else "*fp32"
-    multiplied = "*fp16" if case.bits == 16 else "*fp32"
+    of_head = case.kernel in ("project", "activate", "normalise", "codebook")  # multiplies in float16
+    multiplied = "*fp16" if case.bits == 16 and of_head else weights
     signature, aligned = {}, []
     for index, name in enumerate(kernel.arg_names):
         if name in case.constants:
@@ -186,7 +243,7 @@ def build(case: Case) -> dict:
         "shared_memory": found.metadata.shared,
         "shared_memory_limit": SHARED_MEMORY[case.generation],
         "matrix_instruction": next((n for n, p in MATRIX_INSTRUCTIONS.items() if re.search(p, assembly)), None),
-        "weight_load_bytes": weight_load_bytes(assembly) if case.kernel in ("project", "codebook") else None,
+        "weight_load_bytes": weight_load_bytes(assembly) if case.kernel in PRODUCTS else None,
         "loop_cycles": max(map(cycles.warp_cycles, bodies), default=None),
         "counts_in_order": counts_in_order(found.asm["ptx"]) if case.kernel == "sweep" and "ptx" in found.asm else None,
         "requested_bytes": case.requested,

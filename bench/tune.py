@@ -2,27 +2,28 @@
 
     python bench/tune.py        # `make tune`
 
-For every bucket of 16-bit weights it times all block shapes that compile, in a CUDA graph over weights larger than the
-cache, at the sizes of Janus-Pro that fall into the bucket, and keeps the one with the smallest geometric mean of times.
+For every bucket of 16-bit weights it times twelve block shapes around the present one, in a CUDA graph over weights larger
+than the cache, at the sizes of Janus-Pro that fall into the bucket, and keeps the one with the smallest geometric mean of
+times. The table is written after each bucket: a run that is cut short loses one.
 """
 
 import itertools
 import json
 import math
+import os
 import statistics
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import floor
 import torch
-import triton
 import typer
 from cases import guided, random_cases
 from timing import in_graph
 from timing import seconds as seconds_of
 from tqdm import tqdm
-from triton.runtime.errors import OutOfResources
 
 from janus_dola.kernels.codebook import codebook
 from janus_dola.kernels.launch import TABLE, MatmulLaunch, SweepLaunch, generation_of
@@ -32,18 +33,15 @@ from janus_dola.kernels.sweep import sweep
 
 LAYERS = 5
 SHAPES = ("1B", "7B")
-BLOCK_OUTPUTS = {"project": (16, 32, 64, 128), "codebook": (64, 128, 256)}
-SWEEPS = [SweepLaunch(*choice) for choice in itertools.product((512, 1024, 2048, 4096), (8, 16, 32, 64), (4, 8, 16))]
+SWEEPS = [SweepLaunch(*choice) for choice in itertools.product((512, 1024, 2048), (32, 64), (4, 8))]
 
 
-def launches(kernel: str, columns: int) -> list[MatmulLaunch]:
-    """What is tried for so many columns: a block of 16 at the least, which fills a matrix instruction; 256 at most."""
-    block_columns = min(256, max(16, triton.next_power_of_2(columns)))
-    splits = (2, 4, 8) if kernel == "project" else (1,)
-    choices = itertools.product(
-        BLOCK_OUTPUTS[kernel], (block_columns,), (64, 128, 256), (4, 8), (2, 3, 4, 5, 6), splits
-    )
-    return [MatmulLaunch(*choice) for choice in choices]
+def launches(entry: dict) -> list[MatmulLaunch]:
+    """What is tried in place of an entry: outputs of a tile, inputs of a turn, turns under way."""
+    outputs = sorted({max(16, entry["block_outputs"] // 2), max(32, entry["block_outputs"])})
+    choices = itertools.product(outputs, (64, 128), (3, 4, 5))
+    splits = entry.get("splits", 1)
+    return [MatmulLaunch(o, entry["block_columns"], i, entry["num_warps"], s, splits) for o, i, s in choices]
 
 
 def columns_of(kernel: str, images: int) -> int:
@@ -79,7 +77,8 @@ def best(choices: list, calls_of, cases_of_shapes: list) -> object:
     for choice in tqdm(choices, leave=False):
         try:
             seconds = [seconds_a_call(calls_of(cases, choice)) for cases in cases_of_shapes]
-        except OutOfResources:
+        except Exception as error:  # whatever keeps one choice from running is no reason to lose the others
+            print(f"left out {choice}: {error}", file=sys.stderr)
             continue
         mean = math.exp(sum(map(math.log, seconds)) / len(seconds))
         if mean < shortest:
@@ -130,6 +129,13 @@ def dump(table: dict) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
+def write(table: dict, dry_run: bool) -> None:
+    """Into the package, and where $OUT says; that is what is left of a machine that is given back."""
+    paths = ([] if dry_run else [TABLE]) + ([Path(os.environ["OUT"]) / TABLE.name] if "OUT" in os.environ else [])
+    for path in paths:
+        path.write_text(dump(table), encoding="utf-8")
+
+
 def main(
     dry_run: Annotated[bool, typer.Option(help="Print the result, and leave the table as it is.")] = False,
 ) -> None:
@@ -145,14 +151,16 @@ def main(
                 continue
             images = images_of(entry, kernel)
             names = [name for name in SHAPES if entry_of(table[generation][kernel], kernel, name, images) is entry]
-            found = best(launches(kernel, columns_of(kernel, images)), calls_of, prepared(names, images))
-            entry |= {name: value for name, value in asdict(found).items() if name in entry}
+            found = best(launches(entry), calls_of, prepared(names, images))
+            if found is not None:
+                entry |= {name: value for name, value in asdict(found).items() if name in entry}
             print(kernel, entry, flush=True)
+            write(table, dry_run)
     found = best(SWEEPS, sweep_calls, [cases for images in (1, 4, 16) for cases in prepared(["7B"], images)])
-    table[generation]["sweep"] = {name: getattr(found, name) for name in SweepLaunch.__dataclass_fields__}
+    if found is not None:
+        table[generation]["sweep"] = {name: getattr(found, name) for name in SweepLaunch.__dataclass_fields__}
     print("sweep", table[generation]["sweep"])
-    if not dry_run:
-        TABLE.write_text(dump(table), encoding="utf-8")
+    write(table, dry_run)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,24 @@
-"""The loop of both matrix products of the fused stage: a few rows of activations times weights that are read once.
+"""The loop of all matrix products: a few rows of activations times weights that are read once.
 
 Weights are the left operand: they fill the 64 rows that the matrix instructions of Hopper want, and the few rows of
-activations are padded to 16 only. bfloat16 weights become float16 in registers, which costs fewer instructions than the
-loads leave idle; a float16 copy of them would cost memory, and go stale when the model is trained.
+activations are padded. bfloat16 weights become float16 in registers where activations are, which costs fewer instructions
+than the loads leave idle; a float16 copy of them would cost memory, and go stale when the model is trained.
 """
 
 import triton
 import triton.language as tl
+
+from janus_dola.kernels.launch import INTERPRETED
+
+_WIDENED = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def dot(a, b, total):
+    """total + a b, float32. Triton's interpreter knows no products of bfloat16; in float32 they are the same."""
+    if _WIDENED and a.dtype == tl.bfloat16:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision="ieee")
 
 
 @triton.jit
@@ -34,5 +46,5 @@ def product(
         x = tl.load(x_rows + i[:, None], mask=(i < inputs)[:, None] & (column < columns)[None, :], other=0.0)
         if w.dtype != x.dtype:
             w = w.to(tl.float32).to(x.dtype)  # a shift, and one instruction that rounds two
-        total = tl.dot(w, x, total, input_precision="ieee")
+        total = dot(w, x, total)
     return total

@@ -13,6 +13,8 @@ from janus_dola.kernels.types import Decoding, Head, Scores
 JSD_TOLERANCE = 1e-4
 # float16 products of the fused kernels: the JSD of small random heads with sharp logits, where nothing averages out.
 JSD_TOLERANCE_OF_SMALL_HEADS = 4e-3
+# float32 alone, summed in the order of the kernels, is off by up to 1.1e-5 at the sizes of Janus-Pro-7B.
+TOTAL_VARIATION_OF_LARGE_HEADS = 5e-5
 TOTAL_VARIATION = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 
 
@@ -99,7 +101,9 @@ def assert_accurate(
         margin = 1e-2 if hidden_states.dtype in (torch.bfloat16, torch.float16) else 1e-3
         same &= (distance.abs() > margin).all(-1)
     difference = total_variation(found.scores, expected.scores)[same]
-    assert (difference <= TOTAL_VARIATION[hidden_states.dtype]).all(), difference.max()
+    large = hidden_states.dtype == torch.float32 and hidden_states.shape[-1] >= 2048
+    most = TOTAL_VARIATION_OF_LARGE_HEADS if large else TOTAL_VARIATION[hidden_states.dtype]
+    assert (difference <= most).all(), difference.max()
     return int(same.sum())
 
 

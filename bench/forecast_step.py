@@ -1,0 +1,143 @@
+"""A forecast of a whole pass on an H100 with the block kernels, from compiled code alone. Nothing is measured.
+
+    python bench/forecast_step.py     # part of `make static-report`
+
+    pass = blocks x (six launches, with a microsecond after each) + head stage + OUTSIDE
+
+Times of launches are made as in `forecast.py`: the longest of memory, cache and instructions. Attention moves the keys and
+values of all visible positions; as many of its programs run at once on a multiprocessor as have room for their registers.
+The floor is `floor.decode_pass` over the same 3.0 TB/s: each weight, key and value read once.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import cycles
+import floor
+import forecast
+import static_report
+import triton
+import typer
+from forecast import AROUND, CACHE, CLOCK, DTYPE, GAP, GPU, MEMORY, MULTIPROCESSORS, Launch
+from static_report import BLOCKS, BlockShape, Case
+
+from janus_dola.kernels.block_attention import CHUNK
+
+VISIBLE = 384  # positions, half way through an image
+OUTSIDE = (
+    25 * 1.6e-6
+)  # seconds of what stands around blocks and head: embedding, positions, accepting; 25 small launches
+REGISTERS = 65536  # of a multiprocessor
+CASES = [("1B", 1, 1), ("1B", 4, 1), ("1B", 4, 8), ("7B", 1, 1), ("7B", 4, 1), ("7B", 16, 1)]  # shape, images, window
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is forecast of a pass; times in seconds."""
+
+    shape: str
+    images: int
+    window: int
+    blocks: int
+    launches: list[Launch]  # of a block
+    head: float
+    floor: float
+
+    @property
+    def seconds(self) -> float:
+        """The forecast."""
+        return self.blocks * sum(launch.seconds + GAP for launch in self.launches) + self.head + OUTSIDE
+
+
+def step(name: str, images: int, window: int) -> Step:
+    """A pass over images half way drawn, with DoLa and guidance."""
+    shape, rows = BLOCKS[name], 2 * images * window
+    cases = [case for case in static_report.block_cases(GPU, shape, window) if case.kernel not in ("gate", "weigh")]
+    found = [_launch(case, shape, images, window) for case in cases]
+    head = sum(launch.seconds + GAP for launch in forecast.launches(name, images * window))
+    hidden, inner = shape.hidden, shape.inner
+    weights = shape.number * (4 * hidden * hidden + 3 * hidden * inner)
+    key_values = shape.number * 2 * hidden * VISIBLE
+    least = floor.decode_pass(weights, key_values, floor.SHAPES[name], forecast.LAYERS, images, window, DTYPE)
+    assert rows <= 64, "more rows than the products are made for"
+    return Step(name, images, window, shape.number, found, head, least.bytes / MEMORY)
+
+
+def _launch(case: Case, shape: BlockShape, images: int, window: int) -> Launch:
+    compiled = static_report.compiled(case)
+    code = static_report.machine_code(compiled.asm)
+    rows, hidden = 2 * images, shape.hidden
+    if case.kernel in ("normed", "added"):
+        outputs, inputs, written = {
+            "qkv": (3 * hidden, hidden, 3 * hidden),
+            "output": (hidden, hidden, 2 * hidden),
+            "gate and up": (2 * shape.inner, hidden, shape.inner),
+            "down": (hidden, shape.inner, 2 * hidden),
+        }[case.what.split(",")[0]]
+        columns, constants = rows * window, case.constants
+        of_columns = triton.cdiv(columns, constants["BLOCK_ROWS"])
+        tiles = triton.cdiv(outputs, constants["BLOCK_O"]) * of_columns
+        body = max(cycles.loops(code), key=len)
+        blocks = constants["BLOCK_O"] * constants["BLOCK_ROWS"] * constants["BLOCK_D"]
+        turn = max(cycles.warp_cycles(body), len(body) * case.num_warps // 4, 2 * blocks // forecast.OPERATIONS)
+        took = triton.cdiv(tiles, MULTIPROCESSORS) * triton.cdiv(inputs, constants["BLOCK_D"]) * turn / CLOCK
+        asked = outputs * inputs * of_columns + columns * (inputs * tiles // of_columns + written)
+        memory = outputs * inputs * DTYPE.itemsize / MEMORY
+        return Launch(shape.name, images, case.kernel, case.what, memory, asked * DTYPE.itemsize / CACHE, took)
+    chunks = VISIBLE // CHUNK
+    partial = 4 * rows * window * hidden * chunks
+    programs, moved, seconds = (
+        (rows * shape.heads * chunks, partial, rows * 2 * hidden * VISIBLE * DTYPE.itemsize / MEMORY)
+        if case.kernel == "attention"
+        else (rows * window * shape.heads, partial, 0.0)
+    )
+    registers, _ = static_report.resources(GPU, compiled.asm)
+    at_once = MULTIPROCESSORS * max(1, REGISTERS // (registers * 32 * case.num_warps))
+    issued = triton.cdiv(programs, MULTIPROCESSORS) * len(code) * case.num_warps // 4
+    took = max(triton.cdiv(programs, at_once) * cycles.warp_cycles(code), issued) / CLOCK + AROUND
+    return Launch(shape.name, images, case.kernel, case.what, seconds, moved / CACHE, took)
+
+
+def markdown(by_version: dict[str, list[dict]]) -> str:
+    """The forecast as tables: passes, then the launches of a block."""
+    text = [
+        "# A forecast of a pass on one H100: no line of this was measured", "",
+        "Made by `make static-report` from compiled code; `bench/forecast_step.py` says how. bfloat16, 4 candidates,",
+        f"guidance, {VISIBLE} positions visible, blocks by our own kernels.",
+    ]  # fmt: skip
+    for version, rows in by_version.items():
+        steps = [Step(**row | {"launches": [Launch(**launch) for launch in row["launches"]]}) for row in rows]
+        text += ["", f"## Triton {version}", "", "Milliseconds.", ""]
+        text += ["| | images | window | blocks | head | pass | floor | floor / pass |", "|" + "---|" * 8]
+        for each in steps:
+            blocks = each.seconds - each.head - OUTSIDE
+            times = [f"{1e3 * t:.2f}" for t in (blocks, each.head, each.seconds, each.floor)]
+            cells = [each.shape, each.images, each.window, *times, f"{each.floor / each.seconds:.0%}"]
+            text.append("| " + " | ".join(map(str, cells)) + " |")
+        text += ["", "Microseconds of the launches of a block.", ""]
+        text += ["| | images | window | launch | configuration | memory | cache | instructions | forecast |"]
+        text += ["|" + "---|" * 9]
+        for each in steps:
+            for one in each.launches:
+                times = [f"{1e6 * t:.1f}" for t in (one.memory, one.cache, one.instructions, one.seconds)]
+                cells = [each.shape, each.images, each.window, one.kernel, one.configuration, *times]
+                text.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(text) + "\n"
+
+
+def main(outdir: Annotated[Path, typer.Option(help="Where the forecast goes.")] = static_report.RESULTS) -> None:
+    """Forecast passes for this version of Triton, beside those already in the folder."""
+    outdir.mkdir(parents=True, exist_ok=True)
+    record = outdir / "forecast_step.json"
+    by_version = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    by_version[triton.__version__] = [asdict(step(*case)) for case in CASES]
+    by_version = dict(sorted(by_version.items()))
+    record.write_text(json.dumps(by_version, indent=1) + "\n", encoding="utf-8")
+    (outdir / "forecast_step.md").write_text(markdown(by_version), encoding="utf-8")
+    print(f"{len(CASES)} passes: {outdir / 'forecast_step.md'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

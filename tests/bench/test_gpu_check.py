@@ -1,0 +1,130 @@
+"""The stages of `make gpu-check`, run dry: a clock that only the parts move, and no GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
+import gpu_check
+import records
+
+ROOT = gpu_check.ROOT
+MADE = {"device": "NVIDIA Invented", "torch": "2.11"}
+CEILINGS = {"bytes_per_second": 1e12, "operations_per_second": {"bfloat16": 1e15}}
+TESTS = '<testsuites><testsuite tests="3" failures="0" errors="0" skipped="{}"><testcase name="a"/></testsuite></testsuites>'
+
+
+class Machine:
+    """Runs nothing: each part takes some share of its time, and leaves what it would."""
+
+    def __init__(self, share=1.0, skipped=0):
+        self.time, self.share, self.skipped, self.commands = 0.0, share, skipped, []
+
+    def run(self, command, seconds, log):
+        self.commands.append((self.time, command, seconds))
+        log.write_text("...")
+        self.time += seconds * min(1.0, self.share)
+        for argument in command:
+            if argument.startswith("--lines="):
+                facts = {"calls": 2, "dtype": "bfloat16"}
+                stats = {"median": 1e-3, "q1": 1e-3, "q3": 1e-3}
+                line = {"name": f"{command[3]}[{len(self.commands)}]", "extra_info": facts, "stats": stats}
+                # the second was being written when the part was ended
+                Path(argument.removeprefix("--lines=")).write_text(json.dumps(line) + "\n" + '{"name": "cut')
+            if argument.startswith("--junitxml="):
+                Path(argument.removeprefix("--junitxml=")).write_text(TESTS.format(self.skipped))
+        return 0 if self.share < 1 else None
+
+    def check(self, outdir):
+        return gpu_check.Check(MADE, outdir, self.run, lambda: self.time)
+
+
+@pytest.fixture(autouse=True)
+def sanitizer_is_there(monkeypatch):
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda program: program)
+
+
+@pytest.mark.parametrize("stage", gpu_check.STAGES)
+def test_a_stage_ends_within_ten_minutes_though_all_its_parts_hang(stage, tmp_path):
+    machine = Machine(share=1.0)
+    bad = machine.check(tmp_path).stage(stage, lambda: CEILINGS)
+    assert machine.time <= gpu_check.LIMIT < 600
+    assert bad == len(gpu_check.STAGES[stage])
+    assert "NOT DONE" in (tmp_path / "check_nvidia_invented.md").read_text()
+
+
+@pytest.mark.parametrize("stage", gpu_check.STAGES)
+def test_all_parts_have_their_whole_time(stage):
+    assert sum(part.seconds for part in gpu_check.STAGES[stage]) <= gpu_check.LIMIT
+
+
+def test_stages_come_in_order_and_everything_lies_where_it_is_to(tmp_path):
+    machine = Machine(share=0.5)
+    check = machine.check(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    assert list(gpu_check.STAGES) == ["correct", "head", "step", "images", "rest"]
+    assert sum(check.stage(stage, lambda: CEILINGS) for stage in gpu_check.STAGES) == 0
+    assert "compiling.py" in machine.commands[0][1][1]
+    for _, command, _ in machine.commands:
+        for argument in command:
+            if argument.startswith(("--lines=", "--junitxml=")):
+                assert Path(argument.split("=")[1]).parent == tmp_path / "out"
+    record = records.read(tmp_path / "out" / "bench_nvidia_invented.json")
+    assert record.on_gpu
+    assert len(record.rows) == 7
+    assert record.rows[0].median == 0.5e-3
+    names = {path.suffix for path in (tmp_path / "out").iterdir()}
+    assert names == {".log", ".json", ".md"}
+
+
+def test_times_are_kept_of_a_part_that_was_ended_and_replaced_when_it_is_run_again(tmp_path):
+    for _ in range(2):
+        Machine(share=1.0).check(tmp_path).stage("head", lambda: CEILINGS)
+    assert len(records.read(tmp_path / "bench_nvidia_invented.json").rows) == 2
+
+
+def test_a_skipped_test_is_no_pass(tmp_path):
+    assert Machine(share=0.5, skipped=1).check(tmp_path).stage("correct", lambda: CEILINGS) == 2
+
+
+def test_files_of_all_parts_exist():
+    for parts in gpu_check.STAGES.values():
+        for part in parts:
+            files = [word.split("::")[0] for word in part.command if word.split("::")[0].endswith(".py")]
+            assert files
+            assert all((ROOT / file).exists() for file in files)
+
+
+ALONE = """
+import sys
+for name in ("ijson", "torchao", "ray"):
+    sys.modules[name] = None
+sys.path.insert(0, "bench")
+import compiling, gpu_check, tune
+import tests.kernels.test_quick_on_gpu, tests.kernels.test_fused_on_gpu, tests.janus_dola.test_engine_on_gpu
+for generation in ("sm_80", "sm_90"):
+    todo = compiling.quick(generation)
+    print(len(todo), len({c.kernel for c in todo}))
+"""
+
+
+def test_compilations_are_few_and_nothing_optional_is_imported():
+    """Elsewhere, since here Triton interprets."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, "-c", ALONE], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    for line in run.stdout.splitlines():
+        compilations, kernels = map(int, line.split())
+        assert kernels == 11
+        assert compilations <= 60
+
+
+def test_a_stage_that_does_not_exist_is_named(tmp_path):
+    command = [sys.executable, str(ROOT / "bench" / "gpu_check.py"), "heads"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "got 'heads'" in run.stderr

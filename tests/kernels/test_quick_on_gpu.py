@@ -1,0 +1,66 @@
+"""The shortest check of the kernels on a GPU: what `bench/compiling.py` compiles beforehand, and nothing else."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from janus_dola.kernels.block import Place, Rotary, run_blocks
+from janus_dola.kernels.early_exit import early_exit, early_exit_scores
+from janus_dola.kernels.types import Decoding
+from tests.kernels.blocks import in_double, random_block
+from tests.kernels.cases import assert_accurate, random_head, random_hidden, to
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+SHARPNESS = {"flat": 0.2, "as in a model": 1.0, "peaked": 3.0}
+
+
+def bench():
+    """The module that says which cases these are; here, since it needs Triton."""
+    sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
+    import compiling
+
+    return compiling
+
+
+@pytest.mark.parametrize("sharpness", SHARPNESS)
+@pytest.mark.parametrize("size", ["1B", "7B"])
+def test_head_stage(size, sharpness):
+    compiling, seed = bench(), 5
+    head = to(random_head(*compiling.SIZES[size], torch.bfloat16, seed, SHARPNESS[sharpness]), "cuda")
+    for images in compiling.IMAGES:
+        hidden = random_hidden(compiling.LAYERS, images, compiling.SIZES[size][0], torch.bfloat16, seed).cuda()
+        assert_accurate(early_exit_scores(hidden, head, Decoding(), "triton"), hidden, head, Decoding())
+        seeds, position = torch.arange(images, device="cuda"), torch.full((images,), 3, device="cuda")
+        first = early_exit(hidden, head, Decoding(), seeds, position, "triton")
+        again = early_exit(hidden, head, Decoding(), seeds, position, "triton")
+        assert torch.equal(first.code, again.code)
+
+
+@pytest.mark.parametrize("window", [1, 8])
+@pytest.mark.parametrize("size", ["1B", "7B"])
+def test_blocks(size, window):
+    """Two blocks of ours in bfloat16, no further from float64 than those on tensors are, twice over."""
+    from janus_dola.kernels import block_fused
+
+    compiling = bench()
+    shape, generator = compiling.static_report.BLOCKS[size], torch.Generator().manual_seed(7)
+    of = shape.heads, shape.heads, shape.head_size, False, torch.bfloat16
+    blocks = [random_block(*of, generator, "cuda", shape.hidden, shape.inner) for _ in range(2)]
+    start, size_of_head, capacity = torch.tensor([100, 513], device="cuda"), shape.head_size, compiling.CAPACITY
+    angles = torch.outer(torch.arange(2048.0), 1e4 ** -(torch.arange(size_of_head // 2) * 2 / size_of_head)).repeat(
+        1, 2
+    )
+    rotary = Rotary.of(angles.cos().bfloat16().cuda(), angles.sin().bfloat16().cuda())
+    in_full = Rotary(rotary.cos.double(), rotary.sin.double())
+    x = torch.randn(2 * window, shape.hidden, generator=generator).bfloat16().cuda()
+    buffer = torch.randn(2, 2, capacity, 2, shape.heads, size_of_head, generator=generator).bfloat16().cuda()
+
+    def on_tensors(x, blocks, rotary, buffer):
+        return run_blocks(x, blocks, buffer, Place.of(start, window, rotary, capacity, capacity, 1), [])
+
+    exact = on_tensors(x.double(), [in_double(each) for each in blocks], in_full, buffer.double())
+    plain = on_tensors(x, blocks, rotary, buffer.clone())
+    ours = block_fused.run_blocks(x, blocks, buffer, block_fused.Start(start, rotary, capacity), [])
+    assert (ours - exact).abs().max() <= 2 * (plain - exact).abs().max()
