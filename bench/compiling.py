@@ -82,21 +82,22 @@ def quick(generation: str) -> list[Compilation]:
         for name, (hidden, width, codes) in SIZES.items():
             head = Head(_empty(hidden), 1e-6, _empty(codes, width), _empty(codes), _empty(width, hidden), _empty(width))
             for images in IMAGES:
-                for decoding in (Decoding(), Decoding(5.0, 1.0, 0.0, 0)):
-                    _head_stage(head, images, LAYERS if decoding.premature is None else 1, decoding)
+                for layers in (LAYERS, 1):
+                    _head_stage(head, images, layers)
             for window in WINDOWS:
                 _blocks(static_report.BLOCKS[name], window)
     return list(dict.fromkeys(found))
 
 
-def _head_stage(head: Head, images: int, layers: int, decoding: Decoding) -> None:
+def _head_stage(head: Head, images: int, layers: int) -> None:
+    decodings = Decoding().repeated(images, _empty(1, dtype=torch.float32))
     arrived = _empty(images, dtype=torch.int32)
     seeds = _empty(images, dtype=torch.int64)
     normed = normalise(_empty(layers, 2 * images, len(head.norm_weight)), head, None, arrived)
-    logits = codebook(project(normed, head, decoding.cfg_weight), head)
-    drawn = sweep(*logits, arrived, decoding, seeds, seeds)
+    logits = codebook(project(normed, head, decodings.cfg_weight), head)
+    drawn = sweep(*logits, arrived, decodings, seeds, seeds)
     if layers > 1:
-        scores(*logits, drawn.layer, decoding)
+        scores(*logits, drawn.layer, decodings)
 
 
 def _blocks(shape: static_report.BlockShape, window: int) -> None:

@@ -97,7 +97,7 @@ def project(x: Tensor, head: Head, cfg_weight: Tensor | None, launch: MatmulLaun
     """
     layers, rows_a_layer, hidden = x.shape
     assert head.proj_weight is not None
-    width, rows = len(head.proj_weight), layers * rows_a_layer
+    width, rows = head.proj_weight.shape[0], layers * rows_a_layer
     images = rows_a_layer if cfg_weight is None else rows_a_layer // 2
     launch = launch or launch_of("project", x, rows, width)
     blocks = triton.cdiv(hidden, launch.block_inputs)

@@ -1,5 +1,7 @@
 """float16 on a CPU: the large matrices of the language model and the image head packed, everything else in float32."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,7 @@ class PackedLinear(nn.Module):
             destination[prefix + "bias"] = self.bias
 
 
-def pack_for_cpu(model: nn.Module) -> None:
+def pack_for_cpu(model: Any) -> None:
     """Packs a Janus of transformers' class in place, if it lies in float16 on a CPU whose torch can.
 
     Weights are held once: as each is packed, the plain one goes. Elsewhere (ARM) the model stays as it is, and its products
@@ -52,7 +54,7 @@ def pack_for_cpu(model: nn.Module) -> None:
 
 
 def _pack(parent: nn.Module, *names: str) -> None:
-    linears = [parent.get_submodule(name) for name in names]
+    linears: list[Any] = [parent.get_submodule(name) for name in names]
     packed = PackedHalf(torch.cat([linear.weight for linear in linears]))
     first = 0
     for name, linear in zip(names, linears, strict=True):

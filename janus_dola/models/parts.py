@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,8 @@ class JanusParts:
         Raises:
             ValueError: one of the linears has no plain weight, such as with an adapter or in 8 bits.
         """
-        projection, _, codes = self.image_head
+        projection: Any = self.image_head[0]
+        codes: Any = self.image_head[2]
         for linear in (projection, codes):
             if not is_plain(linear) and not isinstance(linear, PackedLinear):
                 raise ValueError(
