@@ -28,8 +28,13 @@ def model(name: str, device: str, dtype: str) -> JanusDoLa:
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()
-        _loaded[name, dtype] = _MODELS[name](device, DTYPES[dtype])
+        _loaded[name, dtype] = load(name, device, dtype)
     return _loaded[name, dtype]
+
+
+def load(name: str, device: str, dtype: str) -> JanusDoLa:
+    """The same, made anew."""
+    return _MODELS[name](device, DTYPES[dtype])
 
 
 def dola_of(name: str, way: str) -> DoLaConfig | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from records import Record, Row
 
 NOT_MEASURED = "not measured"
+_ON_A_CPU = ("float32", "float16")  # float16 is packed
 
 
 def markdown(columns: list[str], rows: Iterable[list]) -> str:
@@ -107,29 +108,36 @@ def on_a_cpu(record: Record) -> str:
     def stage(backend: str, dtype: str) -> float | None:
         return record.median("test_head_stage", shape="1B", images=4, candidates=4, backend=backend, dtype=dtype)
 
-    def image(model: str, images: int, loop: str, way: str, dtype: str = "float32") -> float | None:
+    def image(model: str, images: int, loop: str, way: str, dtype: str) -> float | None:
         window = "auto" if loop.startswith("ours") else 1
         facts = {"model": model, "dtype": dtype, "images": images, "loop": loop, "way": way, "window": window}
         return record.median("test_image", **facts)
 
-    def step(model: str, way: str) -> float | None:
-        return record.median("test_step", model=model, dtype="float32", images=4, window=1, way=way)
+    def step(model: str, way: str, dtype: str) -> float | None:
+        return record.median("test_step", model=model, dtype=dtype, images=4, window=1, way=way)
 
-    head = "head stage, 1B shape, 5 layers, 4 images, {}: reference over batched torch"
+    reference = stage("reference", "float32")
     rows = [
-        [head.format(dtype), _ratio(stage("reference", dtype), stage("torch", dtype))]
-        for dtype in ("float32", "bfloat16")
+        [
+            "head stage, 1B shape, 5 layers, 4 images: reference over batched torch",
+            *(_ratio(reference, stage("torch", dtype)) for dtype in _ON_A_CPU),
+        ]
     ]
     for model in ("mini", "1B, 4 blocks"):
-        ratio = _ratio(step(model, "DoLa"), step(model, "baseline"))
-        rows.append([f"{model}: a pass with DoLa over one without, 4 images, one code each", ratio])
+        rows.append(
+            [
+                f"{model}: a pass with DoLa over one without, 4 images, one code each",
+                *(_ratio(step(model, "DoLa", dtype), step(model, "baseline", dtype)) for dtype in _ON_A_CPU),
+            ]
+        )
         for images in (1, 4):
             for loop, way in (("plain loop", "DoLa"), ("plain loop", "baseline"), ("transformers", "baseline")):
-                for dtype in ("float32", "float16"):
-                    ratio = _ratio(image(model, images, loop, way), image(model, images, "ours, eager", way, dtype))
-                    what = f"{model}, {images} at once: images, {way}, {loop} in float32 over ours in {dtype}"
-                    rows.append([what, ratio])
-    return markdown([f"time ratios on a {record.device}", "medians"], rows)
+                theirs = image(model, images, loop, way, "float32")
+                ours = (image(model, images, "ours, eager", way, dtype) for dtype in _ON_A_CPU)
+                what = f"{model}, {images} at once: images, {way}, {loop} over ours"
+                rows.append([what, *(_ratio(theirs, each) for each in ours)])
+    columns = [f"time ratios on a {record.device}; theirs in float32", *(f"ours in {dtype}" for dtype in _ON_A_CPU)]
+    return markdown(columns, rows)
 
 
 def on_a_gpu(record: Record | None) -> str:

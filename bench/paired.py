@@ -1,0 +1,110 @@
+"""Images a second on a CPU: our engine beside transformers' own `generate` and the plain DoLa loop, round by round.
+
+Each round draws the same number of images by every contender, one after the other, so that what else the machine does falls
+on all of them. A ratio is the median over rounds of theirs over ours in the same round. Theirs is in the dtype where it is
+fastest. Writes bench/results/paired_cpu.json and prints the table that stands in bench/README.md.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Annotated
+
+import models
+import peers
+import torch
+import typer
+from conftest import made_with
+from tables import markdown
+
+from janus_dola import JanusDoLa
+from janus_dola.pictures import to_images
+
+RESULTS = Path(__file__).parent / "results" / "paired_cpu.json"
+PROMPT = "a large red circle on white"
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def contenders(name: str, images: int) -> dict[str, Callable[[], object]]:
+    """What is timed, by a name that says dtype and, for ours, the window."""
+    found: dict[str, Callable[[], object]] = {}
+    dola = models.dola_of(name, "DoLa")
+    for dtype in DTYPES:
+        pipe = models.load(name, "cpu", dtype)
+        for window in (1, "auto"):
+            found[f"ours, {dtype}, window {window}"] = _ours(pipe, images, dola, window)
+        if dtype != "float16":  # packed weights are ours; torch's own float16 is far slower
+            found[f"transformers, {dtype}"] = _theirs(pipe, lambda p: peers.transformers_generate(p, PROMPT, images))
+            found[f"plain loop, {dtype}"] = _theirs(pipe, lambda p: peers.seed_loop(p, PROMPT, images, dola))
+    return found
+
+
+def _ours(pipe: JanusDoLa, images: int, dola, window) -> Callable[[], object]:
+    return lambda: pipe.generate(PROMPT, images, dola, window=window, strict=True)
+
+
+def _theirs(pipe: JanusDoLa, draw: Callable[[JanusDoLa], torch.Tensor]) -> Callable[[], object]:
+    return lambda: to_images(pipe.parts, draw(pipe))
+
+
+def measure(name: str, images: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender in each round, after one that does not count."""
+    draw = contenders(name, images)
+    found: dict[str, list[float]] = {each: [] for each in draw}
+    for turn in range(rounds + 1):
+        for each, call in draw.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                found[each].append(time.perf_counter() - start)
+    return found
+
+
+def rows(name: str, images: int, seconds: dict[str, list[float]]) -> list[list]:
+    """Ours in each dtype with its better window, over the fastest of each kind of theirs."""
+    fastest = {
+        kind: min((each for each in seconds if each.startswith(kind)), key=lambda each: median(seconds[each]))
+        for kind in ("transformers", "plain loop")
+    }
+    found = []
+    for dtype in DTYPES:
+        ours = min(
+            (each for each in seconds if each.startswith(f"ours, {dtype}")), key=lambda each: median(seconds[each])
+        )
+        ratios = []
+        for theirs in fastest.values():
+            shares = [b / a for a, b in zip(seconds[ours], seconds[theirs], strict=True)]
+            low, _, high = quantiles(shares, n=4)
+            ratios.append(f"{median(shares):.2f} x ({low:.2f} - {high:.2f})")
+        found.append([name, images, ours.removeprefix("ours, "), f"{images / median(seconds[ours]):.3g}", *ratios])
+    found.append([name, images, "theirs: " + "; ".join(fastest.values()), "", "", ""])
+    return found
+
+
+def main(rounds: Annotated[int, typer.Option(help="Rounds that count.")] = 5) -> None:
+    """Measure all, write the record, print the table."""
+    cases = [(name, images) for name in ("mini", "1B, 4 blocks") for images in (1, 4)]
+    record = {f"{name}, {images} images": measure(name, images, rounds) for name, images in cases}
+    RESULTS.write_text(
+        json.dumps({"made_with": made_with("cpu"), "seconds": record}, indent=1) + "\n", encoding="utf-8"
+    )
+    table = [
+        row
+        for (name, images), seconds in zip(cases, record.values(), strict=True)
+        for row in rows(name, images, seconds)
+    ]
+    columns = [
+        "model",
+        "images",
+        "ours with DoLa",
+        "images a second",
+        "transformers without DoLa over ours",
+        "plain DoLa loop over ours",
+    ]
+    typer.echo(markdown(columns, table))
+
+
+if __name__ == "__main__":
+    typer.run(main)
