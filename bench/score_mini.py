@@ -22,6 +22,7 @@ RESULTS = ROOT / "bench" / "results" / "mini_scores.json"
 README = ROOT / "README.md"
 MARKERS = ("<!-- mini scores -->\n", "<!-- end of mini scores -->\n")
 METHODS = {"baseline": None, "DoLa": DoLaConfig()}
+OTHER_DTYPES = ("float16", "bfloat16")  # on a CPU float16 is packed
 
 
 def score(pipe: JanusDoLa, images: int, dola: DoLaConfig | None, seed: int) -> dict[str, float]:
@@ -46,6 +47,11 @@ def table(results: dict) -> str:
         form = "{:.1f}" if name == "distinct codes" else "{:.1%}"
         label = "distinct codes per image, of 64" if name == "distinct codes" else name
         lines.append(f"| {label} | " + " | ".join(form.format(row[name]) for row in scores.values()) + " |")
+    right = (
+        f"{dtype} " + ", ".join(f"{row[ALL_FOUR]:.1%}" for row in found.values())
+        for dtype, found in results["of other dtypes"].items()
+    )
+    lines += ["", f"All four in other dtypes, {' and '.join(scores)}: {'; '.join(right)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -54,10 +60,13 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the first image.")] = 0,
 ) -> None:
     """Score the mini model."""
-    pipe = JanusDoLa.from_pretrained("mini", device="cpu", dtype="float32")
-    scores = {name: score(pipe, images, dola, seed) for name, dola in METHODS.items()}
+    found = {}
+    for dtype in ("float32", *OTHER_DTYPES):
+        pipe = JanusDoLa.from_pretrained("mini", device="cpu", dtype=dtype)
+        found[dtype] = {name: score(pipe, images, dola, seed) for name, dola in METHODS.items()}
+    scores = found.pop("float32")
     settings = {"images": images, "seed": seed, "cfg_weight": 5.0, "temperature": 1.0, "dola": asdict(DoLaConfig())}
-    results = {"settings": settings, "torch": torch.__version__, "scores": scores}
+    results = {"settings": settings, "torch": torch.__version__, "scores": scores, "of other dtypes": found}
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     before, rest = README.read_text(encoding="utf-8").split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
