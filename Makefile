@@ -7,7 +7,7 @@ OF_TRANSFORMERS := tests/janus_dola/test_against_transformers.py tests/janus_dol
 QUICK := tests/janus_dola/test_exact.py tests/janus_dola/test_recorded_tokens.py tests/janus_dola/test_pipeline.py \
 	tests/janus_dola/test_families.py tests/janus_dola/test_engine.py tests/kernels/test_block.py tests/kernels/test_reference.py
 
-.PHONY: help test test-quick test-rounding test-newest test-compat lint format types demo bench report bench-compare static-report gpu-check tune batch-memory passes train-mini score-mini evaluate-mini clean
+.PHONY: help test test-quick test-rounding test-triton test-newest test-compat lint format types demo bench report bench-compare static-report gpu-check tune batch-memory passes train-mini score-mini evaluate-mini clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -20,6 +20,9 @@ test-quick: .venv/ready  ## what the engine promises, in about three minutes
 
 test-rounding: .venv/ready  ## the same with every product perturbed by the size of its rounding
 	$(BIN)/python -m pytest $(QUICK) --rounding 1
+
+test-triton: .venv/ready .venv-triton-3.6/ready  ## compile the kernels for GPUs by the oldest Triton that is promised
+	PYTHONPATH=$(CURDIR)/.venv-triton-3.6 $(BIN)/python -m pytest tests/bench/test_static_report.py
 
 test-newest: .venv-newest/ready  ## the same with the newest of all dependencies, but for torch
 	.venv-newest/bin/python -m pytest $(QUICK) $(OF_TRANSFORMERS)

@@ -13,18 +13,11 @@ ROOT = Path(__file__).parent.parent.parent
 PRODUCTS = ("project", "codebook", "normed", "added")
 
 
-OLDEST = ROOT / ".venv-triton-3.6"  # the oldest Triton that is promised, where `make .venv-triton-3.6/ready` has put it
-
-
-@pytest.fixture(scope="module", params=["pinned", "3.6"])
-def compiled(request, tmp_path_factory) -> Path:
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> Path:
     """A folder with the report and the forecast, all kernels compiled anew. Not under the interpreter, so elsewhere."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    if request.param == "3.6":
-        if not (OLDEST / "ready").exists():
-            pytest.skip("needs make .venv-triton-3.6/ready")
-        environment["PYTHONPATH"] = str(OLDEST)
     outdir = tmp_path_factory.mktemp("static")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(outdir / "cache")
     for name in ("static_report", "forecast"):
         command = [sys.executable, str(ROOT / "bench" / f"{name}.py"), "--outdir", str(outdir)]
@@ -82,7 +75,7 @@ def test_the_codebook_uses_wgmma_on_hopper(report):
 
 def test_the_sweeps_programs_count_themselves_when_their_parts_can_be_read(report):
     sweeps = [row for row in report if row["kernel"] == "sweep" and row["generation"] != "gfx942"]
-    assert len(sweeps) == 4 * 6
+    assert len(sweeps) == 4 * 5
     assert [name(row) for row in sweeps if not row["counts_in_order"]] == []
 
 
