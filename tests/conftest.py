@@ -32,6 +32,13 @@ def rounding(request):
         yield
 
 
+@pytest.fixture
+def one_rounding(request):
+    """For tests that compare bits with those of another process, which `--rounding` does not perturb."""
+    if request.config.getoption("--rounding") is not None:
+        pytest.skip("other processes are not perturbed")
+
+
 @pytest.fixture(scope="session")
 def mini() -> JanusDoLa:
     """The shipped model in float32 on the CPU."""

@@ -28,7 +28,7 @@ def prompts(tmp_path):
     return tmp_path / "prompts.json"
 
 
-def test_two_workers_one_killed_half_way_draw_what_one_process_draws(prompts, mini, tmp_path):
+def test_two_workers_one_killed_half_way_draw_what_one_process_draws(prompts, mini, tmp_path, one_rounding):
     alone, outdir = tmp_path / "alone", tmp_path / "out"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as Ray gives each actor; with more, sums are rounded otherwise
@@ -112,7 +112,7 @@ def test_workers_fit_the_cluster(resources, compute, plan):
         assert plan_workers(resources, compute) == plan
 
 
-def test_a_frozen_worker_is_replaced_and_a_slow_one_is_not(tmp_path, monkeypatch, cluster):
+def test_a_frozen_worker_is_replaced_and_a_slow_one_is_not(tmp_path, monkeypatch, cluster, one_rounding):
     from janus_dola.batch import ray_pool
 
     marker = tmp_path / "frozen once"

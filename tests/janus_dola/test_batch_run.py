@@ -175,7 +175,8 @@ def test_the_others_of_a_batch_with_a_non_finite_image_come_out(mini, tmp_path, 
     assert faulty.items() < whole.items()
     monkeypatch.setattr(type(mini), "draw", draw)
     assert run_batch(SHAPES[:4], tmp_path / "faulty", TWO, FOUR_AT_ONCE, pipe=mini).failed == 0
-    assert pictures(tmp_path / "faulty") == whole
+    # The two that had failed were drawn without their neighbours, in other shapes.
+    assert_equal_but_for_rounding(pictures(tmp_path / "faulty"), whole)
 
 
 def test_out_of_gpu_memory_halves_the_batch_for_good(mini, tmp_path, monkeypatch):
