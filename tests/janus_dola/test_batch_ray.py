@@ -112,7 +112,7 @@ def test_workers_fit_the_cluster(resources, compute, plan):
         assert plan_workers(resources, compute) == plan
 
 
-def test_a_frozen_worker_is_replaced_and_a_slow_one_is_not(tmp_path, monkeypatch, cluster, one_rounding):
+def test_a_frozen_worker_is_replaced_and_a_slow_one_is_not(tmp_path, monkeypatch, cluster):
     from janus_dola.batch import ray_pool
 
     marker = tmp_path / "frozen once"

@@ -457,7 +457,7 @@ def test_info_needs_no_weights_of_a_published_deepseek_checkpoint(tmp_path, monk
         cli.run(cli.app)
     lines = {line[:26].strip(): line[26:] for line in capsys.readouterr().out.splitlines()}
     assert lines.keys() >= {"threads on a CPU", "float16 on a CPU"}
-    assert lines.items() >= {
+    shape = {
         "model": "deepseek-ai/Janus-Pro-7B",
         "family": "transformers",
         "blocks (N)": "30",
@@ -468,6 +468,7 @@ def test_info_needs_no_weights_of_a_published_deepseek_checkpoint(tmp_path, monk
         "image size": "384 x 384 pixels",
         "default candidate layers": "22, 24, 26, 28",
     }
+    assert shape.items() <= lines.items()
     assert asked == [["*.json", "*.jinja"]]
     edit_json(
         tmp_path / "config.json", lambda config: config["vision_config"]["params"].update(model_name="siglip_so400m")
