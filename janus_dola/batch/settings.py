@@ -45,6 +45,7 @@ class Settings:
         dtype: None is float32 on a CPU and bfloat16 elsewhere.
         quantize: None, "int8" or "fp8", as for `JanusDoLa.from_pretrained`.
         window: codes a pass, as for `JanusDoLa.generate`.
+        metadata: prompt, model and settings are written into each image.
     Raises:
         ValueError: a value is out of range.
     """
@@ -57,6 +58,7 @@ class Settings:
     dtype: str | None = None
     quantize: Quantization | None = None
     window: Window = "auto"
+    metadata: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parallel_size", integer("parallel_size", self.parallel_size, 1, MAX_PARALLEL_SIZE))
@@ -85,6 +87,7 @@ class Settings:
             "dtype": self.dtype,
             "quantize": self.quantize,
             "window": self.window,
+            **({} if self.metadata else {"metadata": False}),
         }
 
     def with_dtype(self, dtype: str) -> "Settings":
@@ -105,8 +108,10 @@ class Task:
     id: str | int | None = None  # what the user calls the prompt
     extra: Mapping[str, Any] = field(default_factory=dict)  # what else stood with it, for the manifest
 
-    def recipe(self, settings: Settings) -> Recipe:
-        """What its file says it was drawn by; the dtype of the settings must be known."""
+    def recipe(self, settings: Settings) -> Recipe | None:
+        """What its file says it was drawn by, if anything; the dtype of the settings must be known."""
+        if not settings.metadata:
+            return None
         assert settings.dtype is not None
         look = self.look
         return Recipe(

@@ -18,6 +18,7 @@ from janus_dola.commands.options import (
     Dtype,
     EngineName,
     Format,
+    Metadata,
     Model,
     OutDir,
     ParallelSize,
@@ -65,6 +66,7 @@ def batch(
     dtype: Dtype = None,
     quantize: Quantize = None,
     image_format: Format = "jpg",
+    metadata: Metadata = True,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Record malformed prompts as failed and go on.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what OUTDIR holds of other settings or prompts.")
@@ -87,7 +89,7 @@ def batch(
     index.html to look at them.
     """
     look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer))
-    settings = Settings(model, look, parallel_size, seed, image_format, dtype, quantize, parse_window(window))
+    settings = Settings(model, look, parallel_size, seed, image_format, dtype, quantize, parse_window(window), metadata)
     compute = Compute(device, backend, engine, workers, ray_address, batch_size)
     summary = run_batch(
         prompts,

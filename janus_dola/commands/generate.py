@@ -18,6 +18,7 @@ from janus_dola.commands.options import (
     Dtype,
     EngineName,
     Format,
+    Metadata,
     Model,
     OutDir,
     ParallelSize,
@@ -56,9 +57,7 @@ def generate(
     dtype: Dtype = None,
     quantize: Quantize = None,
     image_format: Format = "png",
-    metadata: Annotated[
-        bool, typer.Option("--metadata/--no-metadata", help="Write prompt, model and settings into each image.")
-    ] = True,
+    metadata: Metadata = True,
     from_image: Annotated[
         Path | None, typer.Option("--from", help="Draw the image in this file again, by the recipe in its metadata.")
     ] = None,

@@ -45,6 +45,9 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16 or float16.", show_default="float32 on a CPU, else bfloat16"),
 ]
+Metadata = Annotated[
+    bool, typer.Option("--metadata/--no-metadata", help="Write prompt, model and settings into each image.")
+]
 Format = Annotated[ImageFormat, typer.Option("--format", help="File format of the images.")]
 
 

@@ -284,6 +284,15 @@ def test_looks_that_alternate_are_drawn_in_full_batches(fast, tmp_path, drawn_pr
     assert [line["index"] for line in lines(tmp_path)] == list(range(24))
 
 
+def test_images_without_metadata_are_resumed_too(mini, tmp_path):
+    bare = Settings(parallel_size=1, image_format="png", metadata=False)
+    run_batch(SHAPES[:2], tmp_path, bare, pipe=mini)
+    assert [dict(Image.open(path).getexif()) for path in sorted(tmp_path.glob("*.png"))] == [{}, {}]
+    assert run_batch(SHAPES[:2], tmp_path, bare, pipe=mini).kept == 2
+    with pytest.raises(ValueError, match="metadata False, now None"):
+        run_batch(SHAPES[:2], tmp_path, Settings(parallel_size=1, image_format="png"), pipe=mini)
+
+
 def test_the_shell_says_what_happened(tmp_path):
     """The command in a process of its own: files from stdin, failures, Ctrl-C between two batches, the next run."""
     command = [
