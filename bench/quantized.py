@@ -15,7 +15,6 @@ from torch import Tensor
 
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.engine.plan import plan
-from janus_dola.evaluation.sharpness import scores_of_all_positions
 from janus_dola.kernels.sampling import gumbel_max
 from janus_dola.kernels.types import EarlyExit
 from janus_dola.mini.checker import check
@@ -37,7 +36,7 @@ def side_by_side(plain: JanusDoLa, quantised: JanusDoLa, prompts: list[str]) -> 
 
 def _given(codes: Tensor, pipe: JanusDoLa, prompts: list[str]) -> EarlyExit:
     planned = plan(pipe.parts, DoLaConfig(), 5.0, 1.0)
-    found = scores_of_all_positions(pipe, prompts, codes, planned)
+    found = pipe.scores_by(planned, prompts, codes)
     seeds, position = torch.meshgrid(*map(torch.arange, codes.shape), indexing="ij")
     on_device = (each.flatten().to(found.scores.device) for each in (seeds, position))
     code = gumbel_max(found.scores, planned.decoding.temperature, *on_device)

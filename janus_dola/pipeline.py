@@ -3,7 +3,7 @@
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,11 +17,14 @@ from janus_dola.engine.engine import Engine
 from janus_dola.engine.plan import Plan, Sampler, plan
 from janus_dola.engine.schedule import Job, images_that_fit
 from janus_dola.engine.slots import Codes
+from janus_dola.kernels.types import Scores
 from janus_dola.models import JanusParts, find_parts, load
 from janus_dola.models.pack import pack_for_cpu
 from janus_dola.models.quantize import Quantization, check_quantization, quantize_blocks
 from janus_dola.pictures import start_decoding
-from janus_dola.prompt import prompt_ids
+from janus_dola.progress import Callback, Progress
+from janus_dola.prompt import prompt_ids, unconditional
+from janus_dola.teacher_forcing import log_probabilities, scores_of_codes
 
 
 class NonFiniteError(RuntimeError):
@@ -136,13 +139,14 @@ class JanusDoLa:
         dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
         cfg_weight: float = 5.0,
         temperature: float = 1.0,
-        seed: int | None = 0,
+        seed: int | Sequence[int] | None = 0,
         sampler: Sampler = "gumbel",
         backend: str = "auto",
         engine: str = "auto",
         window: Window = "auto",
         strict: bool = False,
         progress: bool = False,
+        callback: Callback | None = None,
     ) -> GenerationOutput:
         """Draws `parallel_size` images for each prompt.
 
@@ -153,8 +157,9 @@ class JanusDoLa:
             cfg_weight: weight w of classifier-free guidance; 1 follows the prompt without guidance.
             temperature: T >= 0, applied to the contrasted distribution; 0 is greedy.
             seed: image k of prompt i has the seed `seed + i * parallel_size + k`. With the sampler "gumbel" an image depends
-                on its own seed only, not on its batch. None picks a random one. The sampler "multinomial" seeds one
-                torch generator for the whole batch with `seed`; None is torch's global one, as upstream loops use.
+                on its own seed only, not on its batch. None picks a random one; several are one for each image, prompt by
+                prompt. The sampler "multinomial" seeds one torch generator for the whole batch with `seed`; None is torch's
+                global one, as upstream loops use.
             sampler: "gumbel" (counter-based noise) or "multinomial" (torch.multinomial, to match other loops draw for draw).
             backend: of the early-exit stage: "auto", "reference", "torch" or "triton" (fused kernels, on a GPU).
             engine: how a pass is run: "auto", "graph" (one CUDA graph replayed for each pass), "compile" (torch.compile of
@@ -163,6 +168,8 @@ class JanusDoLa:
                 same, in fewer passes; see `janus_dola.engine.slots`. The sampler "multinomial" has 1 only.
             strict: a pass that cannot be compiled or captured is an error; otherwise it runs eagerly, after a warning.
             progress: shows a bar with tokens per second and the time left.
+            callback: called with (codes decided, codes of the images begun) whenever some are decided, in the thread that
+                draws. What it raises ends drawing and comes out here, so that another thread can cancel through it.
         Raises:
             ValueError: an argument is out of range; nothing has been drawn then.
             NonFiniteError: hidden states, logits or pixels became NaN or infinite.
@@ -173,14 +180,23 @@ class JanusDoLa:
         planned = plan(self.parts, dola, cfg_weight, temperature, sampler, backend, engine)
         window = check_window(window, sampler)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
-        last = MAX_SEED - len(prompts) * parallel_size
-        base = random.getrandbits(62) if seed is None else integer("seed", seed, 0, last, "None or ")
-        jobs = list(self._jobs(prompts, parallel_size, base))
+        images = len(prompts) * parallel_size
+        if isinstance(seed, Sequence) and not isinstance(seed, str | bytes):
+            keys = [integer("seed", each, 0, MAX_SEED) for each in seed]
+            if len(keys) != images or sampler == "multinomial":
+                raise ValueError(
+                    f"seed must be one int, or with the sampler 'gumbel' one for each of {images} images, got {len(keys)}"
+                )
+            base = 0
+        else:
+            base = random.getrandbits(62) if seed is None else integer("seed", seed, 0, MAX_SEED - images, "None or ")
+            keys = list(range(base, base + images))
+        jobs = [replace(job, seed=keys[job.index]) for job in self._jobs(prompts, parallel_size, 0)]
         most, generator = None, None
         if sampler == "multinomial":  # draws of one generator for all images, so all together
             most = len(jobs)
             generator = None if seed is None else torch.Generator(self.parts.device).manual_seed(base)
-        drawn = self._all_that_fit(jobs, planned, window, most, generator, strict, progress)
+        drawn = self._all_that_fit(jobs, planned, window, most, generator, strict, progress, callback)
         shape = (len(prompts), parallel_size)
         seeds = torch.tensor([image.seed for image in drawn])
         if sampler == "multinomial" and seed is None:
@@ -210,6 +226,7 @@ class JanusDoLa:
         strict: bool = False,
         max_images: int | None = None,
         progress: bool = False,
+        callback: Callback | None = None,
     ) -> Iterator[DrawnImage]:
         """Draws images of any number of prompts, and yields them in order as they are done.
 
@@ -221,6 +238,7 @@ class JanusDoLa:
                 sampler "gumbel".
             max_images: images drawn at once; None is as many as fit into memory.
             progress: shows a bar with tokens per second.
+            callback: as for `generate`.
         Raises:
             ValueError: a setting is out of range, before anything is drawn; or a prompt is, when its turn comes.
             NonFiniteError: hidden states, logits or pixels became NaN or infinite.
@@ -232,7 +250,7 @@ class JanusDoLa:
         seed = integer("seed", seed, 0, MAX_SEED - parallel_size)
         most = None if max_images is None else integer("max_images", max_images, 1, MAX_PARALLEL_SIZE, "None or ")
         jobs = self._jobs(iterable_of_strings(prompts), parallel_size, seed)
-        return _each(self._draw(jobs, planned, window, most, None, strict, progress))
+        return _each(self._draw(jobs, planned, window, most, None, strict, progress, callback))
 
     def draw(
         self,
@@ -267,6 +285,49 @@ class JanusDoLa:
         jobs = [Job(i, i, 0, self._prompt_ids(prompt), keys[i]) for i, prompt in enumerate(prompts)]
         return _all(self._draw(iter(jobs), planned, window, len(jobs)))
 
+    def log_probs(
+        self,
+        prompts: str | Sequence[str],
+        tokens: Tensor,
+        dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
+        cfg_weight: float = 5.0,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """The log-probability of each code of images under the distribution that these settings draw it from.
+
+        That is softmax(F / T) on the plausible codes (`janus_dola.kernels.reference`), given prompt and the codes before,
+        in one pass over each image. With the settings that `tokens` were drawn with, what a policy gradient needs.
+
+        Args:
+            prompts: P, one or several.
+            tokens: [P, K, T] int64, K images of each prompt, as `GenerationOutput.tokens`.
+            dola, cfg_weight, temperature: as for `generate`.
+        Returns:
+            [P, K, T] float32 on the CPU, nats, at most 0; -inf for a code that cannot be drawn.
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        prompts = strings(prompts)
+        if tokens.ndim != 3 or tokens.shape[0] != len(prompts) or tokens.shape[2] != self.parts.image_tokens:
+            raise ValueError(
+                f"tokens must be of shape [{len(prompts)}, images, {self.parts.image_tokens}], got {list(tokens.shape)}"
+            )
+        codes = self.parts.head.num_codes
+        if tokens.dtype != torch.int64 or not ((tokens >= 0) & (tokens < codes)).all():
+            raise ValueError(f"tokens must be int64 in 0 .. {codes - 1}, got {tokens.dtype}, up to {tokens.max()}")
+        planned = plan(self.parts, dola, cfg_weight, temperature)
+        found = []
+        for prompt, of_prompt in zip(prompts, tokens, strict=True):
+            for image in of_prompt.unsqueeze(1):
+                scores = self.scores_by(planned, [prompt], image).scores
+                found.append(log_probabilities(scores, image[0].to(scores.device), planned.decoding.temperature).cpu())
+        return torch.stack(found).view(tokens.shape).float()
+
+    def scores_by(self, planned: Plan, prompts: Sequence[str], tokens: Tensor) -> Scores:
+        """The contrasted distributions [B * T, V] that the codes [B, T] of one image a prompt were drawn from."""
+        rows = [(ids, unconditional(ids, self._special)) for ids in map(self._prompt_ids, prompts)]
+        return scores_of_codes(self.parts, self._engine.weights.read(), rows, tokens, planned)
+
     def _all_that_fit(
         self,
         jobs: list[Job],
@@ -276,11 +337,12 @@ class JanusDoLa:
         generator: torch.Generator | None,
         strict: bool,
         progress: bool,
+        callback: Callback | None,
     ) -> list[DrawnImage]:
         """All images; half as many at once where memory runs out, unless the sampler draws all of them together."""
         while True:
             try:
-                return _all(self._draw(iter(jobs), planned, window, most, generator, strict, progress))
+                return _all(self._draw(iter(jobs), planned, window, most, generator, strict, progress, callback))
             except torch.OutOfMemoryError:
                 pass
             # Out of the except clause nothing holds on to the memory of the images.
@@ -318,6 +380,7 @@ class JanusDoLa:
         generator: torch.Generator | None = None,
         strict: bool = False,
         progress: bool = False,
+        callback: Callback | None = None,
     ) -> Iterator[tuple[Job, DrawnImage | None]]:
         """Draws images, `most` at once or as many as fit, and yields them in order; None for one that is not finite.
 
@@ -331,13 +394,14 @@ class JanusDoLa:
         def limit(longest: int) -> int:
             return most or images_that_fit(self.parts, longest, self._engine.kept_bytes)
 
-        for job, codes in self._engine.draw(jobs, planned, window, limit, generator, strict, progress):
-            early[job.index] = _Coming(job, codes, start_decoding(self.parts, codes.tokens))
-            while following in early:
-                coming.append(early.pop(following))
-                following += 1
-            while len(coming) > behind:
-                yield coming.popleft().image()
+        with Progress(progress, callback) as bar:
+            for job, codes in self._engine.draw(jobs, planned, window, limit, bar, generator, strict):
+                early[job.index] = _Coming(job, codes, start_decoding(self.parts, codes.tokens))
+                while following in early:
+                    coming.append(early.pop(following))
+                    following += 1
+                while len(coming) > behind:
+                    yield coming.popleft().image()
         while coming:
             yield coming.popleft().image()
 

@@ -37,9 +37,9 @@ class Engine:
         plan: Plan,
         window: Window,
         limit: Callable[[int], int],
+        bar: tqdm,
         generator: torch.Generator | None = None,
         strict: bool = False,
-        progress: bool = False,
     ) -> Iterator[tuple[Job, Codes]]:
         """Draws images, and yields each when it is done; its codes are on the device.
 
@@ -47,25 +47,24 @@ class Engine:
             jobs: read as they are needed; an error that reading one raises comes after the images before it.
             window: takes the place of the plan's.
             limit: how many images may go together when the longest prompt among them has so many tokens.
+            bar: is told of codes as they are decided; what it raises ends drawing.
             generator: of the sampler "multinomial"; None is torch's global one.
             strict: a pass that cannot be compiled or captured is an error; otherwise it runs eagerly, after a warning.
-            progress: shows a bar with tokens per second and the time left.
         Raises:
             RuntimeError: with `strict`, the pass cannot be compiled or captured.
         """
         queue = Queue(jobs)
-        with tqdm(disable=not progress, unit="tok", leave=False, total=0) as bar:
-            while queue.peek() is not None:
-                first = queue.take_together(limit)
-                # torch.multinomial draws other numbers for a larger batch.
-                exact = plan.sampler == "multinomial" or not has_graphs(self._parts.device)
-                slots = len(first) if exact else bucket_of(len(first))
-                wide = replace(plan, window=window_of(slots, self._parts) if window == "auto" else window)
-                decoder = self.take(wide, slots, longest_of(first), generator, strict)
-                try:
-                    yield from Drawing(decoder, self._special, bar).run(first, queue)
-                finally:
-                    self.give_back(decoder)
+        while queue.peek() is not None:
+            first = queue.take_together(limit)
+            # torch.multinomial draws other numbers for a larger batch.
+            exact = plan.sampler == "multinomial" or not has_graphs(self._parts.device)
+            slots = len(first) if exact else bucket_of(len(first))
+            wide = replace(plan, window=window_of(slots, self._parts) if window == "auto" else window)
+            decoder = self.take(wide, slots, longest_of(first), generator, strict)
+            try:
+                yield from Drawing(decoder, self._special, bar).run(first, queue)
+            finally:
+                self.give_back(decoder)
         queue.raise_error()
 
     def take(

@@ -104,12 +104,9 @@ def bucket_of(images: int) -> int:
 def window_of(slots: int, parts: JanusParts) -> int:
     """The window "auto" for so many images together: as many codes as a pass takes without growing much longer.
 
-    On a CPU measured (bench/findings.md): a small model is bound by calls up to 32 rows, two an image and code; a large one
-    by reading its weights up to 8, or up to 4 where they are packed and read sooner. On a GPU a forecast: weights are read
-    once for so many rows.
+    On a CPU measured (bench/findings.md): up to 32 rows, two an image and code, a small model is bound by calls, and a large
+    one by reading its weights up to 8, up to 4 where they are packed. On a GPU a forecast: one reading for so many rows.
     """
-    if parts.device.type != "cpu" or parts.head.hidden_size <= 512:
-        rows = 32
-    else:
-        rows = 8 if parts.stored_dtype == parts.dtype else 4
+    small = parts.device.type != "cpu" or parts.head.hidden_size <= 512
+    rows = 32 if small else 8 if parts.stored_dtype == parts.dtype else 4
     return next(window for window in (16, 8, 4, 2, 1) if 2 * slots * window <= rows or window == 1)

@@ -5,17 +5,13 @@ once, and from them follows the very distribution each code was drawn from (up t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from janus_dola.engine.plan import Plan
-from janus_dola.kernels.block import run_whole
-from janus_dola.kernels.early_exit import early_exit_scores
-from janus_dola.kernels.types import Scores
 from janus_dola.pipeline import JanusDoLa
-from janus_dola.prompt import prompt_ids, unconditional
 
 _LOGITS_AT_ONCE = 1 << 26  # 256 MB of float32
 
@@ -40,7 +36,7 @@ def sharpness(pipe: JanusDoLa, prompts: Sequence[str], tokens: Tensor, plan: Pla
     entropy, top = [], []
     for start in range(0, len(tokens), images):
         part = slice(start, start + images)
-        found = scores_of_all_positions(pipe, prompts[part], tokens[part], plan)
+        found = pipe.scores_by(plan, prompts[part], tokens[part])
         each = of_scores(found.scores, plan.decoding.temperature)
         entropy.append(each.entropy.unflatten(0, (-1, positions)).mean(1).cpu())
         top.append(each.top_probability.unflatten(0, (-1, positions)).mean(1).cpu())
@@ -54,26 +50,3 @@ def of_scores(scores: Tensor, temperature: float) -> Sharpness:
         return Sharpness(certain - 1, certain)
     log_p = torch.log_softmax(scores / temperature, -1)
     return Sharpness(torch.special.entr(log_p.exp()).sum(-1), log_p.amax(-1).exp())
-
-
-@torch.no_grad()
-def scores_of_all_positions(pipe: JanusDoLa, prompts: Sequence[str], tokens: Tensor, plan: Plan) -> Scores:
-    """The contrasted distribution at every code of B images, given the codes before it.
-
-    Args:
-        prompts: one per image.
-        tokens: [B, T] int64.
-    Returns:
-        Scores of B * T rows, the codes of an image one after the other.
-    """
-    parts, weights = pipe.parts, pipe._engine.weights.read()
-    special = parts.special_tokens(pipe.tokenizer)
-    scores = []
-    for prompt, codes in zip(prompts, tokens.to(parts.device), strict=True):
-        ids = prompt_ids(prompt, pipe.tokenizer, special)
-        words = parts.embed_text(torch.tensor([ids, unconditional(ids, special)], device=parts.device))
-        fed_back = weights.code_table[codes[:-1]].expand(2, -1, -1)
-        _, states = run_whole(torch.cat([words, fed_back], 1), weights.blocks, weights.rotary, plan.layers)
-        of_codes = states[:, :, len(ids) - 1 :].flatten(1, 2)
-        scores.append(early_exit_scores(of_codes, weights.head, plan.decoding, "torch"))
-    return Scores(*(torch.cat([getattr(each, field.name) for each in scores]) for field in fields(Scores)))

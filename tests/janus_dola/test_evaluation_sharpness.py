@@ -7,7 +7,7 @@ import torch
 
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.engine.plan import plan
-from janus_dola.evaluation.sharpness import of_scores, scores_of_all_positions, sharpness
+from janus_dola.evaluation.sharpness import of_scores, sharpness
 from janus_dola.kernels.philox import gumbel_noise
 from tests.deepseek_stand_in import MultiModalityCausalLM
 
@@ -35,7 +35,7 @@ def test_the_distributions_found_are_those_the_codes_were_drawn_from(pipe, dola)
     """The same noise draws the same codes from them, and layers and divergences are those recorded, up to rounding."""
     drawn = pipe.generate(PROMPTS, dola=dola, cfg_weight=3.0, temperature=1.1, seed=4)
     tokens, planned = drawn.tokens[:, 0], plan(pipe.parts, dola, 3.0, 1.1)
-    found = scores_of_all_positions(pipe, PROMPTS, tokens, planned)
+    found = pipe.scores_by(planned, PROMPTS, tokens)
     layers = torch.tensor([*planned.layers, pipe.parts.num_layers])[found.layer].view(tokens.shape)
     jsd = found.jsd.view(tokens.shape)
     assert torch.allclose(jsd, drawn.jsd[:, 0], atol=1e-4)

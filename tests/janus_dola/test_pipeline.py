@@ -1,3 +1,4 @@
+import copy
 import math
 
 import numpy as np
@@ -7,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_dola import DoLaConfig, JanusDoLa, NonFiniteError
+from janus_dola.config import decoding_of
 from janus_dola.engine.decode import Decoder
+from janus_dola.kernels.early_exit import early_exit_scores
 from janus_dola.mini.pictures import BACKGROUNDS, COLOURS, SHAPES, SIZES
+from janus_dola.teacher_forcing import log_probabilities
 from tests.kernels.cases import CPU_BACKENDS
 
 PROMPTS = [
@@ -232,3 +236,49 @@ def test_memory_that_cannot_be_had_is_said_in_one_line(mini, memory_for, sampler
     with pytest.raises(torch.OutOfMemoryError, match=message) as raised:
         mini.generate(PROMPTS[0], 3, sampler=sampler)
     assert "\n" not in str(raised.value)
+
+
+def test_a_list_of_seeds_is_one_for_each_image(mini):
+    prompts = ["a green cross", "a small red circle on grey"]
+    found = mini.generate(prompts, parallel_size=2, seed=[7, 2**63 - 1, 7, 0])
+    assert found.seeds.tolist() == [[7, 2**63 - 1], [7, 0]]
+    alone = mini.generate(prompts[1], seed=7)
+    assert torch.equal(found.tokens[1, 0], alone.tokens[0, 0])
+    with pytest.raises(ValueError, match="one for each of 4 images, got 2"):
+        mini.generate(prompts, parallel_size=2, seed=[1, 2])
+
+
+@pytest.mark.parametrize(("dola", "temperature"), [(DoLaConfig(), 0.7), (None, 1.0), (DoLaConfig(alpha=0.5), 0)])
+def test_log_probabilities_of_the_codes_drawn(mini, dola, temperature):
+    """Against the reference in float64 on transformers' own hidden states. Other codes have less, or none."""
+    prompt = "a small red circle on grey"
+    out = mini.generate(prompt, 2, dola, temperature=temperature, seed=5)
+    found = mini.log_probs(prompt, out.tokens, dola, temperature=temperature)
+    assert found.shape == out.tokens.shape
+    expected = _by_transformers(copy.deepcopy(mini.model).double(), mini, prompt, out.tokens[0, 1], dola, temperature)
+    assert torch.allclose(found[0, 1].double(), expected, atol=2e-3)
+    if temperature == 0:
+        assert (found == 0).all()
+    other = (out.tokens + 1) % 512
+    assert (mini.log_probs(prompt, other, dola, temperature=temperature) < found).float().mean() > 0.9
+
+
+def _by_transformers(model, pipe, prompt, codes, dola, temperature):
+    ids = pipe._prompt_ids(prompt)
+    rows = torch.tensor([ids, [ids[0], *[pipe._special.pad] * (len(ids) - 2), ids[-1]]])
+    inner = model.model
+    words = inner.language_model.get_input_embeddings()(rows)
+    fed = model.prepare_embeddings_for_image_generation(codes[:-1].repeat(2))
+    states = inner.language_model(
+        inputs_embeds=torch.cat([words, fed.view(2, -1, 192)], 1), output_hidden_states=True
+    ).hidden_states
+    layers = [] if dola is None else dola.layers_to_read(8)
+    norm = inner.language_model.norm
+    raw = []
+    hook = norm.register_forward_pre_hook(lambda _, given: raw.append(given[0]))
+    inner.language_model(inputs_embeds=torch.cat([words, fed.view(2, -1, 192)], 1))
+    hook.remove()
+    stack = torch.stack([*(states[layer] for layer in layers), raw[0]])[:, :, len(ids) - 1 :].flatten(1, 2)
+    decoding = decoding_of(tuple(layers), dola, 5.0, temperature)
+    scores = early_exit_scores(stack, JanusDoLa(model, pipe.tokenizer).parts.head, decoding, "reference").scores
+    return log_probabilities(scores, codes, temperature)

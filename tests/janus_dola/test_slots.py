@@ -12,6 +12,7 @@ from janus_dola.engine import engine
 from janus_dola.engine.decode import Decoder
 from janus_dola.engine.plan import plan
 from janus_dola.engine.schedule import Job, Queue, bucket_of, images_that_fit
+from janus_dola.progress import Progress
 
 PROMPTS = ["a large red circle on white", "a small blue square on grey", "a green cross"]
 FILLERS = ["x", "a small purple cross on a black background, please, and nothing else", "a blue square"]
@@ -39,7 +40,7 @@ def test_bits_of_an_image_do_not_depend_on_its_neighbours(half, dtype, window):
     pipe = half[dtype]
 
     def codes_of(jobs, index):
-        drawn = pipe._engine.draw(iter(jobs), plan_of(pipe), window, lambda longest: 2)
+        drawn = pipe._engine.draw(iter(jobs), plan_of(pipe), window, lambda longest: 2, Progress())
         return {job.index: codes for job, codes in drawn}[index]
 
     alone = codes_of([Job(i, i, 0, pipe._prompt_ids((PROMPTS[0], "x")[i]), 7 + i) for i in range(2)], 0)
@@ -66,7 +67,7 @@ def test_bits_of_an_image_do_not_depend_on_its_neighbours_settings(half, dtype, 
             Job(i, i, 0, pipe._prompt_ids(PROMPTS[i % 3]), 7 + i, decoding_of(layers, *look))
             for i, look in enumerate(looks)
         ]
-        drawn = pipe._engine.draw(iter(jobs), plan_of(pipe), window, lambda longest: 3)
+        drawn = pipe._engine.draw(iter(jobs), plan_of(pipe), window, lambda longest: 3, Progress())
         return [codes for _, codes in sorted(drawn, key=lambda found: found[0].index)]
 
     together = codes_of(looks)
@@ -241,3 +242,21 @@ def test_free_memory_decides_on_a_gpu(mini, monkeypatch, room, images):
 def test_graphs_are_captured_for_few_sizes():
     images = (1, 2, 3, 4, 5, 8, 9, 16, 17, 64, 65)
     assert [bucket_of(count) for count in images] == [1, 2, 4, 4, 8, 8, 16, 16, 24, 64, 72]
+
+
+def test_a_callback_is_told_of_all_codes_and_cancels_from_another_thread(mini):
+    told = []
+    expected = mini.generate(["a green cross"] * 2, seed=4, callback=lambda *counts: told.append(counts))
+    assert told[-1] == (2 * 64, 2 * 64)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    stop = threading.Event()
+    threading.Timer(0.02, stop.set).start()
+
+    def cancelled(done, total):
+        if stop.wait(0.01):
+            raise InterruptedError(done)
+
+    with pytest.raises(InterruptedError) as raised:
+        mini.generate(["a green cross"] * 8, window=1, callback=cancelled)
+    assert raised.value.args[0] < 8 * 64
+    assert torch.equal(mini.generate(["a green cross"] * 2, seed=4).tokens, expected.tokens)

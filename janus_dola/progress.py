@@ -1,0 +1,28 @@
+"""How far drawing is: a bar in the terminal, and a call to whoever asked."""
+
+from collections.abc import Callable
+
+from tqdm.auto import tqdm
+
+Callback = Callable[[int, int], object]
+
+
+class Progress(tqdm):
+    """Counts codes as they are decided.
+
+    Args:
+        shown: with a bar of tokens per second.
+        callback: is called with codes decided and codes of the images begun.
+    """
+
+    def __init__(self, shown: bool = False, callback: Callback | None = None) -> None:
+        super().__init__(disable=not shown, unit="tok", leave=False, total=0)
+        self._decided, self._callback = 0, callback
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """So many more."""
+        refreshed = super().update(n)
+        self._decided += int(n or 0)
+        if self._callback is not None:
+            self._callback(self._decided, int(self.total))
+        return refreshed
