@@ -18,7 +18,7 @@ FIELDS = ("tokens", "premature_layers", "jsd")
 def assert_as_recorded(tokens, layers, jsd, expected: Recorded) -> None:
     """Codes, layers and JSD of images, [P, T] each, are those recorded.
 
-    Where the largest JSDs of candidates tie within 1e-4, most often at ln 2, rounding decides between the layers; with alpha 0
+    Where the JSDs of candidates tie within 1e-4, most often at ln 2, rounding decides between the layers; with alpha 0
     the choice can turn a code, and the image is another one from there on. Nothing else may differ.
     """
     for image in range(len(tokens)):
