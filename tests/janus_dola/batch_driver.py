@@ -128,6 +128,11 @@ def killed_from_outside(child: int, outdir: Path, images: int, delay: float) -> 
     os.kill(child, signal.SIGKILL)
 
 
+def is_torn(file: Path) -> bool:
+    """Whether it ends within a line; a run that was killed at its very beginning has none."""
+    return file.exists() and not (b"\n" + file.read_bytes()).endswith(b"\n")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     prompts, undisturbed, killed = map(Path, sys.argv[1:4])
@@ -146,7 +151,7 @@ if __name__ == "__main__":
                 "killed": os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL,
                 "images": len(list(killed.glob("*.jpg"))),
                 "partial": len(list(killed.joinpath(files.PARTIAL).glob("*"))),
-                "torn": not (b"\n" + (killed / "manifest.jsonl").read_bytes()).endswith(b"\n"),
+                "torn": is_torn(killed / "manifest.jsonl"),
             }
         )
     last = os.waitpid(run(pipe, prompts, killed), 0)[1]
