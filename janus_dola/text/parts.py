@@ -1,6 +1,7 @@
 """Where a text model of transformers keeps its blocks, its final norm and its head."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,8 @@ def find_text_parts(model: PreTrainedModel) -> TextParts:
     if config.is_encoder_decoder:
         raise ValueError(f"DoLa needs a decoder-only model, got {name}")
     decoder = model.get_decoder()
-    blocks, norm = (getattr(decoder, part, None) for part in ("layers", "norm"))
+    blocks: Any = getattr(decoder, "layers", None)
+    norm: Any = getattr(decoder, "norm", None)
     head = model.get_output_embeddings()
     for part, found in (("blocks (model.layers)", blocks), ("final norm (model.norm)", norm), ("head", head)):
         if found is None:

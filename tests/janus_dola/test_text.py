@@ -1,11 +1,14 @@
 """DoLa for text through transformers' `generate`."""
 
+import json
+
 import pytest
 import torch
 from transformers import LogitsProcessorList
 
 from janus_dola.config import DoLaConfig
 from janus_dola.text import dola_generate
+from tests.janus_dola.record_legacy_text import FILE, LAYERS, SETTINGS
 from tests.janus_dola.text_models import FAMILIES, padded_batch, text_model
 
 
@@ -77,6 +80,17 @@ def test_row_does_not_depend_on_its_batch():
     assert together[1, 3 : 3 + alone.shape[1]].tolist() == alone[0].tolist()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_legacy_gives_the_tokens_of_an_old_transformers(family):
+    recorded = json.loads(FILE.read_text(encoding="utf-8"))["tokens"]
+    model = text_model(family)
+    for layers in LAYERS:
+        found = model.generate(
+            **padded_batch(), **SETTINGS, custom_generate=dola_generate, dola_layers=layers, legacy=True
+        )
+        assert found.tolist() == recorded[f"{family} {layers}"]
+
+
 def test_processors_see_minus_infinity_off_the_plausible_words():
     seen = []
 
@@ -92,7 +106,8 @@ def test_processors_see_minus_infinity_off_the_plausible_words():
         dola=DoLaConfig(alpha=0.5),
         logits_processor=LogitsProcessorList([processor]),
     )
-    assert len(seen) == 2 and all(torch.isneginf(scores).any() for scores in seen)
+    assert len(seen) == 2
+    assert all(torch.isneginf(scores).any() for scores in seen)
 
 
 def test_streamer_gets_prompt_and_tokens_and_end():
@@ -111,7 +126,8 @@ def test_streamer_gets_prompt_and_tokens_and_end():
     found = text_model("Llama").generate(
         input_ids=ids, max_new_tokens=5, do_sample=False, custom_generate=dola_generate, stream_to=streamer
     )
-    assert streamer.ended and streamer.tokens == found[0].tolist()
+    assert streamer.ended
+    assert streamer.tokens == found[0].tolist()
 
 
 @pytest.mark.parametrize(

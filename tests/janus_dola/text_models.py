@@ -1,20 +1,20 @@
-"""Tiny language models with random weights. Used by tests, and by the script that records tokens with an old transformers."""
+"""Tiny language models with random weights, for tests and for the script that records an old transformers."""
 
 import torch
 import transformers
 
-_SIZES = dict(
-    vocab_size=97,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=6,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=0,
-)
+_SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 FAMILIES = {"Llama": {}, "Qwen2": {"tie_word_embeddings": True}, "Phi3": {}, "Gemma": {"head_dim": 8}}
 
 
