@@ -1,0 +1,38 @@
+"""Hidden states of the last position, taken while a model runs."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from janus_dola.text.parts import TextParts
+
+
+@contextmanager
+def last_hidden_states(parts: TextParts, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Keeps what the passes of this thread put out at their last position.
+
+    Args:
+        layers: indices as in Hugging Face's `hidden_states`: 0 is the embeddings, N the final block (before the norm).
+    Yields:
+        the latest pass' states by layer, [R, D] each.
+    """
+    kept: dict[int, Tensor] = {}
+    caller = threading.get_ident()
+    modules = [*parts.blocks, parts.norm]  # layer j is what the module j takes in
+
+    def keep(layer: int) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if threading.get_ident() == caller:
+                kept[layer] = (args[0] if args else kwargs["hidden_states"])[:, -1]
+
+        return hook
+
+    handles = [modules[layer].register_forward_pre_hook(keep(layer), with_kwargs=True) for layer in layers]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
