@@ -1,4 +1,4 @@
-"""The command line: `janus-dola generate`, `batch`, `evaluate`, `info`, `profile` and `demo`."""
+"""The command line: `janus-dola generate`, `batch`, `serve`, `evaluate`, `info`, `profile` and `demo`."""
 
 import sys
 import warnings
@@ -14,6 +14,7 @@ from janus_dola.commands.evaluate import evaluate
 from janus_dola.commands.generate import generate
 from janus_dola.commands.info import info
 from janus_dola.commands.profile import profile
+from janus_dola.commands.serve import serve
 from janus_dola.pipeline import NonFiniteError
 from janus_dola.terminal import complain, prepare_streams
 from janus_dola.threads import use_processors
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(batch)
+app.command()(serve)
 app.command()(evaluate)
 app.command()(info)
 app.command()(profile)

@@ -1,0 +1,67 @@
+"""Errors in the format that OpenAI's clients read."""
+
+import re
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+_MOST_SHOWN = 80  # characters of a value
+
+
+def error_response(
+    status: int,
+    message: str,
+    param: str | None = None,
+    code: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """An answer that says what was wrong.
+
+    Args:
+        param: the field of the request that was.
+        code: the kind of error, for programs.
+    """
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return JSONResponse(error_body(message, kind, param, code), status, headers)
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The JSON of an error."""
+    return {"error": {"message": _valid(message), "type": kind, "param": param and _valid(param), "code": code}}
+
+
+def of_validation(error: RequestValidationError) -> JSONResponse:
+    """The first of the fields that are not as they must be."""
+    first, *others = error.errors()
+    if first["type"] == "json_invalid":
+        return error_response(400, f"the body must be JSON: {first['ctx']['error']}", code="invalid_json")
+    field = _field(first)
+    name, kind = field or "the body", first["type"]
+    if kind == "missing" and field is not None:
+        message = f"{name} must be given"
+    elif kind == "extra_forbidden":
+        message = f"{name} is not known to this server: leave it out"
+    else:  # of a union each member has an error of its own
+        allowed = dict.fromkeys(_allowed(each) for each in (first, *others) if _field(each) == field)
+        message = f"{name} must {' or '.join(allowed)}, got {_short(first.get('input'))}"
+    return error_response(400, message, field, "invalid_value")
+
+
+def _field(error: dict[str, Any]) -> str | None:
+    place = [part for part in error["loc"] if part != "body"]
+    return str(place[0]) if place else None
+
+
+def _allowed(error: dict[str, Any]) -> str:
+    return re.sub("^[A-Z][a-z]+ should ", "", error["msg"])
+
+
+def _valid(text: str) -> str:
+    """Text that UTF-8 can write: JSON may name half a character."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

@@ -1,0 +1,24 @@
+"""The page at `/`: a form, baseline and DoLa from the same seed, and maps of what DoLa did."""
+
+import json
+from importlib.resources import files
+
+from janus_dola.layer_map import colour_of_layer
+
+_LAYERS = 128  # as many as `small_map` can show
+_PLACE = "/*SERVER*/null"
+# Nothing from elsewhere is loaded or asked, whatever a prompt or a model's name holds.
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+}
+
+
+def page(model: str, asks_for_key: bool) -> str:
+    """The page of a server."""
+    colours = ["rgb({}, {}, {})".format(*colour_of_layer(layer)) for layer in range(_LAYERS)]
+    server = {"model": model, "asks_for_key": asks_for_key, "colours": colours}
+    text = files("janus_dola.serve").joinpath("page.html").read_text(encoding="utf-8")
+    return text.replace(_PLACE, json.dumps(server).replace("<", "\\u003c"))

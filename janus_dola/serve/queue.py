@@ -1,0 +1,112 @@
+"""Who is drawn when: images wait in one queue, and are drawn in turns, each of images that can share passes."""
+
+import threading
+from collections.abc import Hashable
+from typing import Generic, Protocol, TypeVar
+
+
+class Queued(Protocol):
+    """What can wait: its `kind` says with which others it can share a turn."""
+
+    @property
+    def kind(self) -> Hashable:
+        """Images of equal kinds can go together."""
+
+
+Item = TypeVar("Item", bound=Queued)
+
+
+class FullError(RuntimeError):
+    """More wait than may."""
+
+
+class FairQueue(Generic[Item]):
+    """Images in order of arrival, for any number of threads that put and one that takes.
+
+    A turn has the kind of the oldest image. It draws the images of its kind that waited when it began, and later ones only
+    while nobody of another kind waits. So nobody waits longer than for what was there before, whatever arrives meanwhile.
+
+    Args:
+        most: images that may wait.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._changed = threading.Condition()  # guards all below
+        self._waiting: list[tuple[int, Item]] = []  # with the number of its arrival
+        self._arrived = 0
+        self._turn: tuple[Hashable, int] = (None, 0)  # its kind, and arrivals before it began
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, items: list[Item]) -> None:
+        """Adds all of them, or none.
+
+        Raises:
+            FullError: not so many more may wait.
+        """
+        with self._changed:
+            if len(self._waiting) + len(items) > self.most:
+                raise FullError(f"{len(self._waiting)} images wait already, and at most {self.most} may")
+            self._append(items)
+
+    def put_back(self, items: list[Item]) -> None:
+        """Adds again what was taken, before all others."""
+        with self._changed:
+            later = self._waiting
+            self._waiting = []
+            self._append(items)
+            self._waiting += later
+
+    def _append(self, items: list[Item]) -> None:
+        for item in items:
+            self._waiting.append((self._arrived, item))
+            self._arrived += 1
+        self._changed.notify()
+
+    def begin_turn(self) -> int:
+        """Waits for an image, and begins a turn of the kind of the oldest.
+
+        Returns:
+            how many images it may draw so far; 0 where the queue was closed.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if self._closed:
+                return 0
+            self._turn = self._waiting[0][1].kind, self._arrived
+            return len(self._of_turn())
+
+    def take(self) -> Item | None:
+        """The next image of this turn; None where there is none."""
+        with self._changed:
+            found = self._of_turn()
+            if not found:
+                return None
+            self._waiting.remove(found[0])
+            return found[0][1]
+
+    def ready(self) -> int:
+        """How many images this turn may draw now."""
+        with self._changed:
+            return len(self._of_turn())
+
+    def _of_turn(self) -> list[tuple[int, Item]]:
+        kind, began = self._turn
+        alone = all(item.kind == kind for _, item in self._waiting)
+        return [(number, item) for number, item in self._waiting if item.kind == kind and (alone or number < began)]
+
+    def discard(self, items: list[Item]) -> None:
+        """Takes out those of the items that still wait."""
+        with self._changed:
+            gone = {id(item) for item in items}
+            self._waiting = [(number, item) for number, item in self._waiting if id(item) not in gone]
+
+    def close(self) -> list[Item]:
+        """Ends waiting: what still waits comes back, and no turn begins any more."""
+        with self._changed:
+            left, self._waiting, self._closed = [item for _, item in self._waiting], [], True
+            self._changed.notify()
+            return left

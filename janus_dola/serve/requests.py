@@ -1,0 +1,162 @@
+"""What a client may ask for, and the images that it means."""
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from janus_dola.checks import MAX_SEED
+from janus_dola.config import DoLaConfig, decoding_of
+from janus_dola.engine.schedule import Job
+from janus_dola.image_files import ImageFormat, Recipe
+from janus_dola.models.quantize import Quantization
+from janus_dola.pipeline import JanusDoLa
+from janus_dola.prompt import prompt_ids
+from janus_dola.serve.worker import Asked, Event
+
+MAX_IMAGES = 10  # of a request
+MAX_PROMPT_TOKENS = 512
+_MAX_CHARACTERS = 8192
+_MAX_RANDOM_SEED = 2**53 - 1  # JavaScript's integers end there
+
+
+class ImagesRequest(BaseModel):
+    """The body of POST /v1/images/generations: OpenAI's fields, and those of DoLa."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    prompt: Annotated[str, Field(min_length=1, max_length=_MAX_CHARACTERS, description="What to draw.")]
+    model: Annotated[str | None, Field(description="The model that this server draws with, or nothing.")] = None
+    n: Annotated[int | None, Field(ge=1, le=MAX_IMAGES, description="Images.")] = 1
+    size: Annotated[str | None, Field(description='"auto", or the size that the model draws, such as "384x384".')] = (
+        "auto"
+    )
+    response_format: Annotated[
+        Literal["b64_json", "url"] | None, Field(description="The image itself, or where it lies for an hour.")
+    ] = "b64_json"
+    output_format: Literal["png", "jpeg", "webp"] | None = "png"
+    user: Annotated[str | None, Field(description="Taken, and not used.")] = None
+    stream: Annotated[bool | None, Field(description="Answer with server-sent events.")] = False
+    partial_images: Annotated[int | None, Field(ge=0, le=16, description="Pictures on the way, with `stream`.")] = 0
+    seed: Annotated[
+        int | None,
+        Field(ge=0, le=MAX_SEED - MAX_IMAGES, description="Image k has the seed `seed + k`; nothing picks one."),
+    ] = None
+    cfg_weight: Annotated[float, Field(ge=-100, le=100, description="Weight of classifier-free guidance.")] = 5.0
+    temperature: Annotated[float, Field(ge=0, le=100, description="0 is greedy.")] = 1.0
+    dola: Annotated[bool, Field(description="DoLa, or plain decoding.")] = True
+    alpha: Annotated[float, Field(ge=0, le=1, description="Plausibility threshold of DoLa.")] = 0.1
+    candidate_layers: Annotated[
+        Literal["auto"] | Annotated[list[int], Field(min_length=1, max_length=64)],
+        Field(description="Layers to choose from."),
+    ] = "auto"
+    premature_layer: Annotated[
+        int | Literal["final"] | None,
+        Field(description='Always contrast with this layer; "final" contrasts with none.'),
+    ] = None
+    layer_map: Annotated[
+        bool, Field(description="Add a picture of the layer chosen at each code, and of how far it diverged.")
+    ] = False
+
+
+class InvalidError(ValueError):
+    """A field of a request has a value that is not allowed."""
+
+    def __init__(self, field: str, message: str, status: int = 400, code: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.field, self.status, self.code = field, status, code
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A request that was understood."""
+
+    images: list[Asked]
+    recipes: list[Recipe]  # of each image
+    image_format: ImageFormat
+    prompt_tokens: int
+    layer_map: bool
+
+
+class Reader:
+    """Makes images of requests, for one model.
+
+    Args:
+        name: of the model, as the server was started with it.
+    """
+
+    def __init__(self, pipe: JanusDoLa, name: str, quantize: Quantization | None) -> None:
+        self.parts, self.name, self._quantize = pipe.parts, name, quantize
+        self.special = self.parts.special_tokens(pipe.tokenizer)
+        self._tokenizer = pipe.tokenizer
+        self._numbers = itertools.count()
+        self.size = f"{self.parts.image_size}x{self.parts.image_size}"
+        self.longest = min(MAX_PROMPT_TOKENS, self.parts.config.max_position_embeddings - self.parts.image_tokens)
+
+    def read(self, body: ImagesRequest, tell: Callable[[Event], object]) -> Wanted:
+        """The images that a request asks for.
+
+        Raises:
+            InvalidError: the model cannot do what a field asks for.
+        """
+        if body.model not in (None, self.name):
+            raise InvalidError("model", f"model must be {self.name!r}, got {body.model!r}", 404, "model_not_found")
+        if body.size not in (None, "auto", self.size):
+            raise InvalidError(
+                "size", f'size must be "auto" or "{self.size}", which the model draws, got {body.size!r}'
+            )
+        if body.stream and body.response_format == "url":
+            raise InvalidError("response_format", 'response_format must be "b64_json" with stream, got "url"')
+        if body.partial_images and not body.stream:
+            raise InvalidError("partial_images", f"partial_images must be 0 without stream, got {body.partial_images}")
+        token_ids = self._token_ids(body.prompt)
+        dola, kind = self._contrast(body)
+        try:
+            decoding = decoding_of(kind, dola, body.cfg_weight, body.temperature)
+        except ValueError as error:
+            raise InvalidError("temperature", str(error)) from None
+        count = body.n or 1
+        seed = random.randint(0, _MAX_RANDOM_SEED - MAX_IMAGES) if body.seed is None else body.seed
+        partials = body.partial_images or 0
+        dtype = str(self.parts.stored_dtype).removeprefix("torch.")
+        recipe = Recipe(
+            self.name, body.prompt, seed, body.cfg_weight, body.temperature, dola, dtype, self._quantize
+        )  # fmt: skip
+        jobs = [Job(next(self._numbers), 0, k, token_ids, seed + k, decoding) for k in range(count)]
+        return Wanted(
+            [Asked(job, kind, partials, tell) for job in jobs],
+            [replace(recipe, seed=job.seed) for job in jobs],
+            "jpg" if body.output_format == "jpeg" else body.output_format or "png",
+            len(token_ids),
+            body.layer_map,
+        )
+
+    def _token_ids(self, prompt: str) -> list[int]:
+        try:
+            found = prompt_ids(prompt, self._tokenizer, self.special)
+        except ValueError as error:
+            raise InvalidError("prompt", str(error)) from None
+        if len(found) > self.longest:
+            raise InvalidError("prompt", f"prompt must have at most {self.longest} tokens, got {len(found)}")
+        return found
+
+    def _contrast(self, body: ImagesRequest) -> tuple[DoLaConfig | None, tuple[int, ...]]:
+        """How layers are contrasted, and which layers the passes read: the candidates, so that most requests can share
+        passes, or a forced layer alone that is not among them."""
+        layers = body.candidate_layers
+        last = self.parts.num_layers - 1
+        if layers != "auto" and not all(1 <= layer <= last for layer in layers):
+            raise InvalidError("candidate_layers", f"candidate_layers must lie in 1 .. {last}, got {layers}")
+        forced = body.premature_layer
+        if isinstance(forced, int) and not 1 <= forced <= last:
+            raise InvalidError(
+                "premature_layer", f'premature_layer must lie in 1 .. {last}, or be "final", got {forced}'
+            )
+        dola = DoLaConfig(layers, body.alpha, forced)
+        kind = tuple(replace(dola, premature_layer=None).layers_to_read(self.parts.num_layers))
+        if not body.dola:
+            return None, kind
+        return dola, kind if forced is None or forced == "final" or forced in kind else (forced,)

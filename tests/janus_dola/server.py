@@ -1,0 +1,31 @@
+"""A server in this process, for tests."""
+
+import threading
+import time
+from contextlib import contextmanager
+
+import uvicorn
+
+from janus_dola.serve.app import make_app
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not come true"
+        time.sleep(0.02)
+
+
+@contextmanager
+def running(service, **more):
+    """A server in a thread of this process."""
+    made = uvicorn.Server(uvicorn.Config(make_app(service, **more), port=0, log_level="error"))
+    thread = threading.Thread(target=made.run)
+    thread.start()
+    until(lambda: made.started)
+    (listening,) = made.servers[0].sockets
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        made.should_exit = True
+        thread.join()

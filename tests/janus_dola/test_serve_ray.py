@@ -1,0 +1,76 @@
+"""Two replicas under Ray Serve on this machine."""
+
+import asyncio
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import openai
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("grpc") is None, reason="Ray Serve is not installed: pip install 'janus-dola[replicas]'"
+)
+
+
+def replicas():
+    """Processes of Ray Serve that draw, of this user's."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"ServeReplica:janus-dola" in title:
+            found.append(int(process.name))
+    return found
+
+
+def processor_time(process):
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_requests_spread_and_all_are_answered_though_a_replica_is_killed(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "janus_dola", "serve", "--device", "cpu", "--replicas", "2", "--port", str(port),
+    ]  # fmt: skip
+    before = set(replicas())
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as server:
+        try:
+            assert any("draws with mini, 2 replicas" in line for line in server.stderr)
+            ours = set(replicas()) - before
+            assert len(ours) == 2
+            idle = {process: processor_time(process) for process in ours}
+
+            async def draw():
+                client = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=8)
+
+                async def ask(seed):
+                    answer = await client.images.generate(prompt="a red circle", extra_body={"seed": seed})
+                    return answer.data[0].seed, answer.data[0].b64_json
+
+                async with client:
+                    first = await asyncio.gather(*map(ask, range(16)))
+                    assert all(
+                        processor_time(process) - idle[process] > 20 for process in ours
+                    )  # hundredths of a second
+                    coming = asyncio.gather(*map(ask, range(16)))
+                    await asyncio.sleep(0.5)
+                    os.kill(min(ours), signal.SIGKILL)
+                    assert await coming == first
+                    with pytest.raises(openai.BadRequestError, match="b64_json"):
+                        await client.images.generate(prompt="a", response_format="url")
+                assert [seed for seed, _ in first] == list(range(16))
+
+            asyncio.run(draw())
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(60) == 0
+        finally:
+            server.kill()

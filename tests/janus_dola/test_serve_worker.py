@@ -1,0 +1,255 @@
+"""Who is drawn when, and what happens to each image, without HTTP."""
+
+import queue
+import threading
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from janus_dola import DoLaConfig
+from janus_dola.pipeline import NonFiniteError
+from janus_dola.serve.metrics import Metrics
+from janus_dola.serve.queue import FairQueue, FullError
+from janus_dola.serve.requests import ImagesRequest, Reader
+from janus_dola.serve.worker import Finished, Partial, Worker
+
+
+@dataclass(frozen=True)
+class Waiting:
+    kind: str
+    name: int
+
+
+def take_all(waiting):
+    return [item.name for item in iter(waiting.take, None)]
+
+
+def test_images_of_one_kind_come_in_order_of_arrival():
+    waiting = FairQueue(8)
+    waiting.put([Waiting("a", 0), Waiting("a", 1)])
+    assert waiting.begin_turn() == 2
+    waiting.put([Waiting("a", 2)])
+    assert take_all(waiting) == [0, 1, 2]
+
+
+def test_a_turn_takes_no_late_images_while_another_kind_waits():
+    waiting = FairQueue(8)
+    waiting.put([Waiting("a", 0), Waiting("b", 1), Waiting("a", 2)])
+    assert waiting.begin_turn() == 2
+    waiting.put([Waiting("a", 3)])
+    assert take_all(waiting) == [0, 2]
+    assert waiting.begin_turn() == 1  # of b, the oldest
+    assert take_all(waiting) == [
+        1,
+    ]
+    assert waiting.begin_turn() == 1
+    assert take_all(waiting) == [3]
+
+
+def test_a_full_queue_takes_all_images_of_a_request_or_none():
+    waiting = FairQueue(3)
+    waiting.put([Waiting("a", 0), Waiting("a", 1)])
+    with pytest.raises(FullError, match="2 images wait already, and at most 3 may"):
+        waiting.put([Waiting("a", 2), Waiting("a", 3)])
+    assert len(waiting) == 2
+
+
+def test_what_is_put_back_comes_before_all_others():
+    waiting = FairQueue(1)
+    waiting.put([Waiting("b", 1)])
+    waiting.put_back([Waiting("a", 0)])
+    assert waiting.begin_turn() == 1
+    assert take_all(waiting) == [0]
+
+
+def test_a_closed_queue_gives_back_what_waits_and_ends_waiting():
+    waiting = FairQueue(2)
+    ended = threading.Thread(target=waiting.begin_turn)
+    ended.start()
+    assert waiting.close() == []
+    ended.join(10)
+    assert not ended.is_alive()
+
+
+@given(
+    arrivals=st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=40),
+    slots=st.integers(1, 4),
+)
+def test_nobody_is_overtaken_by_more_than_one_turn_of_each_kind(arrivals, slots):
+    """Whatever arrives: an image is taken at the latest when each other kind has had its turn since it came."""
+    waiting, coming = FairQueue(100), list(enumerate(arrivals))
+    turns_since: dict[int, list[str]] = {}
+
+    def arrive():
+        while coming:
+            name, (kind, pause) = coming.pop(0)
+            waiting.put([Waiting(kind, name)])
+            turns_since[name] = []
+            if pause:
+                return
+
+    arrive()
+    while len(waiting):
+        assert waiting.begin_turn() > 0
+        oldest = min(turns_since)
+        taken = []
+        for _ in range(slots * 2):
+            item = waiting.take()
+            if item is None:
+                break
+            taken.append(item)
+            del turns_since[item.name]
+            arrive()
+        assert oldest in {item.name for item in taken}
+        (kind,) = {item.kind for item in taken}
+        for kinds in turns_since.values():
+            kinds.append(kind)
+        arrive()
+    assert not turns_since
+
+
+@pytest.fixture(scope="module")
+def reader(mini):
+    return Reader(mini, "mini", None)
+
+
+@pytest.fixture
+def worker(mini, reader):
+    made = Worker(mini.parts, reader.special, 4, reader.longest, 64, Metrics())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def ask(worker, reader):
+    """Puts a request into the queue: its images, and the queue of what is told of them."""
+
+    def ask(**fields):
+        told = queue.Queue()
+        wanted = reader.read(ImagesRequest(**fields), told.put)
+        worker.ask(wanted.images)
+        return wanted, told
+
+    return ask
+
+
+def finished(told, images):
+    found = {}
+    while len(found) < images:
+        event = told.get(timeout=60)
+        if isinstance(event, Finished):
+            found[event.k] = event
+        else:
+            assert isinstance(event, Partial), event
+    return [found[k] for k in range(images)]
+
+
+LOOKS = [
+    {"seed": 1},
+    {"seed": 2, "cfg_weight": 2.0, "temperature": 0.5},
+    {"seed": 3, "dola": False},
+    {"seed": 4, "premature_layer": 4, "alpha": 0.3},
+    {"seed": 5, "premature_layer": 3},  # not among the candidates
+    {"seed": 6, "candidate_layers": [1, 5]},
+    {"seed": 7, "temperature": 0.0, "premature_layer": "final"},
+]
+
+
+def test_images_of_any_settings_together_are_those_of_generate(mini, ask):
+    asked = [ask(prompt=f"a {colour} circle", n=2, **look) for look in LOOKS for colour in ("red", "blue")]
+    for (_, told), (look, colour) in zip(
+        asked, [(look, colour) for look in LOOKS for colour in ("red", "blue")], strict=True
+    ):
+        dola = DoLaConfig(look.get("candidate_layers", "auto"), look.get("alpha", 0.1), look.get("premature_layer"))
+        want = mini.generate(
+            f"a {colour} circle", 2, dola if look.get("dola", True) else None, look.get("cfg_weight", 5.0),
+            look.get("temperature", 1.0), look["seed"],
+        )  # fmt: skip
+        for k, found in enumerate(finished(told, 2)):
+            assert torch.equal(found.codes.tokens, want.tokens[0, k]), look
+            assert torch.equal(found.codes.premature_layers, want.premature_layers[0, k])
+            assert found.picture.tobytes() == want.images[0][k].tobytes()
+
+
+def test_most_settings_share_passes(reader):
+    kinds = {reader.read(ImagesRequest(prompt="a", **look), print).images[0].kind for look in LOOKS}
+    assert kinds == {(2, 4, 6), (3,), (1, 5)}
+
+
+def test_partial_pictures_show_what_is_drawn_and_grey(ask):
+    _, told = ask(prompt="a large red circle on white", seed=1, partial_images=3, stream=True)
+    events = [told.get(timeout=60) for _ in range(4)]
+    pictures = [event.picture for event in events]
+    assert [type(event) for event in events] == [Partial, Partial, Partial, Finished]
+    assert [event.number for event in events[:3]] == [0, 1, 2]
+    grey = [picture.convert("RGB").tobytes().count(bytes([128, 128, 128])) / (64 * 64) for picture in pictures]
+    assert 0.75 >= grey[0] > grey[1] > grey[2] > 0 == grey[3]
+    top = [torch.tensor(list(picture.crop((0, 0, 64, 16)).tobytes())).float() for picture in pictures]
+    assert all((each - top[-1]).abs().mean() < 16 for each in top)  # the decoder sees the whole image
+
+
+def test_what_is_given_up_frees_its_slots_and_is_told_nothing(worker, ask):
+    given_up = [ask(prompt="a red circle", n=4, seed=1) for _ in range(5)]
+    for wanted, _ in given_up:
+        worker.give_up(wanted.images)
+    assert len(worker.queue) == 0
+    _, told = ask(prompt="a red circle", n=1, seed=9)
+    finished(told, 1)
+    drawn = worker._metrics.images._value.get()
+    assert drawn == 1
+    assert all(told.empty() for _, told in given_up)
+
+
+def test_nan_in_one_image_fails_that_image_alone(mini, reader):
+    bad = "a red circle on white"
+    ids = reader.read(ImagesRequest(prompt=bad), print).images[0].job.token_ids
+
+    class Poisoned(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = mini.parts.embed_text
+
+        def forward(self, given):
+            found = self.embed(given)
+            return found * float("nan") if given.tolist() == ids else found
+
+    parts = replace(mini.parts, embed_text=Poisoned())
+    worker = Worker(parts, reader.special, 4, reader.longest, 64, Metrics())
+    told = queue.Queue()
+    images = [
+        reader.read(
+            ImagesRequest(prompt=prompt, seed=k), lambda event, prompt=prompt: told.put((prompt, event))
+        ).images[0]
+        for k, prompt in enumerate(["a red circle", bad, "a blue circle"])
+    ]
+    worker.ask(images)
+    events = dict(told.get(timeout=60) for _ in images)
+    worker.close()
+    assert isinstance(events.pop(bad).error, NonFiniteError)
+    assert all(isinstance(event, Finished) for event in events.values())
+
+
+def test_an_error_of_the_engine_is_told_and_the_next_turn_goes_on(worker, ask, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("janus_dola.serve.worker.Drawing.advance", lambda self: 1 / 0)
+        _, told = ask(prompt="a red circle", n=2, seed=1)
+        events = [told.get(timeout=60) for _ in range(2)]
+    assert all(isinstance(event.error, ZeroDivisionError) for event in events)
+    finished(ask(prompt="a red circle", seed=1)[1], 1)
+
+
+def test_where_memory_runs_out_half_as_many_slots_draw_all(worker, ask, monkeypatch):
+    taken = worker._engine.take
+
+    def take(plan, slots, longest):
+        if slots > 1:
+            raise torch.OutOfMemoryError
+        return taken(plan, slots, longest)
+
+    monkeypatch.setattr(worker._engine, "take", take)
+    _, told = ask(prompt="a red circle", n=4, seed=1)
+    finished(told, 4)
+    assert worker.most == 1
