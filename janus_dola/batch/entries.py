@@ -23,7 +23,7 @@ def look_named(task: Task) -> dict[str, Any]:
     """What a task may have of its own, as JSON holds it."""
     look = task.look
     if look.dola is None:
-        return {"cfg_weight": look.cfg_weight, "temperature": look.temperature, "dola": False}
+        return {"cfg_weight": look.cfg_weight, "temperature": look.temperature, "dola": False, **look.named()}
     layers = look.dola.candidate_layers
     return {
         "cfg_weight": look.cfg_weight,
@@ -31,6 +31,7 @@ def look_named(task: Task) -> dict[str, Any]:
         "alpha": look.dola.alpha,
         "candidate_layers": layers if isinstance(layers, str) else list(layers),
         "premature_layer": look.dola.premature_layer,
+        **look.named(),
     }
 
 

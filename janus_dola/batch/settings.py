@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
-from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, Window, check_window, integer
+from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, Window, check_negative, check_window, integer
 from janus_dola.config import DoLaConfig
 from janus_dola.image_files import ImageFormat, Recipe
 from janus_dola.kernels.types import Decoding
@@ -20,6 +20,7 @@ class Look:
         cfg_weight: weight of classifier-free guidance, finite.
         temperature: >= 0; 0 is greedy.
         dola: how layers are contrasted; None is the plain baseline.
+        negative_prompt: what guidance leads away from; None is the model's unconditional row.
     Raises:
         ValueError: a value is out of range.
     """
@@ -27,9 +28,15 @@ class Look:
     cfg_weight: float = 5.0
     temperature: float = 1.0
     dola: DoLaConfig | None = DoLaConfig()  # noqa: RUF009 (frozen)
+    negative_prompt: str | None = None
 
     def __post_init__(self) -> None:
         Decoding(self.cfg_weight, self.temperature)
+        object.__setattr__(self, "negative_prompt", check_negative(self.negative_prompt))
+
+    def named(self) -> dict[str, str]:
+        """The negative prompt under its name, where there is one."""
+        return {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class Settings:
             "dtype": self.dtype,
             "quantize": self.quantize,
             "window": self.window,
+            **self.look.named(),
             **({} if self.metadata else {"metadata": False}),
         }
 
@@ -116,5 +124,5 @@ class Task:
         look = self.look
         return Recipe(
             settings.model, self.prompt, self.seed, look.cfg_weight, look.temperature, look.dola, settings.dtype,
-            settings.quantize, settings.window,
+            settings.quantize, settings.window, look.negative_prompt,
         )  # fmt: skip

@@ -20,6 +20,7 @@ from janus_dola.commands.options import (
     Format,
     Metadata,
     Model,
+    NegativePrompt,
     OutDir,
     ParallelSize,
     PrematureLayer,
@@ -41,8 +42,8 @@ def batch(
             "--prompt-json",
             metavar="FILE",
             help='.json: a list, or {"prompts": [...]}; .jsonl: an object a line, {"prompt": "..."} and if wished id, seed, '
-            "parallel_size, cfg_weight, alpha, candidate_layers; .csv, .tsv: the same in columns; .txt: a prompt a line; "
-            "a folder: a .txt file for each; - is stdin.",
+            "parallel_size, cfg_weight, alpha, candidate_layers, negative_prompt; .csv, .tsv: the same in columns; "
+            ".txt: a prompt a line; a folder: a .txt file for each; - is stdin.",
         ),
     ],
     prompt_key: Annotated[
@@ -52,6 +53,7 @@ def batch(
     outdir: OutDir = Path("out_dola"),
     parallel_size: ParallelSize = 4,
     cfg_weight: CfgWeight = 5.0,
+    negative_prompt: NegativePrompt = None,
     temperature: Temperature = 1.0,
     alpha: Alpha = 0.1,
     candidate_layers: CandidateLayers = "auto",
@@ -88,7 +90,7 @@ def batch(
     The same command again goes on where it stopped. OUTDIR gets the images, manifest.jsonl with a line for each, and
     index.html to look at them.
     """
-    look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer))
+    look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer), negative_prompt)
     settings = Settings(model, look, parallel_size, seed, image_format, dtype, quantize, parse_window(window), metadata)
     compute = Compute(device, backend, engine, workers, ray_address, batch_size)
     summary = run_batch(

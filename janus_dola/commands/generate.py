@@ -20,6 +20,7 @@ from janus_dola.commands.options import (
     Format,
     Metadata,
     Model,
+    NegativePrompt,
     OutDir,
     ParallelSize,
     PrematureLayer,
@@ -44,6 +45,7 @@ def generate(
     outdir: OutDir = Path("generated_samples"),
     parallel_size: ParallelSize = 1,
     cfg_weight: CfgWeight = 5.0,
+    negative_prompt: NegativePrompt = None,
     temperature: Temperature = 1.0,
     alpha: Alpha = 0.1,
     candidate_layers: CandidateLayers = "auto",
@@ -67,14 +69,14 @@ def generate(
         _refuse_other_settings(context)
         recipe = read_recipe(from_image)
         prompts, dtype = [recipe.prompt], recipe.dtype
-        look = Look(recipe.cfg_weight, recipe.temperature, recipe.dola)
+        look = Look(recipe.cfg_weight, recipe.temperature, recipe.dola, recipe.negative_prompt)
         settings = Settings(
             recipe.model, look, 1, recipe.seed, image_format, quantize=recipe.quantize, window=recipe.window
         )
     else:
         if not prompts:
             raise typer.BadParameter("give a prompt, or --from an image")
-        look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer))
+        look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer), negative_prompt)
         settings = Settings(
             model, look, parallel_size, parse_seed(seed), image_format, quantize=quantize, window=parse_window(window)
         )
@@ -105,6 +107,7 @@ def _draw_to_files(
         engine=engine,
         window=settings.window,
         progress=sys.stderr.isatty(),
+        negative_prompt=look.negative_prompt,
     )
     outdir.mkdir(parents=True, exist_ok=True)
     dtype = str(pipe.parts.stored_dtype).removeprefix("torch.")
@@ -112,7 +115,7 @@ def _draw_to_files(
         prompt = prompts[found.prompt]
         recipe = Recipe(
             settings.model, prompt, found.seed, look.cfg_weight, look.temperature, look.dola, dtype, settings.quantize,
-            settings.window,
+            settings.window, look.negative_prompt,
         )  # fmt: skip
         path = outdir / file_name(found.prompt, prompt, found.k, settings.image_format)
         save_image(found.image, path, recipe if metadata else None)

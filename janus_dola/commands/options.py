@@ -16,6 +16,9 @@ Model = Annotated[str, typer.Option(help='"mini", a folder, or a repository such
 OutDir = Annotated[Path, typer.Option(help="Folder for the images.")]
 ParallelSize = Annotated[int, typer.Option(help="Images per prompt.")]
 CfgWeight = Annotated[float, typer.Option(help="Weight of classifier-free guidance.")]
+NegativePrompt = Annotated[
+    str | None, typer.Option(help="What guidance leads away from, instead of from no words.", show_default="none")
+]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
 Alpha = Annotated[float, typer.Option(help="Plausibility threshold of DoLa, in [0, 1].")]
 CandidateLayers = Annotated[str, typer.Option(help='"auto", or layers to choose from: 22,24,26,28.')]

@@ -293,6 +293,20 @@ def test_images_without_metadata_are_resumed_too(mini, tmp_path):
         run_batch(SHAPES[:2], tmp_path, Settings(parallel_size=1, image_format="png"), pipe=mini)
 
 
+def test_a_negative_prompt_of_the_run_and_one_of_a_line(mini, tmp_path):
+    of_run, negative = Settings(look=Look(negative_prompt="blue"), parallel_size=1, image_format="png"), "a red circle"
+    prompts = [SHAPES[0], {"prompt": SHAPES[0], "negative_prompt": negative, "seed": 0}]
+    run_batch(prompts, tmp_path, of_run, pipe=mini)
+    assert [line["settings"]["negative_prompt"] for line in lines(tmp_path)] == ["blue", negative]
+    for line in lines(tmp_path):
+        recipe = read_recipe(tmp_path / line["file"])
+        (drawn,) = mini.draw([recipe.prompt], [0], DoLaConfig(), negative_prompt=recipe.negative_prompt)
+        assert drawn.image.tobytes() == Image.open(tmp_path / line["file"]).tobytes()
+    assert run_batch(prompts, tmp_path, of_run, pipe=mini).kept == 2
+    with pytest.raises(ValueError, match="negative_prompt blue, now None"):
+        run_batch(prompts, tmp_path, Settings(parallel_size=1, image_format="png"), pipe=mini)
+
+
 def test_the_shell_says_what_happened(tmp_path):
     """The command in a process of its own: files from stdin, failures, Ctrl-C between two batches, the next run."""
     command = [

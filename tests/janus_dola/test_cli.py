@@ -38,7 +38,12 @@ def test_generate_writes_images_that_carry_their_recipe(call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [[], ["--no-dola"], ["--alpha", "0.3", "--candidate-layers", "2,5", "--temperature", "0.8"]]
+    "settings",
+    [
+        ["--negative-prompt", "a small blue square on black"],
+        ["--no-dola"],
+        ["--alpha", "0.3", "--candidate-layers", "2,5", "--temperature", "0.8"],
+    ],
 )
 def test_an_image_is_drawn_again_from_its_file(call, mini, tmp_path, settings, monkeypatch):
     drawn = []

@@ -263,9 +263,47 @@ def test_log_probabilities_of_the_codes_drawn(mini, dola, temperature):
     assert (mini.log_probs(prompt, other, dola, temperature=temperature) < found).float().mean() > 0.9
 
 
-def _by_transformers(model, pipe, prompt, codes, dola, temperature):
-    ids = pipe._prompt_ids(prompt)
-    rows = torch.tensor([ids, [ids[0], *[pipe._special.pad] * (len(ids) - 2), ids[-1]]])
+@pytest.mark.parametrize("negative", ["a blue square on black", "blue", "a blue square on black, " * 4])
+def test_a_negative_prompt_stands_in_the_unconditional_row(mini, negative):
+    prompt = "a small red circle on grey"
+    out = mini.generate(prompt, 2, temperature=0.7, seed=5, negative_prompt=negative)
+    assert not torch.equal(out.tokens, mini.generate(prompt, 2, temperature=0.7, seed=5).tokens)
+    found = mini.log_probs(prompt, out.tokens, temperature=0.7, negative_prompt=negative)
+    model = copy.deepcopy(mini.model).double()
+    expected = _by_transformers(model, mini, prompt, out.tokens[0, 1], DoLaConfig(), 0.7, negative)
+    assert torch.allclose(found[0, 1].double(), expected, atol=2e-3)
+    (streamed,) = mini.stream(prompt, temperature=0.7, seed=5, negative_prompt=negative)
+    (drawn,) = mini.draw([prompt], [5], temperature=0.7, negative_prompt=negative)
+    assert torch.equal(streamed.tokens, out.tokens[0, 0])
+    assert torch.equal(drawn.tokens, out.tokens[0, 0])
+
+
+def test_away_from_the_prompt_itself_is_no_guidance(mini):
+    prompt = "a small red circle on grey"
+    found = mini.generate(prompt, 2, None, seed=5, negative_prompt=prompt)
+    assert torch.equal(found.tokens, mini.generate(prompt, 2, None, seed=5, cfg_weight=1).tokens)
+    none = mini.generate(prompt, seed=5, negative_prompt=" ")
+    assert torch.equal(none.tokens, mini.generate(prompt, seed=5).tokens)
+
+
+@pytest.mark.parametrize(
+    ("negative", "message"),
+    [(["blue"], "negative_prompt must be None or a string"), ("blue " * 9999, "negative_prompt must leave room for")],
+)
+def test_a_negative_prompt_is_checked_before_anything_is_drawn(mini, negative, message):
+    with pytest.raises(ValueError, match=message):
+        mini.stream("a red circle", negative_prompt=negative)
+
+
+def _by_transformers(model, pipe, prompt, codes, dola, temperature, negative=None):
+    ids, pad = pipe._prompt_ids(prompt), pipe._special.pad
+    if negative is None:
+        other = [ids[0], *[pad] * (len(ids) - 2), ids[-1]]
+    else:
+        other = pipe._prompt_ids(negative)
+        more = len(ids) - len(other)
+        ids, other = ([row[0]] + [pad] * max(count, 0) + row[1:] for row, count in ((ids, -more), (other, more)))
+    rows = torch.tensor([ids, other])
     inner = model.model
     words = inner.language_model.get_input_embeddings()(rows)
     fed = model.prepare_embeddings_for_image_generation(codes[:-1].repeat(2))
