@@ -27,7 +27,7 @@ from janus_dola.batch.run_file import RunFile
 from janus_dola.batch.settings import Settings, Task
 from janus_dola.batch.worker import Failed
 from janus_dola.checks import integer
-from janus_dola.models.load import HINT_AT_MINI, MINI
+from janus_dola.models.load import HINT_AT_MINI, MINI, public_name
 from janus_dola.pipeline import JanusDoLa
 
 _SECONDS_BETWEEN_LINES = 60  # of progress in a log file
@@ -220,7 +220,8 @@ class _Run:
         with telling(self._outdir):
             self._record_bad()
             self._manifest.compact()
-            write_page(self._outdir, self._manifest, self._settings.named())
+            shown_settings = {**self._settings.named(), "model": public_name(self._settings.model)}
+            write_page(self._outdir, self._manifest, shown_settings)
         drawn = self._states.count(DONE) - kept
         return Summary(self._order.prompts, self._order.images, drawn, kept, self._failed, left)
 

@@ -8,7 +8,7 @@ from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, Window, check_negativ
 from janus_dola.config import DoLaConfig
 from janus_dola.image_files import ImageFormat, Recipe
 from janus_dola.kernels.types import Decoding
-from janus_dola.models.load import parse_dtype
+from janus_dola.models.load import parse_dtype, public_name
 from janus_dola.models.quantize import Quantization
 
 
@@ -123,6 +123,6 @@ class Task:
         assert settings.dtype is not None
         look = self.look
         return Recipe(
-            settings.model, self.prompt, self.seed, look.cfg_weight, look.temperature, look.dola, settings.dtype,
-            settings.quantize, settings.window, look.negative_prompt,
+            public_name(settings.model), self.prompt, self.seed, look.cfg_weight, look.temperature, look.dola,
+            settings.dtype, settings.quantize, settings.window, look.negative_prompt,
         )  # fmt: skip

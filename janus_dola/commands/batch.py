@@ -25,9 +25,11 @@ from janus_dola.commands.options import (
     ParallelSize,
     PrematureLayer,
     Quantize,
+    Size,
     Temperature,
     WindowName,
     dola_of,
+    parse_seed,
     parse_window,
 )
 from janus_dola.models.load import MINI
@@ -60,13 +62,20 @@ def batch(
     premature_layer: PrematureLayer = None,
     dola: Dola = True,
     max_prompts: Annotated[int | None, typer.Option(min=1, help="Draw only so many.", show_default="all")] = None,
-    seed: Annotated[int, typer.Option(help="The n-th image of all, from 0, has the seed SEED + n.")] = 0,
+    seed: Annotated[
+        str,
+        typer.Option(
+            help='The n-th image of all, from 0, has the seed SEED + n; "random" or -1 takes that of the run in OUTDIR, '
+            "or else picks one."
+        ),
+    ] = "0",
     backend: Backend = "auto",
     engine: EngineName = "auto",
     window: WindowName = "auto",
     device: Device = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
+    size: Size = None,
     image_format: Format = "jpg",
     metadata: Metadata = True,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Record malformed prompts as failed and go on.")] = False,
@@ -88,10 +97,11 @@ def batch(
     """Draw prompts by the thousand into a folder.
 
     The same command again goes on where it stopped. OUTDIR gets the images, manifest.jsonl with a line for each, and
-    index.html to look at them.
+    index.html to look at them. The model fixes the size of images.
     """
     look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer), negative_prompt)
-    settings = Settings(model, look, parallel_size, seed, image_format, dtype, quantize, parse_window(window), metadata)
+    base = parse_seed(seed, outdir)
+    settings = Settings(model, look, parallel_size, base, image_format, dtype, quantize, parse_window(window), metadata)
     compute = Compute(device, backend, engine, workers, ray_address, batch_size)
     summary = run_batch(
         prompts,

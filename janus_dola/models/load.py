@@ -90,6 +90,12 @@ def resolve(model: str | Path, revision: str | None = None, weights: bool = True
         ) from error
 
 
+def public_name(model: str | Path) -> str:
+    """What a model is called where others may read it: of a folder its last name only, whatever lies above it."""
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else str(model)
+
+
 def _check_folder(folder: Path) -> None:
     if (folder / "adapter_config.json").exists():
         raise FileNotFoundError(
