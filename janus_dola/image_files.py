@@ -22,7 +22,7 @@ from janus_dola.models.load import parse_dtype
 from janus_dola.models.quantize import Quantization, check_name
 
 ImageFormat = Literal["jpg", "png", "webp"]
-_STUB_LENGTH = 48
+STUB_LENGTH = 48
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "jpg": {"quality": 95, "subsampling": 0},
     "png": {},
@@ -118,8 +118,12 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
 
 def file_name(index: int, prompt: str, k: int, image_format: ImageFormat = "jpg") -> str:
     """`{idx}_{prompt_stub}_p{k}.jpg`: safe for any prompt, of which it keeps letters and digits."""
-    stub = re.sub(r"\W+", "_", prompt[: 2 * _STUB_LENGTH]).strip("_")[:_STUB_LENGTH]
-    return f"{index}_{stub or 'image'}_p{k}.{image_format}"
+    return f"{index}_{stub(prompt)}_p{k}.{image_format}"
+
+
+def stub(text: str, length: int = STUB_LENGTH) -> str:
+    """The letters and digits that a text begins with, at most so many; "image" where there are none."""
+    return re.sub(r"\W+", "_", text[: 2 * length]).strip("_")[:length] or "image"
 
 
 def encode_image(image: Image.Image, image_format: ImageFormat, recipe: Recipe | None) -> bytes:

@@ -18,6 +18,7 @@ from janus_dola.batch.formats import shown
 from janus_dola.batch.interrupt import Interrupt
 from janus_dola.batch.manifest import NAME as MANIFEST
 from janus_dola.batch.manifest import Manifest
+from janus_dola.batch.names import Distinct
 from janus_dola.batch.ownership import look_into, replaceable
 from janus_dola.batch.page import write_page
 from janus_dola.batch.pool import Compute, InProcess, Pool, Results
@@ -131,9 +132,12 @@ class _Order:
     def __init__(self, records: Records, max_prompts: int | None, settings: Settings, skip_bad: bool) -> None:
         self._records, self._max_prompts, self._settings = records, max_prompts, settings
         self.prompts = self.images = self.numbers = self.bad = 0  # numbers are taken up by bad prompts, too
-        first_reason, kept = "", dict[str, None]()
+        first_reason, kept, distinct = "", dict[str, None](), Distinct()
         for first, record, tasks in self:
             self.prompts, self.images = self.prompts + 1, self.images + len(tasks)
+            if settings.name_template is not None:
+                for task in tasks:
+                    distinct.add(names_of(task, settings)[0])
             self.numbers = first + (len(tasks) or settings.parallel_size)
             if isinstance(record, BadRecord):
                 self.bad += 1

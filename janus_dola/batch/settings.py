@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
+from janus_dola.batch.names import check_template
 from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, Window, check_negative, check_window, integer
 from janus_dola.config import DoLaConfig
 from janus_dola.image_files import ImageFormat, Recipe
@@ -53,6 +54,8 @@ class Settings:
         quantize: None, "int8" or "fp8", as for `JanusDoLa.from_pretrained`.
         window: codes a pass, as for `JanusDoLa.generate`.
         metadata: prompt, model and settings are written into each image.
+        name_template: of the files, such as "{id}_p{k}", with words, id (the index where there is none), index, k, number
+            and seed; None is "{index}_{words}_p{k}".
     Raises:
         ValueError: a value is out of range.
     """
@@ -66,11 +69,13 @@ class Settings:
     quantize: Quantization | None = None
     window: Window = "auto"
     metadata: bool = True
+    name_template: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parallel_size", integer("parallel_size", self.parallel_size, 1, MAX_PARALLEL_SIZE))
         object.__setattr__(self, "seed", integer("seed", self.seed, 0, MAX_SEED - self.parallel_size))
         check_window(self.window)
+        check_template(self.name_template)
         if self.image_format not in get_args(ImageFormat):
             raise ValueError(f"image_format must be one of {list(get_args(ImageFormat))}, got {self.image_format!r}")
         if self.dtype is not None:  # one name for "bf16" and "bfloat16"
@@ -96,6 +101,7 @@ class Settings:
             "window": self.window,
             **self.look.named(),
             **({} if self.metadata else {"metadata": False}),
+            **({} if self.name_template is None else {"name_template": self.name_template}),
         }
 
     def with_dtype(self, dtype: str) -> "Settings":

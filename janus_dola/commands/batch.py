@@ -78,6 +78,13 @@ def batch(
     size: Size = None,
     image_format: Format = "jpg",
     metadata: Metadata = True,
+    name_template: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of the files, of {words}, {id}, {index}, {k}, {number} and {seed}: {id}_p{k}.",
+            show_default="{index}_{words}_p{k}",
+        ),
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Record malformed prompts as failed and go on.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what OUTDIR holds of other settings or prompts.")
@@ -101,7 +108,9 @@ def batch(
     """
     look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer), negative_prompt)
     base = parse_seed(seed, outdir)
-    settings = Settings(model, look, parallel_size, base, image_format, dtype, quantize, parse_window(window), metadata)
+    settings = Settings(
+        model, look, parallel_size, base, image_format, dtype, quantize, parse_window(window), metadata, name_template
+    )
     compute = Compute(device, backend, engine, workers, ray_address, batch_size)
     summary = run_batch(
         prompts,
