@@ -24,8 +24,9 @@ from janus_dola.checks import (
 from janus_dola.config import DoLaConfig
 from janus_dola.engine.engine import Engine
 from janus_dola.engine.plan import Plan, Sampler, plan
-from janus_dola.engine.schedule import Job, images_that_fit
+from janus_dola.engine.schedule import Job, images_that_fit, longest_of
 from janus_dola.engine.slots import Codes
+from janus_dola.kept_jobs import KeptJobs
 from janus_dola.kernels.types import Scores
 from janus_dola.models import JanusParts, find_parts, load
 from janus_dola.models.pack import pack_for_cpu
@@ -208,7 +209,7 @@ class JanusDoLa:
         if sampler == "multinomial":  # draws of one generator for all images, so all together
             most = len(jobs)
             generator = None if seed is None else torch.Generator(self.parts.device).manual_seed(base)
-        drawn = self._all_that_fit(jobs, planned, window, most, generator, strict, progress, callback)
+        drawn = _all(self._draw_what_fits(jobs, planned, window, most, generator, strict, progress, callback))
         shape = (len(prompts), parallel_size)
         seeds = torch.tensor([image.seed for image in drawn])
         if sampler == "multinomial" and seed is None:
@@ -249,13 +250,14 @@ class JanusDoLa:
             prompts: read as they are needed.
             parallel_size, dola, cfg_weight, temperature, seed, backend, engine, window, strict: as for `generate` with the
                 sampler "gumbel".
-            max_images: images drawn at once; None is as many as fit into memory.
+            max_images: images drawn at once; None is as many as fit into memory. Where they turn out not to, half as many.
             progress: shows a bar with tokens per second.
             callback, negative_prompt: as for `generate`.
         Raises:
             ValueError: a setting is out of range, before anything is drawn; or a prompt is, when its turn comes.
             NonFiniteError: hidden states, logits or pixels became NaN or infinite.
             RuntimeError: with `strict`, the pass cannot be compiled or captured.
+            torch.OutOfMemoryError: not one image fits into memory.
         """
         planned = plan(self.parts, dola, cfg_weight, temperature, "gumbel", backend, engine)
         window = check_window(window)
@@ -263,7 +265,7 @@ class JanusDoLa:
         seed = integer("seed", seed, 0, MAX_SEED - parallel_size)
         most = None if max_images is None else integer("max_images", max_images, 1, MAX_PARALLEL_SIZE, "None or ")
         jobs = self._jobs(iterable_of_strings(prompts), parallel_size, seed, negative_prompt)
-        return _each(self._draw(jobs, planned, window, most, None, strict, progress, callback))
+        return _each(self._draw_what_fits(jobs, planned, window, most, None, strict, progress, callback))
 
     def draw(
         self,
@@ -347,9 +349,9 @@ class JanusDoLa:
         rows = [rows_of(ids, negative, self._special) for ids in map(self._prompt_ids, prompts)]
         return scores_of_codes(self.parts, self._engine.weights.read(), rows, tokens, planned)
 
-    def _all_that_fit(
+    def _draw_what_fits(
         self,
-        jobs: list[Job],
+        jobs: Iterable[Job],
         planned: Plan,
         window: Window,
         most: int | None,
@@ -357,24 +359,31 @@ class JanusDoLa:
         strict: bool,
         progress: bool,
         callback: Callback | None,
-    ) -> list[DrawnImage]:
-        """All images; half as many at once where memory runs out, unless the sampler draws all of them together."""
-        while True:
-            try:
-                return _all(self._draw(iter(jobs), planned, window, most, generator, strict, progress, callback))
-            except torch.OutOfMemoryError:
-                pass
-            # Out of the except clause nothing holds on to the memory of the images.
-            at_once = most or self._fits_together(jobs)
-            self._engine.release()
-            torch.cuda.empty_cache()
-            if planned.sampler == "multinomial" or at_once == 1:
-                raise torch.OutOfMemoryError(out_of_memory(at_once))
-            most = (at_once + 1) // 2
-
-    def _fits_together(self, jobs: list[Job]) -> int:
-        longest = max(len(job.token_ids) for job in jobs)
-        return min(len(jobs), images_that_fit(self.parts, longest, self._engine.kept_bytes))
+    ) -> Iterator[tuple[Job, DrawnImage | None]]:
+        """As `_draw`; half as many at once from where memory runs out, unless the sampler draws all of them together."""
+        kept = KeptJobs(jobs)
+        with Progress(progress, callback) as bar:
+            while True:
+                try:
+                    for found in self._draw(kept.to_draw(), planned, window, most, generator, strict, bar):
+                        kept.drawn += 1
+                        yield found
+                    return
+                except torch.OutOfMemoryError:
+                    pass
+                # Out of the except clause nothing holds on to the memory of the images.
+                begun = kept.begun()
+                at_once = len(begun)
+                if planned.sampler != "multinomial":
+                    at_once = min(
+                        at_once, most or images_that_fit(self.parts, longest_of(begun), self._engine.kept_bytes)
+                    )
+                self._engine.release()
+                torch.cuda.empty_cache()
+                if planned.sampler == "multinomial" or at_once == 1:
+                    raise torch.OutOfMemoryError(out_of_memory(at_once))
+                most = (at_once + 1) // 2
+                bar.back_to(kept.drawn * self.parts.image_tokens)
 
     def check_prompt(self, prompt: str) -> None:
         """Raises ValueError where a prompt is too long for the model."""
@@ -406,8 +415,7 @@ class JanusDoLa:
         most: int | None,
         generator: torch.Generator | None = None,
         strict: bool = False,
-        progress: bool = False,
-        callback: Callback | None = None,
+        bar: Progress | None = None,
     ) -> Iterator[tuple[Job, DrawnImage | None]]:
         """Draws images, `most` at once or as many as fit, and yields them in order; None for one that is not finite.
 
@@ -415,20 +423,25 @@ class JanusDoLa:
         """
         coming: deque[_Coming] = deque()
         early: dict[int, _Coming] = {}  # done before images that come before them
-        following = 0
+        order: deque[int] = deque()
+
+        def in_order() -> Iterator[Job]:
+            for job in jobs:
+                order.append(job.index)
+                yield job
+
         behind = 1 if self.parts.device.type == "cuda" else 0
 
         def limit(longest: int) -> int:
             return most or images_that_fit(self.parts, longest, self._engine.kept_bytes)
 
-        with Progress(progress, callback) as bar:
-            for job, codes in self._engine.draw(jobs, planned, window, limit, bar, generator, strict):
-                early[job.index] = _Coming(job, codes, start_decoding(self.parts, codes.tokens))
-                while following in early:
-                    coming.append(early.pop(following))
-                    following += 1
-                while len(coming) > behind:
-                    yield coming.popleft().image()
+        bar = Progress() if bar is None else bar
+        for job, codes in self._engine.draw(in_order(), planned, window, limit, bar, generator, strict):
+            early[job.index] = _Coming(job, codes, start_decoding(self.parts, codes.tokens))
+            while order and order[0] in early:
+                coming.append(early.pop(order.popleft()))
+            while len(coming) > behind:
+                yield coming.popleft().image()
         while coming:
             yield coming.popleft().image()
 

@@ -224,6 +224,36 @@ def test_where_memory_runs_out_half_as_many_images_are_drawn_at_once(mini, memor
     assert found.seeds.tolist() == expected.seeds.tolist()
 
 
+def test_a_stream_halves_too_and_loses_no_image_and_no_error(mini, memory_for):
+    prompts = [*PROMPTS[:2], "a red circle", "a blue cross", "x " * 9999]
+    expected = mini.generate(prompts[:4], 2, seed=3)
+    begun, told, found = memory_for(2), [], []
+    with pytest.raises(ValueError, match="prompts must leave room"):
+        found.extend(mini.stream(prompts, 2, seed=3, callback=lambda *codes: told.append(codes)))
+    assert begun[:3] == [8, 4, 2]
+    assert [(image.prompt, image.k) for image in found] == [(i, k) for i in range(4) for k in range(2)]
+    assert torch.equal(torch.stack([image.tokens for image in found]), expected.tokens.flatten(0, 1))
+    assert told[-1] == (8 * 64, 8 * 64)
+
+
+def test_a_stream_whose_memory_is_taken_half_way_goes_on_with_what_is_missing(mini, monkeypatch):
+    expected = mini.generate(PROMPTS[0], 6, seed=3)
+    calls, step = [], Decoder.run
+
+    def run(self, visible):
+        calls.append(len(self.slots.seeds))
+        if len(calls) == 70:  # the first images are out
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        step(self, visible)
+
+    monkeypatch.setattr(Decoder, "run", run)
+    told = []
+    found = list(mini.stream(PROMPTS[0], 6, seed=3, max_images=3, window=1, callback=lambda *codes: told.append(codes)))
+    assert (calls[69], calls[70]) == (3, 2)
+    assert torch.equal(torch.stack([image.tokens for image in found]), expected.tokens[0])
+    assert told[-1] == (6 * 64, 6 * 64)
+
+
 @pytest.mark.parametrize(
     ("sampler", "message"),
     [
@@ -236,6 +266,9 @@ def test_memory_that_cannot_be_had_is_said_in_one_line(mini, memory_for, sampler
     with pytest.raises(torch.OutOfMemoryError, match=message) as raised:
         mini.generate(PROMPTS[0], 3, sampler=sampler)
     assert "\n" not in str(raised.value)
+    if sampler == "gumbel":
+        with pytest.raises(torch.OutOfMemoryError, match=message):
+            list(mini.stream(PROMPTS[0], 3))
 
 
 def test_a_list_of_seeds_is_one_for_each_image(mini):
