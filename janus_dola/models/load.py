@@ -254,7 +254,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         UnreadableModelError: it cannot be read.
     """
     if not (folder / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"model folder {folder} has no tokenizer.json")
+        raise FileNotFoundError(
+            f"model folder {folder} has no tokenizer.json: copy tokenizer.json, tokenizer_config.json and "
+            "special_tokens_map.json from the checkpoint that the model was made from"
+        )
     with reading(folder / "tokenizer.json", "cannot be loaded with the files beside it"):
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
