@@ -11,6 +11,7 @@ from janus_dola import DoLaConfig
 from janus_dola.batch import Look, Settings
 from janus_dola.batch.batches import batches
 from janus_dola.batch.records import BadRecord, Record, numbered, open_records
+from tests.bounds import bounded
 
 SETTINGS = Settings(parallel_size=2, seed=10)
 
@@ -253,12 +254,13 @@ def test_any_content_gives_records_or_one_line(tmp_path_factory, pieces, joint, 
     (folder / name).write_bytes(content)
     reasons = []
     try:
-        for record in read(folder / name):
-            if isinstance(record, Record):
-                record.prompt.encode()
-                json.dumps(record.extra, allow_nan=False)
-            else:
-                reasons.append(record.reason)
+        with bounded():
+            for record in read(folder / name):
+                if isinstance(record, Record):
+                    record.prompt.encode()
+                    json.dumps(record.extra, allow_nan=False)
+                else:
+                    reasons.append(record.reason)
     except ValueError as error:
         reasons.append(str(error))
     (folder / name).unlink()
