@@ -28,6 +28,7 @@ HINT_AT_MINI = (
 )
 _DESCRIPTION, _WEIGHTS = ["*.json", "*.jinja"], ["*.safetensors", "pytorch_model*.bin"]
 _MOST_LAYERS = 1000  # of a model whose weights are not there to be counted
+_MOST_POSITIONS = 2**18  # published ones have 2**14; their table of rotations takes 256 MB then
 _DEPTHS = ("num_hidden_layers", "depth", "num_res_blocks")  # in a config: how often a module is repeated
 
 
@@ -206,6 +207,9 @@ def _skeleton(folder: Path, config: JanusConfig, most_layers: int) -> JanusForCo
             depths = {name: getattr(part, name, 0) for name in _DEPTHS}
             if any(depth > most_layers for depth in depths.values()):
                 raise ValueError(f"more layers than tensors: {depths}")
+        positions = config.text_config.max_position_embeddings
+        if not 0 < positions <= _MOST_POSITIONS:
+            raise ValueError(f"max_position_embeddings must lie in 1 .. {_MOST_POSITIONS}, got {positions}")
         _check_image_sizes(config)
         with torch.device("meta"):
             # One dtype, whatever the config says of each part.
@@ -261,8 +265,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     with reading(folder / "tokenizer.json", "cannot be loaded with the files beside it"):
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+            if not tokenizer("x", add_special_tokens=False)["input_ids"]:
+                raise ValueError("it makes no tokens of a word")
         except Exception as error:  # tokenizers raises nothing more specific
-            raise ValueError(str(error)) from error
+            raise ValueError(reason(error)) from error
     template, processor = folder / "chat_template.json", folder / "processor_config.json"
     if tokenizer.chat_template is None and template.is_file():
         # Processors of transformers 4 kept the template in a file of their own.

@@ -80,19 +80,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-KEYS = [
-    "model",
-    "prompt",
-    "seed",
-    "cfg_weight",
-    "temperature",
-    "dtype",
-    "quantize",
-    "window",
-    "negative_prompt",
-    "dola",
-    "unknown",
-]
+KEYS = [*asdict(RECIPE), "unknown"]
 
 
 def outcome(read):
