@@ -73,6 +73,17 @@ def iterable_of_strings(prompts: object) -> Iterable[str]:
     return prompts
 
 
+def check_negative(prompt: str | None) -> str | None:
+    """A negative prompt; None where there is none, or only blanks.
+
+    Raises:
+        ValueError: it is no string.
+    """
+    if prompt is not None and not isinstance(prompt, str):
+        raise ValueError(f"negative_prompt must be None or a string, got {prompt!r}")
+    return prompt if prompt and prompt.strip() else None
+
+
 def check_window(window: Window, sampler: str = "gumbel") -> Window:
     """The window, which is 1 with the sampler "multinomial": its draws follow each other, and are not keyed by position.
 

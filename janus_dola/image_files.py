@@ -15,14 +15,14 @@ from typing import IO, Any, Literal, cast, get_args
 
 from PIL import ExifTags, Image
 
-from janus_dola.checks import Window, check_window
+from janus_dola.checks import Window, check_negative, check_window
 from janus_dola.config import DoLaConfig
 from janus_dola.kernels.types import Decoding
 from janus_dola.models.load import parse_dtype
 from janus_dola.models.quantize import Quantization, check_name
 
 ImageFormat = Literal["jpg", "png", "webp"]
-_STUB_LENGTH = 48
+STUB_LENGTH = 48
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "jpg": {"quality": 95, "subsampling": 0},
     "png": {},
@@ -70,6 +70,7 @@ class Recipe:
     dtype: str
     quantize: Quantization | None = None
     window: Window = "auto"  # codes a pass; the image is the same for any
+    negative_prompt: str | None = None
 
     def to_json(self) -> str:
         """The recipe as one line of JSON."""
@@ -97,7 +98,7 @@ class Recipe:
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
     """The fields of a recipe, each of its type and within its range."""
     known = {field.name for field in fields(Recipe)}
-    if not known - {"quantize", "window"} <= given.keys() <= known:
+    if not known - {"quantize", "window", "negative_prompt"} <= given.keys() <= known:
         raise ValueError(f"its keys must be {', '.join(sorted(known))}, got {', '.join(given)[:80]!r}")
     dola = given["dola"]
     if dola is not None and not isinstance(dola, dict):
@@ -111,13 +112,18 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
     parse_dtype(given["dtype"])
     check_name(given.get("quantize"))
     check_window(given.get("window", "auto"))
+    check_negative(given.get("negative_prompt"))
     return {**given, "dola": None if dola is None else DoLaConfig(**dola)}
 
 
 def file_name(index: int, prompt: str, k: int, image_format: ImageFormat = "jpg") -> str:
     """`{idx}_{prompt_stub}_p{k}.jpg`: safe for any prompt, of which it keeps letters and digits."""
-    stub = re.sub(r"\W+", "_", prompt[: 2 * _STUB_LENGTH]).strip("_")[:_STUB_LENGTH]
-    return f"{index}_{stub or 'image'}_p{k}.{image_format}"
+    return f"{index}_{stub(prompt)}_p{k}.{image_format}"
+
+
+def stub(text: str, length: int = STUB_LENGTH) -> str:
+    """The letters and digits that a text begins with, at most so many; "image" where there are none."""
+    return re.sub(r"\W+", "_", text[: 2 * length]).strip("_")[:length] or "image"
 
 
 def encode_image(image: Image.Image, image_format: ImageFormat, recipe: Recipe | None) -> bytes:

@@ -11,19 +11,29 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, Window, check_window, integer, iterable_of_strings, strings
+from janus_dola.checks import (
+    MAX_PARALLEL_SIZE,
+    MAX_SEED,
+    Window,
+    check_negative,
+    check_window,
+    integer,
+    iterable_of_strings,
+    strings,
+)
 from janus_dola.config import DoLaConfig
 from janus_dola.engine.engine import Engine
 from janus_dola.engine.plan import Plan, Sampler, plan
-from janus_dola.engine.schedule import Job, images_that_fit
+from janus_dola.engine.schedule import Job, images_that_fit, longest_of
 from janus_dola.engine.slots import Codes
+from janus_dola.kept_jobs import KeptJobs
 from janus_dola.kernels.types import Scores
 from janus_dola.models import JanusParts, find_parts, load
 from janus_dola.models.pack import pack_for_cpu
 from janus_dola.models.quantize import Quantization, check_quantization, quantize_blocks
 from janus_dola.pictures import start_decoding
 from janus_dola.progress import Callback, Progress
-from janus_dola.prompt import prompt_ids, unconditional
+from janus_dola.prompt import prompt_ids, rows_of
 from janus_dola.teacher_forcing import log_probabilities, scores_of_codes
 
 
@@ -147,6 +157,7 @@ class JanusDoLa:
         strict: bool = False,
         progress: bool = False,
         callback: Callback | None = None,
+        negative_prompt: str | None = None,
     ) -> GenerationOutput:
         """Draws `parallel_size` images for each prompt.
 
@@ -170,6 +181,8 @@ class JanusDoLa:
             progress: shows a bar with tokens per second and the time left.
             callback: called with (codes decided, codes of the images begun) whenever some are decided, in the thread that
                 draws. What it raises ends drawing and comes out here, so that another thread can cancel through it.
+            negative_prompt: what guidance leads away from, in place of the model's unconditional row; one for all prompts.
+                The shorter of both has pads before its words. None or "" is none. It does nothing at `cfg_weight` 1.
         Raises:
             ValueError: an argument is out of range; nothing has been drawn then.
             NonFiniteError: hidden states, logits or pixels became NaN or infinite.
@@ -191,12 +204,12 @@ class JanusDoLa:
         else:
             base = random.getrandbits(62) if seed is None else integer("seed", seed, 0, MAX_SEED - images, "None or ")
             keys = list(range(base, base + images))
-        jobs = [replace(job, seed=keys[job.index]) for job in self._jobs(prompts, parallel_size, 0)]
+        jobs = [replace(job, seed=keys[job.index]) for job in self._jobs(prompts, parallel_size, 0, negative_prompt)]
         most, generator = None, None
         if sampler == "multinomial":  # draws of one generator for all images, so all together
             most = len(jobs)
             generator = None if seed is None else torch.Generator(self.parts.device).manual_seed(base)
-        drawn = self._all_that_fit(jobs, planned, window, most, generator, strict, progress, callback)
+        drawn = _all(self._draw_what_fits(jobs, planned, window, most, generator, strict, progress, callback))
         shape = (len(prompts), parallel_size)
         seeds = torch.tensor([image.seed for image in drawn])
         if sampler == "multinomial" and seed is None:
@@ -227,6 +240,7 @@ class JanusDoLa:
         max_images: int | None = None,
         progress: bool = False,
         callback: Callback | None = None,
+        negative_prompt: str | None = None,
     ) -> Iterator[DrawnImage]:
         """Draws images of any number of prompts, and yields them in order as they are done.
 
@@ -236,21 +250,22 @@ class JanusDoLa:
             prompts: read as they are needed.
             parallel_size, dola, cfg_weight, temperature, seed, backend, engine, window, strict: as for `generate` with the
                 sampler "gumbel".
-            max_images: images drawn at once; None is as many as fit into memory.
+            max_images: images drawn at once; None is as many as fit into memory. Where they turn out not to, half as many.
             progress: shows a bar with tokens per second.
-            callback: as for `generate`.
+            callback, negative_prompt: as for `generate`.
         Raises:
             ValueError: a setting is out of range, before anything is drawn; or a prompt is, when its turn comes.
             NonFiniteError: hidden states, logits or pixels became NaN or infinite.
             RuntimeError: with `strict`, the pass cannot be compiled or captured.
+            torch.OutOfMemoryError: not one image fits into memory.
         """
         planned = plan(self.parts, dola, cfg_weight, temperature, "gumbel", backend, engine)
         window = check_window(window)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
         seed = integer("seed", seed, 0, MAX_SEED - parallel_size)
         most = None if max_images is None else integer("max_images", max_images, 1, MAX_PARALLEL_SIZE, "None or ")
-        jobs = self._jobs(iterable_of_strings(prompts), parallel_size, seed)
-        return _each(self._draw(jobs, planned, window, most, None, strict, progress, callback))
+        jobs = self._jobs(iterable_of_strings(prompts), parallel_size, seed, negative_prompt)
+        return _each(self._draw_what_fits(jobs, planned, window, most, None, strict, progress, callback))
 
     def draw(
         self,
@@ -262,13 +277,15 @@ class JanusDoLa:
         backend: str = "auto",
         engine: str = "auto",
         window: Window = "auto",
+        negative_prompt: str | None = None,
     ) -> list[DrawnImage]:
         """Draws one image for each prompt and its seed, all at once.
 
         Args:
             prompts: at least one; the same one several times gives several images of it.
             seeds: one for each image, 0 .. 2**63 - 1.
-            dola, cfg_weight, temperature, backend, engine, window: as for `generate` with the sampler "gumbel".
+            dola, cfg_weight, temperature, backend, engine, window, negative_prompt: as for `generate` with the sampler
+                "gumbel".
         Returns:
             the images in order; `prompt` counts them, and `k` is 0.
         Raises:
@@ -282,7 +299,7 @@ class JanusDoLa:
         keys = [integer("seeds", seed, 0, MAX_SEED) for seed in seeds]
         planned = plan(self.parts, dola, cfg_weight, temperature, "gumbel", backend, engine)
         window = check_window(window)
-        jobs = [Job(i, i, 0, self._prompt_ids(prompt), keys[i]) for i, prompt in enumerate(prompts)]
+        jobs = [replace(job, seed=keys[job.index]) for job in self._jobs(prompts, 1, 0, negative_prompt)]
         return _all(self._draw(iter(jobs), planned, window, len(jobs)))
 
     def log_probs(
@@ -292,6 +309,7 @@ class JanusDoLa:
         dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
         cfg_weight: float = 5.0,
         temperature: float = 1.0,
+        negative_prompt: str | None = None,
     ) -> Tensor:
         """The log-probability of each code of images under the distribution that these settings draw it from.
 
@@ -301,7 +319,7 @@ class JanusDoLa:
         Args:
             prompts: P, one or several.
             tokens: [P, K, T] int64, K images of each prompt, as `GenerationOutput.tokens`.
-            dola, cfg_weight, temperature: as for `generate`.
+            dola, cfg_weight, temperature, negative_prompt: as for `generate`.
         Returns:
             [P, K, T] float32 on the CPU, nats, at most 0; -inf for a code that cannot be drawn.
         Raises:
@@ -319,18 +337,21 @@ class JanusDoLa:
         found = []
         for prompt, of_prompt in zip(prompts, tokens, strict=True):
             for image in of_prompt.unsqueeze(1):
-                scores = self.scores_by(planned, [prompt], image).scores
+                scores = self.scores_by(planned, [prompt], image, negative_prompt).scores
                 found.append(log_probabilities(scores, image[0].to(scores.device), planned.decoding.temperature).cpu())
         return torch.stack(found).view(tokens.shape).float()
 
-    def scores_by(self, planned: Plan, prompts: Sequence[str], tokens: Tensor) -> Scores:
+    def scores_by(
+        self, planned: Plan, prompts: Sequence[str], tokens: Tensor, negative_prompt: str | None = None
+    ) -> Scores:
         """The contrasted distributions [B * T, V] that the codes [B, T] of one image a prompt were drawn from."""
-        rows = [(ids, unconditional(ids, self._special)) for ids in map(self._prompt_ids, prompts)]
+        negative = self._negative_ids(negative_prompt)
+        rows = [rows_of(ids, negative, self._special) for ids in map(self._prompt_ids, prompts)]
         return scores_of_codes(self.parts, self._engine.weights.read(), rows, tokens, planned)
 
-    def _all_that_fit(
+    def _draw_what_fits(
         self,
-        jobs: list[Job],
+        jobs: Iterable[Job],
         planned: Plan,
         window: Window,
         most: int | None,
@@ -338,38 +359,53 @@ class JanusDoLa:
         strict: bool,
         progress: bool,
         callback: Callback | None,
-    ) -> list[DrawnImage]:
-        """All images; half as many at once where memory runs out, unless the sampler draws all of them together."""
-        while True:
-            try:
-                return _all(self._draw(iter(jobs), planned, window, most, generator, strict, progress, callback))
-            except torch.OutOfMemoryError:
-                pass
-            # Out of the except clause nothing holds on to the memory of the images.
-            at_once = most or self._fits_together(jobs)
-            self._engine.release()
-            torch.cuda.empty_cache()
-            if planned.sampler == "multinomial" or at_once == 1:
-                raise torch.OutOfMemoryError(out_of_memory(at_once))
-            most = (at_once + 1) // 2
-
-    def _fits_together(self, jobs: list[Job]) -> int:
-        longest = max(len(job.token_ids) for job in jobs)
-        return min(len(jobs), images_that_fit(self.parts, longest, self._engine.kept_bytes))
+    ) -> Iterator[tuple[Job, DrawnImage | None]]:
+        """As `_draw`; half as many at once from where memory runs out, unless the sampler draws all of them together."""
+        kept = KeptJobs(jobs)
+        with Progress(progress, callback) as bar:
+            while True:
+                try:
+                    for found in self._draw(kept.to_draw(), planned, window, most, generator, strict, bar):
+                        kept.drawn += 1
+                        yield found
+                    return
+                except torch.OutOfMemoryError:
+                    pass
+                # Out of the except clause nothing holds on to the memory of the images.
+                begun = kept.begun()
+                at_once = len(begun)
+                if planned.sampler != "multinomial":
+                    at_once = min(
+                        at_once, most or images_that_fit(self.parts, longest_of(begun), self._engine.kept_bytes)
+                    )
+                self._engine.release()
+                torch.cuda.empty_cache()
+                if planned.sampler == "multinomial" or at_once == 1:
+                    raise torch.OutOfMemoryError(out_of_memory(at_once))
+                most = (at_once + 1) // 2
+                bar.back_to(kept.drawn * self.parts.image_tokens)
 
     def check_prompt(self, prompt: str) -> None:
         """Raises ValueError where a prompt is too long for the model."""
         self._prompt_ids(prompt)
 
-    def _jobs(self, prompts: Iterable[str], parallel_size: int, seed: int) -> Iterator[Job]:
+    def _jobs(
+        self, prompts: Iterable[str], parallel_size: int, seed: int, negative_prompt: str | None = None
+    ) -> Iterator[Job]:
+        return self._jobs_beside(self._negative_ids(negative_prompt), prompts, parallel_size, seed)
+
+    def _jobs_beside(
+        self, negative: list[int] | None, prompts: Iterable[str], parallel_size: int, seed: int
+    ) -> Iterator[Job]:
         for index, prompt in enumerate(prompts):
             if not isinstance(prompt, str):
                 raise ValueError(f"prompts must be strings, got {prompt!r}")
-            token_ids = self._prompt_ids(prompt)
+            token_ids, other = rows_of(self._prompt_ids(prompt), negative, self._special)
             if seed + (index + 1) * parallel_size > MAX_SEED:
                 raise ValueError(f"seed must leave room for prompt {index} below {MAX_SEED}, got {seed}")
             for k in range(parallel_size):
-                yield Job(index * parallel_size + k, index, k, token_ids, seed + index * parallel_size + k)
+                number = index * parallel_size + k
+                yield Job(number, index, k, token_ids, seed + number, negative_ids=other)
 
     def _draw(
         self,
@@ -379,8 +415,7 @@ class JanusDoLa:
         most: int | None,
         generator: torch.Generator | None = None,
         strict: bool = False,
-        progress: bool = False,
-        callback: Callback | None = None,
+        bar: Progress | None = None,
     ) -> Iterator[tuple[Job, DrawnImage | None]]:
         """Draws images, `most` at once or as many as fit, and yields them in order; None for one that is not finite.
 
@@ -388,29 +423,38 @@ class JanusDoLa:
         """
         coming: deque[_Coming] = deque()
         early: dict[int, _Coming] = {}  # done before images that come before them
-        following = 0
+        order: deque[int] = deque()
+
+        def in_order() -> Iterator[Job]:
+            for job in jobs:
+                order.append(job.index)
+                yield job
+
         behind = 1 if self.parts.device.type == "cuda" else 0
 
         def limit(longest: int) -> int:
             return most or images_that_fit(self.parts, longest, self._engine.kept_bytes)
 
-        with Progress(progress, callback) as bar:
-            for job, codes in self._engine.draw(jobs, planned, window, limit, bar, generator, strict):
-                early[job.index] = _Coming(job, codes, start_decoding(self.parts, codes.tokens))
-                while following in early:
-                    coming.append(early.pop(following))
-                    following += 1
-                while len(coming) > behind:
-                    yield coming.popleft().image()
+        bar = Progress() if bar is None else bar
+        for job, codes in self._engine.draw(in_order(), planned, window, limit, bar, generator, strict):
+            early[job.index] = _Coming(job, codes, start_decoding(self.parts, codes.tokens))
+            while order and order[0] in early:
+                coming.append(early.pop(order.popleft()))
+            while len(coming) > behind:
+                yield coming.popleft().image()
         while coming:
             yield coming.popleft().image()
 
-    def _prompt_ids(self, prompt: str) -> list[int]:
+    def _negative_ids(self, prompt: str | None) -> list[int] | None:
+        prompt = check_negative(prompt)
+        return None if prompt is None else self._prompt_ids(prompt, "negative_prompt")
+
+    def _prompt_ids(self, prompt: str, name: str = "prompts") -> list[int]:
         ids = prompt_ids(prompt, self.tokenizer, self._special)
         room = self.parts.config.max_position_embeddings - self.parts.image_tokens
         if len(ids) > room:
             raise ValueError(
-                f"prompts must leave room for {self.parts.image_tokens} image tokens: at most {room} tokens each, "
+                f"{name} must leave room for {self.parts.image_tokens} image tokens: at most {room} tokens each, "
                 f"got one of {len(ids)} tokens: {prompt[:40]!r}"
             )
         return ids

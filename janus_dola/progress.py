@@ -19,6 +19,11 @@ class Progress(tqdm):
         super().__init__(disable=not shown, unit="tok", leave=False, total=0)
         self._decided, self._callback = 0, callback
 
+    def back_to(self, codes: int) -> None:
+        """Only so many codes are decided, and none of others begun."""
+        self._decided = self.total = self.n = codes
+        self.refresh()
+
     def update(self, n: float | None = 1) -> bool | None:
         """So many more."""
         refreshed = super().update(n)

@@ -80,6 +80,20 @@ def _special_names(tokenizer: PreTrainedTokenizerBase, tokens: int) -> re.Patter
     return re.compile(f"(?={'|'.join(map(re.escape, sorted(names)))})")
 
 
+def rows_of(ids: list[int], negative: list[int] | None, special: SpecialTokens) -> tuple[list[int], list[int]]:
+    """The two rows of an image, equally long: of its prompt, and the one that guidance leads away from.
+
+    Args:
+        negative: tokens of a negative prompt. The shorter of both has pads after its first token. None is the model's own
+            unconditional row.
+    """
+    if negative is None:
+        return ids, unconditional(ids, special)
+    length = max(len(ids), len(negative))
+    first, second = ([row[0], *[special.pad] * (length - len(row)), *row[1:]] for row in (ids, negative))
+    return first, second
+
+
 def unconditional(ids: Sequence[int], special: SpecialTokens) -> list[int]:
     """The other row of the pair: it keeps the first and the last token of a prompt, and has pads for words."""
     return [ids[0], *[special.pad] * (len(ids) - 2), ids[-1]]

@@ -5,17 +5,25 @@ from typing import Any
 
 from janus_dola.batch.digests import digest
 from janus_dola.batch.manifest import Entry
+from janus_dola.batch.names import name_of
 from janus_dola.batch.records import BadRecord
 from janus_dola.batch.settings import Settings, Task
 from janus_dola.batch.worker import Drawn, Failed
-from janus_dola.image_files import file_name
 
 MAPS = "maps"  # the folder of the layer maps
 
 
 def names_of(task: Task, settings: Settings) -> tuple[str, str | None]:
     """Where an image and its layer map lie in the folder; there is no map without DoLa."""
-    name = file_name(task.index, task.prompt, task.k, settings.image_format)
+    fields = {
+        "words": task.prompt,
+        "id": task.index if task.id is None else task.id,
+        "index": task.index,
+        "k": task.k,
+        "number": task.number,
+        "seed": task.seed,
+    }
+    name = name_of(settings.name_template, fields, settings.image_format)
     return name, f"{MAPS}/{Path(name).stem}.png" if task.look.dola is not None else None
 
 
@@ -23,7 +31,7 @@ def look_named(task: Task) -> dict[str, Any]:
     """What a task may have of its own, as JSON holds it."""
     look = task.look
     if look.dola is None:
-        return {"cfg_weight": look.cfg_weight, "temperature": look.temperature, "dola": False}
+        return {"cfg_weight": look.cfg_weight, "temperature": look.temperature, "dola": False, **look.named()}
     layers = look.dola.candidate_layers
     return {
         "cfg_weight": look.cfg_weight,
@@ -31,6 +39,7 @@ def look_named(task: Task) -> dict[str, Any]:
         "alpha": look.dola.alpha,
         "candidate_layers": layers if isinstance(layers, str) else list(layers),
         "premature_layer": look.dola.premature_layer,
+        **look.named(),
     }
 
 

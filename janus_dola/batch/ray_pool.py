@@ -11,14 +11,11 @@ from typing import Any
 
 from janus_dola.batch.batches import Batch
 from janus_dola.batch.pool import Compute, Results, WorkersLostError
+from janus_dola.batch.ray_address import knock
 from janus_dola.batch.settings import Settings
 from janus_dola.batch.worker import Drawn, Failed, Worker
 from janus_dola.pipeline import JanusDoLa
 
-_KNOCK_SECONDS = 5.0  # to connect, and again to answer
-# How gRPC begins, on which Ray is built: HTTP/2, and settings in a frame with this head. The answer is such a frame.
-_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
-_FRAME = 9  # bytes of its head
 _PATIENCE = 120.0  # seconds without a sign of life, after which a worker is given up
 _PATIENCE_WITH_LOADING = 900.0  # the same before its model is there
 _SECONDS_BETWEEN_CALLS = 10.0  # for a sign of life
@@ -43,23 +40,6 @@ class _Actor:
     def is_there(self) -> bool:
         """A sign of life; it is asked for while the model is loaded or draws, in a thread of its own."""
         return True
-
-
-def _knock(address: str) -> None:
-    """Raises ConnectionError where nobody answers as Ray's servers do; Ray itself would try for many minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    answer = b""
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS) as connection:
-            if os.environ.get("RAY_USE_TLS") == "1":  # it would not answer to anything else
-                return
-            connection.sendall(_GREETING)
-            while len(answer) < _FRAME and (piece := connection.recv(_FRAME)):
-                answer += piece
-        if answer[3:4] != b"\x04":
-            raise ValueError("what answers there is no server of Ray")
-    except (OSError, ValueError, OverflowError) as error:
-        raise ConnectionError(f"ray_address {address!r} must be of a running Ray cluster, but: {error}") from None
 
 
 def plan_workers(resources: Mapping[str, float], compute: Compute) -> tuple[dict[str, int], int]:
@@ -122,7 +102,7 @@ class RayPool(AbstractContextManager["RayPool"]):
         self._called = time.monotonic()
         address = os.environ.get("RAY_ADDRESS", "") if compute.ray_address == "auto" else compute.ray_address or ""
         if ":" in address:
-            _knock(address)
+            knock(address)
         self._ours = not ray.is_initialized()  # else the caller's own cluster is used, and left as it is
         if self._ours:
             self._start_ray()

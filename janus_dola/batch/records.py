@@ -17,7 +17,7 @@ from janus_dola.config import DoLaConfig
 
 Prompts = str | Path | Iterable[str | Mapping[str, Any]]
 
-_KEYS = ("id", "seed", "parallel_size", "cfg_weight", "alpha", "candidate_layers")
+_KEYS = ("id", "seed", "parallel_size", "cfg_weight", "alpha", "candidate_layers", "negative_prompt")
 _OF_RUN = ("temperature", "premature_layer", "dola", "model", "dtype", "quantize")  # not a prompt's own
 _MAX_PROMPT = 2**16  # characters; no model reads that many
 _SHOWN = 300  # characters of a reason
@@ -129,15 +129,13 @@ def _checked(index: int, found: Fields, settings: Settings) -> Record:
     of_run = next((key for key in given if key in _OF_RUN), None)
     if of_run is not None:
         raise ValueError(f"{of_run} must be the same for all prompts of a run, got {shown(given[of_run])}")
-    if not isinstance(prompt, str):
-        raise ValueError(f"prompt must be a string, got {shown(prompt)}")
-    if len(prompt) > _MAX_PROMPT:
-        raise ValueError(f"prompt must have at most {_MAX_PROMPT} characters, got {len(prompt)}")
     name, size = given.get("id"), given.get("parallel_size")
     if isinstance(name, bool) or not isinstance(name, str | int | None):
         raise ValueError(f"id must be a string or an int, got {shown(name)}")
-    for text in (prompt, str(name)):
-        _check_unicode(text)
+    _check_text("prompt", prompt)
+    if "negative_prompt" in given:
+        _check_text("negative_prompt", given["negative_prompt"])
+    _check_unicode(str(name))
     extra = {key: value for key, value in found.more.items() if key not in _KEYS}
     if size is not None:
         size = integer("parallel_size", size, 1, MAX_PARALLEL_SIZE)
@@ -145,6 +143,14 @@ def _checked(index: int, found: Fields, settings: Settings) -> Record:
     if seed is not None:
         seed = integer("seed", seed, 0, MAX_SEED - (size or settings.parallel_size))
     return Record(index, prompt, name, seed, size, _look(given, settings.look), _stored(extra) if extra else extra)
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a string, got {shown(value)}")
+    if len(value) > _MAX_PROMPT:
+        raise ValueError(f"{name} must have at most {_MAX_PROMPT} characters, got {len(value)}")
+    _check_unicode(value)
 
 
 def _check_unicode(text: str) -> None:
@@ -193,7 +199,8 @@ def _look(given: Mapping[str, Any], of_run: Look) -> Look | None:
             alpha=changed.get("alpha", dola.alpha),
             premature_layer=dola.premature_layer,
         )
-    look = replace(of_run, cfg_weight=weight, dola=dola)
+    negative = given.get("negative_prompt", of_run.negative_prompt)
+    look = replace(of_run, cfg_weight=weight, dola=dola, negative_prompt=negative)
     return look if look != of_run else None
 
 

@@ -43,8 +43,8 @@ def states_of(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         pairs = _lines_and_tasks(manifest, numbered)
         while part := list(islice(pairs, _CHECKED_AT_ONCE)):
-            same = [(number, entry, task) for number, entry, task in part if _same(entry, task)]
-            other = [(number, entry) for number, entry, task in part if not _same(entry, task)]
+            same = [(number, entry, task) for number, entry, task in part if _same(entry, task, settings)]
+            other = [(number, entry) for number, entry, task in part if not _same(entry, task, settings)]
             if other and not overwrite:
                 _refuse(outdir, *other[0])
             stale += [number for number, _ in other]
@@ -75,11 +75,13 @@ def _lines_and_tasks(manifest: Manifest, numbered: Iterable[Numbered]) -> Iterat
                 yield number, entry, task
 
 
-def _same(entry: Entry, task: Task | None) -> bool:
+def _same(entry: Entry, task: Task | None, settings: Settings) -> bool:
     """Whether a line is of this image. A line without an image, of a record that was bad, is of whatever is there now."""
     if entry.get("k") is None:
         return True
-    return task is not None and all(entry.get(key) == value for key, value in entry_of(task).items() if key != "id")
+    if task is None or entry.get("file") not in (None, names_of(task, settings)[0]):  # of another id, by a template
+        return False
+    return all(entry.get(key) == value for key, value in entry_of(task).items() if key != "id")
 
 
 def _refuse(outdir: Path, number: int, entry: Entry) -> None:

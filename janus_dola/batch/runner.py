@@ -18,6 +18,7 @@ from janus_dola.batch.formats import shown
 from janus_dola.batch.interrupt import Interrupt
 from janus_dola.batch.manifest import NAME as MANIFEST
 from janus_dola.batch.manifest import Manifest
+from janus_dola.batch.names import Distinct
 from janus_dola.batch.ownership import look_into, replaceable
 from janus_dola.batch.page import write_page
 from janus_dola.batch.pool import Compute, InProcess, Pool, Results
@@ -27,7 +28,7 @@ from janus_dola.batch.run_file import RunFile
 from janus_dola.batch.settings import Settings, Task
 from janus_dola.batch.worker import Failed
 from janus_dola.checks import integer
-from janus_dola.models.load import HINT_AT_MINI, MINI
+from janus_dola.models.load import HINT_AT_MINI, MINI, public_name
 from janus_dola.pipeline import JanusDoLa
 
 _SECONDS_BETWEEN_LINES = 60  # of progress in a log file
@@ -73,7 +74,8 @@ def run_batch(
 
     Args:
         prompts: a file (.json, .jsonl, .csv, .tsv, .txt), a folder with a .txt file for each, "-" for stdin, or strings and
-            mappings with the keys of a JSON line: prompt, id, seed, parallel_size, cfg_weight, alpha, candidate_layers.
+            mappings with the keys of a JSON line: prompt, id, seed, parallel_size, cfg_weight, alpha, candidate_layers,
+            negative_prompt.
             Other keys are kept in the manifest.
         outdir: made if need be.
         settings: what is drawn; a prompt's own ones go first.
@@ -130,9 +132,12 @@ class _Order:
     def __init__(self, records: Records, max_prompts: int | None, settings: Settings, skip_bad: bool) -> None:
         self._records, self._max_prompts, self._settings = records, max_prompts, settings
         self.prompts = self.images = self.numbers = self.bad = 0  # numbers are taken up by bad prompts, too
-        first_reason, kept = "", dict[str, None]()
+        first_reason, kept, distinct = "", dict[str, None](), Distinct()
         for first, record, tasks in self:
             self.prompts, self.images = self.prompts + 1, self.images + len(tasks)
+            if settings.name_template is not None:
+                for task in tasks:
+                    distinct.add(names_of(task, settings)[0])
             self.numbers = first + (len(tasks) or settings.parallel_size)
             if isinstance(record, BadRecord):
                 self.bad += 1
@@ -219,7 +224,8 @@ class _Run:
         with telling(self._outdir):
             self._record_bad()
             self._manifest.compact()
-            write_page(self._outdir, self._manifest, self._settings.named())
+            shown_settings = {**self._settings.named(), "model": public_name(self._settings.model)}
+            write_page(self._outdir, self._manifest, shown_settings)
         drawn = self._states.count(DONE) - kept
         return Summary(self._order.prompts, self._order.images, drawn, kept, self._failed, left)
 

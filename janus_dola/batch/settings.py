@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
-from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, Window, check_window, integer
+from janus_dola.batch.names import check_template
+from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, Window, check_negative, check_window, integer
 from janus_dola.config import DoLaConfig
 from janus_dola.image_files import ImageFormat, Recipe
 from janus_dola.kernels.types import Decoding
-from janus_dola.models.load import parse_dtype
+from janus_dola.models.load import parse_dtype, public_name
 from janus_dola.models.quantize import Quantization
 
 
@@ -20,6 +21,7 @@ class Look:
         cfg_weight: weight of classifier-free guidance, finite.
         temperature: >= 0; 0 is greedy.
         dola: how layers are contrasted; None is the plain baseline.
+        negative_prompt: what guidance leads away from; None is the model's unconditional row.
     Raises:
         ValueError: a value is out of range.
     """
@@ -27,9 +29,15 @@ class Look:
     cfg_weight: float = 5.0
     temperature: float = 1.0
     dola: DoLaConfig | None = DoLaConfig()  # noqa: RUF009 (frozen)
+    negative_prompt: str | None = None
 
     def __post_init__(self) -> None:
         Decoding(self.cfg_weight, self.temperature)
+        object.__setattr__(self, "negative_prompt", check_negative(self.negative_prompt))
+
+    def named(self) -> dict[str, str]:
+        """The negative prompt under its name, where there is one."""
+        return {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class Settings:
         quantize: None, "int8" or "fp8", as for `JanusDoLa.from_pretrained`.
         window: codes a pass, as for `JanusDoLa.generate`.
         metadata: prompt, model and settings are written into each image.
+        name_template: of the files, such as "{id}_p{k}", with words, id (the index where there is none), index, k, number
+            and seed; None is "{index}_{words}_p{k}".
     Raises:
         ValueError: a value is out of range.
     """
@@ -59,11 +69,13 @@ class Settings:
     quantize: Quantization | None = None
     window: Window = "auto"
     metadata: bool = True
+    name_template: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parallel_size", integer("parallel_size", self.parallel_size, 1, MAX_PARALLEL_SIZE))
         object.__setattr__(self, "seed", integer("seed", self.seed, 0, MAX_SEED - self.parallel_size))
         check_window(self.window)
+        check_template(self.name_template)
         if self.image_format not in get_args(ImageFormat):
             raise ValueError(f"image_format must be one of {list(get_args(ImageFormat))}, got {self.image_format!r}")
         if self.dtype is not None:  # one name for "bf16" and "bfloat16"
@@ -87,7 +99,9 @@ class Settings:
             "dtype": self.dtype,
             "quantize": self.quantize,
             "window": self.window,
+            **self.look.named(),
             **({} if self.metadata else {"metadata": False}),
+            **({} if self.name_template is None else {"name_template": self.name_template}),
         }
 
     def with_dtype(self, dtype: str) -> "Settings":
@@ -115,6 +129,6 @@ class Task:
         assert settings.dtype is not None
         look = self.look
         return Recipe(
-            settings.model, self.prompt, self.seed, look.cfg_weight, look.temperature, look.dola, settings.dtype,
-            settings.quantize, settings.window,
+            public_name(settings.model), self.prompt, self.seed, look.cfg_weight, look.temperature, look.dola,
+            settings.dtype, settings.quantize, settings.window, look.negative_prompt,
         )  # fmt: skip

@@ -53,7 +53,13 @@ class Worker:
         look = settings.look
         # Checks the settings; without a prompt there is nothing to draw.
         pipe.stream(
-            (), dola=look.dola, cfg_weight=look.cfg_weight, temperature=look.temperature, backend=backend, engine=engine
+            (),
+            dola=look.dola,
+            cfg_weight=look.cfg_weight,
+            temperature=look.temperature,
+            backend=backend,
+            engine=engine,
+            negative_prompt=look.negative_prompt,
         )
         self._limit: int | None = None  # images at once, once memory ran out
 
@@ -116,6 +122,7 @@ class Worker:
             backend=self._backend,
             engine=self._engine,
             window=self.settings.window,
+            negative_prompt=look.negative_prompt,
         )
 
     def _encoded(self, task: Task, image: DrawnImage, seconds: float) -> Drawn | Failed:

@@ -20,13 +20,16 @@ from janus_dola.commands.options import (
     Format,
     Metadata,
     Model,
+    NegativePrompt,
     OutDir,
     ParallelSize,
     PrematureLayer,
     Quantize,
+    Size,
     Temperature,
     WindowName,
     dola_of,
+    parse_seed,
     parse_window,
 )
 from janus_dola.models.load import MINI
@@ -41,8 +44,8 @@ def batch(
             "--prompt-json",
             metavar="FILE",
             help='.json: a list, or {"prompts": [...]}; .jsonl: an object a line, {"prompt": "..."} and if wished id, seed, '
-            "parallel_size, cfg_weight, alpha, candidate_layers; .csv, .tsv: the same in columns; .txt: a prompt a line; "
-            "a folder: a .txt file for each; - is stdin.",
+            "parallel_size, cfg_weight, alpha, candidate_layers, negative_prompt; .csv, .tsv: the same in columns; "
+            ".txt: a prompt a line; a folder: a .txt file for each; - is stdin.",
         ),
     ],
     prompt_key: Annotated[
@@ -52,21 +55,36 @@ def batch(
     outdir: OutDir = Path("out_dola"),
     parallel_size: ParallelSize = 4,
     cfg_weight: CfgWeight = 5.0,
+    negative_prompt: NegativePrompt = None,
     temperature: Temperature = 1.0,
     alpha: Alpha = 0.1,
     candidate_layers: CandidateLayers = "auto",
     premature_layer: PrematureLayer = None,
     dola: Dola = True,
     max_prompts: Annotated[int | None, typer.Option(min=1, help="Draw only so many.", show_default="all")] = None,
-    seed: Annotated[int, typer.Option(help="The n-th image of all, from 0, has the seed SEED + n.")] = 0,
+    seed: Annotated[
+        str,
+        typer.Option(
+            help='The n-th image of all, from 0, has the seed SEED + n; "random" or -1 takes that of the run in OUTDIR, '
+            "or else picks one."
+        ),
+    ] = "0",
     backend: Backend = "auto",
     engine: EngineName = "auto",
     window: WindowName = "auto",
     device: Device = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
+    size: Size = None,
     image_format: Format = "jpg",
     metadata: Metadata = True,
+    name_template: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of the files, of {words}, {id}, {index}, {k}, {number} and {seed}: {id}_p{k}.",
+            show_default="{index}_{words}_p{k}",
+        ),
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Record malformed prompts as failed and go on.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what OUTDIR holds of other settings or prompts.")
@@ -86,10 +104,13 @@ def batch(
     """Draw prompts by the thousand into a folder.
 
     The same command again goes on where it stopped. OUTDIR gets the images, manifest.jsonl with a line for each, and
-    index.html to look at them.
+    index.html to look at them. The model fixes the size of images.
     """
-    look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer))
-    settings = Settings(model, look, parallel_size, seed, image_format, dtype, quantize, parse_window(window), metadata)
+    look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer), negative_prompt)
+    base = parse_seed(seed, outdir)
+    settings = Settings(
+        model, look, parallel_size, base, image_format, dtype, quantize, parse_window(window), metadata, name_template
+    )
     compute = Compute(device, backend, engine, workers, ray_address, batch_size)
     summary = run_batch(
         prompts,

@@ -1,6 +1,7 @@
 """`janus-dola generate`: one or several prompts, drawn to files."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -20,11 +21,13 @@ from janus_dola.commands.options import (
     Format,
     Metadata,
     Model,
+    NegativePrompt,
     OutDir,
     ParallelSize,
     PrematureLayer,
     Quantize,
     RandomSeed,
+    Size,
     Temperature,
     WindowName,
     dola_of,
@@ -33,7 +36,7 @@ from janus_dola.commands.options import (
     parse_window,
 )
 from janus_dola.image_files import Recipe, file_name, read_recipe, save_image
-from janus_dola.models.load import MINI
+from janus_dola.models.load import MINI, public_name
 from janus_dola.pipeline import JanusDoLa
 
 
@@ -44,6 +47,7 @@ def generate(
     outdir: OutDir = Path("generated_samples"),
     parallel_size: ParallelSize = 1,
     cfg_weight: CfgWeight = 5.0,
+    negative_prompt: NegativePrompt = None,
     temperature: Temperature = 1.0,
     alpha: Alpha = 0.1,
     candidate_layers: CandidateLayers = "auto",
@@ -56,25 +60,29 @@ def generate(
     device: Device = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
+    size: Size = None,
     image_format: Format = "png",
     metadata: Metadata = True,
     from_image: Annotated[
-        Path | None, typer.Option("--from", help="Draw the image in this file again, by the recipe in its metadata.")
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Draw the image in this file again, by its metadata. Add --model if that was a folder.",
+        ),
     ] = None,
 ) -> None:
-    """Draw one or several prompts and print the files written."""
+    """Draw one or several prompts and print the files written. The model fixes the size of images."""
     if from_image is not None:
         _refuse_other_settings(context)
         recipe = read_recipe(from_image)
+        model = _model_of(recipe, model if _is_given(context, "model") else None)
         prompts, dtype = [recipe.prompt], recipe.dtype
-        look = Look(recipe.cfg_weight, recipe.temperature, recipe.dola)
-        settings = Settings(
-            recipe.model, look, 1, recipe.seed, image_format, quantize=recipe.quantize, window=recipe.window
-        )
+        look = Look(recipe.cfg_weight, recipe.temperature, recipe.dola, recipe.negative_prompt)
+        settings = Settings(model, look, 1, recipe.seed, image_format, quantize=recipe.quantize, window=recipe.window)
     else:
         if not prompts:
             raise typer.BadParameter("give a prompt, or --from an image")
-        look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer))
+        look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer), negative_prompt)
         settings = Settings(
             model, look, parallel_size, parse_seed(seed), image_format, quantize=quantize, window=parse_window(window)
         )
@@ -105,27 +113,41 @@ def _draw_to_files(
         engine=engine,
         window=settings.window,
         progress=sys.stderr.isatty(),
+        negative_prompt=look.negative_prompt,
     )
     outdir.mkdir(parents=True, exist_ok=True)
     dtype = str(pipe.parts.stored_dtype).removeprefix("torch.")
     for found in drawn:
         prompt = prompts[found.prompt]
         recipe = Recipe(
-            settings.model, prompt, found.seed, look.cfg_weight, look.temperature, look.dola, dtype, settings.quantize,
-            settings.window,
+            public_name(settings.model), prompt, found.seed, look.cfg_weight, look.temperature, look.dola,
+            dtype, settings.quantize, settings.window, look.negative_prompt,
         )  # fmt: skip
         path = outdir / file_name(found.prompt, prompt, found.k, settings.image_format)
         save_image(found.image, path, recipe if metadata else None)
         yield path
 
 
+def _model_of(recipe: Recipe, given: str | None) -> str:
+    """The model to draw an image again with. Of one that lay in a folder the image has only that folder's name."""
+    if given is None:
+        if recipe.model != MINI and "/" not in recipe.model and not Path(recipe.model).is_dir():
+            raise typer.BadParameter(
+                f"the model of this image lay in a folder {recipe.model!r}, which is not here: say by --model where it is"
+            )
+        return recipe.model
+    if public_name(given) != recipe.model:
+        warnings.warn(f"the image was drawn with model {recipe.model!r}, and now with {given!r}", stacklevel=2)
+    return given
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+
+
 def _refuse_other_settings(context: typer.Context) -> None:
     """With --from, everything that decides what is drawn comes from the image."""
-    allowed = {"from_image", "outdir", "backend", "engine", "device", "image_format", "metadata"}
-    given = [
-        name
-        for name in context.params
-        if name not in allowed and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    ]
+    allowed = {"from_image", "model", "outdir", "backend", "engine", "device", "image_format", "metadata"}
+    given = [name for name in context.params if name not in allowed and _is_given(context, name)]
     if given:
-        raise typer.BadParameter(f"--from takes everything from the image; leave out: {', '.join(given)}")
+        raise typer.BadParameter(f"--from takes everything but the model from the image; leave out: {', '.join(given)}")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, cast
 
 import typer
 
+from janus_dola.batch.run_file import RunFile
 from janus_dola.checks import Window, check_window
 from janus_dola.config import DoLaConfig
 from janus_dola.image_files import ImageFormat
@@ -16,6 +17,9 @@ Model = Annotated[str, typer.Option(help='"mini", a folder, or a repository such
 OutDir = Annotated[Path, typer.Option(help="Folder for the images.")]
 ParallelSize = Annotated[int, typer.Option(help="Images per prompt.")]
 CfgWeight = Annotated[float, typer.Option(help="Weight of classifier-free guidance.")]
+NegativePrompt = Annotated[
+    str | None, typer.Option(help="What guidance leads away from, instead of from no words.", show_default="none")
+]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
 Alpha = Annotated[float, typer.Option(help="Plausibility threshold of DoLa, in [0, 1].")]
 CandidateLayers = Annotated[str, typer.Option(help='"auto", or layers to choose from: 22,24,26,28.')]
@@ -53,6 +57,16 @@ Metadata = Annotated[
 Format = Annotated[ImageFormat, typer.Option("--format", help="File format of the images.")]
 
 
+def _refuse_size(value: str | None) -> None:
+    if value is not None:
+        raise typer.BadParameter(
+            "the model fixes the size of its images (Janus-Pro: 384 x 384); resize the files instead"
+        )
+
+
+Size = Annotated[str | None, typer.Option("--size", "--width", "--height", hidden=True, callback=_refuse_size)]
+
+
 def parse_layers(text: str) -> list[int] | Literal["auto"]:
     """ "auto", or a comma-separated list of layers.
 
@@ -67,14 +81,17 @@ def parse_layers(text: str) -> list[int] | Literal["auto"]:
         raise ValueError(f'candidate_layers must be "auto" or integers separated by commas, got {text!r}') from None
 
 
-def parse_seed(text: str) -> int:
-    """A seed; "random", or -1 as other programs send it, picks one. What is drawn says which.
+def parse_seed(text: str, outdir: Path | None = None) -> int:
+    """A seed, up to 2**63 - 1; "random", or -1 as other programs send it, picks one. What is drawn says which.
 
+    Args:
+        outdir: of a run; one that was begun there goes on with its seed instead.
     Raises:
         ValueError: it is neither.
     """
     if text in ("random", "-1"):
-        return random.getrandbits(48)
+        begun = None if outdir is None else RunFile.read(outdir)
+        return random.getrandbits(48) if begun is None else begun.settings["seed"]
     try:
         return int(text)
     except ValueError:

@@ -151,13 +151,12 @@ class Drawing:
                 yield job, codes
 
     def _fits(self, job: Job) -> bool:
-        plan, parts = self.decoder.plan, self.decoder.parts
-        room = self.decoder.capacity >= positions(parts, len(job.token_ids), self._window)
-        return room and plan.sampler != "multinomial"
+        room = self.decoder.capacity >= positions(self.decoder.parts, len(job.token_ids), self._window)
+        return room and self.decoder.plan.sampler != "multinomial"
 
     def admit(self, slots: list[int], jobs: list[Job]) -> None:
         """Images begin in these slots, which are free."""
-        rows = [(job.token_ids, unconditional(job.token_ids, self._special)) for job in jobs]
+        rows = [(job.token_ids, job.negative_ids or unconditional(job.token_ids, self._special)) for job in jobs]
         with undisturbed(self.decoder.parts.device):
             decodings = [job.decoding or self.decoder.plan.decoding for job in jobs]
             self.decoder.admit(slots, rows, [job.seed for job in jobs], decodings)

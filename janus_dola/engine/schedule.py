@@ -27,6 +27,7 @@ class Job:
     token_ids: list[int]  # of the prompt
     seed: int
     decoding: Decoding | None = None  # the plan's
+    negative_ids: list[int] | None = None  # in place of the unconditional row, as many
 
 
 class Queue:

@@ -32,6 +32,7 @@ from janus_dola.evaluation.measure import Sampling, measure
 from janus_dola.evaluation.metrics import METRICS, Bootstrap, per_prompt
 from janus_dola.evaluation.task import Task
 from janus_dola.image_files import Recipe
+from janus_dola.models.load import public_name
 from janus_dola.pipeline import DrawnImage, JanusDoLa
 
 _MATCHED_ON = 64  # images, at most: the first ones of each cell
@@ -189,7 +190,7 @@ class Evaluation:
 
         def keep(drawn: DrawnImage) -> None:
             recipe = Recipe(
-                model=settings.model,
+                model=public_name(settings.model),
                 prompt=self._task.prompts[drawn.prompt],
                 seed=drawn.seed,
                 cfg_weight=sampling.cfg_weight,

@@ -10,8 +10,8 @@ def find_parts(model: PreTrainedModel) -> JanusParts:
     """Takes a model apart, recognising its family by the modules it has.
 
     Raises:
-        ValueError: it is neither transformers' `JanusForConditionalGeneration` nor DeepSeek's `MultiModalityCausalLM`, or an
-            adapter adds tokens.
+        ValueError: it is neither transformers' `JanusForConditionalGeneration` nor DeepSeek's `MultiModalityCausalLM`, an
+            adapter adds tokens, or bitsandbytes has quantized the image head.
     """
     found = model
     if hasattr(model, "get_base_model"):  # a wrapper of peft's; most adapters lie in the model's own modules
@@ -20,8 +20,22 @@ def find_parts(model: PreTrainedModel) -> JanusParts:
         found = model.get_base_model()
     for family in (transformers_family, deepseek_family):
         if family.recognises(found):
-            return family.parts(found)
+            parts = family.parts(found)
+            _refuse_few_bits(parts)
+            return parts
     raise ValueError(
         "model must be transformers' JanusForConditionalGeneration or DeepSeek's MultiModalityCausalLM, "
         f"got {type(model).__name__}"
     )
+
+
+def _refuse_few_bits(parts: JanusParts) -> None:
+    """bitsandbytes takes the image head, too, unless it is told to leave it out."""
+    for linear in parts.image_head:
+        kind = type(linear)
+        if kind.__module__.startswith("bitsandbytes"):
+            names = ["model.generation_head"] if parts.family == "transformers" else ["gen_head"]
+            raise ValueError(
+                f"the image head must not be quantized, got {kind.__name__} of bitsandbytes: load the model with "
+                f"BitsAndBytesConfig(..., llm_int8_skip_modules={names})"
+            )

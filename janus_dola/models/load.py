@@ -28,6 +28,7 @@ HINT_AT_MINI = (
 )
 _DESCRIPTION, _WEIGHTS = ["*.json", "*.jinja"], ["*.safetensors", "pytorch_model*.bin"]
 _MOST_LAYERS = 1000  # of a model whose weights are not there to be counted
+_MOST_POSITIONS = 2**18  # published ones have 2**14; their table of rotations takes 256 MB then
 _DEPTHS = ("num_hidden_layers", "depth", "num_res_blocks")  # in a config: how often a module is repeated
 
 
@@ -88,6 +89,12 @@ def resolve(model: str | Path, revision: str | None = None, weights: bool = True
             f'model must be "{MINI}", a folder with a checkpoint or a repository on the Hugging Face hub, got '
             f"{str(model)!r}: {reason(error)}"
         ) from error
+
+
+def public_name(model: str | Path) -> str:
+    """What a model is called where others may read it: of a folder its last name only, whatever lies above it."""
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else str(model)
 
 
 def _check_folder(folder: Path) -> None:
@@ -200,6 +207,9 @@ def _skeleton(folder: Path, config: JanusConfig, most_layers: int) -> JanusForCo
             depths = {name: getattr(part, name, 0) for name in _DEPTHS}
             if any(depth > most_layers for depth in depths.values()):
                 raise ValueError(f"more layers than tensors: {depths}")
+        positions = config.text_config.max_position_embeddings
+        if not 0 < positions <= _MOST_POSITIONS:
+            raise ValueError(f"max_position_embeddings must lie in 1 .. {_MOST_POSITIONS}, got {positions}")
         _check_image_sizes(config)
         with torch.device("meta"):
             # One dtype, whatever the config says of each part.
@@ -248,12 +258,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         UnreadableModelError: it cannot be read.
     """
     if not (folder / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"model folder {folder} has no tokenizer.json")
+        raise FileNotFoundError(
+            f"model folder {folder} has no tokenizer.json: copy tokenizer.json, tokenizer_config.json and "
+            "special_tokens_map.json from the checkpoint that the model was made from"
+        )
     with reading(folder / "tokenizer.json", "cannot be loaded with the files beside it"):
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+            if not tokenizer("x", add_special_tokens=False)["input_ids"]:
+                raise ValueError("it makes no tokens of a word")
         except Exception as error:  # tokenizers raises nothing more specific
-            raise ValueError(str(error)) from error
+            raise ValueError(reason(error)) from error
     template, processor = folder / "chat_template.json", folder / "processor_config.json"
     if tokenizer.chat_template is None and template.is_file():
         # Processors of transformers 4 kept the template in a file of their own.

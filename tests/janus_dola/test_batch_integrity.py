@@ -16,6 +16,7 @@ from PIL import Image
 from janus_dola.batch import Compute, Settings, files, run_batch
 from janus_dola.batch.digests import checked, digest, file_digest
 from janus_dola.image_files import read_recipe
+from tests.bounds import bounded
 from tests.janus_dola.batch_helpers import SHAPES, lines, pictures, without_seconds
 
 TWO = Settings(parallel_size=2)
@@ -135,7 +136,7 @@ def test_an_edited_line_is_noticed_and_drawn_again(fast, finished, place, edit, 
     (outdir / "manifest.jsonl").write_bytes(b"\n".join(manifest) + b"\n")
     if not isinstance(edit, bytes) and json.dumps(line.get(*edit)) == json.dumps(edit[1]) and edit[0] in line:
         return  # the very value
-    with pytest.warns(UserWarning, match=r"1 lines of .*manifest\.jsonl are not as a run wrote them"):
+    with pytest.warns(UserWarning, match=r"1 lines of .*manifest\.jsonl are not as a run wrote them"), bounded():
         summary = run_batch(SHAPES[:3], outdir, TWO, FOUR_AT_ONCE, pipe=fast)
     assert (summary.drawn, summary.kept) == (1, 5)
     assert pictures(outdir) == pictures(finished)

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from janus_dola.batch import Compute, Settings, run_batch
+from janus_dola.batch import Compute, Settings, ray_address, run_batch
 from janus_dola.batch.ray_pool import plan_workers
 from tests.janus_dola.batch_helpers import SHAPES, lines, pictures, without_seconds
 
@@ -143,23 +143,33 @@ def test_a_frozen_worker_is_replaced_and_a_slow_one_is_not(tmp_path, monkeypatch
     assert a == slow != poison == b  # each holds the process that drew it
 
 
-@pytest.mark.parametrize("banner", [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
-@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "auto"])
-def test_a_port_that_is_not_rays_is_said_soon(tmp_path, monkeypatch, banner, form):
-    from janus_dola.batch import ray_pool
+SETTINGS = bytes(3) + b"\x04" + bytes(5)  # as every server of HTTP/2 begins
+TRAILERS = b"\x88\x40\x0bgrpc-status\x02"
+ANSWERS = {
+    "nothing": b"",
+    "ssh": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "http": b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    "greeting": SETTINGS,
+    "grpc": SETTINGS + bytes([0, 0, 17, 1, 5, 0, 0, 0, 1]) + TRAILERS + b"12",
+    "http2": SETTINGS + bytes([0, 0, 1, 1, 5, 0, 0, 0, 1]) + b"\x8d",  # status 404
+}
 
-    assert 2 * ray_pool._KNOCK_SECONDS <= 15
-    monkeypatch.setattr(ray_pool, "_KNOCK_SECONDS", 0.5)
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "auto"])
+def test_a_port_that_is_not_rays_is_said_soon(tmp_path, monkeypatch, answer, form):
+    assert ray_address._SECONDS <= 5
+    monkeypatch.setattr(ray_address, "_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
 
-        def answer():
+        def serve():
             connections.append(server.accept()[0])
-            connections[0].sendall(banner)
+            connections[0].sendall(ANSWERS[answer])
 
         connections = []
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(
             ConnectionError, match=f"127.0.0.1:{port}' must be of a running Ray cluster, but: "
@@ -167,7 +177,12 @@ def test_a_port_that_is_not_rays_is_said_soon(tmp_path, monkeypatch, banner, for
             run_batch(["a"], tmp_path, Settings(), Compute(ray_address=form.format(port)))
         thread.join()
         connections[0].close()
-    assert ("timed out" if not banner else "what answers there is no server of Ray") in str(raised.value)
+    silent = answer in ("nothing", "greeting")
+    assert ("timed out" if silent else "what answers there is no server of Ray") in str(raised.value)
+
+
+def test_rays_own_port_is_known(cluster):
+    ray_address.knock(ray.get_runtime_context().gcs_address)
 
 
 @pytest.mark.parametrize(

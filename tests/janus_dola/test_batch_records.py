@@ -11,6 +11,7 @@ from janus_dola import DoLaConfig
 from janus_dola.batch import Look, Settings
 from janus_dola.batch.batches import batches
 from janus_dola.batch.records import BadRecord, Record, numbered, open_records
+from tests.bounds import bounded
 
 SETTINGS = Settings(parallel_size=2, seed=10)
 
@@ -66,6 +67,10 @@ def test_a_line_may_have_its_own_settings(tmp_path):
     fields = {"prompt": "x", "id": "mine", "seed": 7, "parallel_size": 3, "cfg_weight": 2, "alpha": 0.5}
     path.write_text(json.dumps({**fields, "candidate_layers": [4, 2]}))
     assert read(path) == [Record(0, "x", "mine", 7, 3, Look(2.0, 1.0, DoLaConfig([4, 2], 0.5)))]
+    path.write_text('{"prompt": "x", "negative_prompt": "blue"}')
+    assert read(path)[0].look == Look(negative_prompt="blue")
+    path.write_text('{"prompt": "x", "negative_prompt": ["blue"]}')
+    assert "negative_prompt must be a string, got ['blue']" in read(path)[0].reason
     of_run = Settings(look=Look(dola=DoLaConfig([2, 6], 0.3, 4)))
     path.write_text('{"prompt": "x", "alpha": 0.2}')
     assert read(path, of_run)[0].look == Look(dola=DoLaConfig([2, 6], 0.2, 4))
@@ -249,12 +254,13 @@ def test_any_content_gives_records_or_one_line(tmp_path_factory, pieces, joint, 
     (folder / name).write_bytes(content)
     reasons = []
     try:
-        for record in read(folder / name):
-            if isinstance(record, Record):
-                record.prompt.encode()
-                json.dumps(record.extra, allow_nan=False)
-            else:
-                reasons.append(record.reason)
+        with bounded():
+            for record in read(folder / name):
+                if isinstance(record, Record):
+                    record.prompt.encode()
+                    json.dumps(record.extra, allow_nan=False)
+                else:
+                    reasons.append(record.reason)
     except ValueError as error:
         reasons.append(str(error))
     (folder / name).unlink()

@@ -13,7 +13,9 @@ from PIL import Image
 
 from janus_dola import DoLaConfig, NonFiniteError
 from janus_dola.batch import Compute, Look, Settings, run_batch, runner
+from janus_dola.batch.entries import names_of
 from janus_dola.batch.files import LOCK, WORK
+from janus_dola.batch.settings import Task
 from janus_dola.image_files import read_recipe
 from tests.janus_dola.batch_helpers import (
     SHAPES,
@@ -291,6 +293,58 @@ def test_images_without_metadata_are_resumed_too(mini, tmp_path):
     assert run_batch(SHAPES[:2], tmp_path, bare, pipe=mini).kept == 2
     with pytest.raises(ValueError, match="metadata False, now None"):
         run_batch(SHAPES[:2], tmp_path, Settings(parallel_size=1, image_format="png"), pipe=mini)
+
+
+def test_a_negative_prompt_of_the_run_and_one_of_a_line(mini, tmp_path):
+    of_run, negative = Settings(look=Look(negative_prompt="blue"), parallel_size=1, image_format="png"), "a red circle"
+    prompts = [SHAPES[0], {"prompt": SHAPES[0], "negative_prompt": negative, "seed": 0}]
+    run_batch(prompts, tmp_path, of_run, pipe=mini)
+    assert [line["settings"]["negative_prompt"] for line in lines(tmp_path)] == ["blue", negative]
+    for line in lines(tmp_path):
+        recipe = read_recipe(tmp_path / line["file"])
+        (drawn,) = mini.draw([recipe.prompt], [0], DoLaConfig(), negative_prompt=recipe.negative_prompt)
+        assert drawn.image.tobytes() == Image.open(tmp_path / line["file"]).tobytes()
+    assert run_batch(prompts, tmp_path, of_run, pipe=mini).kept == 2
+    with pytest.raises(ValueError, match="negative_prompt blue, now None"):
+        run_batch(prompts, tmp_path, Settings(parallel_size=1, image_format="png"), pipe=mini)
+
+
+def test_files_are_named_by_a_template(fast, tmp_path):
+    named = Settings(parallel_size=2, name_template="{id}-{k}")
+    prompts = [{"prompt": "a", "id": "cat/../7"}, {"prompt": "b"}]
+    run_batch(prompts, tmp_path, named, pipe=fast)
+    assert [line["file"] for line in lines(tmp_path)] == ["cat_7-0.jpg", "cat_7-1.jpg", "1-0.jpg", "1-1.jpg"]
+    assert pictures(tmp_path).keys() == {line[kind] for line in lines(tmp_path) for kind in ("file", "map")}
+    assert run_batch(prompts, tmp_path, named, pipe=fast).kept == 4
+    prompts[0]["id"] = "dog"
+    with pytest.raises(ValueError, match="must hold images of the same prompts"):
+        run_batch(prompts, tmp_path, named, pipe=fast)
+    with pytest.raises(ValueError, match="name_template {id}-{k}, now None"):
+        run_batch(prompts, tmp_path, TWO, pipe=fast)
+    run_batch(prompts, tmp_path, named, overwrite=True, pipe=fast)
+    assert sorted(path.name for path in tmp_path.glob("*.jpg")) == ["1-0.jpg", "1-1.jpg", "dog-0.jpg", "dog-1.jpg"]
+
+
+@pytest.mark.parametrize("template", ["{words}", "{id}{k}", "{index}{k}"])
+def test_names_that_two_images_would_share_are_refused(fast, tmp_path, template):
+    prompts = [{"prompt": f"A {i}", "id": "x"} for i in range(12)] + ["a 1"]
+    with pytest.raises(ValueError, match="name_template must tell all images apart, but two are"):
+        run_batch(prompts, tmp_path / "out", Settings(parallel_size=12, name_template=template), pipe=fast)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "template", ["", "x", "{name}", "{k}{k}", "../{k}", "{k}/a", ".{k}", "{k}\n", "{k!r}", "{k", 7, "a" * 17 + "{k}"]
+)
+def test_templates_that_are_none(template):
+    with pytest.raises(ValueError, match="name_template must"):
+        Settings(name_template=template)
+
+
+def test_names_are_never_too_long():
+    settings = Settings(name_template="0123456789abcde_{words}{id}{index}{k}{number}{seed}")
+    task = Task(10**8, 10**7, 65535, "\U0001d552" * 99, 2**63 - 1, Look(), "\U0001d552" * 99)
+    assert max(len(os.fsencode(name.removeprefix("maps/"))) for name in names_of(task, settings)) <= 255
 
 
 def test_the_shell_says_what_happened(tmp_path):

@@ -7,6 +7,8 @@ import resource
 import shutil
 import sys
 import time
+from functools import reduce
+from operator import getitem
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from janus_dola import DoLaConfig, JanusDoLa, cli
 from janus_dola.models.framing import PAD
 from janus_dola.models.load import load_skeleton
 from janus_dola.models.reading import UnreadableModelError
+from tests.bounds import bounded
 
 FORMS = ["bin", "sharded bin", "safetensors", "transformers"]
 WEIGHTS = {"bin": "pytorch_model.bin", "safetensors": "model.safetensors", "transformers": "model.safetensors"}
@@ -312,6 +315,56 @@ def test_every_truncation_of_every_file_is_one_line(whole, form, tmp_path, statu
     check()
 
 
+def keys_of(content, above=()):
+    """Where values stand in a JSON object, down to four keys; of the vocabulary a few."""
+    for key in list(content)[:60] if len(content) > 200 else content:
+        yield (*above, key)
+        if isinstance(content[key], dict) and len(above) < 3:
+            yield from keys_of(content[key], (*above, key))
+
+
+VALUES = (
+    st.sampled_from([None, True, -1, 0, 3, 10**9, 1.5, 1e308, "x", [], {}, [1], {"a": 1}]) | st.integers() | st.floats()
+)
+ODD = [
+    ("tokenizer_config.json", ("model_max_length",), {}),
+    (
+        "tokenizer.json",
+        ("post_processor",),
+        {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}},
+    ),
+]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "transformers"])
+def test_every_json_value_for_every_key_of_a_checkpoint(whole, form, tmp_path, status_of):
+    there = tmp_path / "edited"
+    files = {path.name: json.loads(path.read_text()) for path in sorted(whole[form].glob("*.json"))}
+    places = [(name, keys) for name, content in files.items() for keys in keys_of(content)]
+    inner = "text_config" if form == "transformers" else "language_config"
+    positions = ("config.json", (inner, "max_position_embeddings"), 10**9)
+
+    def check(edit):
+        name, keys, value = edit
+        shutil.rmtree(there, ignore_errors=True)
+        shutil.copytree(whole[form], there)
+        edit_json(there / name, lambda content: reduce(getitem, keys[:-1], content).update({keys[-1]: value}))
+        with bounded():
+            status, _, lines = status_of("generate", "x", "--model", there, "--outdir", tmp_path)
+        if status:
+            assert status in (1, 2)
+            assert len([line for line in lines if not line.startswith("janus-dola: warning")]) == 1
+            assert lines[-1].startswith("janus-dola: error: ")
+        statuses.append(status)
+
+    statuses = []
+    for edit in (*ODD, positions):
+        check(edit)
+    assert statuses == [2, 2, 2]
+    edits = st.sampled_from(places).flatmap(lambda place: st.tuples(st.just(place[0]), st.just(place[1]), VALUES))
+    settings(max_examples=25, deadline=None, database=None)(given(edits)(check))()
+
+
 def test_checkpoint_with_code_in_it_is_refused(folder):
     class Surprise:
         def __reduce__(self):
@@ -335,7 +388,7 @@ def test_folders_without_what_is_needed(folder, tmp_path):
     ):
         load(there)
     (there / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"model folder .* has no tokenizer.json"):
+    with pytest.raises(FileNotFoundError, match=r"has no tokenizer.json: copy tokenizer.json, tokenizer_config.json"):
         load(there)
     (there / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no config.json$"):

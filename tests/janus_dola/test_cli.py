@@ -38,7 +38,12 @@ def test_generate_writes_images_that_carry_their_recipe(call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [[], ["--no-dola"], ["--alpha", "0.3", "--candidate-layers", "2,5", "--temperature", "0.8"]]
+    "settings",
+    [
+        ["--negative-prompt", "a small blue square on black"],
+        ["--no-dola"],
+        ["--alpha", "0.3", "--candidate-layers", "2,5", "--temperature", "0.8"],
+    ],
 )
 def test_an_image_is_drawn_again_from_its_file(call, mini, tmp_path, settings, monkeypatch):
     drawn = []
@@ -51,6 +56,44 @@ def test_an_image_is_drawn_again_from_its_file(call, mini, tmp_path, settings, m
     assert status == 0
     assert torch.equal(drawn[2].tokens, drawn[1].tokens)
     assert read_recipe(tmp_path / "0_a_red_circle_p1.webp") == read_recipe(tmp_path / "again" / "0_a_red_circle_p0.png")
+
+
+def test_the_path_of_a_model_stays_out_of_images(call, tmp_path):
+    folder = tmp_path / "secret" / "my-janus"
+    folder.mkdir(parents=True)
+    call("generate", "x", "--model", folder, "--outdir", tmp_path / "a")
+    (tmp_path / "p.txt").write_text("x\n")
+    call("batch", "--prompts", tmp_path / "p.txt", "--model", folder, "--outdir", tmp_path / "b", "--format", "png")
+    for image in (tmp_path / "a" / "0_x_p0.png", tmp_path / "b" / "0_x_p0.png"):
+        assert read_recipe(image).model == "my-janus"
+        assert b"secret" not in image.read_bytes()
+    assert "secret" not in (tmp_path / "b" / "index_data.js").read_text()
+    status, _, err = call("generate", "--from", image, "--outdir", tmp_path / "c")
+    assert (status, "say by --model" in err) == (2, True)
+    status, _, err = call("generate", "--from", image, "--outdir", tmp_path / "c", "--model", folder)
+    assert (status, err) == (0, "")
+    with pytest.warns(UserWarning, match="was drawn with model 'my-janus', and now with 'mini'"):
+        call("generate", "--from", image, "--outdir", tmp_path / "c", "--model", "mini")
+
+
+@pytest.mark.parametrize("option", ["--size", "--width", "--height"])
+@pytest.mark.parametrize("command", [("generate", "x"), ("batch", "--prompts", "p.txt")])
+def test_who_asks_for_a_size_is_told_that_the_model_fixes_it(call, command, option):
+    status, _, err = call(*command, option, 512)
+    assert (status, "resize the files instead" in err) == (2, True)
+
+
+def test_a_batch_of_a_random_seed_goes_on_with_it(call, tmp_path):
+    (tmp_path / "p.txt").write_text("x\n")
+    seeds = []
+    for folder, parallel in (("a", 1), ("b", 1), ("a", 1)):
+        command = ["batch", "--prompts", tmp_path / "p.txt", "--seed", "random", "--parallel-size", parallel]
+        status, out, _ = call(*command, "--outdir", tmp_path / folder)
+        assert status == 0
+        seeds.append(json.loads((tmp_path / folder / "run.json").read_text())["settings"]["seed"])
+    assert "1 from earlier runs" in out
+    assert seeds[0] == seeds[2] != seeds[1]
+    assert json.loads((tmp_path / "b" / "manifest.jsonl").read_text())["seed"] == seeds[1]
 
 
 def test_both_spellings_of_options(call, tmp_path):

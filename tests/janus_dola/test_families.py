@@ -1,5 +1,7 @@
 """Both families of Janus models: transformers' and DeepSeek's."""
 
+import copy
+
 import pytest
 import torch
 
@@ -82,6 +84,27 @@ def test_model_that_is_not_a_janus(mini):
         ValueError, match="model must be transformers' JanusForConditionalGeneration or .* got LlamaModel"
     ):
         find_parts(mini.model.model.language_model)
+
+
+@pytest.mark.parametrize("family", ["transformers", "deepseek"])
+def test_a_head_that_bitsandbytes_quantized_is_refused_with_what_to_do(mini, deepseek, family):
+    pipe = mini if family == "transformers" else deepseek
+    model = copy.deepcopy(pipe.model)
+    quantized = type("Linear8bitLt", (torch.nn.Linear,), {"__module__": "bitsandbytes.nn.modules"})
+    find_parts(model).image_head[0].__class__ = quantized
+    skip = {"transformers": "model.generation_head", "deepseek": "gen_head"}[family]
+    assert skip in {name for name, _ in model.named_modules()}
+    with pytest.raises(ValueError, match=rf"got Linear8bitLt .*llm_int8_skip_modules=\['{skip}'\]") as raised:
+        JanusDoLa(model, pipe.tokenizer)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_processor_stands_for_its_tokenizer(mini):
+    from transformers import JanusImageProcessor, JanusProcessor
+
+    processor = JanusProcessor(JanusImageProcessor(), mini.tokenizer, chat_template=mini.tokenizer.chat_template)
+    found = JanusDoLa(mini.model, processor).generate("a red circle", seed=5)
+    assert torch.equal(found.tokens, mini.generate("a red circle", seed=5).tokens)
 
 
 def test_tokenizer_without_the_tokens_of_janus(mini):

@@ -224,6 +224,36 @@ def test_where_memory_runs_out_half_as_many_images_are_drawn_at_once(mini, memor
     assert found.seeds.tolist() == expected.seeds.tolist()
 
 
+def test_a_stream_halves_too_and_loses_no_image_and_no_error(mini, memory_for):
+    prompts = [*PROMPTS[:2], "a red circle", "a blue cross", "x " * 9999]
+    expected = mini.generate(prompts[:4], 2, seed=3)
+    begun, told, found = memory_for(2), [], []
+    with pytest.raises(ValueError, match="prompts must leave room"):
+        found.extend(mini.stream(prompts, 2, seed=3, callback=lambda *codes: told.append(codes)))
+    assert begun[:3] == [8, 4, 2]
+    assert [(image.prompt, image.k) for image in found] == [(i, k) for i in range(4) for k in range(2)]
+    assert torch.equal(torch.stack([image.tokens for image in found]), expected.tokens.flatten(0, 1))
+    assert told[-1] == (8 * 64, 8 * 64)
+
+
+def test_a_stream_whose_memory_is_taken_half_way_goes_on_with_what_is_missing(mini, monkeypatch):
+    expected = mini.generate(PROMPTS[0], 6, seed=3)
+    calls, step = [], Decoder.run
+
+    def run(self, visible):
+        calls.append(len(self.slots.seeds))
+        if len(calls) == 70:  # the first images are out
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        step(self, visible)
+
+    monkeypatch.setattr(Decoder, "run", run)
+    told = []
+    found = list(mini.stream(PROMPTS[0], 6, seed=3, max_images=3, window=1, callback=lambda *codes: told.append(codes)))
+    assert (calls[69], calls[70]) == (3, 2)
+    assert torch.equal(torch.stack([image.tokens for image in found]), expected.tokens[0])
+    assert told[-1] == (6 * 64, 6 * 64)
+
+
 @pytest.mark.parametrize(
     ("sampler", "message"),
     [
@@ -236,6 +266,9 @@ def test_memory_that_cannot_be_had_is_said_in_one_line(mini, memory_for, sampler
     with pytest.raises(torch.OutOfMemoryError, match=message) as raised:
         mini.generate(PROMPTS[0], 3, sampler=sampler)
     assert "\n" not in str(raised.value)
+    if sampler == "gumbel":
+        with pytest.raises(torch.OutOfMemoryError, match=message):
+            list(mini.stream(PROMPTS[0], 3))
 
 
 def test_a_list_of_seeds_is_one_for_each_image(mini):
@@ -263,9 +296,47 @@ def test_log_probabilities_of_the_codes_drawn(mini, dola, temperature):
     assert (mini.log_probs(prompt, other, dola, temperature=temperature) < found).float().mean() > 0.9
 
 
-def _by_transformers(model, pipe, prompt, codes, dola, temperature):
-    ids = pipe._prompt_ids(prompt)
-    rows = torch.tensor([ids, [ids[0], *[pipe._special.pad] * (len(ids) - 2), ids[-1]]])
+@pytest.mark.parametrize("negative", ["a blue square on black", "blue", "a blue square on black, " * 4])
+def test_a_negative_prompt_stands_in_the_unconditional_row(mini, negative):
+    prompt = "a small red circle on grey"
+    out = mini.generate(prompt, 2, temperature=0.7, seed=5, negative_prompt=negative)
+    assert not torch.equal(out.tokens, mini.generate(prompt, 2, temperature=0.7, seed=5).tokens)
+    found = mini.log_probs(prompt, out.tokens, temperature=0.7, negative_prompt=negative)
+    model = copy.deepcopy(mini.model).double()
+    expected = _by_transformers(model, mini, prompt, out.tokens[0, 1], DoLaConfig(), 0.7, negative)
+    assert torch.allclose(found[0, 1].double(), expected, atol=2e-3)
+    (streamed,) = mini.stream(prompt, temperature=0.7, seed=5, negative_prompt=negative)
+    (drawn,) = mini.draw([prompt], [5], temperature=0.7, negative_prompt=negative)
+    assert torch.equal(streamed.tokens, out.tokens[0, 0])
+    assert torch.equal(drawn.tokens, out.tokens[0, 0])
+
+
+def test_away_from_the_prompt_itself_is_no_guidance(mini):
+    prompt = "a small red circle on grey"
+    found = mini.generate(prompt, 2, None, seed=5, negative_prompt=prompt)
+    assert torch.equal(found.tokens, mini.generate(prompt, 2, None, seed=5, cfg_weight=1).tokens)
+    none = mini.generate(prompt, seed=5, negative_prompt=" ")
+    assert torch.equal(none.tokens, mini.generate(prompt, seed=5).tokens)
+
+
+@pytest.mark.parametrize(
+    ("negative", "message"),
+    [(["blue"], "negative_prompt must be None or a string"), ("blue " * 9999, "negative_prompt must leave room for")],
+)
+def test_a_negative_prompt_is_checked_before_anything_is_drawn(mini, negative, message):
+    with pytest.raises(ValueError, match=message):
+        mini.stream("a red circle", negative_prompt=negative)
+
+
+def _by_transformers(model, pipe, prompt, codes, dola, temperature, negative=None):
+    ids, pad = pipe._prompt_ids(prompt), pipe._special.pad
+    if negative is None:
+        other = [ids[0], *[pad] * (len(ids) - 2), ids[-1]]
+    else:
+        other = pipe._prompt_ids(negative)
+        more = len(ids) - len(other)
+        ids, other = ([row[0]] + [pad] * max(count, 0) + row[1:] for row, count in ((ids, -more), (other, more)))
+    rows = torch.tensor([ids, other])
     inner = model.model
     words = inner.language_model.get_input_embeddings()(rows)
     fed = model.prepare_embeddings_for_image_generation(codes[:-1].repeat(2))
