@@ -1,8 +1,9 @@
-"""Whether a Ray cluster answers at an address. Ray itself tries for many minutes where another server does."""
+"""Connects to Ray. Where another server answers at an address, Ray itself would try for many minutes: it is asked first."""
 
 import os
 import socket
 import time
+from typing import Any
 
 _SECONDS = 5.0  # to connect, and until the answer is there
 # Ray is built on gRPC, and that on HTTP/2: frames of a head (length, kind, flags, stream) and content.
@@ -15,6 +16,30 @@ _METHOD = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 _METHOD_OF_CLIENTS = "/ray.rpc.RayletDriver/ClusterInfo"  # where addresses begin with ray://
 _STATUS_200 = b"\x88"  # as HPACK has it
 _UNIMPLEMENTED = b"\x0212"  # the text of a grpc-status behind its length
+
+
+def connect(ray: Any, ray_address: str | None) -> bool:
+    """Connects to a cluster, unless the process is already connected to one.
+
+    Args:
+        ray: the module, which is imported where it is needed.
+        ray_address: "auto", HOST:PORT or ray://HOST:PORT; None begins a cluster on this machine.
+    Returns:
+        whether it did; else the caller's own connection is used.
+    Raises:
+        ConnectionError: no server of Ray answers there within seconds.
+    """
+    told = os.environ.get("RAY_ADDRESS", "") if ray_address == "auto" else ray_address or ""
+    if ":" in told:
+        knock(told)
+    if ray.is_initialized():
+        return False
+    own: dict[str, Any] = {}
+    if ray_address is None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
+        own = {"include_dashboard": False}
+    ray.init(address=ray_address or "local", log_to_driver=False, logging_level="error", **own)
+    return True
 
 
 def knock(address: str) -> None:

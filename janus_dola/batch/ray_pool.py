@@ -11,7 +11,7 @@ from typing import Any
 
 from janus_dola.batch.batches import Batch
 from janus_dola.batch.pool import Compute, Results, WorkersLostError
-from janus_dola.batch.ray_address import knock
+from janus_dola.batch.ray_address import connect
 from janus_dola.batch.settings import Settings
 from janus_dola.batch.worker import Drawn, Failed, Worker
 from janus_dola.pipeline import JanusDoLa
@@ -100,12 +100,7 @@ class RayPool(AbstractContextManager["RayPool"]):
         self._retry: deque[_Handed] = deque()
         self._restarts = 0
         self._called = time.monotonic()
-        address = os.environ.get("RAY_ADDRESS", "") if compute.ray_address == "auto" else compute.ray_address or ""
-        if ":" in address:
-            knock(address)
-        self._ours = not ray.is_initialized()  # else the caller's own cluster is used, and left as it is
-        if self._ours:
-            self._start_ray()
+        self._ours = connect(ray, compute.ray_address)  # else the caller's own cluster is used, and left as it is
         try:
             self._options, count = plan_workers(ray.cluster_resources(), compute)
             self._members = [self._member() for _ in range(count)]
@@ -115,13 +110,6 @@ class RayPool(AbstractContextManager["RayPool"]):
         except BaseException:
             self.__exit__()
             raise
-
-    def _start_ray(self) -> None:
-        address = self._compute.ray_address or "local"
-        if address == "local":
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
-        own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-        self._ray.init(address=address, log_to_driver=False, logging_level="error", **own)
 
     def _member(self) -> _Member:
         actor: Any = self._ray.remote(concurrency_groups={"life": 1})(_Actor).options(**self._options).remote()

@@ -4,7 +4,6 @@ Ray sends a request to a replica that has few of them in hand.
 """
 
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import ray
 from ray import serve
 
 from janus_dola.batch.pool import Compute
+from janus_dola.batch.ray_address import connect
 from janus_dola.batch.ray_pool import plan_workers
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.service import Options, Service
@@ -53,20 +53,18 @@ def run_replicas(
         load: gives the model, on each replica.
         host, port, grace, api_key, allow_origin: as for `run_server`.
     Raises:
-        ValueError: the cluster is too small.
+        ValueError: the cluster is too small, or the address is none.
+        ConnectionError: no server of Ray answers there within seconds.
         RuntimeError: the replicas do not start; Ray says why.
     """
     options = replace(options, addresses=False)  # a replica does not have the files of the others
     ended = threading.Event()
-    own = {} if replicas.ray_address else {"include_dashboard": False}
-    if not replicas.ray_address:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
-    ray.init(address=replicas.ray_address or "local", log_to_driver=False, logging_level="error", **own)
+    compute = Compute(replicas.device, workers=replicas.count, ray_address=replicas.ray_address)
+    connect(ray, replicas.ray_address)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # After Ray, which has a handler of its own that would abort the process.
     before = {each: signal.signal(each, lambda *_: ended.set()) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
-        compute = Compute(replicas.device, workers=replicas.count, ray_address=replicas.ray_address)
         resources, count = plan_workers(ray.cluster_resources(), compute)
 
         def build():

@@ -74,3 +74,11 @@ def test_requests_spread_and_all_are_answered_though_a_replica_is_killed(tmp_pat
             assert server.wait(60) == 0
         finally:
             server.kill()
+
+
+def test_an_address_where_no_ray_answers_is_said_at_once():
+    from janus_dola.serve.replicas import Replicas, run_replicas
+    from janus_dola.serve.service import Options
+
+    with pytest.raises(ConnectionError, match="ray_address '127.0.0.1:1' must be of a running Ray cluster, but: "):
+        run_replicas(Replicas(1, "127.0.0.1:1", "cpu"), Options("mini"), lambda: None, "127.0.0.1", 8000, 1)
