@@ -78,6 +78,12 @@ def colour_of_layer(layer: int) -> Colour:
     return _PALETTE[layer % len(_PALETTE)]
 
 
+def counts_of(premature_layers: Tensor) -> dict[int, int]:
+    """How many codes were contrasted with each layer."""
+    layers, counts = premature_layers.unique(return_counts=True)
+    return dict(zip(layers.tolist(), counts.tolist(), strict=True))
+
+
 def small_map(premature_layers: Tensor, jsd: Tensor) -> Image.Image:
     """The layer chosen at each code, and to the right of it how far it diverged, one pixel a code.
 

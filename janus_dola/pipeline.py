@@ -334,19 +334,18 @@ class JanusDoLa:
         if tokens.dtype != torch.int64 or not ((tokens >= 0) & (tokens < codes)).all():
             raise ValueError(f"tokens must be int64 in 0 .. {codes - 1}, got {tokens.dtype}, up to {tokens.max()}")
         planned = plan(self.parts, dola, cfg_weight, temperature)
+        negative, weights = self._negative_ids(negative_prompt), self._engine.weights.read()
         found = []
         for prompt, of_prompt in zip(prompts, tokens, strict=True):
-            for image in of_prompt.unsqueeze(1):
-                scores = self.scores_by(planned, [prompt], image, negative_prompt).scores
+            rows = rows_of(self._prompt_ids(prompt), negative, self._special)
+            for image in of_prompt.unsqueeze(1):  # one at a time: their scores take some 40 MB each
+                scores = scores_of_codes(self.parts, weights, [rows], image, planned).scores
                 found.append(log_probabilities(scores, image[0].to(scores.device), planned.decoding.temperature).cpu())
         return torch.stack(found).view(tokens.shape).float()
 
-    def scores_by(
-        self, planned: Plan, prompts: Sequence[str], tokens: Tensor, negative_prompt: str | None = None
-    ) -> Scores:
+    def scores_by(self, planned: Plan, prompts: Sequence[str], tokens: Tensor) -> Scores:
         """The contrasted distributions [B * T, V] that the codes [B, T] of one image a prompt were drawn from."""
-        negative = self._negative_ids(negative_prompt)
-        rows = [rows_of(ids, negative, self._special) for ids in map(self._prompt_ids, prompts)]
+        rows = [rows_of(ids, None, self._special) for ids in map(self._prompt_ids, prompts)]
         return scores_of_codes(self.parts, self._engine.weights.read(), rows, tokens, planned)
 
     def _draw_what_fits(

@@ -43,8 +43,12 @@ def states_of(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         pairs = _lines_and_tasks(manifest, numbered)
         while part := list(islice(pairs, _CHECKED_AT_ONCE)):
-            same = [(number, entry, task) for number, entry, task in part if _same(entry, task, settings)]
-            other = [(number, entry) for number, entry, task in part if not _same(entry, task, settings)]
+            same, other = [], []
+            for number, entry, task in part:
+                if _same(entry, task, settings):
+                    same.append((number, entry, task))
+                else:
+                    other.append((number, entry))
             if other and not overwrite:
                 _refuse(outdir, *other[0])
             stale += [number for number, _ in other]

@@ -1,7 +1,7 @@
 """What every image of a run shares, and one image of it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_args
 
 from janus_dola.batch.names import check_template
@@ -34,6 +34,10 @@ class Look:
     def __post_init__(self) -> None:
         Decoding(self.cfg_weight, self.temperature)
         object.__setattr__(self, "negative_prompt", check_negative(self.negative_prompt))
+
+    def arguments(self) -> dict[str, Any]:
+        """What `JanusDoLa.stream` and `draw` are called with: their names are those of the fields."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def named(self) -> dict[str, str]:
         """The negative prompt under its name, where there is one."""

@@ -10,7 +10,7 @@ import torch
 from janus_dola.batch.settings import Look, Settings, Task
 from janus_dola.engine.schedule import images_that_fit
 from janus_dola.image_files import encode_image
-from janus_dola.layer_map import small_map
+from janus_dola.layer_map import counts_of, small_map
 from janus_dola.pipeline import DrawnImage, JanusDoLa, NonFiniteError
 
 _USUAL_PROMPT = 128  # tokens, for the number of images that fit; a batch of longer ones may have to be halved
@@ -50,17 +50,8 @@ class Worker:
         self._pipe, self._backend, self._engine = pipe, backend, engine
         self.dtype = str(pipe.parts.stored_dtype).removeprefix("torch.")
         self.settings = settings.with_dtype(self.dtype)
-        look = settings.look
         # Checks the settings; without a prompt there is nothing to draw.
-        pipe.stream(
-            (),
-            dola=look.dola,
-            cfg_weight=look.cfg_weight,
-            temperature=look.temperature,
-            backend=backend,
-            engine=engine,
-            negative_prompt=look.negative_prompt,
-        )
+        pipe.stream((), backend=backend, engine=engine, **settings.look.arguments())
         self._limit: int | None = None  # images at once, once memory ran out
 
     @property
@@ -116,13 +107,10 @@ class Worker:
         return self._pipe.draw(
             [task.prompt for task in tasks],
             [task.seed for task in tasks],
-            dola=look.dola,
-            cfg_weight=look.cfg_weight,
-            temperature=look.temperature,
             backend=self._backend,
             engine=self._engine,
             window=self.settings.window,
-            negative_prompt=look.negative_prompt,
+            **look.arguments(),
         )
 
     def _encoded(self, task: Task, image: DrawnImage, seconds: float) -> Drawn | Failed:
@@ -135,7 +123,5 @@ class Worker:
             picture = io.BytesIO()
             small_map(image.premature_layers, image.jsd).save(picture, format="png")
             png = picture.getvalue()
-        layers, counts = image.premature_layers.unique(return_counts=True)
-        histogram = dict(zip(layers.tolist(), counts.tolist(), strict=True))
         mean, top = round(image.jsd.mean().item(), 4), round(image.jsd.max().item(), 4)
-        return Drawn(content, png, mean, top, histogram, round(seconds, 4))
+        return Drawn(content, png, mean, top, counts_of(image.premature_layers), round(seconds, 4))

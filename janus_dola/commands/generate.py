@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from janus_dola.batch import Look, Settings
+from janus_dola.batch.settings import Task
 from janus_dola.commands.options import (
     Alpha,
     Backend,
@@ -78,17 +79,20 @@ def generate(
         model = _model_of(recipe, model if _is_given(context, "model") else None)
         prompts, dtype = [recipe.prompt], recipe.dtype
         look = Look(recipe.cfg_weight, recipe.temperature, recipe.dola, recipe.negative_prompt)
-        settings = Settings(model, look, 1, recipe.seed, image_format, quantize=recipe.quantize, window=recipe.window)
+        settings = Settings(
+            model, look, 1, recipe.seed, image_format, quantize=recipe.quantize, window=recipe.window, metadata=metadata
+        )
     else:
         if not prompts:
             raise typer.BadParameter("give a prompt, or --from an image")
         look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer), negative_prompt)
         settings = Settings(
-            model, look, parallel_size, parse_seed(seed), image_format, quantize=quantize, window=parse_window(window)
-        )
+            model, look, parallel_size, parse_seed(seed), image_format, quantize=quantize, window=parse_window(window),
+            metadata=metadata,
+        )  # fmt: skip
     hint_at_mini(settings.model)
     pipe = JanusDoLa.from_pretrained(settings.model, device, dtype, quantize=settings.quantize)
-    for path in _draw_to_files(pipe, prompts, outdir, settings, backend, engine, metadata):
+    for path in _draw_to_files(pipe, prompts, outdir, settings, backend, engine):
         typer.echo(path)
 
 
@@ -99,32 +103,24 @@ def _draw_to_files(
     settings: Settings,
     backend: str,
     engine: str,
-    metadata: bool,
 ) -> Iterator[Path]:
-    look = settings.look
     drawn = pipe.stream(
         prompts,
         settings.parallel_size,
-        dola=look.dola,
-        cfg_weight=look.cfg_weight,
-        temperature=look.temperature,
         seed=settings.seed,
         backend=backend,
         engine=engine,
         window=settings.window,
         progress=sys.stderr.isatty(),
-        negative_prompt=look.negative_prompt,
+        **settings.look.arguments(),
     )
     outdir.mkdir(parents=True, exist_ok=True)
-    dtype = str(pipe.parts.stored_dtype).removeprefix("torch.")
-    for found in drawn:
+    settings = settings.with_dtype(str(pipe.parts.stored_dtype).removeprefix("torch."))
+    for number, found in enumerate(drawn):
         prompt = prompts[found.prompt]
-        recipe = Recipe(
-            public_name(settings.model), prompt, found.seed, look.cfg_weight, look.temperature, look.dola,
-            dtype, settings.quantize, settings.window, look.negative_prompt,
-        )  # fmt: skip
+        task = Task(number, found.prompt, found.k, prompt, found.seed, settings.look)
         path = outdir / file_name(found.prompt, prompt, found.k, settings.image_format)
-        save_image(found.image, path, recipe if metadata else None)
+        save_image(found.image, path, task.recipe(settings))
         yield path
 
 

@@ -104,7 +104,12 @@ def parse_window(text: str) -> Window:
     Raises:
         ValueError: it is neither.
     """
-    return check_window(cast(Window, int(text) if text.isdecimal() else text))
+    return check_window(cast(Window, number_or_text(text)))
+
+
+def number_or_text(text: str) -> int | str:
+    """An int where a text is one; else the text."""
+    return int(text) if text.isdecimal() else text
 
 
 def parse_premature(text: str | None) -> int | Literal["final"] | None:

@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from janus_dola.checks import MAX_PARALLEL_SIZE, integer
-from janus_dola.commands.options import Backend, Device, Dtype, EngineName, Model, Quantize, hint_at_mini
+from janus_dola.commands.options import (
+    Backend,
+    Device,
+    Dtype,
+    EngineName,
+    Model,
+    Quantize,
+    hint_at_mini,
+    number_or_text,
+)
 from janus_dola.evaluation.extras import needed
 from janus_dola.models.load import MINI
 from janus_dola.pipeline import JanusDoLa
@@ -50,7 +59,7 @@ def serve(
     from janus_dola.serve.server import run_server
     from janus_dola.serve.service import Options
 
-    most = None if slots == "auto" else integer("slots", _number(slots), 1, MAX_PARALLEL_SIZE, '"auto" or ')
+    most = None if slots == "auto" else integer("slots", number_or_text(slots), 1, MAX_PARALLEL_SIZE, '"auto" or ')
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip()):
         raise ValueError("api_key must be printable ASCII, and not empty")
     if api_key is None and not _is_loopback(host):
@@ -72,10 +81,6 @@ def serve(
     if port == 0:
         raise ValueError("port must be 1 .. 65535 with --replicas, got 0")
     run_replicas(Replicas(replicas, ray_address, device), *rest)
-
-
-def _number(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
 
 
 def _is_loopback(host: str) -> bool:

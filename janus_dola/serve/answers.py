@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from janus_dola.image_files import encode_image
-from janus_dola.layer_map import small_map
+from janus_dola.layer_map import counts_of, small_map
 from janus_dola.serve.requests import Wanted
 from janus_dola.serve.worker import Finished, Partial
 
@@ -32,7 +32,6 @@ class Answers:
         """
         recipe = self._wanted.recipes[found.k]
         content = encode_image(found.picture, self._wanted.image_format, recipe)
-        layers, counts = found.codes.premature_layers.unique(return_counts=True)
         entry: dict[str, Any] = {
             **({"b64_json": _base64(content)} if keep is None else {"url": keep(content, self._wanted.image_format)}),
             "seed": recipe.seed,
@@ -41,7 +40,7 @@ class Answers:
                 "temperature": recipe.temperature,
                 "dola": recipe.dola is not None,
             },
-            "layers": {str(layer): count for layer, count in zip(layers.tolist(), counts.tolist(), strict=True)},
+            "layers": {str(layer): count for layer, count in counts_of(found.codes.premature_layers).items()},
             "mean_jsd": round(float(found.codes.jsd.mean()), 6),
             "passes": int(found.codes.passes),
         }

@@ -188,8 +188,10 @@ async def _streamed(happening: AsyncGenerator[Partial | Finished, None], answers
     try:
         async with aclosing(happening):
             async for found in happening:
-                said = answers.partial if isinstance(found, Partial) else answers.completed
-                yield await asyncio.to_thread(said, found)  # type: ignore[arg-type]
+                if isinstance(found, Partial):
+                    yield await asyncio.to_thread(answers.partial, found)
+                else:
+                    yield await asyncio.to_thread(answers.completed, found)
     except GoneError:
         return
     except Exception as error:  # the status was sent before: the error is an event
