@@ -11,11 +11,11 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-import static_report
+import floor
 import torch
 import triton
 import typer
@@ -23,7 +23,7 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction, MockTensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from janus_dola.kernels import block_fused, block_matmul, launch
+from janus_dola.kernels import block_fused, launch
 from janus_dola.kernels.block import BlockWeights, Matrix, Norm, Rotary
 from janus_dola.kernels.codebook import codebook
 from janus_dola.kernels.normalise import normalise
@@ -31,7 +31,7 @@ from janus_dola.kernels.project import project
 from janus_dola.kernels.sweep import scores, sweep
 from janus_dola.kernels.types import Decoding, Head
 
-SIZES = {"1B": (2048, 2048, 16384), "7B": (4096, 4096, 16384)}  # hidden size, width, codes of a head
+SHAPES = ("1B", "7B")
 IMAGES, WINDOWS, LAYERS, CAPACITY = (1, 4, 16), (1, 8), 5, 640
 BUDGET = 60  # compilations of the quick set
 
@@ -67,25 +67,26 @@ def of_launch(kernel: JITFunction, args: tuple, keywords: dict) -> Compilation:
 def recorded(generation: str) -> Iterator[list[Compilation]]:
     """Launches made inside, on tensors of the device "meta", as a GPU of this generation would compile them."""
     found: list[Compilation] = []
-    run, of_head, of_block = JITFunction.run, launch._generation, block_matmul._generation
+    run, here = JITFunction.run, launch.generation_here
     JITFunction.run = lambda kernel, *args, grid, warmup, **keywords: found.append(of_launch(kernel, args, keywords))
-    launch._generation = block_matmul._generation = lambda device: generation
+    launch.generation_here = lambda device: generation
     try:
         yield found
     finally:
-        JITFunction.run, launch._generation, block_matmul._generation = run, of_head, of_block
+        JITFunction.run, launch.generation_here = run, here
 
 
 def quick(generation: str) -> list[Compilation]:
     """Of the head stage and the blocks in bfloat16: 1B and 7B; 1, 4 and 16 images; one code and eight a pass."""
     with recorded(generation) as found:
-        for name, (hidden, width, codes) in SIZES.items():
+        for name in SHAPES:
+            hidden, width, codes = astuple(floor.SHAPES[name])
             head = Head(_empty(hidden), 1e-6, _empty(codes, width), _empty(codes), _empty(width, hidden), _empty(width))
             for images in IMAGES:
                 for layers in (LAYERS, 1):
                     _head_stage(head, images, layers)
             for window in WINDOWS:
-                _blocks(static_report.BLOCKS[name], window)
+                _blocks(floor.BLOCKS[name], window)
     return list(dict.fromkeys(found))
 
 
@@ -100,7 +101,7 @@ def _head_stage(head: Head, images: int, layers: int) -> None:
         scores(*logits, drawn.layer, decodings)
 
 
-def _blocks(shape: static_report.BlockShape, window: int) -> None:
+def _blocks(shape: floor.BlockShape, window: int) -> None:
     """Two of them: the first has other sums of squares before it, and none follows the last."""
     hidden, heads, size = shape.hidden, shape.heads, shape.head_size
     weights = BlockWeights(

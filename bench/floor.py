@@ -26,6 +26,28 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
+class BlockShape:
+    """Sizes of a language model's blocks: hidden size, blocks, heads with keys of their own, width of the MLP."""
+
+    name: str
+    hidden: int
+    number: int
+    heads: int
+    inner: int
+
+    @property
+    def head_size(self) -> int:
+        """d."""
+        return self.hidden // self.heads
+
+
+BLOCKS = {
+    "1B": BlockShape("1B", 2048, 24, 16, 5632),
+    "7B": BlockShape("7B", 4096, 30, 32, 11008),
+}
+
+
+@dataclass(frozen=True)
 class Work:
     """What a case needs at the least: each input read once, each output written once, each product made once."""
 

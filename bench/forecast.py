@@ -14,6 +14,7 @@ or of the matrix units, whichever is most. What small launches read has just bee
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -138,17 +139,29 @@ def markdown(by_version: dict[str, list[dict]]) -> str:
     return "\n".join(text) + "\n"
 
 
-def main(outdir: Annotated[Path, typer.Option(help="Where the forecast goes.")] = static_report.RESULTS) -> None:
-    """Forecast the stage for this version of Triton, beside those already in the folder."""
+def keep(found: list, outdir: Path, name: str, page: Callable[[dict[str, list[dict]]], str]) -> Path:
+    """Writes what this version of Triton makes beside that of others: a record, and a page of it, whose path it returns.
+
+    Args:
+        found: dataclasses.
+        name: of both files.
+        page: makes it of the record, which has a list for each version.
+    """
     outdir.mkdir(parents=True, exist_ok=True)
-    record = outdir / "forecast.json"
+    record = outdir / f"{name}.json"
     by_version = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    found = [launch for shape in ("1B", "7B") for images in (1, 4, 16) for launch in launches(shape, images)]
-    by_version[triton.__version__] = [asdict(launch) for launch in found]
+    by_version[triton.__version__] = [asdict(each) for each in found]
     by_version = dict(sorted(by_version.items()))
     record.write_text(json.dumps(by_version, indent=1) + "\n", encoding="utf-8")
-    (outdir / "forecast.md").write_text(markdown(by_version), encoding="utf-8")
-    print(f"{len(found)} launches: {outdir / 'forecast.md'}")
+    written = record.with_suffix(".md")
+    written.write_text(page(by_version), encoding="utf-8")
+    return written
+
+
+def main(outdir: Annotated[Path, typer.Option(help="Where the forecast goes.")] = static_report.RESULTS) -> None:
+    """Forecast the stage for this version of Triton, beside those already in the folder."""
+    found = [launch for shape in ("1B", "7B") for images in (1, 4, 16) for launch in launches(shape, images)]
+    print(f"{len(found)} launches: {keep(found, outdir, 'forecast', markdown)}")
 
 
 if __name__ == "__main__":

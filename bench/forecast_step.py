@@ -9,8 +9,7 @@ values of all visible positions; as many of its programs run at once on a multip
 The floor is `floor.decode_pass` over the same 3.0 TB/s: each weight, key and value read once.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -21,14 +20,12 @@ import static_report
 import triton
 import typer
 from forecast import AROUND, CACHE, CLOCK, DTYPE, GAP, GPU, MEMORY, MULTIPROCESSORS, Launch
-from static_report import BLOCKS, BlockShape, Case
+from static_report import Case
 
 from janus_dola.kernels.block_attention import CHUNK
 
 VISIBLE = 384  # positions, half way through an image
-OUTSIDE = (
-    25 * 1.6e-6
-)  # seconds of what stands around blocks and head: embedding, positions, accepting; 25 small launches
+OUTSIDE = 25 * 1.6e-6  # seconds of 25 small launches around blocks and head: embedding, positions, accepting
 REGISTERS = 65536  # of a multiprocessor
 CASES = [("1B", 1, 1), ("1B", 4, 1), ("1B", 4, 8), ("7B", 1, 1), ("7B", 4, 1), ("7B", 16, 1)]  # shape, images, window
 
@@ -53,7 +50,7 @@ class Step:
 
 def step(name: str, images: int, window: int) -> Step:
     """A pass over images half way drawn, with DoLa and guidance."""
-    shape, rows = BLOCKS[name], 2 * images * window
+    shape, rows = floor.BLOCKS[name], 2 * images * window
     cases = [case for case in static_report.block_cases(GPU, shape, window) if case.kernel not in ("gate", "weigh")]
     found = [_launch(case, shape, images, window) for case in cases]
     head = sum(launch.seconds + GAP for launch in forecast.launches(name, images * window))
@@ -65,7 +62,7 @@ def step(name: str, images: int, window: int) -> Step:
     return Step(name, images, window, shape.number, found, head, least.bytes / MEMORY)
 
 
-def _launch(case: Case, shape: BlockShape, images: int, window: int) -> Launch:
+def _launch(case: Case, shape: floor.BlockShape, images: int, window: int) -> Launch:
     compiled = static_report.compiled(case)
     code = static_report.machine_code(compiled.asm)
     rows, hidden = 2 * images, shape.hidden
@@ -129,14 +126,8 @@ def markdown(by_version: dict[str, list[dict]]) -> str:
 
 def main(outdir: Annotated[Path, typer.Option(help="Where the forecast goes.")] = static_report.RESULTS) -> None:
     """Forecast passes for this version of Triton, beside those already in the folder."""
-    outdir.mkdir(parents=True, exist_ok=True)
-    record = outdir / "forecast_step.json"
-    by_version = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    by_version[triton.__version__] = [asdict(step(*case)) for case in CASES]
-    by_version = dict(sorted(by_version.items()))
-    record.write_text(json.dumps(by_version, indent=1) + "\n", encoding="utf-8")
-    (outdir / "forecast_step.md").write_text(markdown(by_version), encoding="utf-8")
-    print(f"{len(CASES)} passes: {outdir / 'forecast_step.md'}")
+    found = [step(*case) for case in CASES]
+    print(f"{len(found)} passes: {forecast.keep(found, outdir, 'forecast_step', markdown)}")
 
 
 if __name__ == "__main__":

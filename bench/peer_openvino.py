@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import quantiles
 from tempfile import TemporaryDirectory
 
+import floor
 import openvino as ov
 import shapes
 import torch
@@ -102,8 +103,8 @@ def main() -> None:
                     step()
                     if turn >= 5:
                         seconds[name].append(time.perf_counter() - start)
-            hidden, _, _, inner = shapes.SHAPES["1B"]
-            size = 2 * BLOCKS * (4 * hidden * hidden + 3 * hidden * inner)
+            sizes = floor.BLOCKS["1B"]
+            size = 2 * BLOCKS * (4 * sizes.hidden**2 + 3 * sizes.hidden * sizes.inner)
             for name, found in seconds.items():
                 low, middle, high = quantiles(found, n=4)
                 times = f"{middle * 1e3:.1f} ({low * 1e3:.1f} - {high * 1e3:.1f})"

@@ -1,5 +1,6 @@
 """Janus models of real sizes with random weights, for measurement where there are no checkpoints."""
 
+import floor
 import torch
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
@@ -7,8 +8,6 @@ from janus_dola import JanusDoLa
 from janus_dola.models.load import MINI
 from janus_dola.models.pack import pack_for_cpu
 
-# hidden size, blocks, heads, MLP width of the language model; the image head is as wide as the hidden size
-SHAPES = {"1B": (2048, 24, 16, 5632), "7B": (4096, 30, 32, 11008)}
 CODES, REAL_SIDE = 16384, 24
 
 
@@ -27,11 +26,12 @@ def random_janus(
         dtype: of the weights; float16 on a CPU is packed, as a checkpoint is when it is loaded.
         codes_a_side: an image is a square of so many codes; with fewer than the real 24 the image decoder is small.
     """
-    hidden, all_blocks, heads, intermediate = SHAPES[shape]
+    sizes = floor.BLOCKS[shape]
+    hidden, heads = sizes.hidden, sizes.heads  # the image head is as wide as the hidden size
     tokenizer = JanusDoLa.from_pretrained(MINI, device="cpu").tokenizer
     text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=intermediate,
-        num_hidden_layers=blocks or all_blocks, num_attention_heads=heads, num_key_value_heads=heads,
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=sizes.inner,
+        num_hidden_layers=blocks or sizes.number, num_attention_heads=heads, num_key_value_heads=heads,
         max_position_embeddings=2048, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     real = codes_a_side == REAL_SIDE

@@ -58,27 +58,6 @@ SHAPE, LAYERS, IMAGES = floor.SHAPES["7B"], 5, 16
 
 
 @dataclass(frozen=True)
-class BlockShape:
-    """Sizes of a language model's blocks; each head has keys of its own."""
-
-    name: str
-    hidden: int
-    number: int
-    heads: int
-    inner: int
-
-    @property
-    def head_size(self) -> int:
-        """d."""
-        return self.hidden // self.heads
-
-
-BLOCKS = {
-    name: BlockShape(name, *sizes) for name, sizes in {"1B": (2048, 24, 16, 5632), "7B": (4096, 30, 32, 11008)}.items()
-}
-
-
-@dataclass(frozen=True)
 class Case:
     """A kernel in one configuration for one GPU."""
 
@@ -120,10 +99,10 @@ def cases(generation: str, table: dict) -> list[Case]:
         one = {"project": "rows", "codebook": "pairs"}.get(kernel, "images")
         found.append(replace(case, what=f"{case.what}, {one} = 1", constants=case.constants | {one: 1}, requested=None))
         found.append(replace(case, what=f"{case.what}, odd sizes", aligned=False, requested=None))
-    return found + [case for blocks in BLOCKS.values() for case in block_cases(generation, blocks)]
+    return found + [case for blocks in floor.BLOCKS.values() for case in block_cases(generation, blocks)]
 
 
-def block_cases(generation: str, shape: BlockShape, window: int = 1) -> list[Case]:
+def block_cases(generation: str, shape: floor.BlockShape, window: int = 1) -> list[Case]:
     """The kernels of a block, in the order in which they are launched (`gate` stands beside the library's products)."""
     hidden, heads, size, inner = shape.hidden, shape.heads, shape.head_size, shape.inner
     attention = {"WINDOW": window, "SIZE": size, "BLOCK_SIZE": size, "CHUNK": block_attention.CHUNK}

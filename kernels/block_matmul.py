@@ -14,18 +14,16 @@ not depend on how many other rows there are, which no library promises.
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from janus_dola.kernels.launch import generation_of
+from janus_dola.kernels import launch
 from janus_dola.kernels.matmul import product
 
 COLUMNS = 32  # rows of activations in a tile
-_generation = cache(generation_of)
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,12 @@ class Rows:
     x: Tensor  # [N, D]
     weighted: Tensor  # [N, D], x * weight of the norm
     squares: Tensor  # [TILES, N] fp32, sums of x^2 over D; the tiles' sum is that over all of D
+
+
+@triton.jit
+def _gated(gate, up):
+    """silu(gate) * up."""
+    return gate / (1.0 + tl.exp(-gate)) * up
 
 
 @triton.jit
@@ -91,7 +95,7 @@ def _normed_kernel(
         total += tl.load(bias_ptr + weight_row, mask=weight_row < outputs, other=0.0).to(tl.float32)[:, None]
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(total, (OUTPUTS, 2, BLOCK_ROWS)), (0, 2, 1)))
-        total = gate / (1.0 + tl.exp(-gate)) * up
+        total = _gated(gate, up)
     at = out_ptr + row.to(tl.int64)[None, :] * width + o[:, None]
     tl.store(at, total.to(out_ptr.dtype.element_ty), mask=(o < width)[:, None] & (row < rows)[None, :])
 
@@ -144,9 +148,7 @@ def _gate_kernel(
     i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
     gate = tl.load(gate_up_ptr + row * 2 * width + i, mask=i < width, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + row * 2 * width + width + i, mask=i < width, other=0.0).to(tl.float32)
-    tl.store(
-        out_ptr + row * width + i, (gate / (1.0 + tl.exp(-gate)) * up).to(out_ptr.dtype.element_ty), mask=i < width
-    )
+    tl.store(out_ptr + row * width + i, _gated(gate, up).to(out_ptr.dtype.element_ty), mask=i < width)
 
 
 def launch_options(outputs: int, bits: int, generation: str) -> dict[str, int]:
@@ -188,7 +190,7 @@ def normed(rows: Rows, eps: float, weight: Tensor, bias: Tensor | None = None, g
     """
     x, (tiles, count) = rows.weighted, rows.squares.shape
     outputs = len(weight) // 2 if gated else len(weight)
-    options = launch_options(len(weight), x.element_size() * 8, _generation(x.device))
+    options = launch_options(len(weight), x.element_size() * 8, launch.generation_here(x.device))
     out = torch.empty(count, outputs, dtype=x.dtype, device=x.device)
     _normed_kernel[(triton.cdiv(count, COLUMNS), triton.cdiv(len(weight), options["BLOCK_O"]))](
         x, rows.squares, weight, x if bias is None else bias, out, count, tiles, x.shape[1], outputs, eps,
@@ -210,7 +212,7 @@ def added(
         norm_weight: [D]; None where no norm of ours follows: then only `x` of the result is filled.
     """
     count, width = residual.shape
-    options = launch_options(width, x.element_size() * 8, _generation(x.device))
+    options = launch_options(width, x.element_size() * 8, launch.generation_here(x.device))
     tiles = triton.cdiv(width, options["BLOCK_O"])
     out = torch.empty_like(residual)
     has_norm = norm_weight is not None

@@ -86,15 +86,15 @@ def sweep_launch(generation: str) -> SweepLaunch:
 
 def launch_of(kernel: str, activations: Tensor, columns: int, outputs: int) -> MatmulLaunch:
     """`matmul_launch` for tensors on their device."""
-    return matmul_launch(kernel, _generation(activations.device), activations.element_size() * 8, columns, outputs)
+    return matmul_launch(kernel, generation_here(activations.device), activations.element_size() * 8, columns, outputs)
 
 
 def sweep_launch_of(logits: Tensor) -> SweepLaunch:
     """`sweep_launch` for tensors on their device."""
-    return sweep_launch(_generation(logits.device))
+    return sweep_launch(generation_here(logits.device))
 
 
-_generation = cache(generation_of)
+generation_here = cache(generation_of)  # asked at every launch
 
 
 @cache

@@ -159,7 +159,7 @@ class Launches(TorchDispatchMode):
 @pytest.mark.parametrize(("run", "most"), [("ours", 6), ("library", 9)])
 def test_launches_of_a_block(run, most, monkeypatch):
     """On tensors without a device, at any number of blocks; before the first and after the last there is one each."""
-    monkeypatch.setattr(block_matmul, "_generation", lambda device: "sm_90")
+    monkeypatch.setattr(block_matmul.launch, "generation_here", lambda device: "sm_90")
     # One kernel on a GPU, where it is not taken apart.
     monkeypatch.setattr(F, "rms_norm", lambda x, *_: torch.neg(x))
     blocks = [random_block(8, 2, 16, False, torch.bfloat16, None, "meta") for _ in range(5)]

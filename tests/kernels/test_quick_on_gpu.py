@@ -1,6 +1,7 @@
 """The shortest check of the kernels on a GPU: what `bench/compiling.py` compiles beforehand, and nothing else."""
 
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,11 @@ def bench():
 @pytest.mark.parametrize("size", ["1B", "7B"])
 def test_head_stage(size, sharpness):
     compiling, seed = bench(), 5
-    head = to(random_head(*compiling.SIZES[size], torch.bfloat16, seed, SHARPNESS[sharpness]), "cuda")
+    head = to(random_head(*astuple(compiling.floor.SHAPES[size]), torch.bfloat16, seed, SHARPNESS[sharpness]), "cuda")
     for images in compiling.IMAGES:
-        hidden = random_hidden(compiling.LAYERS, images, compiling.SIZES[size][0], torch.bfloat16, seed).cuda()
+        hidden = random_hidden(
+            compiling.LAYERS, images, compiling.floor.SHAPES[size].hidden, torch.bfloat16, seed
+        ).cuda()
         assert_accurate(early_exit_scores(hidden, head, Decoding(), "triton"), hidden, head, Decoding())
         seeds, position = torch.arange(images, device="cuda"), torch.full((images,), 3, device="cuda")
         first = early_exit(hidden, head, Decoding(), seeds, position, "triton")
@@ -45,7 +48,7 @@ def test_blocks(size, window):
     from janus_dola.kernels import block_fused
 
     compiling = bench()
-    shape, generator = compiling.static_report.BLOCKS[size], torch.Generator().manual_seed(7)
+    shape, generator = compiling.floor.BLOCKS[size], torch.Generator().manual_seed(7)
     of = shape.heads, shape.heads, shape.head_size, False, torch.bfloat16
     blocks = [random_block(*of, generator, "cuda", shape.hidden, shape.inner) for _ in range(2)]
     start, size_of_head, capacity = torch.tensor([100, 513], device="cuda"), shape.head_size, compiling.CAPACITY
