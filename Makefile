@@ -48,42 +48,42 @@ demo: .venv/ready  ## draw a contact sheet and layer maps with the mini model
 bench: .venv/ready  ## time everything on this machine's CPU and write the report (about 5 minutes on 2 cores)
 	$(BIN)/python -m pytest bench --benchmark-only --device cpu --benchmark-columns=median,iqr,rounds \
 		--benchmark-json=bench/results/bench_cpu.json
-	$(BIN)/python bench/report.py
+	$(BIN)/python -m bench.report.pages
 
 report: .venv/ready  ## make tables and plots from the records in bench/results
-	$(BIN)/python bench/report.py
+	$(BIN)/python -m bench.report.pages
 
 bench-compare: .venv/ready  ## make bench-compare A.json B.json: what got slower from A to B
-	$(BIN)/python bench/compare.py $(filter %.json,$(MAKECMDGOALS))
+	$(BIN)/python -m bench.report.compare $(filter %.json,$(MAKECMDGOALS))
 
 %.json: ;
 
 static-report: .venv/ready .venv-triton-3.6/ready  ## compile the fused kernels for GPUs that are not here, report and forecast
-	$(BIN)/python bench/static_report.py
-	PYTHONPATH=.venv-triton-3.6 $(BIN)/python bench/forecast.py
-	$(BIN)/python bench/forecast.py
-	PYTHONPATH=.venv-triton-3.6 $(BIN)/python bench/forecast_step.py
-	$(BIN)/python bench/forecast_step.py
+	$(BIN)/python -m bench.forecast.static_report
+	PYTHONPATH=.venv-triton-3.6 $(BIN)/python -m bench.forecast.head_stage
+	$(BIN)/python -m bench.forecast.head_stage
+	PYTHONPATH=.venv-triton-3.6 $(BIN)/python -m bench.forecast.whole_pass
+	$(BIN)/python -m bench.forecast.whole_pass
 
 gpu-check:  ## accuracy, then speed, of the kernels on the GPU here; STAGE=head for one of its stages (uses python3)
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(PYTHON) bench/gpu_check.py $(STAGE)
+	$(PYTHON) -m bench.gpu.check $(STAGE)
 
 tune:  ## measure the kernels' launch parameters anew on the GPU here (uses python3, too)
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(PYTHON) bench/tune.py
+	$(PYTHON) -m bench.gpu.tune
 
 batch-memory: .venv/ready  ## memory of the process during a batch run of 2,000 prompts
-	$(BIN)/python bench/batch_memory.py
+	$(BIN)/python -m bench.speed.batch_memory
 
 passes: .venv/ready  ## count the passes of an image, and codes that differ between shapes of a pass
-	$(BIN)/python bench/passes.py
+	$(BIN)/python -m bench.speed.passes
 
 train-mini: .venv/ready  ## train the mini model anew (about two hours on 2 cores)
-	$(BIN)/python bench/train_mini.py
+	$(BIN)/python -m bench.train
 
 score-mini: .venv/ready  ## score what the mini model draws against its captions
-	$(BIN)/python bench/score_mini.py
+	$(BIN)/python -m bench.experiments.score_mini
 
 evaluate-mini: .venv/ready  ## measure what DoLa does to the mini model's pictures (about an hour)
 	OMP_NUM_THREADS=1 $(BIN)/janus-dola evaluate --model mini --images 200 --outdir bench/results/evaluation \
@@ -92,7 +92,7 @@ evaluate-mini: .venv/ready  ## measure what DoLa does to the mini model's pictur
 		--grid alpha=0.1,0.5 layers=auto,final cfg=5 temperature=1
 	OMP_NUM_THREADS=1 $(BIN)/janus-dola evaluate --model mini --images 1000 --outdir bench/results/evaluation_temperatures \
 		--grid alpha=0 layers=final cfg=5 temperature=0.16,0.3
-	$(BIN)/python bench/evaluation_pairs.py --collect
+	$(BIN)/python -m bench.experiments.evaluation_pairs --collect
 
 .venv/ready: pyproject.toml tests/constraints.txt
 	$(PYTHON) -m venv .venv

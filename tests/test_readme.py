@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.experiments import score_mini
 from janus_dola import cli
 from janus_dola.evaluation.metrics import METRICS, shown
 from janus_dola.evaluation.report import tables
@@ -15,10 +16,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_scores_are_those_of_the_committed_results(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    import score_mini
-
+def test_scores_are_those_of_the_committed_results():
     results = json.loads((ROOT / "bench" / "results" / "mini_scores.json").read_text(encoding="utf-8"))
     assert README.split(score_mini.MARKERS[0])[1].split(score_mini.MARKERS[1])[0] == score_mini.table(results)
 

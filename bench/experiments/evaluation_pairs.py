@@ -1,18 +1,17 @@
 """Differences between two cells of the evaluation that its tables do not have, by the same paired bootstrap.
 
-python bench/evaluation_pairs.py --collect    # after `make evaluate-mini`: gathers the values of its cells
-python bench/evaluation_pairs.py              # from the values gathered: bench/results/evaluation_pairs.md
+python -m bench.experiments.evaluation_pairs --collect    # after `make evaluate-mini`: gathers the values of its cells
+python -m bench.experiments.evaluation_pairs              # from the values gathered: bench/results/evaluation_pairs.md
 """
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bench import RESULTS
 from janus_dola.evaluation.metrics import METRICS, Bootstrap, per_prompt, shown
 
-RESULTS = Path(__file__).parent / "results"
 VALUES, TABLE = RESULTS / "evaluation_values.json", RESULTS / "evaluation_pairs.md"
 RUNS = ("evaluation", "evaluation_1000", "evaluation_temperatures")
 METRICS_COMPARED = [metric for metric in METRICS if metric.key in ("all four", "entropy", "differing codes")]

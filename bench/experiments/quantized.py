@@ -6,13 +6,13 @@ far the divergence moves, and how often the checker finds all of the caption in 
 
 import json
 import random
-from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from torch import Tensor
 
+from bench import RESULTS
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.engine.plan import plan
 from janus_dola.kernels.sampling import gumbel_max
@@ -21,7 +21,7 @@ from janus_dola.mini.checker import check
 from janus_dola.mini.pictures import caption, random_scene
 from janus_dola.models.quantize import QUANTIZATIONS
 
-RESULTS = Path(__file__).parent / "results" / "quantized_mini.json"
+FILE = RESULTS / "quantized_mini.json"
 
 
 def side_by_side(plain: JanusDoLa, quantised: JanusDoLa, prompts: list[str]) -> tuple[EarlyExit, EarlyExit]:
@@ -68,7 +68,7 @@ def main(
             "all_right": all_right(quantised, prompts),
         }
         print(how, found[how], flush=True)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,19 +6,18 @@ evaluate`, which measures more settings with intervals.
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
+from bench import RESULTS, ROOT
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.evaluation.measure import Sampling, measure
 from janus_dola.evaluation.task import ALL_FOUR, mini_task
 from janus_dola.mini.pictures import ATTRIBUTES
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "bench" / "results" / "mini_scores.json"
+SCORES = RESULTS / "mini_scores.json"
 README = ROOT / "README.md"
 MARKERS = ("<!-- mini scores -->\n", "<!-- end of mini scores -->\n")
 METHODS = {"baseline": None, "DoLa": DoLaConfig()}
@@ -67,7 +66,7 @@ def main(
     scores = found.pop("float32")
     settings = {"images": images, "seed": seed, "cfg_weight": 5.0, "temperature": 1.0, "dola": asdict(DoLaConfig())}
     results = {"settings": settings, "torch": torch.__version__, "scores": scores, "of other dtypes": found}
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    SCORES.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     before, rest = README.read_text(encoding="utf-8").split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
     README.write_text(before + MARKERS[0] + table(results) + MARKERS[1] + after, encoding="utf-8")

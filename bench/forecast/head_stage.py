@@ -1,6 +1,6 @@
 """A forecast of the early-exit stage on an H100, from compiled kernels alone. Nothing is measured.
 
-    python bench/forecast.py     # part of `make static-report`; adds this Triton's columns to bench/results/forecast.json
+    python -m bench.forecast.head_stage   # part of `make static-report`; adds this Triton's columns to forecast.json
 
 The time of a launch is the longest of these, and one microsecond between launches:
 
@@ -19,14 +19,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-import cycles
-import floor
-import static_report
 import torch
 import triton
 import typer
-from static_report import Case
 
+from bench import RESULTS
+from bench.forecast import cycles, static_report
+from bench.forecast.static_report import Case
+from bench.speed import floor
 from janus_dola.kernels.launch import TABLE, matmul_launch, sweep_launch
 
 GPU, MULTIPROCESSORS, CLOCK = "sm_90", 132, 1.755e9
@@ -110,7 +110,8 @@ def markdown(by_version: dict[str, list[dict]]) -> str:
     """The forecast as tables, one a version of Triton."""
     text = [
         "# A forecast for one H100: no line of this was measured", "",
-        "Made by `make static-report` from compiled code; `bench/forecast.py` says how. bfloat16, 4 candidates, guidance.",
+        "Made by `make static-report` from compiled code; `bench/forecast/head_stage.py` says how.",
+        "bfloat16, 4 candidates, guidance.",
         "Microseconds. *instructions / memory*: at most 0.8 for the two products, or they do not keep up with memory.",
     ]  # fmt: skip
     for version, rows in by_version.items():
@@ -158,7 +159,7 @@ def keep(found: list, outdir: Path, name: str, page: Callable[[dict[str, list[di
     return written
 
 
-def main(outdir: Annotated[Path, typer.Option(help="Where the forecast goes.")] = static_report.RESULTS) -> None:
+def main(outdir: Annotated[Path, typer.Option(help="Where the forecast goes.")] = RESULTS) -> None:
     """Forecast the stage for this version of Triton, beside those already in the folder."""
     found = [launch for shape in ("1B", "7B") for images in (1, 4, 16) for launch in launches(shape, images)]
     print(f"{len(found)} launches: {keep(found, outdir, 'forecast', markdown)}")

@@ -1,6 +1,6 @@
 """What the compilers make of the fused kernels, for GPUs that are not at hand.
 
-    python bench/static_report.py            # writes bench/results/static_report.json and .md (`make static-report`)
+    python -m bench.forecast.static_report # writes bench/results/static_report.json and .md (`make static-report`)
 
 Compiles every kernel in every configuration of the launch table for each GPU generation, and reads off the result:
 registers, spills, shared memory, the matrix instruction, how wide weights are loaded, the cycles of the loop, and the bytes
@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-import cycles
-import floor
 import torch
 import triton
 import typer
@@ -27,10 +25,12 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bench import RESULTS
+from bench.forecast import cycles
+from bench.speed import floor
 from janus_dola.kernels import block_attention, block_matmul, codebook, matmul, normalise, project, sweep
 from janus_dola.kernels.launch import TABLE
 
-RESULTS = Path(__file__).parent / "results"
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_89": GPUTarget("cuda", 89, 32),
@@ -299,7 +299,7 @@ def markdown(rows: list[dict]) -> str:
         "Made by `make static-report`; nothing here was run on a GPU. Matrix products have the shape of Janus-Pro-7B and",
         f"the most rows that the entry is for; the sweep looks at {IMAGES} images of {SHAPE.codes} codes.",
         "*asked / needed*: bytes that the launch requests, from cache or memory, over the fewest the case can do with.",
-        "*loop*: cycles of one turn of the longest loop for a warp alone, by `bench/cycles.py`.", "",
+        "*loop*: cycles of one turn of the longest loop for a warp alone, by `bench/forecast/cycles.py`.", "",
         f"triton {triton.__version__}, {len(rows)} configurations.",
     ]  # fmt: skip
     for generation in TARGETS:

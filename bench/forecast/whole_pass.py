@@ -1,10 +1,10 @@
 """A forecast of a whole pass on an H100 with the block kernels, from compiled code alone. Nothing is measured.
 
-    python bench/forecast_step.py     # part of `make static-report`
+    python -m bench.forecast.whole_pass     # part of `make static-report`
 
     pass = blocks x (six launches, with a microsecond after each) + head stage + OUTSIDE
 
-Times of launches are made as in `forecast.py`: the longest of memory, cache and instructions. Attention moves the keys and
+Times of launches are made as in `head_stage.py`: the longest of memory, cache and instructions. Attention moves the keys and
 values of all visible positions; as many of its programs run at once on a multiprocessor as have room for their registers.
 The floor is `floor.decode_pass` over the same 3.0 TB/s: each weight, key and value read once.
 """
@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import cycles
-import floor
-import forecast
-import static_report
 import triton
 import typer
-from forecast import AROUND, CACHE, CLOCK, DTYPE, GAP, GPU, MEMORY, MULTIPROCESSORS, Launch
-from static_report import Case
 
+from bench import RESULTS
+from bench.forecast import cycles, head_stage, static_report
+from bench.forecast.head_stage import AROUND, CACHE, CLOCK, DTYPE, GAP, GPU, MEMORY, MULTIPROCESSORS, Launch
+from bench.forecast.static_report import Case
+from bench.speed import floor
 from janus_dola.kernels.block_attention import CHUNK
 
 VISIBLE = 384  # positions, half way through an image
@@ -53,11 +52,11 @@ def step(name: str, images: int, window: int) -> Step:
     shape, rows = floor.BLOCKS[name], 2 * images * window
     cases = [case for case in static_report.block_cases(GPU, shape, window) if case.kernel not in ("gate", "weigh")]
     found = [_launch(case, shape, images, window) for case in cases]
-    head = sum(launch.seconds + GAP for launch in forecast.launches(name, images * window))
+    head = sum(launch.seconds + GAP for launch in head_stage.launches(name, images * window))
     hidden, inner = shape.hidden, shape.inner
     weights = shape.number * (4 * hidden * hidden + 3 * hidden * inner)
     key_values = shape.number * 2 * hidden * VISIBLE
-    least = floor.decode_pass(weights, key_values, floor.SHAPES[name], forecast.LAYERS, images, window, DTYPE)
+    least = floor.decode_pass(weights, key_values, floor.SHAPES[name], head_stage.LAYERS, images, window, DTYPE)
     assert rows <= 64, "more rows than the products are made for"
     return Step(name, images, window, shape.number, found, head, least.bytes / MEMORY)
 
@@ -78,7 +77,7 @@ def _launch(case: Case, shape: floor.BlockShape, images: int, window: int) -> La
         tiles = triton.cdiv(outputs, constants["BLOCK_O"]) * of_columns
         body = max(cycles.loops(code), key=len)
         blocks = constants["BLOCK_O"] * constants["BLOCK_ROWS"] * constants["BLOCK_D"]
-        turn = max(cycles.warp_cycles(body), len(body) * case.num_warps // 4, 2 * blocks // forecast.OPERATIONS)
+        turn = max(cycles.warp_cycles(body), len(body) * case.num_warps // 4, 2 * blocks // head_stage.OPERATIONS)
         took = triton.cdiv(tiles, MULTIPROCESSORS) * triton.cdiv(inputs, constants["BLOCK_D"]) * turn / CLOCK
         asked = outputs * inputs * of_columns + columns * (inputs * tiles // of_columns + written)
         memory = outputs * inputs * DTYPE.itemsize / MEMORY
@@ -101,7 +100,7 @@ def markdown(by_version: dict[str, list[dict]]) -> str:
     """The forecast as tables: passes, then the launches of a block."""
     text = [
         "# A forecast of a pass on one H100: no line of this was measured", "",
-        "Made by `make static-report` from compiled code; `bench/forecast_step.py` says how. bfloat16, 4 candidates,",
+        "Made by `make static-report` from compiled code; `bench/forecast/whole_pass.py` says how. bfloat16, 4 candidates,",
         f"guidance, {VISIBLE} positions visible, blocks by our own kernels.",
     ]  # fmt: skip
     for version, rows in by_version.items():
@@ -124,10 +123,10 @@ def markdown(by_version: dict[str, list[dict]]) -> str:
     return "\n".join(text) + "\n"
 
 
-def main(outdir: Annotated[Path, typer.Option(help="Where the forecast goes.")] = static_report.RESULTS) -> None:
+def main(outdir: Annotated[Path, typer.Option(help="Where the forecast goes.")] = RESULTS) -> None:
     """Forecast passes for this version of Triton, beside those already in the folder."""
     found = [step(*case) for case in CASES]
-    print(f"{len(found)} passes: {forecast.keep(found, outdir, 'forecast_step', markdown)}")
+    print(f"{len(found)} passes: {head_stage.keep(found, outdir, 'forecast_step', markdown)}")
 
 
 if __name__ == "__main__":

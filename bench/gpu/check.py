@@ -1,6 +1,6 @@
 """Accuracy and speed of the kernels and the decode engine on the GPU at hand, in stages that each end within ten minutes.
 
-    python bench/gpu_check.py head          # one stage
+    python -m bench.gpu.check head        # one stage
     make gpu-check                          # all of them, the most valuable first; STAGE=head for one
 
     correct   kernels compiled by all processors at once, then the head stage and the blocks against float64
@@ -27,14 +27,15 @@ from pathlib import Path
 from typing import Annotated
 from xml.etree import ElementTree
 
-import tables
 import torch
 import typer
-from conftest import made_with
-from records import RESULTS, read
-from timing import ceilings
 
-ROOT = Path(__file__).parent.parent
+from bench import RESULTS, ROOT
+from bench.report import tables
+from bench.report.records import read
+from bench.speed.conftest import made_with
+from bench.speed.timing import ceilings
+
 LIMIT = 570  # seconds a stage may take, so that its end is within ten minutes
 PYTEST = [sys.executable, "-m", "pytest", "-q"]
 
@@ -55,7 +56,7 @@ def _tests(name: str, seconds: int, *arguments: str) -> Part:
 
 def _times(file: str, seconds: int, *arguments: str) -> Part:
     return Part(
-        file, (*PYTEST, f"bench/{file}.py", "--benchmark-only", "--device", "cuda", *arguments), seconds, "times"
+        file, (*PYTEST, f"bench/speed/{file}.py", "--benchmark-only", "--device", "cuda", *arguments), seconds, "times"
     )
 
 
@@ -67,7 +68,7 @@ def _sanitizer(tool: str) -> Part:
 
 STAGES = {
     "correct": [
-        Part("compiling", (sys.executable, "bench/compiling.py"), 150),
+        Part("compiling", (sys.executable, "-m", "bench.gpu.compiling"), 150),
         _tests("quick tests", 240, "tests/kernels/test_quick_on_gpu.py"),
         _tests("engines", 170, "tests/janus_dola/test_engine_on_gpu.py", "-k", "all_engines or one_launch or cpu"),
     ],

@@ -1,6 +1,6 @@
 """All Triton compilations of a quick check, known beforehand and made by all processors at once.
 
-    python bench/compiling.py     # `make gpu-check` begins with it
+    python -m bench.gpu.compiling # `make gpu-check` begins with it
 
 Launches are recorded on tensors without a device, where nothing runs: what a kernel is given decides what is compiled. The
 compiled kernels lie in Triton's cache on disk, where the checks find them.
@@ -13,16 +13,14 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from multiprocessing import get_context
-from pathlib import Path
 
-import floor
 import torch
 import triton
 import typer
 from torch import Tensor
 from triton.runtime.jit import JITFunction, MockTensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from bench.speed import floor
 from janus_dola.kernels import block_fused, launch
 from janus_dola.kernels.block import BlockWeights, Matrix, Norm, Rotary
 from janus_dola.kernels.codebook import codebook

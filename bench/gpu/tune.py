@@ -1,6 +1,6 @@
 """Measures launch parameters of the fused kernels on the GPU at hand and rewrites its part of kernels/launch_table.json.
 
-    python bench/tune.py        # `make tune`
+    python -m bench.gpu.tune    # `make tune`
 
 For every bucket of 16-bit weights it times twelve block shapes around the present one, in a CUDA graph over weights larger
 than the cache, at the sizes of Janus-Pro that fall into the bucket, and keeps the one with the smallest geometric mean of
@@ -17,14 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import floor
 import torch
 import typer
-from cases import guided, random_cases
-from timing import in_graph
-from timing import seconds as seconds_of
 from tqdm import tqdm
 
+from bench.speed import floor
+from bench.speed.cases import guided, random_cases
+from bench.speed.timing import in_graph
+from bench.speed.timing import seconds as seconds_of
 from janus_dola.kernels.codebook import codebook
 from janus_dola.kernels.launch import TABLE, MatmulLaunch, SweepLaunch, generation_of
 from janus_dola.kernels.normalise import normalise

@@ -7,9 +7,10 @@ two runs on one machine differ by more than the rounds of either.
 from pathlib import Path
 from typing import Annotated
 
-import tables
 import typer
-from records import Row, read
+
+from bench.report import tables
+from bench.report.records import Row, read
 
 LEAST_NOISE = 0.05
 

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import floor
 import matplotlib
-from records import Record, Row
-from tables import NOT_MEASURED
+
+from bench.report.records import Record, Row
+from bench.report.tables import NOT_MEASURED
+from bench.speed import floor
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt

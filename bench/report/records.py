@@ -4,9 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import floor
-
-RESULTS = Path(__file__).parent / "results"
+from bench import RESULTS
+from bench.speed import floor
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from records import Record, Row
+from bench.report.records import Record, Row
 
 NOT_MEASURED = "not measured"
 _ON_A_CPU = ("float32", "float16")  # float16 is packed

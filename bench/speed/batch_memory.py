@@ -1,6 +1,6 @@
 """Memory of a batch run over many prompts: resident size of the process after every tenth of them.
 
-python bench/batch_memory.py --prompts 2000
+python -m bench.speed.batch_memory --prompts 2000
 
 The mini model, drawn for 4 of its 64 codes so that it takes minutes; the rest of each picture is one code.
 """

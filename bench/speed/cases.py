@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import floor
 import torch
 from torch import Tensor
 
+from bench.speed import floor
 from janus_dola.kernels.packed import PackedHalf
 from janus_dola.kernels.types import Decoding, Decodings, Head
 

@@ -12,13 +12,12 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
-import floor
 import pytest
-import timing
 import torch
 import transformers
 
-ROOT = Path(__file__).parent.parent
+from bench import ROOT
+from bench.speed import floor, timing
 
 
 def pytest_addoption(parser):

@@ -2,9 +2,9 @@
 
 import gc
 
-import shapes
 import torch
 
+from bench.speed import shapes
 from janus_dola import DoLaConfig, JanusDoLa
 
 DOLA = {"baseline": None, "DoLa": DoLaConfig()}

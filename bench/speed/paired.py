@@ -8,21 +8,20 @@ fastest. Writes bench/results/paired_cpu.json and prints the table that stands i
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median, quantiles
 from typing import Annotated
 
-import models
-import peers
 import torch
 import typer
-from conftest import made_with
-from tables import markdown
 
+from bench import RESULTS
+from bench.report.tables import markdown
+from bench.speed import models, peers
+from bench.speed.conftest import made_with
 from janus_dola import JanusDoLa
 from janus_dola.pictures import to_images
 
-RESULTS = Path(__file__).parent / "results" / "paired_cpu.json"
+FILE = RESULTS / "paired_cpu.json"
 PROMPT = "a large red circle on white"
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -87,9 +86,7 @@ def main(rounds: Annotated[int, typer.Option(help="Rounds that count.")] = 5) ->
     """Measure all, write the record, print the table."""
     cases = [(name, images) for name in ("mini", "1B, 4 blocks") for images in (1, 4)]
     record = {f"{name}, {images} images": measure(name, images, rounds) for name, images in cases}
-    RESULTS.write_text(
-        json.dumps({"made_with": made_with("cpu"), "seconds": record}, indent=1) + "\n", encoding="utf-8"
-    )
+    FILE.write_text(json.dumps({"made_with": made_with("cpu"), "seconds": record}, indent=1) + "\n", encoding="utf-8")
     table = [
         row
         for (name, images), seconds in zip(cases, record.values(), strict=True)

@@ -9,13 +9,13 @@ import statistics
 from dataclasses import replace
 from typing import Annotated
 
-import report
 import torch
 import typer
-from records import RESULTS
-from tables import markdown
 from torch import Tensor
 
+from bench import RESULTS
+from bench.report import pages
+from bench.report.tables import markdown
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.mini.pictures import caption, random_scene
 
@@ -123,7 +123,7 @@ def main(
             results["differences"].setdefault(dtype, {})[name] = found
             print(dtype, name, found, flush=True)
     FILE.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    report.replace(report.REPORT, "passes", text(results))
+    pages.replace(pages.REPORT, "passes", text(results))
 
 
 if __name__ == "__main__":

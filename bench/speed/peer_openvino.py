@@ -10,13 +10,12 @@ from pathlib import Path
 from statistics import quantiles
 from tempfile import TemporaryDirectory
 
-import floor
 import openvino as ov
-import shapes
 import torch
 import typer
 from torch import Tensor, nn
 
+from bench.speed import floor, shapes
 from janus_dola.engine.decode import VISIBLE_MULTIPLE
 from janus_dola.kernels.block import Place, buffer_shape, run_blocks
 from janus_dola.models.weights import WeightReader

@@ -1,6 +1,6 @@
 """A server under load: seconds a request, images a second beside the same requests one after the other, and its memory.
 
-OMP_NUM_THREADS=1 python bench/serve_load.py --requests 200 --clients 32 --memory-requests 1000
+OMP_NUM_THREADS=1 python -m bench.speed.serve_load --requests 200 --clients 32 --memory-requests 1000
 """
 
 import asyncio

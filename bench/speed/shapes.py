@@ -1,9 +1,9 @@
 """Janus models of real sizes with random weights, for measurement where there are no checkpoints."""
 
-import floor
 import torch
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
+from bench.speed import floor
 from janus_dola import JanusDoLa
 from janus_dola.models.load import MINI
 from janus_dola.models.pack import pack_for_cpu

@@ -1,9 +1,8 @@
 """Times whole images, prompt to pictures: our engine with and without DoLa against the plain loop and transformers' own."""
 
-import models
-import peers
 import torch
 
+from bench.speed import models, peers
 from janus_dola.pictures import to_images
 
 PROMPT = "a large red circle on white"

@@ -1,9 +1,8 @@
 """Times the early-exit stage, hidden states to sampled code: each backend, shape, number of images and of candidates."""
 
-import cases
-import floor
 import torch
 
+from bench.speed import cases, floor
 from janus_dola.kernels import batched
 from janus_dola.kernels.early_exit import early_exit
 from janus_dola.kernels.sampling import gumbel_max

@@ -1,9 +1,8 @@
 """Times the parts of the early-exit stage: its sweep (logits to sampled code) in torch, and each fused launch alone."""
 
-import cases
-import floor
 import torch
 
+from bench.speed import cases, floor
 from janus_dola.kernels import reference
 from janus_dola.kernels.sampling import gumbel_max
 

@@ -4,9 +4,10 @@ Liger-Kernel computes the JSD of two layers' log-probabilities, flashinfer draws
 does both and what lies between: log-softmax, choice, plausibility, contrast.
 """
 
-import cases
 import pytest
 import torch
+
+from bench.speed import cases
 
 CODES = 16384
 

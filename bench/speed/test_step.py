@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-import floor
-import models
 import torch
 
+from bench.speed import floor, models
 from janus_dola.engine.plan import plan
 from janus_dola.kernels.block import buffer_shape
 from janus_dola.profiling import half_way

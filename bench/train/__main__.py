@@ -1,7 +1,7 @@
 """Trains the checkpoint that ships as "mini", from nothing but Pillow and torch, and puts it into the package.
 
-    python bench/train_mini.py                 # everything
-    python bench/train_mini.py --only backbone # the language model again, on the image tokenizer already in --work
+    python -m bench.train                 # everything
+    python -m bench.train --only backbone # the language model again, on the image tokenizer already in --work
 
 The weights in the repository took an hour for the image tokenizer and 77 minutes for the language model, on 2 CPU cores that
 also ran other work; bench/README.md tells the stages.
@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from train_mini_backbone import train_backbone
-from train_mini_vq import train_vq
 
-CHECKPOINT = Path(__file__).parent.parent / "janus_dola" / "mini" / "checkpoint"
+from bench import ROOT
+from bench.train.backbone import train_backbone
+from bench.train.image_tokenizer import train_vq
+
+CHECKPOINT = ROOT / "janus_dola" / "mini" / "checkpoint"
 
 
 def main(

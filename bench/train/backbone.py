@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from train_mini_tokenizer import BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE, build_tokenizer
-from train_mini_vq import HIDDEN, VQ_CONFIG, encode
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
@@ -28,6 +26,8 @@ from transformers import (
 )
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from bench.train.image_tokenizer import HIDDEN, VQ_CONFIG, encode
+from bench.train.tokenizer import BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE, build_tokenizer
 from janus_dola.mini.pictures import IMAGE_SIZE, Scene, draw, random_caption, random_scene
 from janus_dola.models import find_parts
 from janus_dola.models.parts import SpecialTokens

@@ -1,12 +1,10 @@
 """A night's run needs no more memory at its end than at its beginning."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
-import batch_memory
+from bench.speed import batch_memory
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")

@@ -1,13 +1,10 @@
 """What is said of differences between cells of the evaluation follows from the committed values."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
-import evaluation_pairs
+from bench.experiments import evaluation_pairs
 
 VALUES = json.loads(evaluation_pairs.VALUES.read_text(encoding="utf-8"))
 

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
-import gpu_check
-import records
+from bench import ROOT
+from bench.gpu import check
+from bench.report import records
 
-ROOT = gpu_check.ROOT
 MADE = {"device": "NVIDIA Invented", "torch": "2.11"}
 CEILINGS = {"bytes_per_second": 1e12, "operations_per_second": {"bfloat16": 1e15}}
 TESTS = '<testsuites><testsuite tests="3" failures="0" errors="0" skipped="{}"><testcase name="a"/></testsuite></testsuites>'
@@ -40,35 +39,35 @@ class Machine:
         return 0 if self.share < 1 else None
 
     def check(self, outdir):
-        return gpu_check.Check(MADE, outdir, self.run, lambda: self.time)
+        return check.Check(MADE, outdir, self.run, lambda: self.time)
 
 
 @pytest.fixture(autouse=True)
 def sanitizer_is_there(monkeypatch):
-    monkeypatch.setattr(gpu_check.shutil, "which", lambda program: program)
+    monkeypatch.setattr(check.shutil, "which", lambda program: program)
 
 
-@pytest.mark.parametrize("stage", gpu_check.STAGES)
+@pytest.mark.parametrize("stage", check.STAGES)
 def test_a_stage_ends_within_ten_minutes_though_all_its_parts_hang(stage, tmp_path):
     machine = Machine(share=1.0)
     bad = machine.check(tmp_path).stage(stage, lambda: CEILINGS)
-    assert machine.time <= gpu_check.LIMIT < 600
-    assert bad == len(gpu_check.STAGES[stage])
+    assert machine.time <= check.LIMIT < 600
+    assert bad == len(check.STAGES[stage])
     assert "NOT DONE" in (tmp_path / "check_nvidia_invented.md").read_text()
 
 
-@pytest.mark.parametrize("stage", gpu_check.STAGES)
+@pytest.mark.parametrize("stage", check.STAGES)
 def test_all_parts_have_their_whole_time(stage):
-    assert sum(part.seconds for part in gpu_check.STAGES[stage]) <= gpu_check.LIMIT
+    assert sum(part.seconds for part in check.STAGES[stage]) <= check.LIMIT
 
 
 def test_stages_come_in_order_and_everything_lies_where_it_is_to(tmp_path):
     machine = Machine(share=0.5)
-    check = machine.check(tmp_path / "out")
+    on_machine = machine.check(tmp_path / "out")
     (tmp_path / "out").mkdir()
-    assert list(gpu_check.STAGES) == ["correct", "head", "step", "images", "rest"]
-    assert sum(check.stage(stage, lambda: CEILINGS) for stage in gpu_check.STAGES) == 0
-    assert "compiling.py" in machine.commands[0][1][1]
+    assert list(check.STAGES) == ["correct", "head", "step", "images", "rest"]
+    assert sum(on_machine.stage(stage, lambda: CEILINGS) for stage in check.STAGES) == 0
+    assert machine.commands[0][1][2] == "bench.gpu.compiling"
     for _, command, _ in machine.commands:
         for argument in command:
             if argument.startswith(("--lines=", "--junitxml=")):
@@ -92,9 +91,10 @@ def test_a_skipped_test_is_no_pass(tmp_path):
 
 
 def test_files_of_all_parts_exist():
-    for parts in gpu_check.STAGES.values():
+    for parts in check.STAGES.values():
         for part in parts:
             files = [word.split("::")[0] for word in part.command if word.split("::")[0].endswith(".py")]
+            files += [word.replace(".", "/") + ".py" for word in part.command if word.startswith("bench.")]
             assert files
             assert all((ROOT / file).exists() for file in files)
 
@@ -103,8 +103,7 @@ ALONE = """
 import sys
 for name in ("ijson", "torchao", "ray"):
     sys.modules[name] = None
-sys.path.insert(0, "bench")
-import compiling, gpu_check, tune
+from bench.gpu import check, compiling, tune
 import tests.kernels.test_quick_on_gpu, tests.kernels.test_fused_on_gpu, tests.janus_dola.test_engine_on_gpu
 for generation in ("sm_80", "sm_90"):
     todo = compiling.quick(generation)
@@ -123,8 +122,8 @@ def test_compilations_are_few_and_nothing_optional_is_imported():
         assert compilations <= 60
 
 
-def test_a_stage_that_does_not_exist_is_named(tmp_path):
-    command = [sys.executable, str(ROOT / "bench" / "gpu_check.py"), "heads"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+def test_a_stage_that_does_not_exist_is_named():
+    command = [sys.executable, "-m", "bench.gpu.check", "heads"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 2
     assert "got 'heads'" in run.stderr

@@ -1,17 +1,13 @@
 """The counts of passes and of codes that differ say what they claim, and the page shows those that are committed."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from bench.report import pages
+from bench.speed import passes
 from janus_dola import DoLaConfig
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
-import passes
-import report
 
 
 def test_passes_of_images(mini):
@@ -36,6 +32,6 @@ def test_codes_that_differ_are_counted_for_each_ten_thousand():
 
 def test_the_page_shows_the_committed_counts():
     results = json.loads(passes.FILE.read_text(encoding="utf-8"))
-    page = report.REPORT.read_text(encoding="utf-8")
-    assert report.between("passes").search(page)[0] == passes.text(results), "run `make passes`"
+    page = pages.REPORT.read_text(encoding="utf-8")
+    assert pages.between("passes").search(page)[0] == passes.text(results), "run `make passes`"
     assert all(results["passes"][name]["1"]["codes_a_pass"] == 1 for name in passes.METHODS)

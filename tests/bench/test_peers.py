@@ -1,15 +1,10 @@
 """The loops that we are compared with draw the same tokens, so that only time differs."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from bench.speed import peers
 from janus_dola import DoLaConfig
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
-import peers
 
 PROMPT = "a small purple cross on grey"
 

@@ -4,18 +4,13 @@ import copy
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
-import plots
-import records
-import report
-import tables
+from bench import RESULTS, ROOT
+from bench.report import pages, plots, records, tables
 
-BENCH = records.RESULTS.parent
-CPU = records.RESULTS / "bench_cpu.json"
+CPU = RESULTS / "bench_cpu.json"
 
 
 @pytest.fixture
@@ -65,13 +60,13 @@ def test_the_pages_are_those_of_the_committed_records():
     found = records.committed()
     assert found
     for path, name, text in (
-        (report.PERFORMANCE, "performance", tables.performance(found)),
-        (report.REPORT, "results", report.results(found)),
+        (pages.PERFORMANCE, "performance", tables.performance(found)),
+        (pages.REPORT, "results", pages.results(found)),
     ):
-        assert report.between(name).search(path.read_text(encoding="utf-8"))[0] == text, "run `make report`"
+        assert pages.between(name).search(path.read_text(encoding="utf-8"))[0] == text, "run `make report`"
     for record in found:
         for plot in plots.PLOTS:
-            assert (report.PLOTS / f"{report.file_name(record)}_{plot.__name__}.svg").exists()
+            assert (pages.PLOTS / f"{pages.file_name(record)}_{plot.__name__}.svg").exists()
 
 
 def test_records_name_what_made_them_and_not_whose_machine():
@@ -86,7 +81,7 @@ def test_a_gpu_fills_the_table_of_targets(gpu):
     assert cells(tables.on_a_gpu(gpu)) == expected
     assert cells(tables.on_a_gpu(None)) == [tables.NOT_MEASURED] * len(expected)
     assert gpu.device in tables.report(gpu)
-    assert report.file_name(gpu) == "nvidia_invented"
+    assert pages.file_name(gpu) == "nvidia_invented"
 
 
 def test_the_time_of_a_round_is_shared_by_its_calls(gpu):
@@ -99,13 +94,14 @@ def test_the_time_of_a_round_is_shared_by_its_calls(gpu):
 
 def test_plots_are_drawn_from_either_kind_of_record(gpu, tmp_path):
     for record in (*records.committed(), gpu):
-        for path in plots.draw(record, tmp_path, report.file_name(record)):
+        for path in plots.draw(record, tmp_path, pages.file_name(record)):
             assert "</svg>" in path.read_text(encoding="utf-8")
 
 
 def compare(before, after):
     return subprocess.run(
-        [sys.executable, str(BENCH / "compare.py"), str(before), str(after)],
+        [sys.executable, "-m", "bench.report.compare", str(before), str(after)],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -139,4 +135,4 @@ def test_markers_must_be_there(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("nothing")
     with pytest.raises(ValueError, match="must have the markers 'results' once, got 0"):
-        report.replace(page, "results", "x")
+        pages.replace(page, "results", "x")

@@ -19,9 +19,9 @@ def compiled(tmp_path_factory) -> Path:
     outdir = tmp_path_factory.mktemp("static")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(outdir / "cache")
-    for name in ("static_report", "forecast"):
-        command = [sys.executable, str(ROOT / "bench" / f"{name}.py"), "--outdir", str(outdir)]
-        subprocess.run(command, env=environment, check=True, cwd=outdir)
+    for name in ("static_report", "head_stage"):
+        command = [sys.executable, "-m", f"bench.forecast.{name}", "--outdir", str(outdir)]
+        subprocess.run(command, env=environment, check=True, cwd=ROOT)
     return outdir
 
 

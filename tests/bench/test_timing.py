@@ -1,14 +1,11 @@
 """The clock of the benchmarks, on a GPU that is simulated: the host takes 20 us for each of its calls."""
 
-import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
-import timing
+from bench.speed import timing
 
 HOST, SPIN = 20e-6, 1 / 1.755e9  # seconds a call, and a cycle
 

@@ -1,13 +1,12 @@
 """The decode engine on a GPU. `make gpu-check` runs these; without a GPU they are skipped."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from bench.speed import shapes
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.checks import WINDOWS
 from janus_dola.engine.decode import Decoder
@@ -15,9 +14,6 @@ from janus_dola.engine.engine import Drawing, Engine
 from janus_dola.engine.plan import plan
 from janus_dola.engine.schedule import positions
 from janus_dola.profiling import half_way
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
-import shapes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 PROMPTS = ["a large red circle on white", "a small blue square on grey", "a green cross"]  # of different lengths

@@ -1,16 +1,12 @@
 """8-bit weights of the blocks through torchao."""
 
 import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from bench.experiments import quantized
 from janus_dola import JanusDoLa
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
-import quantized
 
 PROMPTS = ["a large red circle on white", "a small blue square on grey", "a green cross"]
 

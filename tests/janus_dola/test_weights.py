@@ -1,20 +1,16 @@
 """Weights are held once, and what a pipeline draws with is what the model holds when drawing begins."""
 
 import copy
-import sys
-from pathlib import Path
 
 import peft
 import pytest
 import torch
 from torch import nn
 
+from bench.speed import shapes
 from janus_dola import JanusDoLa
 from janus_dola.kernels.block import Matrix
 from janus_dola.models.weights import Modules, WeightReader
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
-import shapes
 
 PROMPT = "a large red circle on white"
 

@@ -1,8 +1,6 @@
-"""The shortest check of the kernels on a GPU: what `bench/compiling.py` compiles beforehand, and nothing else."""
+"""The shortest check of the kernels on a GPU: what `bench/gpu/compiling.py` compiles beforehand, and nothing else."""
 
-import sys
 from dataclasses import astuple
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +17,7 @@ SHARPNESS = {"flat": 0.2, "as in a model": 1.0, "peaked": 3.0}
 
 def bench():
     """The module that says which cases these are; here, since it needs Triton."""
-    sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
-    import compiling
+    from bench.gpu import compiling
 
     return compiling
 

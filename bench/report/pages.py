@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-import tables
-from records import RESULTS, Record, committed
+from bench import RESULTS, ROOT
+from bench.report import tables
+from bench.report.records import Record, committed
 
-ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "bench" / "README.md"
 PERFORMANCE = ROOT / "README.md"
 PLOTS = RESULTS / "plots"
@@ -35,7 +35,7 @@ def results(records: list[Record]) -> str:
     """The results in bench/README.md: for each record its plots and tables."""
     text = []
     for record in records:
-        from plots import PLOTS as EACH
+        from bench.report.plots import PLOTS as EACH
 
         pictures = [f"![{plot.__name__}](results/plots/{file_name(record)}_{plot.__name__}.svg)" for plot in EACH]
         text += [tables.report(record), "\n".join(pictures) + "\n"]
@@ -46,7 +46,7 @@ def results(records: list[Record]) -> str:
 
 def main() -> None:
     """Rewrites both files and all plots."""
-    from plots import draw
+    from bench.report.plots import draw
 
     records = committed()
     for record in records:

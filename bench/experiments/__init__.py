@@ -1,0 +1,1 @@
+"""What DoLa and 8-bit weights do to the pictures of the mini model."""

@@ -1,0 +1,1 @@
+"""What needs a GPU: `make gpu-check` and `make tune`, and the compilations that both need."""

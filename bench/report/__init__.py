@@ -1,0 +1,1 @@
+"""Records of the benchmarks read, compared, and made into tables, plots and pages."""

@@ -1,0 +1,1 @@
+"""Trains the checkpoint that ships as "mini": `make train-mini`."""
