@@ -46,7 +46,7 @@ demo: .venv/ready  ## draw a contact sheet and layer maps with the mini model
 	$(BIN)/janus-dola demo --outdir demo_out
 
 bench: .venv/ready  ## time everything on this machine's CPU and write the report (about 5 minutes on 2 cores)
-	$(BIN)/python -m pytest bench --benchmark-only --device cpu --benchmark-columns=median,iqr,rounds \
+	$(BIN)/python -m pytest bench/speed --benchmark-only --device cpu --benchmark-columns=median,iqr,rounds \
 		--benchmark-json=bench/results/bench_cpu.json
 	$(BIN)/python -m bench.report.pages
 

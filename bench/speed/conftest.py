@@ -1,6 +1,6 @@
 """What all benchmarks share: the device, how a round is timed, and what the record says of the machine and the floor.
 
-pytest bench --benchmark-only --device cuda --benchmark-json=record.json
+pytest bench/speed --benchmark-only --device cuda --benchmark-json=record.json
 """
 
 import json
