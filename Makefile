@@ -92,7 +92,7 @@ evaluate-mini: .venv/ready  ## measure what DoLa does to the mini model's pictur
 		--grid alpha=0.1,0.5 layers=auto,final cfg=5 temperature=1
 	OMP_NUM_THREADS=1 $(BIN)/janus-dola evaluate --model mini --images 1000 --outdir bench/results/evaluation_temperatures \
 		--grid alpha=0 layers=final cfg=5 temperature=0.16,0.3
-	$(BIN)/python -m bench.experiments.evaluation_pairs --collect
+	$(BIN)/python -m bench.evaluation.pairs --collect
 
 .venv/ready: pyproject.toml tests/constraints.txt
 	$(PYTHON) -m venv .venv

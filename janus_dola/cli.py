@@ -1,4 +1,4 @@
-"""The command line: `janus-dola generate`, `batch`, `serve`, `evaluate`, `info`, `profile` and `demo`."""
+"""The command line: `janus-dola generate`, `batch`, `serve`, `info`, `profile` and `demo`."""
 
 import sys
 import warnings
@@ -10,7 +10,6 @@ import typer
 from janus_dola.batch.pool import WorkersLostError
 from janus_dola.commands.batch import batch
 from janus_dola.commands.demo import demo
-from janus_dola.commands.evaluate import evaluate
 from janus_dola.commands.generate import generate
 from janus_dola.commands.info import info
 from janus_dola.commands.profile import profile
@@ -33,7 +32,6 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(batch)
 app.command()(serve)
-app.command()(evaluate)
 app.command()(info)
 app.command()(profile)
 app.command()(demo)

@@ -9,8 +9,8 @@ import pytest
 
 from bench.experiments import score_mini
 from janus_dola import cli
-from janus_dola.evaluation.metrics import METRICS, shown
-from janus_dola.evaluation.report import tables
+from bench.evaluation.metrics import METRICS, shown
+from bench.evaluation.report import tables
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

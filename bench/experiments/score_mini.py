@@ -13,8 +13,8 @@ import typer
 
 from bench import RESULTS, ROOT
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.evaluation.measure import Sampling, measure
-from janus_dola.evaluation.task import ALL_FOUR, mini_task
+from bench.evaluation.measure import Sampling, measure
+from bench.evaluation.task import ALL_FOUR, mini_task
 from janus_dola.mini.pictures import ATTRIBUTES
 
 SCORES = RESULTS / "mini_scores.json"

@@ -16,7 +16,7 @@ from janus_dola.commands.options import (
     hint_at_mini,
     number_or_text,
 )
-from janus_dola.evaluation.extras import needed
+from janus_dola.extras import needed
 from janus_dola.models.load import MINI
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.terminal import complain

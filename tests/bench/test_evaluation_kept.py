@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus_dola.evaluation import run as run_module
-from janus_dola.evaluation.geneval import read_metadata
-from janus_dola.evaluation.grid import Cell, Grid, exact
-from janus_dola.evaluation.run import Evaluation, Settings
-from janus_dola.evaluation.task import geneval_task
+from bench.evaluation import run as run_module
+from bench.evaluation.geneval import read_metadata
+from bench.evaluation.grid import Cell, Grid, exact
+from bench.evaluation.run import Evaluation, Settings
+from bench.evaluation.task import geneval_task
 
 BASELINE = Grid(layers=("final",), alpha=(0.0,))
 ENTRY = {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from janus_dola.evaluation.grid import Cell
-from janus_dola.evaluation.matching import HIGHEST, LOWEST, match_temperature
-from janus_dola.evaluation.measure import diversity
-from janus_dola.evaluation.metrics import METRICS, Bootstrap, Estimate, per_prompt, shown
-from janus_dola.evaluation.report import tables
-from janus_dola.evaluation.run import summaries
+from bench.evaluation.grid import Cell
+from bench.evaluation.matching import HIGHEST, LOWEST, match_temperature
+from bench.evaluation.measure import diversity
+from bench.evaluation.metrics import METRICS, Bootstrap, Estimate, per_prompt, shown
+from bench.evaluation.report import tables
+from bench.evaluation.run import summaries
 
 PROMPTS = 200
 

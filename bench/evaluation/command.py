@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from janus_dola.evaluation.clip import clip_judge
-from janus_dola.evaluation.figures import check_available, draw_figures
-from janus_dola.evaluation.grid import parse_grid
-from janus_dola.evaluation.report import tables
-from janus_dola.evaluation.run import Evaluation, Settings, check_counts
-from janus_dola.evaluation.task import Task, geneval_task, mini_task
+from janus_dola.clip import clip_judge
+from bench.evaluation.figures import check_available, draw_figures
+from bench.evaluation.grid import parse_grid
+from bench.evaluation.report import tables
+from bench.evaluation.run import Evaluation, Settings, check_counts
+from bench.evaluation.task import Task, geneval_task, mini_task
 from janus_dola.models.load import MINI, default_device, resolve
 from janus_dola.pipeline import JanusDoLa
 

@@ -3,7 +3,7 @@
 import pytest
 
 from janus_dola import DoLaConfig
-from janus_dola.evaluation.grid import LAYER_SETS, Cell, Grid, layer_set, parse_grid
+from bench.evaluation.grid import LAYER_SETS, Cell, Grid, layer_set, parse_grid
 
 
 def test_one_string_or_many_words_are_the_same_grid():

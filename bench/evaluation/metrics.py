@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from janus_dola.evaluation.task import ALL_FOUR, CLIP_SCORE
+from bench.evaluation.task import ALL_FOUR, CLIP_SCORE
 from janus_dola.mini.pictures import ATTRIBUTES
 
 RESAMPLES = 10_000

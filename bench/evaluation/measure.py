@@ -14,8 +14,8 @@ from torch import Tensor
 
 from janus_dola.config import DoLaConfig
 from janus_dola.engine.plan import plan
-from janus_dola.evaluation.sharpness import sharpness
-from janus_dola.evaluation.task import Task
+from bench.evaluation.sharpness import sharpness
+from bench.evaluation.task import Task
 from janus_dola.pipeline import DrawnImage, JanusDoLa
 
 _JUDGED_AT_ONCE = 128  # images
@@ -65,7 +65,7 @@ def measure(
         keep: is given each image as it is drawn.
         progress: is told of how many images more have been measured.
     Returns:
-        what JSON can hold: "values", a list of P or P * K numbers for each measure (see `janus_dola.evaluation.metrics`);
+        what JSON can hold: "values", a list of P or P * K numbers for each measure (see `bench.evaluation.metrics`);
         "raster", for each candidate layer and position how often the layer was chosen ("counts") and the sum of its JSD
         ("jsd", nats); "seconds".
     """

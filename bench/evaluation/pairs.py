@@ -1,7 +1,7 @@
 """Differences between two cells of the evaluation that its tables do not have, by the same paired bootstrap.
 
-python -m bench.experiments.evaluation_pairs --collect    # after `make evaluate-mini`: gathers the values of its cells
-python -m bench.experiments.evaluation_pairs              # from the values gathered: bench/results/evaluation_pairs.md
+python -m bench.evaluation.pairs --collect    # after `make evaluate-mini`: gathers the values of its cells
+python -m bench.evaluation.pairs              # from the values gathered: bench/results/evaluation_pairs.md
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from bench import RESULTS
-from janus_dola.evaluation.metrics import METRICS, Bootstrap, per_prompt, shown
+from bench.evaluation.metrics import METRICS, Bootstrap, per_prompt, shown
 
 VALUES, TABLE = RESULTS / "evaluation_values.json", RESULTS / "evaluation_pairs.md"
 RUNS = ("evaluation", "evaluation_1000", "evaluation_temperatures")

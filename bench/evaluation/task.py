@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from janus_dola.evaluation.geneval import read_metadata
+from bench.evaluation.geneval import read_metadata
 from janus_dola.mini.checker import check
 from janus_dola.mini.pictures import ATTRIBUTES, caption, random_scene
 from janus_dola.models.load import MINI

@@ -58,7 +58,7 @@ def evaluate(
 
     Without --prompts the mini model draws its captions and its checker judges them.
     """
-    from janus_dola.evaluation.command import Request, run_evaluation
+    from bench.evaluation.command import Request, run_evaluation
 
     request = Request(
         model=model,

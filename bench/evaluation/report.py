@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from janus_dola.evaluation.grid import exact
-from janus_dola.evaluation.metrics import METRICS, Metric, shown
-from janus_dola.evaluation.task import ALL_FOUR, CLIP_SCORE
+from bench.evaluation.grid import exact
+from bench.evaluation.metrics import METRICS, Metric, shown
+from bench.evaluation.task import ALL_FOUR, CLIP_SCORE
 
 Row = dict[str, Any]
 

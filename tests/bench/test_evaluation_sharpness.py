@@ -7,7 +7,7 @@ import torch
 
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.engine.plan import plan
-from janus_dola.evaluation.sharpness import of_scores, sharpness
+from bench.evaluation.sharpness import of_scores, sharpness
 from janus_dola.kernels.philox import gumbel_noise
 from tests.deepseek_stand_in import MultiModalityCausalLM
 
@@ -54,7 +54,7 @@ def test_the_distributions_found_are_those_the_codes_were_drawn_from(pipe, dola)
 def test_sharpness_does_not_depend_on_how_many_images_go_together(mini, monkeypatch):
     tokens, planned = mini.generate(PROMPTS, seed=1).tokens[:, 0], plan(mini.parts, DoLaConfig(), 5.0, 1.0)
     together = sharpness(mini, PROMPTS, tokens, planned)
-    monkeypatch.setattr("janus_dola.evaluation.sharpness._LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr("bench.evaluation.sharpness._LOGITS_AT_ONCE", 1)
     alone = sharpness(mini, PROMPTS, tokens, planned)
     assert together.entropy.shape == (3,)
     assert torch.allclose(together.entropy, alone.entropy, atol=1e-5)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from janus_dola.evaluation.extras import needed
-from janus_dola.evaluation.task import CLIP_SCORE, Judge
+from janus_dola.extras import needed
+from bench.evaluation.task import CLIP_SCORE, Judge
 
 _AT_ONCE = 32  # images
 

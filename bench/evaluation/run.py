@@ -25,12 +25,12 @@ from tqdm.auto import tqdm
 import janus_dola
 from janus_dola.batch.digests import checked, file_digest, with_checksum
 from janus_dola.batch.formats import parse_json, shown
-from janus_dola.evaluation.geneval import write_image
-from janus_dola.evaluation.grid import Cell, Grid, layer_set
-from janus_dola.evaluation.matching import match_temperature
-from janus_dola.evaluation.measure import Sampling, measure
-from janus_dola.evaluation.metrics import METRICS, Bootstrap, per_prompt
-from janus_dola.evaluation.task import Task
+from bench.evaluation.geneval import write_image
+from bench.evaluation.grid import Cell, Grid, layer_set
+from bench.evaluation.matching import match_temperature
+from bench.evaluation.measure import Sampling, measure
+from bench.evaluation.metrics import METRICS, Bootstrap, per_prompt
+from bench.evaluation.task import Task
 from janus_dola.image_files import Recipe
 from janus_dola.models.load import public_name
 from janus_dola.pipeline import DrawnImage, JanusDoLa

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from janus_dola import JanusDoLa, cli
-from janus_dola.evaluation import run as run_module
-from janus_dola.evaluation.figures import draw_figures
-from janus_dola.evaluation.geneval import read_metadata
-from janus_dola.evaluation.measure import Sampling, measure
-from janus_dola.evaluation.report import tables
-from janus_dola.evaluation.task import ALL_FOUR, check_pictures, mini_task
+from bench.evaluation import run as run_module
+from bench.evaluation.figures import draw_figures
+from bench.evaluation.geneval import read_metadata
+from bench.evaluation.measure import Sampling, measure
+from bench.evaluation.report import tables
+from bench.evaluation.task import ALL_FOUR, check_pictures, mini_task
 from janus_dola.image_files import read_recipe
 from janus_dola.mini.pictures import ATTRIBUTES, caption, draw, random_scene
 
@@ -246,7 +246,7 @@ def test_the_commit_of_a_repository_is_recorded(call, tmp_path, prompt_file, mon
     """The hub's cache keeps each commit in a folder of its name."""
     cached = tmp_path / "models--someone--janus" / "snapshots" / "0123abc"
     cached.mkdir(parents=True)
-    monkeypatch.setattr("janus_dola.evaluation.command.resolve", lambda model, revision: cached)
+    monkeypatch.setattr("bench.evaluation.command.resolve", lambda model, revision: cached)
     call(
         "evaluate", "--model", "someone/janus", "--revision", "main", "--prompts", prompt_file, "--images", 1,
         "--parallel-size", 1, "--no-match", "--grid", "layers=final", "alpha=0", "--outdir", tmp_path / "out",
