@@ -86,11 +86,11 @@ score-mini: .venv/ready  ## score what the mini model draws against its captions
 	$(BIN)/python -m bench.experiments.score_mini
 
 evaluate-mini: .venv/ready  ## measure what DoLa does to the mini model's pictures (about an hour)
-	OMP_NUM_THREADS=1 $(BIN)/janus-dola evaluate --model mini --images 200 --outdir bench/results/evaluation \
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.evaluation --model mini --images 200 --outdir bench/results/evaluation \
 		--grid alpha=0,0.05,0.1,0.25,0.5 layers=auto,early,late,random,final cfg=1,5 temperature=1
-	OMP_NUM_THREADS=1 $(BIN)/janus-dola evaluate --model mini --images 1000 --outdir bench/results/evaluation_1000 \
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.evaluation --model mini --images 1000 --outdir bench/results/evaluation_1000 \
 		--grid alpha=0.1,0.5 layers=auto,final cfg=5 temperature=1
-	OMP_NUM_THREADS=1 $(BIN)/janus-dola evaluate --model mini --images 1000 --outdir bench/results/evaluation_temperatures \
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.evaluation --model mini --images 1000 --outdir bench/results/evaluation_temperatures \
 		--grid alpha=0 layers=final cfg=5 temperature=0.16,0.3
 	$(BIN)/python -m bench.evaluation.pairs --collect
 

@@ -1,4 +1,4 @@
-"""The command line: `janus-dola generate`, `batch`, `serve`, `info`, `profile` and `demo`."""
+"""The command line: `janus-dola generate`, `batch`, `serve`, `geneval`, `clip`, `info`, `profile` and `demo`."""
 
 import sys
 import warnings
@@ -9,8 +9,10 @@ import typer
 
 from janus_dola.batch.pool import WorkersLostError
 from janus_dola.commands.batch import batch
+from janus_dola.commands.clip import clip
 from janus_dola.commands.demo import demo
 from janus_dola.commands.generate import generate
+from janus_dola.commands.geneval import geneval
 from janus_dola.commands.info import info
 from janus_dola.commands.profile import profile
 from janus_dola.commands.serve import serve
@@ -32,6 +34,8 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(batch)
 app.command()(serve)
+app.command()(geneval)
+app.command()(clip)
 app.command()(info)
 app.command()(profile)
 app.command()(demo)

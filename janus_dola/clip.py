@@ -1,18 +1,52 @@
 """CLIP score: how near an image and its prompt lie to each other, by a model of open_clip."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
 
 import torch
 from PIL import Image
 
 from janus_dola.extras import needed
-from bench.evaluation.task import CLIP_SCORE, Judge
+from janus_dola.image_files import read_recipe
 
+Scorer = Callable[[Sequence[Image.Image], Sequence[str]], list[float]]
 _AT_ONCE = 32  # images
+_ENDINGS = {".jpg", ".png", ".webp"}
 
 
-def clip_judge(model: str, device: str | torch.device) -> Judge:
-    """A judge that gives each image 100 times the cosine of its embedding and its prompt's.
+def scores_of(folder: Path, scorer: Scorer) -> Iterator[tuple[Path, str, float]]:
+    """Each image below a folder that carries a recipe, by name: its path, its prompt and its score.
+
+    Raises:
+        ValueError: there is none; other pictures, such as layer maps, are passed over.
+    """
+    images = ((path, prompt) for path in sorted(folder.rglob("*")) if (prompt := _prompt_of(path)) is not None)
+    part = list(islice(images, _AT_ONCE))
+    if not part:
+        raise ValueError(f"folder {folder} must hold images that carry a recipe, as janus-dola writes them, got none")
+    while part:
+        pictures = []
+        for path, _ in part:
+            with Image.open(path) as image:
+                pictures.append(image.convert("RGB"))
+        prompts = [prompt for _, prompt in part]
+        for (path, prompt), score in zip(part, scorer(pictures, prompts), strict=True):
+            yield path, prompt, score
+        part = list(islice(images, _AT_ONCE))
+
+
+def _prompt_of(path: Path) -> str | None:
+    if path.suffix.lower() not in _ENDINGS:
+        return None
+    try:
+        return read_recipe(path).prompt
+    except ValueError:
+        return None
+
+
+def clip_scorer(model: str, device: str | torch.device) -> Scorer:
+    """Gives each image 100 times the cosine of its embedding and its prompt's.
 
     Args:
         model: architecture and weights as open_clip names them, "ViT-L-14:openai"; weights may be a file.
@@ -35,7 +69,7 @@ def clip_judge(model: str, device: str | torch.device) -> Judge:
     network.eval()
 
     @torch.no_grad()
-    def judge(images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, list[float]]:
+    def scorer(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         scores: list[float] = []
         for start in range(0, len(images), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
@@ -43,6 +77,6 @@ def clip_judge(model: str, device: str | torch.device) -> Judge:
             seen = network.encode_image(pixels, normalize=True)
             said = network.encode_text(tokenize(list(prompts[part])).to(device), normalize=True)
             scores += (100 * (seen * said).sum(-1)).tolist()
-        return {CLIP_SCORE: scores}
+        return scores
 
-    return judge
+    return scorer

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.experiments import score_mini
-from janus_dola import cli
 from bench.evaluation.metrics import METRICS, shown
 from bench.evaluation.report import tables
+from bench.experiments import score_mini
+from janus_dola import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

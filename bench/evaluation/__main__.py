@@ -1,4 +1,4 @@
-"""`janus-dola evaluate`: what DoLa does to pictures, measured."""
+"""`python -m bench.evaluation`: what DoLa does to pictures, measured."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from bench.evaluation.command import Request, run_evaluation
+from janus_dola import cli
 from janus_dola.commands.options import (
     Device,
     Dtype,
@@ -58,8 +60,6 @@ def evaluate(
 
     Without --prompts the mini model draws its captions and its checker judges them.
     """
-    from bench.evaluation.command import Request, run_evaluation
-
     request = Request(
         model=model,
         revision=revision,
@@ -76,3 +76,10 @@ def evaluate(
     )
     for line in run_evaluation(request, progress=sys.stderr.isatty()):
         typer.echo(line)
+
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, context_settings=cli.app.info.context_settings)
+app.command()(evaluate)
+
+if __name__ == "__main__":
+    cli.run(app)

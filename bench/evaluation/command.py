@@ -1,15 +1,17 @@
-"""What `janus-dola evaluate` does: from a request to results, tables and figures in a folder."""
+"""What `python -m bench.evaluation` does: from a request to results, tables and figures in a folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from janus_dola.clip import clip_judge
+from PIL import Image
+
 from bench.evaluation.figures import check_available, draw_figures
 from bench.evaluation.grid import parse_grid
 from bench.evaluation.report import tables
 from bench.evaluation.run import Evaluation, Settings, check_counts
-from bench.evaluation.task import Task, geneval_task, mini_task
+from bench.evaluation.task import CLIP_SCORE, Judge, Task, geneval_task, mini_task
+from janus_dola.clip import clip_scorer
 from janus_dola.models.load import MINI, default_device, resolve
 from janus_dola.pipeline import JanusDoLa
 
@@ -18,7 +20,7 @@ _CAPTIONS_DRAWN = 1000  # images per cell of the mini model, unless told otherwi
 
 @dataclass(frozen=True)
 class Request:
-    """The options of `janus-dola evaluate`."""
+    """The options of `python -m bench.evaluation`."""
 
     model: str
     revision: str | None
@@ -87,7 +89,11 @@ def _task(request: Request) -> Task:
         check_counts(images, request.parallel_size)
         return mini_task(images // request.parallel_size)
     prompts = request.images // request.parallel_size if request.images is not None else None
-    judge = None
+    judge: Judge | None = None
     if request.clip is not None:
-        judge = clip_judge(request.clip, request.device or default_device())
+        scorer = clip_scorer(request.clip, request.device or default_device())
+
+        def judge(images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, list[float]]:
+            return {CLIP_SCORE: scorer(images, prompts)}
+
     return geneval_task(request.prompts, prompts, judge, request.clip)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from janus_dola.extras import needed
 from bench.evaluation.grid import exact
 from bench.evaluation.metrics import METRICS, Metric
 from bench.evaluation.report import Row, groups, headline
+from janus_dola.extras import needed
 from janus_dola.kernels.reference import LN2
 from janus_dola.layer_map import layer_colours
 

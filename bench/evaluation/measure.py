@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from janus_dola.config import DoLaConfig
-from janus_dola.engine.plan import plan
 from bench.evaluation.sharpness import sharpness
 from bench.evaluation.task import Task
+from janus_dola.config import DoLaConfig
+from janus_dola.engine.plan import plan
 from janus_dola.pipeline import DrawnImage, JanusDoLa
 
 _JUDGED_AT_ONCE = 128  # images

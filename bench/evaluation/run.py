@@ -2,7 +2,7 @@
 
 <outdir>/settings.json     what all cells share; a folder with other settings is refused
 <outdir>/cells/<cell>.json  what was measured in a cell, image by image, and the digests of its images
-<outdir>/images/<cell>/    its images in GenEval's layout, where the prompts are GenEval's
+<outdir>/images/<cell>/    its images in GenEval's layout, where the prompts are GenEval's, and recipe.json: how
 <outdir>/evaluation.json   means and intervals of all cells of the grid
 """
 
@@ -23,15 +23,15 @@ import transformers
 from tqdm.auto import tqdm
 
 import janus_dola
-from janus_dola.batch.digests import checked, file_digest, with_checksum
-from janus_dola.batch.formats import parse_json, shown
-from bench.evaluation.geneval import write_image
 from bench.evaluation.grid import Cell, Grid, layer_set
 from bench.evaluation.matching import match_temperature
 from bench.evaluation.measure import Sampling, measure
 from bench.evaluation.metrics import METRICS, Bootstrap, per_prompt
 from bench.evaluation.task import Task
-from janus_dola.image_files import Recipe
+from janus_dola.batch.digests import checked, file_digest, with_checksum
+from janus_dola.batch.formats import parse_json, shown
+from janus_dola.geneval import place_for
+from janus_dola.image_files import Recipe, save_image
 from janus_dola.models.load import public_name
 from janus_dola.pipeline import DrawnImage, JanusDoLa
 
@@ -198,7 +198,7 @@ class Evaluation:
                 dola=sampling.dola,
                 dtype=settings.dtype,
             )
-            write_image(folder, drawn.prompt, metadata[drawn.prompt], drawn.k, drawn.image, recipe)
+            save_image(drawn.image, place_for(folder, drawn.prompt, drawn.k, metadata[drawn.prompt]), recipe)
 
         return keep
 

@@ -1,7 +1,7 @@
 """Scores what the mini model draws against its captions: baseline and DoLa, same captions and seeds.
 
-Writes bench/results/mini_scores.json and the table in the README. Captions, checker and measures are those of `janus-dola
-evaluate`, which measures more settings with intervals.
+Writes bench/results/mini_scores.json and the table in the README. Captions, checker and measures are those of
+`python -m bench.evaluation`, which measures more settings with intervals.
 """
 
 import json
@@ -12,9 +12,9 @@ import torch
 import typer
 
 from bench import RESULTS, ROOT
-from janus_dola import DoLaConfig, JanusDoLa
 from bench.evaluation.measure import Sampling, measure
 from bench.evaluation.task import ALL_FOUR, mini_task
+from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.mini.pictures import ATTRIBUTES
 
 SCORES = RESULTS / "mini_scores.json"

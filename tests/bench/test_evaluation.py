@@ -1,27 +1,28 @@
-"""`janus-dola evaluate`: from the command line to results, resumed and deterministic; GenEval's folders; CLIP score."""
+"""`python -m bench.evaluation`: from the command line to results, resumed and deterministic; GenEval's folders."""
 
 import json
 import random
 import re
 import sys
-import types
 
 import pytest
 import torch
 from PIL import Image
 
-from janus_dola import JanusDoLa, cli
 from bench.evaluation import run as run_module
+from bench.evaluation.__main__ import app
 from bench.evaluation.figures import draw_figures
 from bench.evaluation.geneval import read_metadata
 from bench.evaluation.measure import Sampling, measure
 from bench.evaluation.report import tables
 from bench.evaluation.task import ALL_FOUR, check_pictures, mini_task
+from janus_dola import JanusDoLa, cli
 from janus_dola.image_files import read_recipe
 from janus_dola.mini.pictures import ATTRIBUTES, caption, draw, random_scene
+from tests.open_clip_stand_in import BLUE, GREEN, RED, stand_in
 
 GRID = ["--grid", "alpha=0.1", "layers=auto,final", "cfg=5", "temperature=1"]
-SMALL = ["evaluate", "--images", 4, "--parallel-size", 2]
+SMALL = ["--images", 4, "--parallel-size", 2]
 CELLS = ["baseline", "auto-alpha0.1", "auto-alpha0.1-matched", "final-alpha0.1"]
 ENTRIES = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
@@ -43,7 +44,7 @@ def call(monkeypatch, capsys, mini):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["janus-dola", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            cli.run(cli.app)
+            cli.run(app)
         return stop.value.code or 0, *capsys.readouterr()
 
     return run
@@ -57,7 +58,7 @@ def finished(tmp_path_factory, mini):
         patch.setattr(JanusDoLa, "from_pretrained", classmethod(lambda cls, *args, **kwargs: mini))
         patch.setattr(sys, "argv", ["janus-dola", *map(str, [*SMALL, *GRID, "--outdir", outdir])])
         with pytest.raises(SystemExit) as stop:
-            cli.run(cli.app)
+            cli.run(app)
     assert not stop.value.code
     return outdir
 
@@ -163,7 +164,7 @@ def test_a_finished_evaluation_draws_nothing_again(call, finished, monkeypatch):
 
 
 def test_a_folder_with_other_settings_is_refused(call, finished):
-    status, out, err = call("evaluate", "--images", 8, "--seed", 1, *GRID, "--parallel-size", 2, "--outdir", finished)
+    status, out, err = call("--images", 8, "--seed", 1, *GRID, "--parallel-size", 2, "--outdir", finished)
     assert (status, out) == (2, "")
     assert f"outdir {finished} holds an evaluation with other settings: images 4, not 8; seed 0, not 1" in err
     assert err.count("\n") == 1
@@ -198,7 +199,7 @@ def test_checker_is_right_on_drawn_pictures_and_at_chance_on_shuffled_captions()
 def test_genevals_scorer_finds_what_it_reads(call, tmp_path, prompt_file, mini):
     """Walks the folders as GenEval's evaluation/evaluate_images.py does."""
     status, out, _ = call(
-        "evaluate", "--prompts", prompt_file, "--parallel-size", 2, "--seed", 3, "--no-match",
+        "--prompts", prompt_file, "--parallel-size", 2, "--seed", 3, "--no-match",
         "--grid", "layers=auto alpha=0.2", "--outdir", tmp_path / "out",
     )  # fmt: skip
     assert status == 0
@@ -226,7 +227,7 @@ def test_genevals_scorer_finds_what_it_reads(call, tmp_path, prompt_file, mini):
 
 def test_the_recipe_lies_beside_the_images(call, tmp_path, prompt_file):
     call(
-        "evaluate", "--prompts", prompt_file, "--parallel-size", 1, "--images", 2, "--no-match", "--grid",
+        "--prompts", prompt_file, "--parallel-size", 1, "--images", 2, "--no-match", "--grid",
         "cfg=2", "alpha=0.3", "temperature=0.9", "--outdir", tmp_path / "out",
     )  # fmt: skip
     recipe = json.loads((tmp_path / "out/images/auto-alpha0.3-cfg2-t0.9/recipe.json").read_text())
@@ -248,7 +249,7 @@ def test_the_commit_of_a_repository_is_recorded(call, tmp_path, prompt_file, mon
     cached.mkdir(parents=True)
     monkeypatch.setattr("bench.evaluation.command.resolve", lambda model, revision: cached)
     call(
-        "evaluate", "--model", "someone/janus", "--revision", "main", "--prompts", prompt_file, "--images", 1,
+        "--model", "someone/janus", "--revision", "main", "--prompts", prompt_file, "--images", 1,
         "--parallel-size", 1, "--no-match", "--grid", "layers=final", "alpha=0", "--outdir", tmp_path / "out",
     )  # fmt: skip
     recipe = json.loads((tmp_path / "out/images/baseline-cfg5-t1/recipe.json").read_text())
@@ -273,35 +274,10 @@ def test_prompt_files_that_are_not_genevals(tmp_path, content, problem):
     assert problem in str(error.value)
 
 
-@pytest.fixture
-def open_clip(monkeypatch):
-    """A stand-in with open_clip's interface: images embed to their mean colour, texts to the colour they name."""
-    colours = {"bench": (1.0, 0.0, 0.0), "clock": (0.0, 1.0, 0.0), "ties": (0.0, 0.0, 1.0)}
-
-    class Network(torch.nn.Module):
-        def encode_image(self, pixels, normalize):
-            return torch.nn.functional.normalize(pixels, dim=-1) if normalize else pixels
-
-        encode_text = encode_image
-
-    def create_model_and_transforms(architecture, pretrained, device):
-        if pretrained != "here":
-            raise RuntimeError(f"no file {pretrained}\nand more")
-        return Network(), None, lambda image: torch.tensor(image.convert("RGB").resize((1, 1)).getpixel((0, 0))) / 255.0
-
-    def tokenize(texts):
-        return torch.tensor([next(colour for word, colour in colours.items() if word in text) for text in texts])
-
-    module = types.ModuleType("open_clip")
-    module.list_models = lambda: ["Tiny"]
-    module.create_model_and_transforms = create_model_and_transforms
-    module.get_tokenizer = lambda architecture: tokenize
-    monkeypatch.setitem(sys.modules, "open_clip", module)
-
-
-def test_clip_score_is_100_times_the_cosine(call, tmp_path, prompt_file, open_clip):
+def test_clip_score_is_100_times_the_cosine(call, tmp_path, prompt_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", stand_in({"bench": RED, "clock": GREEN, "ties": BLUE}))
     status, out, _ = call(
-        "evaluate", "--prompts", prompt_file, "--parallel-size", 1, "--no-match", "--clip", "Tiny:here", "--outdir",
+        "--prompts", prompt_file, "--parallel-size", 1, "--no-match", "--clip", "Tiny:here", "--outdir",
         tmp_path / "out",
     )  # fmt: skip
     assert status == 0
@@ -313,21 +289,6 @@ def test_clip_score_is_100_times_the_cosine(call, tmp_path, prompt_file, open_cl
         assert score == pytest.approx(100 * float(pixel[index] / pixel.norm()), abs=1e-3)
     settings = json.loads((tmp_path / "out/settings.json").read_text())
     assert settings["judge"] == "Tiny:here"
-
-
-def test_clip_that_cannot_be_had(call, tmp_path, prompt_file, open_clip, monkeypatch):
-    def error(clip):
-        status, out, err = call("evaluate", "--prompts", prompt_file, "--clip", clip, "--outdir", tmp_path / "out")
-        assert (status, out) == (2, "")
-        assert err.count("\n") == 1
-        return err
-
-    assert "clip must be ARCHITECTURE:WEIGHTS" in error("Tiny")
-    assert "clip must name an architecture of open_clip, got 'Huge'" in error("Huge:here")
-    assert "clip weights 'there' for 'Tiny' could not be loaded: no file there" in error("Tiny:there")
-    monkeypatch.setitem(sys.modules, "open_clip", None)
-    assert "the CLIP score needs open_clip: pip install 'janus-dola[clip]'" in error("Tiny:here")
-    assert not (tmp_path / "out").exists()
 
 
 def test_without_matplotlib_nothing_is_drawn(call, tmp_path, monkeypatch):
@@ -358,7 +319,7 @@ def test_wrong_requests_end_in_one_line_before_anything_is_drawn(
     call, tmp_path, prompt_file, monkeypatch, arguments, message
 ):
     monkeypatch.chdir(tmp_path)
-    status, out, err = call("evaluate", *arguments)
+    status, out, err = call(*arguments)
     assert (status, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1

@@ -2,8 +2,8 @@
 
 import pytest
 
-from janus_dola import DoLaConfig
 from bench.evaluation.grid import LAYER_SETS, Cell, Grid, layer_set, parse_grid
+from janus_dola import DoLaConfig
 
 
 def test_one_string_or_many_words_are_the_same_grid():

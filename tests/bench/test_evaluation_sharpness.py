@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from bench.evaluation.sharpness import of_scores, sharpness
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.engine.plan import plan
-from bench.evaluation.sharpness import of_scores, sharpness
 from janus_dola.kernels.philox import gumbel_noise
 from tests.deepseek_stand_in import MultiModalityCausalLM
 

@@ -1,0 +1,126 @@
+"""`janus-dola geneval` and `clip`: what is measured on the images of a batch run."""
+
+import json
+import re
+import sys
+
+import pytest
+from PIL import Image
+
+from janus_dola import cli
+from janus_dola.batch import Settings, run_batch
+from janus_dola.image_files import read_recipe
+from tests.open_clip_stand_in import BLUE, GREEN, RED, stand_in
+
+ENTRIES = [
+    {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
+    {"tag": "colors", "include": [{"class": "clock", "count": 1, "color": "red"}], "prompt": "a photo of a red clock"},
+    {"tag": "counting", "include": [{"class": "tie", "count": 2}], "exclude": [], "prompt": "a photo of two ties"},
+]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["janus-dola", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(cli.app)
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def draw(fast, tmp_path):
+    """Draws prompts into a folder, two images of each."""
+
+    def run(entries=ENTRIES, image_format="png", name="drawn"):
+        prompts = tmp_path / "evaluation_metadata.jsonl"
+        prompts.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        run_batch(prompts, tmp_path / name, Settings(parallel_size=2, image_format=image_format, seed=3), pipe=fast)
+        return tmp_path / name
+
+    return run
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*keys that set nothing are kept in the manifest")
+
+
+def test_genevals_scorer_finds_what_it_reads(call, draw, tmp_path):
+    """Walks the folders as GenEval's evaluation/evaluate_images.py does."""
+    drawn = draw()
+    status, out, err = call("geneval", drawn, "--outdir", tmp_path / "out")
+    assert (status, out, err) == (0, f"6 images of 3 prompts in {tmp_path / 'out'}\n", "")
+    found = {}
+    for folder in (tmp_path / "out").iterdir():
+        if not folder.is_dir() or not folder.name.isdigit():
+            continue
+        with (folder / "metadata.jsonl").open() as file:
+            metadata = json.load(file)
+        names = sorted(path.name for path in (folder / "samples").iterdir() if re.match(r"\d+\.png", path.name))
+        assert names == ["00000.png", "00001.png"]
+        index = int(folder.name)
+        assert folder.name == f"{index:0>5}"
+        found[index] = metadata
+        for k, name in enumerate(names):
+            recipe = read_recipe(folder / "samples" / name)
+            assert (recipe.prompt, recipe.seed) == (metadata["prompt"], 3 + 2 * index + k)
+    assert [found[index] for index in range(3)] == ENTRIES
+
+
+def test_an_image_that_is_not_as_it_was_drawn_is_left_out_and_counted(call, draw, tmp_path):
+    drawn = draw()
+    (drawn / "1_a_photo_of_a_red_clock_p0.png").write_bytes(b"")
+    status, out, err = call("geneval", drawn, "--outdir", tmp_path / "out")
+    assert status == 1
+    assert out.startswith("5 images of 3 prompts")
+    assert "1 images are missing" in err
+    assert [path.name for path in (tmp_path / "out/00001/samples").iterdir()] == ["00001.png"]
+
+
+def test_what_geneval_cannot_read_is_refused_in_one_line(call, draw, tmp_path):
+    def refused(folder, outdir="out"):
+        status, out, err = call("geneval", folder, "--outdir", tmp_path / outdir)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        return err
+
+    assert "prompt 0 has no tag and include" in refused(draw([{"prompt": "a red circle"}], name="other"))
+    assert "must hold images of the format png, which GenEval reads, got jpg" in refused(draw(image_format="jpg"))
+    assert "No such file" in refused(tmp_path)
+    assert not (tmp_path / "out").exists()
+    assert "must be empty, got" in refused(draw(name="png"), "other")
+
+
+def test_clip_score_is_100_times_the_cosine(call, draw, monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", stand_in({"bench": RED, "clock": GREEN, "ties": BLUE}))
+    drawn = draw()
+    status, out, err = call("clip", drawn, "--model", "Tiny:here", "--device", "cpu")
+    assert (status, err) == (0, "")
+    *lines, mean = [line.split("\t") for line in out.splitlines()]
+    names = sorted(path for path in drawn.glob("*.png"))
+    assert [path for _, path in lines] == list(map(str, names))  # no layer maps
+    expected = []
+    for place, path in enumerate(names):
+        with Image.open(path) as image:
+            pixel = image.getpixel((0, 0))
+        expected.append(100 * pixel[place // 2] / sum(value**2 for value in pixel) ** 0.5)
+    assert [float(score) for score, _ in lines] == pytest.approx(expected, abs=6e-3)
+    assert float(mean[0]) == pytest.approx(sum(expected) / 6, abs=6e-3)
+    assert mean[1] == "mean of 6 images of 3 prompts"
+
+
+def test_clip_that_cannot_be_had(call, draw, tmp_path, monkeypatch):
+    def error(model, folder):
+        status, out, err = call("clip", folder, "--model", model, "--device", "cpu")
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        return err
+
+    drawn = draw(ENTRIES[:1])
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setitem(sys.modules, "open_clip", stand_in({"bench": RED}))
+    assert "clip must be ARCHITECTURE:WEIGHTS" in error("Tiny", drawn)
+    assert "clip must name an architecture of open_clip, got 'Huge'" in error("Huge:here", drawn)
+    assert "clip weights 'there' for 'Tiny' could not be loaded: no file there" in error("Tiny:there", drawn)
+    assert "must hold images that carry a recipe" in error("Tiny:here", tmp_path / "empty")
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    assert "the CLIP score needs open_clip: pip install 'janus-dola[clip]'" in error("Tiny:here", drawn)
