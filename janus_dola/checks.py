@@ -2,6 +2,7 @@
 
 import math
 import operator
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -9,6 +10,15 @@ MAX_SEED = 2**63 - 1
 MAX_PARALLEL_SIZE = 65536
 WINDOWS = (1, 2, 4, 8, 16, 32)
 Window = int | Literal["auto"]
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 80
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: short, on one line, and without what a terminal would obey."""
+    return _short.repr(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
 
 
 def integer(name: str, value: object, low: int, high: int, otherwise: str = "") -> int:
@@ -24,7 +34,7 @@ def integer(name: str, value: object, low: int, high: int, otherwise: str = "") 
     except TypeError:
         found = None
     if found is None or isinstance(value, bool) or not low <= found <= high:
-        raise ValueError(f"{name} must be {otherwise}an int in {low} .. {high}, got {value!r}")
+        raise ValueError(f"{name} must be {otherwise}an int in {low} .. {high}, got {shown(value)}")
     return found
 
 
@@ -41,7 +51,7 @@ def number(name: str, value: object, more: str = "") -> float:
     except (TypeError, ValueError, OverflowError):
         found = math.nan
     if isinstance(value, str | bytes | bool) or not math.isfinite(found):
-        raise ValueError(f"{name} must be a finite number{more}, got {value!r}")
+        raise ValueError(f"{name} must be a finite number{more}, got {shown(value)}")
     return found
 
 

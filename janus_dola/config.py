@@ -1,12 +1,46 @@
 """Which layers DoLa contrasts, and how strictly."""
 
+import operator
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from janus_dola.checks import number
-from janus_dola.kernels.types import Decoding, check_alpha
+from janus_dola.kernels.types import check_alpha
+
+
+def about(default: Any, help: str, nothing: str | None = None, parse: Callable[[str], Any] | None = None) -> Any:
+    """A field of settings with what those who show it to a user must know, see `janus_dola.settings.Setting`."""
+    return field(default=default, metadata={"help": help, "nothing": nothing, "parse": parse})
+
+
+def parse_layers(text: str) -> list[int] | Literal["auto"]:
+    """ "auto", or a comma-separated list of layers.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text.strip() == "auto":
+        return "auto"
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f'candidate_layers must be "auto" or integers separated by commas, got {text!r}') from None
+
+
+def parse_premature(text: str) -> int | Literal["final"]:
+    """ "final", or a layer.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text == "final":
+        return "final"
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f'premature_layer must be an integer or "final", got {text!r}') from None
 
 
 def auto_candidate_layers(num_hidden_layers: int) -> list[int]:
@@ -55,22 +89,27 @@ class DoLaConfig:
         ValueError: a value is out of range.
     """
 
-    candidate_layers: Literal["auto"] | Sequence[int] = "auto"
-    alpha: float = 0.1
-    premature_layer: int | Literal["final"] | None = None
+    candidate_layers: Literal["auto"] | Sequence[int] = about(
+        "auto", '"auto", or layers to choose from: 22,24,26,28.', parse=parse_layers
+    )
+    alpha: float = about(0.1, "Plausibility threshold of DoLa, in [0, 1].")
+    premature_layer: int | Literal["final"] | None = about(
+        None, 'Always contrast with this layer; "final" contrasts with none.', "by JSD", parse_premature
+    )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", number("alpha", self.alpha, " in [0, 1]"))
         check_alpha(self.alpha)
-        if isinstance(self.candidate_layers, str):
-            if self.candidate_layers != "auto":
-                raise ValueError(f'candidate_layers must be "auto" or a list of ints, got {self.candidate_layers!r}')
-        else:
-            layers = tuple(self.candidate_layers)
-            if not layers or not all(_is_int(layer) for layer in layers):
-                raise ValueError(f'candidate_layers must be "auto" or a list of ints, got {self.candidate_layers!r}')
-            object.__setattr__(self, "candidate_layers", layers)
-        if not (self.premature_layer is None or self.premature_layer == "final" or _is_int(self.premature_layer)):
-            raise ValueError(f'premature_layer must be None, "final" or an int, got {self.premature_layer!r}')
+        layers, forced = self.candidate_layers, self.premature_layer
+        if not (isinstance(layers, str) and layers == "auto"):
+            whole = [] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(map(_int, layers))
+            if not whole or None in whole:
+                raise ValueError(f'candidate_layers must be "auto" or a list of ints, got {layers!r}')
+            object.__setattr__(self, "candidate_layers", tuple(whole))
+        if forced is not None and forced != "final":
+            if _int(forced) is None:
+                raise ValueError(f'premature_layer must be None, "final" or an int, got {forced!r}')
+            object.__setattr__(self, "premature_layer", _int(forced))
 
     def layers_to_read(self, num_hidden_layers: int) -> list[int]:
         """The layers below the final one whose distribution is needed: none for "final", one for a static layer.
@@ -93,24 +132,9 @@ class DoLaConfig:
         return sanitize_candidate_layers(layers, num_hidden_layers)
 
 
-def decoding_of(layers: tuple[int, ...], dola: DoLaConfig | None, cfg_weight: float, temperature: float) -> Decoding:
-    """How the codes of an image are chosen in passes that read these layers and the final one.
-
-    Args:
-        layers: the candidates of the image, or any others with its forced layer among them.
-        dola: None is the plain baseline, which is the final layer without a plausibility constraint.
-    Raises:
-        ValueError: a value is out of range.
-    """
-    alpha, forced = (0.0, "final") if dola is None else (dola.alpha, dola.premature_layer)
-    stack: tuple[int | str, ...] = (*layers, "final")
-    return Decoding(
-        number("cfg_weight", cfg_weight),
-        number("temperature", temperature, " >= 0 (0 is greedy)"),
-        alpha,
-        None if forced is None else stack.index(forced),
-    )
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _int(value: Any) -> int | None:
+    """The value as an int, if it is one; numpy's are, too, and bools are none."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None

@@ -9,17 +9,16 @@ import re
 import stat
 import struct
 import zlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Literal, cast, get_args
 
 from PIL import ExifTags, Image
 
-from janus_dola.checks import Window, check_negative, check_window
-from janus_dola.config import DoLaConfig
-from janus_dola.kernels.types import Decoding
+from janus_dola.checks import Window, check_window, integer
 from janus_dola.models.load import parse_dtype
 from janus_dola.models.quantize import Quantization, check_name
+from janus_dola.settings import DrawSettings
 
 ImageFormat = Literal["jpg", "png", "webp"]
 STUB_LENGTH = 48
@@ -45,16 +44,6 @@ _FAULTS = (
     struct.error,
     zlib.error,
 )
-_TYPES: dict[str, tuple[type, ...]] = {
-    "model": (str,),
-    "prompt": (str,),
-    "seed": (int,),
-    "cfg_weight": (int, float),
-    "temperature": (int, float),
-    "dtype": (str,),
-    "alpha": (int, float),
-    "candidate_layers": (str, list, tuple),
-}
 
 
 @dataclass(frozen=True)
@@ -64,17 +53,15 @@ class Recipe:
     model: str
     prompt: str
     seed: int
-    cfg_weight: float
-    temperature: float
-    dola: DoLaConfig | None  # None is the plain baseline
+    settings: DrawSettings
     dtype: str
     quantize: Quantization | None = None
     window: Window = "auto"  # codes a pass; the image is the same for any
-    negative_prompt: str | None = None
 
     def to_json(self) -> str:
         """The recipe as one line of JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.dumps(own | own.pop("settings").to_json(), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
@@ -97,23 +84,21 @@ class Recipe:
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
     """The fields of a recipe, each of its type and within its range."""
-    known = {field.name for field in fields(Recipe)}
-    if not known - {"quantize", "window", "negative_prompt"} <= given.keys() <= known:
+    own = {field.name for field in fields(Recipe)} - {"settings"}
+    known = own | {field.name for field in fields(DrawSettings)}
+    if not {"model", "prompt", "seed", "dtype", "cfg_weight", "temperature", "dola"} <= given.keys() <= known:
         raise ValueError(f"its keys must be {', '.join(sorted(known))}, got {', '.join(given)[:80]!r}")
-    dola = given["dola"]
-    if dola is not None and not isinstance(dola, dict):
-        raise ValueError(f"dola must be null or an object, got {dola!r}")
-    for name, value in {**given, **(dola or {})}.items():
-        if name in _TYPES and (isinstance(value, bool) or not isinstance(value, _TYPES[name])):
-            raise ValueError(f"{name} must be of type {_TYPES[name][-1].__name__}, got {value!r}")
-    if not 0 <= given["seed"] < 2**64:
-        raise ValueError(f"seed must be an int in 0 .. 2**64 - 1, got {given['seed']!r}")
-    Decoding(given["cfg_weight"], given["temperature"])
+    if not isinstance(given["dola"], dict | None):
+        raise ValueError(f"dola must be null or an object, got {given['dola']!r}")
+    for name in ("model", "prompt", "dtype"):
+        if not isinstance(given[name], str):
+            raise ValueError(f"{name} must be a string, got {given[name]!r}")
+    integer("seed", given["seed"], 0, 2**64 - 1)
     parse_dtype(given["dtype"])
     check_name(given.get("quantize"))
     check_window(given.get("window", "auto"))
-    check_negative(given.get("negative_prompt"))
-    return {**given, "dola": None if dola is None else DoLaConfig(**dola)}
+    settings = DrawSettings().changed({name: value for name, value in given.items() if name not in own})
+    return {name: value for name, value in given.items() if name in own} | {"settings": settings}
 
 
 def file_name(index: int, prompt: str, k: int, image_format: ImageFormat = "jpg") -> str:

@@ -10,18 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from typing_extensions import Unpack
 
 from janus_dola.checks import (
     MAX_PARALLEL_SIZE,
     MAX_SEED,
     Window,
-    check_negative,
     check_window,
     integer,
     iterable_of_strings,
     strings,
 )
-from janus_dola.config import DoLaConfig
 from janus_dola.engine.engine import Engine
 from janus_dola.engine.plan import Plan, Sampler, plan
 from janus_dola.engine.schedule import Job, images_that_fit, longest_of
@@ -34,6 +33,7 @@ from janus_dola.models.quantize import Quantization, check_quantization, quantiz
 from janus_dola.pictures import start_decoding
 from janus_dola.progress import Callback, Progress
 from janus_dola.prompt import prompt_ids, rows_of
+from janus_dola.settings import Changes, DrawSettings, with_changes
 from janus_dola.teacher_forcing import log_probabilities, scores_of_codes
 
 
@@ -146,9 +146,8 @@ class JanusDoLa:
         self,
         prompts: str | Sequence[str],
         parallel_size: int = 1,
-        dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
-        cfg_weight: float = 5.0,
-        temperature: float = 1.0,
+        settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
+        *,
         seed: int | Sequence[int] | None = 0,
         sampler: Sampler = "gumbel",
         backend: str = "auto",
@@ -157,16 +156,14 @@ class JanusDoLa:
         strict: bool = False,
         progress: bool = False,
         callback: Callback | None = None,
-        negative_prompt: str | None = None,
+        **changes: Unpack[Changes],
     ) -> GenerationOutput:
         """Draws `parallel_size` images for each prompt.
 
         Args:
             prompts: one or several; they may differ in length.
             parallel_size: K, images per prompt.
-            dola: how layers are contrasted; None is the plain baseline with the same sampler.
-            cfg_weight: weight w of classifier-free guidance; 1 follows the prompt without guidance.
-            temperature: T >= 0, applied to the contrasted distribution; 0 is greedy.
+            settings: how codes are chosen: guidance, temperature, DoLa, a negative prompt.
             seed: image k of prompt i has the seed `seed + i * parallel_size + k`. With the sampler "gumbel" an image depends
                 on its own seed only, not on its batch. None picks a random one; several are one for each image, prompt by
                 prompt. The sampler "multinomial" seeds one torch generator for the whole batch with `seed`; None is torch's
@@ -181,16 +178,16 @@ class JanusDoLa:
             progress: shows a bar with tokens per second and the time left.
             callback: called with (codes decided, codes of the images begun) whenever some are decided, in the thread that
                 draws. What it raises ends drawing and comes out here, so that another thread can cancel through it.
-            negative_prompt: what guidance leads away from, in place of the model's unconditional row; one for all prompts.
-                The shorter of both has pads before its words. None or "" is none. It does nothing at `cfg_weight` 1.
+            changes: fields of `DrawSettings` by their names, in place of those of `settings`:
+                `generate(prompts, dola=None, temperature=0.7)`.
         Raises:
             ValueError: an argument is out of range; nothing has been drawn then.
             NonFiniteError: hidden states, logits or pixels became NaN or infinite.
             RuntimeError: with `strict`, the pass cannot be compiled or captured.
             torch.OutOfMemoryError: not one image fits into memory or, with the sampler "multinomial", not all at once.
         """
-        prompts = strings(prompts)
-        planned = plan(self.parts, dola, cfg_weight, temperature, sampler, backend, engine)
+        prompts, settings = strings(prompts), with_changes(settings, changes)
+        planned = plan(self.parts, settings, sampler, backend, engine)
         window = check_window(window, sampler)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
         images = len(prompts) * parallel_size
@@ -204,7 +201,7 @@ class JanusDoLa:
         else:
             base = random.getrandbits(62) if seed is None else integer("seed", seed, 0, MAX_SEED - images, "None or ")
             keys = list(range(base, base + images))
-        jobs = [replace(job, seed=keys[job.index]) for job in self._jobs(prompts, parallel_size, 0, negative_prompt)]
+        jobs = [replace(job, seed=keys[job.index]) for job in self._jobs(prompts, parallel_size, 0, settings)]
         most, generator = None, None
         if sampler == "multinomial":  # draws of one generator for all images, so all together
             most = len(jobs)
@@ -229,9 +226,8 @@ class JanusDoLa:
         self,
         prompts: str | Iterable[str],
         parallel_size: int = 1,
-        dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
-        cfg_weight: float = 5.0,
-        temperature: float = 1.0,
+        settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
+        *,
         seed: int = 0,
         backend: str = "auto",
         engine: str = "auto",
@@ -240,7 +236,7 @@ class JanusDoLa:
         max_images: int | None = None,
         progress: bool = False,
         callback: Callback | None = None,
-        negative_prompt: str | None = None,
+        **changes: Unpack[Changes],
     ) -> Iterator[DrawnImage]:
         """Draws images of any number of prompts, and yields them in order as they are done.
 
@@ -248,44 +244,42 @@ class JanusDoLa:
 
         Args:
             prompts: read as they are needed.
-            parallel_size, dola, cfg_weight, temperature, seed, backend, engine, window, strict: as for `generate` with the
+            parallel_size, settings, seed, backend, engine, window, strict, callback, changes: as for `generate` with the
                 sampler "gumbel".
             max_images: images drawn at once; None is as many as fit into memory. Where they turn out not to, half as many.
             progress: shows a bar with tokens per second.
-            callback, negative_prompt: as for `generate`.
         Raises:
             ValueError: a setting is out of range, before anything is drawn; or a prompt is, when its turn comes.
             NonFiniteError: hidden states, logits or pixels became NaN or infinite.
             RuntimeError: with `strict`, the pass cannot be compiled or captured.
             torch.OutOfMemoryError: not one image fits into memory.
         """
-        planned = plan(self.parts, dola, cfg_weight, temperature, "gumbel", backend, engine)
+        settings = with_changes(settings, changes)
+        planned = plan(self.parts, settings, "gumbel", backend, engine)
         window = check_window(window)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
         seed = integer("seed", seed, 0, MAX_SEED - parallel_size)
         most = None if max_images is None else integer("max_images", max_images, 1, MAX_PARALLEL_SIZE, "None or ")
-        jobs = self._jobs(iterable_of_strings(prompts), parallel_size, seed, negative_prompt)
+        jobs = self._jobs(iterable_of_strings(prompts), parallel_size, seed, settings)
         return _each(self._draw_what_fits(jobs, planned, window, most, None, strict, progress, callback))
 
     def draw(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
-        dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
-        cfg_weight: float = 5.0,
-        temperature: float = 1.0,
+        settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
+        *,
         backend: str = "auto",
         engine: str = "auto",
         window: Window = "auto",
-        negative_prompt: str | None = None,
+        **changes: Unpack[Changes],
     ) -> list[DrawnImage]:
         """Draws one image for each prompt and its seed, all at once.
 
         Args:
             prompts: at least one; the same one several times gives several images of it.
             seeds: one for each image, 0 .. 2**63 - 1.
-            dola, cfg_weight, temperature, backend, engine, window, negative_prompt: as for `generate` with the sampler
-                "gumbel".
+            settings, backend, engine, window, changes: as for `generate` with the sampler "gumbel".
         Returns:
             the images in order; `prompt` counts them, and `k` is 0.
         Raises:
@@ -297,19 +291,18 @@ class JanusDoLa:
         if len(prompts) != len(seeds):
             raise ValueError(f"seeds must be one for each of at least one prompt, got {len(seeds)} for {len(prompts)}")
         keys = [integer("seeds", seed, 0, MAX_SEED) for seed in seeds]
-        planned = plan(self.parts, dola, cfg_weight, temperature, "gumbel", backend, engine)
+        settings = with_changes(settings, changes)
+        planned = plan(self.parts, settings, "gumbel", backend, engine)
         window = check_window(window)
-        jobs = [replace(job, seed=keys[job.index]) for job in self._jobs(prompts, 1, 0, negative_prompt)]
+        jobs = [replace(job, seed=keys[job.index]) for job in self._jobs(prompts, 1, 0, settings)]
         return _all(self._draw(iter(jobs), planned, window, len(jobs)))
 
     def log_probs(
         self,
         prompts: str | Sequence[str],
         tokens: Tensor,
-        dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
-        cfg_weight: float = 5.0,
-        temperature: float = 1.0,
-        negative_prompt: str | None = None,
+        settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
+        **changes: Unpack[Changes],
     ) -> Tensor:
         """The log-probability of each code of images under the distribution that these settings draw it from.
 
@@ -319,13 +312,13 @@ class JanusDoLa:
         Args:
             prompts: P, one or several.
             tokens: [P, K, T] int64, K images of each prompt, as `GenerationOutput.tokens`.
-            dola, cfg_weight, temperature, negative_prompt: as for `generate`.
+            settings, changes: as for `generate`.
         Returns:
             [P, K, T] float32 on the CPU, nats, at most 0; -inf for a code that cannot be drawn.
         Raises:
             ValueError: an argument is out of range.
         """
-        prompts = strings(prompts)
+        prompts, settings = strings(prompts), with_changes(settings, changes)
         if tokens.ndim != 3 or tokens.shape[0] != len(prompts) or tokens.shape[2] != self.parts.image_tokens:
             raise ValueError(
                 f"tokens must be of shape [{len(prompts)}, images, {self.parts.image_tokens}], got {list(tokens.shape)}"
@@ -333,8 +326,8 @@ class JanusDoLa:
         codes = self.parts.head.num_codes
         if tokens.dtype != torch.int64 or not ((tokens >= 0) & (tokens < codes)).all():
             raise ValueError(f"tokens must be int64 in 0 .. {codes - 1}, got {tokens.dtype}, up to {tokens.max()}")
-        planned = plan(self.parts, dola, cfg_weight, temperature)
-        negative, weights = self._negative_ids(negative_prompt), self._engine.weights.read()
+        planned = plan(self.parts, settings)
+        negative, weights = self._negative_ids(settings), self._engine.weights.read()
         found = []
         for prompt, of_prompt in zip(prompts, tokens, strict=True):
             rows = rows_of(self._prompt_ids(prompt), negative, self._special)
@@ -388,10 +381,8 @@ class JanusDoLa:
         """Raises ValueError where a prompt is too long for the model."""
         self._prompt_ids(prompt)
 
-    def _jobs(
-        self, prompts: Iterable[str], parallel_size: int, seed: int, negative_prompt: str | None = None
-    ) -> Iterator[Job]:
-        return self._jobs_beside(self._negative_ids(negative_prompt), prompts, parallel_size, seed)
+    def _jobs(self, prompts: Iterable[str], parallel_size: int, seed: int, settings: DrawSettings) -> Iterator[Job]:
+        return self._jobs_beside(self._negative_ids(settings), prompts, parallel_size, seed)
 
     def _jobs_beside(
         self, negative: list[int] | None, prompts: Iterable[str], parallel_size: int, seed: int
@@ -444,8 +435,8 @@ class JanusDoLa:
         while coming:
             yield coming.popleft().image()
 
-    def _negative_ids(self, prompt: str | None) -> list[int] | None:
-        prompt = check_negative(prompt)
+    def _negative_ids(self, settings: DrawSettings) -> list[int] | None:
+        prompt = settings.negative_prompt
         return None if prompt is None else self._prompt_ids(prompt, "negative_prompt")
 
     def _prompt_ids(self, prompt: str, name: str = "prompts") -> list[int]:

@@ -7,7 +7,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from janus_dola.checks import Window, check_window
-from janus_dola.config import DoLaConfig
 from janus_dola.devices import undisturbed
 from janus_dola.engine.decode import Decoder, visible_length
 from janus_dola.engine.engine import ready
@@ -15,6 +14,7 @@ from janus_dola.engine.plan import Plan, plan
 from janus_dola.engine.schedule import positions, window_of
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.prompt import unconditional
+from janus_dola.settings import DrawSettings
 
 _OPERATIONS = 10
 _PROMPT = "a large red circle on white"
@@ -23,7 +23,7 @@ _PROMPT = "a large red circle on white"
 def profile_pass(
     pipe: JanusDoLa,
     images: int,
-    dola: DoLaConfig | None,
+    settings: DrawSettings,
     backend: str,
     engine: str,
     trace: Path,
@@ -33,7 +33,7 @@ def profile_pass(
 
     Args:
         images: drawn at once.
-        dola, backend, engine, window: as in `JanusDoLa.generate`.
+        settings, backend, engine, window: as in `JanusDoLa.generate`.
         trace: file for the recorded timeline, which Perfetto and Chrome open.
     Returns:
         the most expensive operations, those on the GPU where there is one, as a table.
@@ -43,7 +43,7 @@ def profile_pass(
     if images < 1:
         raise ValueError(f"images must be at least 1, got {images}")
     device, window = pipe.parts.device, check_window(window)
-    planned = plan(pipe.parts, dola, 5.0, 1.0, "gumbel", backend, engine)
+    planned = plan(pipe.parts, settings, "gumbel", backend, engine)
     codes_fed = window_of(images, pipe.parts) if window == "auto" else window
     decoder, visible = half_way(pipe, images, replace(planned, window=codes_fed))
     on_gpu = device.type == "cuda"

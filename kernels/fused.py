@@ -4,11 +4,15 @@
     project    x -> Linear; then GELU, guidance           y      [L, B, E], two launches
     codebook   y -> last Linear                           logits [L, B, V] float32, with partial softmax sums
     sweep      logits -> JSD, M, F -> Gumbel-max          code, premature layer, JSD [B]
+    truncate   F -> top-k, top-p                          F [B, V], which goes through the sweep again; where asked for
 
 Without a projection guidance follows the norm at once.
 
 It is one custom operator of torch, so that it runs eagerly, under torch.compile without a graph break and in a CUDA graph.
 """
+
+import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,6 +22,7 @@ from janus_dola.kernels.launch import INTERPRETED, unsupported
 from janus_dola.kernels.normalise import normalise
 from janus_dola.kernels.project import project
 from janus_dola.kernels.sweep import scores, sweep
+from janus_dola.kernels.truncate import race_of, truncate
 from janus_dola.kernels.types import Decodings, EarlyExit, Head, Scores
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -36,12 +41,15 @@ def _early_exit(
     temperature: Tensor,
     log_alpha: Tensor,
     premature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
     seeds: Tensor,
     position: Tensor,
     with_scores: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     head = Head(norm_weight, norm_eps, code_weight, code_bias, proj_weight, proj_bias)
-    decodings, images = Decodings(cfg_weight, temperature, log_alpha, premature), len(temperature)
+    decodings = Decodings(cfg_weight, temperature, log_alpha, premature, top_k, top_p)
+    images, truncates = len(temperature), top_k is not None
     # Triton launches on the current device, which need not be that of the tensors.
     with torch.cuda.device_of(hidden_states):
         arrived = torch.empty(images, dtype=torch.int32, device=hidden_states.device)
@@ -51,14 +59,20 @@ def _early_exit(
             x = project(normalise(hidden_states, head, None, arrived), head, cfg_weight)
         logits = codebook(x, head)
         drawn = sweep(*logits, arrived, decodings, seeds, position)
-        wanted = scores(*logits, drawn.layer, decodings) if with_scores else logits[0].new_empty(0)
-    return drawn.code, drawn.layer, drawn.jsd, drawn.finite, wanted
+        code, wanted = drawn.code, logits[0].new_empty(0)
+        if with_scores or truncates:
+            wanted = scores(*logits, drawn.layer, decodings)
+        if truncates:
+            truncate(wanted, decodings)
+            rest = replace(decodings, log_alpha=torch.full_like(log_alpha, -math.inf))
+            code = sweep(*race_of(wanted), arrived.zero_(), rest, seeds, position).code
+    return code, drawn.layer, drawn.jsd, drawn.finite, wanted if with_scores else logits[0].new_empty(0)
 
 
 @_early_exit.register_fake
 def _(
     hidden_states, norm_weight, norm_eps, code_weight, code_bias, proj_weight, proj_bias, cfg_weight, temperature,
-    log_alpha, premature, seeds, position, with_scores,
+    log_alpha, premature, top_k, top_p, seeds, position, with_scores,
 ):  # fmt: skip
     images = temperature.shape[0]
     return (
@@ -86,8 +100,8 @@ def _run(
 ) -> tuple[Tensor, ...]:
     return _early_exit(
         hidden_states.contiguous(), head.norm_weight, head.norm_eps, head.code_weight, head.code_bias, head.proj_weight,
-        head.proj_bias, decodings.cfg_weight, decodings.temperature, decodings.log_alpha, decodings.premature, seeds,
-        position, with_scores,
+        head.proj_bias, decodings.cfg_weight, decodings.temperature, decodings.log_alpha, decodings.premature,
+        decodings.top_k, decodings.top_p, seeds, position, with_scores,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ Float32 inside; float64 where the input is float64. Natural logarithms.
     M = argmax_j JSD(q_N, q_j)           the premature layer
     V_head = {x : q_N(x) >= alpha max q_N}
     F(x) = log q_N(x) - log q_M(x) on V_head, -inf elsewhere
-    p_hat = softmax(F); a token is drawn from softmax(F / T)
+    p_hat = softmax(F); a token is drawn from softmax(F / T), from the codes that top-k and top-p leave of it
 
 DoLa: Chuang et al., ICLR 2024, arXiv 2309.03883, sections 2.1 to 2.3.
 """
@@ -125,6 +125,30 @@ def _contrast(log_q_final: Tensor, log_q_premature: Tensor, admitted: Tensor) ->
     return ratio.masked_fill(~admitted, -math.inf)
 
 
+def truncate(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """F of the codes that are drawn from, -inf for others: first top-k, then top-p of softmax(F / T) on what that leaves.
+
+    Code x stays in top-k where fewer than k codes are more probable, and in top-p where the codes that are more probable
+    hold less than p together. So codes of one probability stay or go together, and the most probable one stays.
+    (Holtzman et al., ICLR 2020, arXiv 1904.09751.)
+
+    Args:
+        scores: [B, V], F.
+        temperature: [B], T >= 0; at 0, where only the first matters, as at 1.
+        top_k: [B] int64, 0 for all.
+        top_p: [B] in (0, 1], 1 for all.
+    """
+    T, k, p = (each.unsqueeze(-1) for each in (temperature, top_k, top_p))
+    ordered = scores.sort(-1, descending=True).values
+    last = torch.where(k > 0, k, scores.shape[-1]).clamp(max=scores.shape[-1]) - 1
+    by_k = ordered >= ordered.gather(-1, last)
+    mass = torch.softmax((ordered / T.masked_fill(T == 0, 1)).masked_fill(~by_k, -math.inf), -1)
+    before = F.pad(mass.cumsum(-1), (1, -1))
+    stays = by_k & ((before < p) | (p >= 1))
+    least = ordered.masked_fill(~stays, math.inf).amin(-1, keepdim=True)
+    return scores.masked_fill(scores < least, -math.inf)
+
+
 def decide(logits: Tensor, finite: Tensor, decodings: Decodings) -> Scores:
     """From guided logits to the contrasted distribution.
 
@@ -139,13 +163,21 @@ def decide(logits: Tensor, finite: Tensor, decodings: Decodings) -> Scores:
     final, batch = logits.shape[0] - 1, logits.shape[1]
     layer = torch.full((batch,), final, device=logits.device)
     if final == 0:  # nothing to contrast with
-        return Scores(_contrast(log_q[0], torch.zeros_like(log_q[0]), admitted), layer, logits.new_zeros(batch), finite)
+        scores = _contrast(log_q[0], torch.zeros_like(log_q[0]), admitted)
+        return Scores(_truncated(scores, decodings), layer, logits.new_zeros(batch), finite)
     jsd = jensen_shannon(log_q[final], log_q[:final])
     layer = torch.where(decodings.premature < 0, select_premature(jsd), decodings.premature)
     image = torch.arange(batch, device=logits.device)
     none = layer == final  # no contrast, as if log q_M were 0
     scores = _contrast(log_q[final], log_q[layer, image].masked_fill(none.unsqueeze(-1), 0.0), admitted)
-    return Scores(scores, layer, jsd[layer.clamp(max=final - 1), image].masked_fill(none, 0.0), finite)
+    jsd = jsd[layer.clamp(max=final - 1), image].masked_fill(none, 0.0)
+    return Scores(_truncated(scores, decodings), layer, jsd, finite)
+
+
+def _truncated(scores: Tensor, decodings: Decodings) -> Tensor:
+    if decodings.top_k is None or decodings.top_p is None:
+        return scores
+    return truncate(scores, decodings.temperature, decodings.top_k, decodings.top_p)
 
 
 def finite_images(hidden_states: Tensor, images: int) -> Tensor:

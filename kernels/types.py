@@ -4,8 +4,8 @@ Letters: L layers, R rows, B images, D hidden size, E head width, V codes.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from janus_dola.kernels.packed import PackedHalf
 
 SMALLEST_TEMPERATURE = 1e-6
+MAX_TOP_K = 2**31 - 1
 
 
 def check_alpha(alpha: float) -> None:
@@ -92,6 +93,8 @@ class Decoding:
         alpha: threshold of the adaptive plausibility constraint, in [0, 1]; 0 admits every code.
         premature: index into the stack of the layer to contrast with; None takes the one with the largest JSD, and the
             index of the last (the final layer) means no contrast.
+        top_k: codes to draw from, the most probable ones; 0 for all.
+        top_p: share of softmax(F / T) that the codes drawn from hold, in (0, 1]; 1 for all. See `reference.truncate`.
 
     Raises:
         ValueError: a value is out of range.
@@ -101,6 +104,8 @@ class Decoding:
     temperature: float = 1.0
     alpha: float = 0.1
     premature: int | None = None
+    top_k: int = 0
+    top_p: float = 1.0
 
     def __post_init__(self) -> None:
         if self.cfg_weight is not None and not math.isfinite(self.cfg_weight):
@@ -112,6 +117,20 @@ class Decoding:
                 f"temperature must be 0 (greedy) or at least {SMALLEST_TEMPERATURE}, got {self.temperature}"
             )
         check_alpha(self.alpha)
+        if not 0 <= self.top_k <= MAX_TOP_K:
+            raise ValueError(f"top_k must be an int in 0 .. {MAX_TOP_K} (0 keeps all), got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some plausible codes are not drawn."""
+        return self.top_k > 0 or self.top_p < 1
+
+    @property
+    def kind(self) -> Hashable:
+        """What of it decides which kernels run: images of one kind can share a pass."""
+        return self.cfg_weight is None, self.truncates
 
     def images(self, rows: int) -> int:
         """B of so many rows R: a conditional and an unconditional one make an image, where there is guidance."""
@@ -129,6 +148,8 @@ class Decoding:
             full(self.temperature, dtype),
             full(log_of(self.alpha), dtype),
             full(BY_JSD if self.premature is None else self.premature, torch.int64),
+            full(self.top_k, torch.int64) if self.truncates else None,
+            full(self.top_p, dtype) if self.truncates else None,
         )
 
 
@@ -143,28 +164,47 @@ class Decodings:
     temperature: Tensor  # [B], the same dtype
     log_alpha: Tensor  # [B], the same dtype; -inf admits every code
     premature: Tensor  # [B] int64: index into the stack, the last for no contrast; or `BY_JSD`
+    top_k: Tensor | None = None  # [B] int64, 0 for all codes. None: nothing is truncated for any image, nor by `top_p`
+    top_p: Tensor | None = None  # [B], the dtype of the temperature; 1 for all codes
 
     @classmethod
     def of(cls, decodings: Sequence[Decoding], like: Tensor) -> "Decodings":
-        """Guided settings of images, one each, on the device of a float32 or float64 tensor, without waiting for it."""
+        """Guided settings of images of one kind, on the device of a float32 or float64 tensor, without waiting for it."""
         dtype, device = like.dtype, like.device
 
         def column(values: list, dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
+        truncates = any(each.truncates for each in decodings)
         return cls(
             column([each.cfg_weight for each in decodings], dtype),
             column([each.temperature for each in decodings], dtype),
             column([log_of(each.alpha) for each in decodings], dtype),
             column([BY_JSD if each.premature is None else each.premature for each in decodings], torch.int64),
+            column([each.top_k for each in decodings], torch.int64) if truncates else None,
+            column([each.top_p for each in decodings], dtype) if truncates else None,
         )
+
+    def put(self, slots: Tensor, others: "Decodings", window: int) -> None:
+        """Images of the same kind take the place of those in some slots, whose settings stand here `window` times each.
+
+        Args:
+            slots: [n] int64, of [B / window].
+            others: of n images.
+        """
+        for field in fields(self):
+            mine, new = getattr(self, field.name), getattr(others, field.name)
+            if (mine is None) != (new is None):
+                raise ValueError(f"images must be of one kind: {field.name} is None for some of them")
+            if mine is not None:
+                mine.view(-1, window)[slots] = new.unsqueeze(1)
 
 
 @dataclass(frozen=True)
 class Scores:
     """The contrasted distribution of each image, before temperature."""
 
-    scores: Tensor  # [B, V] float32 (float64 for float64 input), F of the design; -inf outside V_head
+    scores: Tensor  # [B, V] float32 (float64 for float64 input), F; -inf outside V_head and what `top_k`, `top_p` leave
     layer: Tensor  # [B] int64, index into the stack of the layer contrasted with
     jsd: Tensor  # [B], its Jensen-Shannon divergence from the final layer, nats
     finite: Tensor  # [B] bool, False where hidden states or logits were not finite

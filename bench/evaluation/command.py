@@ -53,7 +53,7 @@ def run_evaluation(request: Request, progress: bool = False) -> Iterator[str]:
         raise ValueError(f"revision goes with a repository on the hub, not with the model {request.model!r}")
     pipe = JanusDoLa.from_pretrained(folder, request.device, request.dtype)
     for cell in grid.cells():  # settings that this model cannot have
-        cell.dola(pipe.parts.num_layers, request.seed)
+        cell.settings(pipe.parts.num_layers, request.seed)
     settings = Settings(
         model=request.model,
         revision=commit,

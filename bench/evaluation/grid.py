@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from janus_dola.config import DoLaConfig, auto_candidate_layers, sanitize_candidate_layers
-from janus_dola.kernels.types import Decoding
+from janus_dola.settings import DrawSettings
 
 LAYER_SETS = ("auto", "early", "late", "random", "final")
 
@@ -62,13 +62,14 @@ class Cell:
         """The baseline of the same guidance and temperature, which it is compared with."""
         return Cell("final", 0.0, self.cfg, self.temperature)
 
-    def dola(self, num_layers: int, seed: int) -> DoLaConfig | None:
-        """Its settings for a model of `num_layers` blocks; None is the plain baseline."""
-        if self.is_baseline:
-            return None
-        if self.layers == "final":
-            return DoLaConfig(alpha=self.alpha, premature_layer="final")
-        return DoLaConfig(layer_set(self.layers, num_layers, seed), self.alpha)
+    def settings(self, num_layers: int, seed: int) -> DrawSettings:
+        """What it stands for in a model of `num_layers` blocks."""
+        dola: DoLaConfig | None = None
+        if self.layers != "final":
+            dola = DoLaConfig(layer_set(self.layers, num_layers, seed), self.alpha)
+        elif not self.is_baseline:
+            dola = DoLaConfig(alpha=self.alpha, premature_layer="final")
+        return DrawSettings(self.cfg, self.temperature, dola)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Grid:
         if unknown:
             raise ValueError(f"layers must be of {', '.join(LAYER_SETS)}, got {_listed(unknown)}")
         for alpha, cfg, temperature in itertools.product(self.alpha, self.cfg, self.temperature):
-            Decoding(cfg, temperature, alpha)  # says what is out of range
+            DrawSettings(cfg, temperature, DoLaConfig(alpha=alpha))  # says what is out of range
 
     def cells(self) -> list[Cell]:
         """Every cell once, each after the baseline it is compared with."""

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from bench.evaluation.sharpness import sharpness
 from bench.evaluation.task import Task
-from janus_dola.config import DoLaConfig
 from janus_dola.engine.plan import plan
 from janus_dola.pipeline import DrawnImage, JanusDoLa
+from janus_dola.settings import DrawSettings
 
 _JUDGED_AT_ONCE = 128  # images
 
@@ -25,9 +25,7 @@ _JUDGED_AT_ONCE = 128  # images
 class Sampling:
     """How the images of a cell are drawn; image k of prompt i has the seed `seed + i * parallel_size + k`."""
 
-    dola: DoLaConfig | None
-    cfg_weight: float
-    temperature: float
+    settings: DrawSettings
     parallel_size: int
     seed: int
 
@@ -70,7 +68,7 @@ def measure(
         ("jsd", nats); "seconds".
     """
     begin = time.perf_counter()
-    planned = plan(pipe.parts, sampling.dola, sampling.cfg_weight, sampling.temperature)
+    planned = plan(pipe.parts, sampling.settings)
     raster = _Raster(list(planned.layers), pipe.parts.image_tokens)
     values: dict[str, list[float]] = {}
     tokens: list[Tensor] = []
@@ -105,9 +103,7 @@ def drawn_together(pipe: JanusDoLa, task: Task, sampling: Sampling) -> Iterator[
     stream = pipe.stream(
         task.prompts,
         sampling.parallel_size,
-        dola=sampling.dola,
-        cfg_weight=sampling.cfg_weight,
-        temperature=sampling.temperature,
+        sampling.settings,
         seed=sampling.seed,
         max_images=task.images_at_once,
     )

@@ -154,7 +154,7 @@ class Evaluation:
             keep = self._image_writer(folder, sampling)
         return {
             **measure(self._pipe, self._task, sampling, keep, self._bar.update),
-            "temperature": sampling.temperature,
+            "temperature": sampling.settings.temperature,
         }
 
     def _draw_matched(self, cell: Cell, target: list[float]) -> dict[str, Any]:
@@ -181,9 +181,10 @@ class Evaluation:
         return {**drawn, "match": found, "seconds": round(drawn["seconds"] + searched, 1)}
 
     def _sampling(self, cell: Cell, temperature: float | None = None) -> Sampling:
-        dola = cell.dola(self._num_layers, self._settings.seed)
-        at = cell.temperature if temperature is None else temperature
-        return Sampling(dola, cell.cfg, at, self._settings.parallel_size, self._settings.seed)
+        settings = cell.settings(self._num_layers, self._settings.seed)
+        if temperature is not None:
+            settings = replace(settings, temperature=temperature)
+        return Sampling(settings, self._settings.parallel_size, self._settings.seed)
 
     def _image_writer(self, folder: Path, sampling: Sampling) -> Callable[[DrawnImage], None]:
         metadata, settings = self._task.metadata or [], self._settings
@@ -193,9 +194,7 @@ class Evaluation:
                 model=public_name(settings.model),
                 prompt=self._task.prompts[drawn.prompt],
                 seed=drawn.seed,
-                cfg_weight=sampling.cfg_weight,
-                temperature=sampling.temperature,
-                dola=sampling.dola,
+                settings=sampling.settings,
                 dtype=settings.dtype,
             )
             save_image(drawn.image, place_for(folder, drawn.prompt, drawn.k, metadata[drawn.prompt]), recipe)
@@ -206,9 +205,7 @@ class Evaluation:
         """All that is needed to draw the images of a cell again."""
         return {
             **asdict(self._settings),
-            "cfg_weight": sampling.cfg_weight,
-            "temperature": sampling.temperature,
-            "dola": None if sampling.dola is None else asdict(sampling.dola),
+            **sampling.settings.to_json(),
             "sampler": "gumbel",
             "seeds": "image k of prompt i has the seed  seed + i * parallel_size + k",
             "made with": _made_with(self._pipe),

@@ -13,13 +13,14 @@ import typer
 from torch import Tensor
 
 from bench import RESULTS
-from janus_dola import DoLaConfig, JanusDoLa
+from janus_dola import JanusDoLa
 from janus_dola.engine.plan import plan
 from janus_dola.kernels.sampling import gumbel_max
 from janus_dola.kernels.types import EarlyExit
 from janus_dola.mini.checker import check
 from janus_dola.mini.pictures import caption, random_scene
 from janus_dola.models.quantize import QUANTIZATIONS
+from janus_dola.settings import DrawSettings
 
 FILE = RESULTS / "quantized_mini.json"
 
@@ -35,7 +36,7 @@ def side_by_side(plain: JanusDoLa, quantised: JanusDoLa, prompts: list[str]) -> 
 
 
 def _given(codes: Tensor, pipe: JanusDoLa, prompts: list[str]) -> EarlyExit:
-    planned = plan(pipe.parts, DoLaConfig(), 5.0, 1.0)
+    planned = plan(pipe.parts, DrawSettings())
     found = pipe.scores_by(planned, prompts, codes)
     seeds, position = torch.meshgrid(*map(torch.arange, codes.shape), indexing="ij")
     on_device = (each.flatten().to(found.scores.device) for each in (seeds, position))

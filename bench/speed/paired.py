@@ -41,7 +41,7 @@ def contenders(name: str, images: int) -> dict[str, Callable[[], object]]:
 
 
 def _ours(pipe: JanusDoLa, images: int, dola, window) -> Callable[[], object]:
-    return lambda: pipe.generate(PROMPT, images, dola, window=window, strict=True)
+    return lambda: pipe.generate(PROMPT, images, dola=dola, window=window, strict=True)
 
 
 def _theirs(pipe: JanusDoLa, draw: Callable[[JanusDoLa], torch.Tensor]) -> Callable[[], object]:

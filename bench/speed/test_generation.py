@@ -11,7 +11,7 @@ CUT = 64  # codes of the plain loop on a GPU, where its time is scaled to whole 
 
 def ours(engine):
     def draw(pipe, images, dola, window):
-        return pipe.generate(PROMPT, images, dola, engine=engine, window=window, strict=True).passes
+        return pipe.generate(PROMPT, images, dola=dola, engine=engine, window=window, strict=True).passes
 
     return draw
 

@@ -8,6 +8,7 @@ from bench.speed import floor, models
 from janus_dola.engine.plan import plan
 from janus_dola.kernels.block import buffer_shape
 from janus_dola.profiling import half_way
+from janus_dola.settings import DrawSettings
 
 HEADS = {"mini": "mini", "1B, 4 blocks": "1B", "1B": "1B", "7B": "7B"}
 
@@ -26,7 +27,7 @@ def table(names, dtypes, images, windows, engines):
 def test_step(timed, device, name, dtype, images, window, engine, way):
     pipe = models.model(name, device, dtype)
     parts = pipe.parts
-    planned = replace(plan(parts, models.dola_of(name, way), 5.0, 1.0, engine=engine), window=window)
+    planned = replace(plan(parts, DrawSettings(dola=models.dola_of(name, way)), engine=engine), window=window)
     decoder, visible = half_way(pipe, images, planned)
     blocks = decoder.weights.blocks
     matrices = (matrix for block in blocks for matrix in (block.qkv, block.output, block.gate_up, block.down))

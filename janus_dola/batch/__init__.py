@@ -2,6 +2,6 @@
 
 from janus_dola.batch.pool import Compute
 from janus_dola.batch.runner import Summary, run_batch
-from janus_dola.batch.settings import Look, Settings
+from janus_dola.batch.settings import Settings
 
-__all__ = ["Compute", "Look", "Settings", "Summary", "run_batch"]
+__all__ = ["Compute", "Settings", "Summary", "run_batch"]

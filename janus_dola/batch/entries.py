@@ -1,7 +1,6 @@
 """The lines of the manifest: what is said of an image that was drawn, of one that failed, and of a malformed prompt."""
 
 from pathlib import Path
-from typing import Any
 
 from janus_dola.batch.digests import digest
 from janus_dola.batch.manifest import Entry
@@ -24,23 +23,7 @@ def names_of(task: Task, settings: Settings) -> tuple[str, str | None]:
         "seed": task.seed,
     }
     name = name_of(settings.name_template, fields, settings.image_format)
-    return name, f"{MAPS}/{Path(name).stem}.png" if task.look.dola is not None else None
-
-
-def look_named(task: Task) -> dict[str, Any]:
-    """What a task may have of its own, as JSON holds it."""
-    look = task.look
-    if look.dola is None:
-        return {"cfg_weight": look.cfg_weight, "temperature": look.temperature, "dola": False, **look.named()}
-    layers = look.dola.candidate_layers
-    return {
-        "cfg_weight": look.cfg_weight,
-        "temperature": look.temperature,
-        "alpha": look.dola.alpha,
-        "candidate_layers": layers if isinstance(layers, str) else list(layers),
-        "premature_layer": look.dola.premature_layer,
-        **look.named(),
-    }
+    return name, f"{MAPS}/{Path(name).stem}.png" if task.drawing.dola is not None else None
 
 
 def entry_of(task: Task) -> Entry:
@@ -52,7 +35,7 @@ def entry_of(task: Task) -> Entry:
         "id": task.id,
         "prompt": task.prompt,
         "seed": task.seed,
-        "settings": look_named(task),
+        "settings": task.drawing.named(),
         **({"extra": task.extra} if task.extra else {}),
     }
 

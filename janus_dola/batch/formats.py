@@ -5,16 +5,19 @@ Everything has a limit, so that no file takes more than seconds and a gigabyte: 
 
 import csv
 import json
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
+
+from janus_dola.checks import shown
+from janus_dola.settings import SETTINGS
 
 MAX_LINE = 2**20  # bytes
 MAX_JSON = 2**22  # bytes of a document that is read whole
 MAX_JSON_PROMPTS = 2**17  # in it; each is checked at every reading, about a second in all
 _MAX_DIGITS = 1000  # of an integer
-_TYPED = ("seed", "parallel_size", "cfg_weight", "alpha", "candidate_layers")  # columns whose cells are JSON
+# Columns whose cells are JSON.
+_TYPED = ("seed", "parallel_size", *(name for name, setting in SETTINGS.items() if setting.type != str | None))
 _JSON = 'must be a JSON list of prompts, or {"prompts": [...]}, each a string or an object'
 
 
@@ -72,15 +75,6 @@ def _integer(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits")
     return int(digits)
-
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = _short.maxlong = 80
-
-
-def shown(value: object) -> str:
-    """A value as a message shows it: short, on one line, and without what a terminal would obey."""
-    return _short.repr(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
 
 
 def read_json(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:

@@ -5,20 +5,20 @@ A million prompts need no more memory than one: nothing here keeps what it has r
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from janus_dola.batch.formats import Fields, Malformed, fields_of, shown
-from janus_dola.batch.settings import Look, Settings, Task
+from janus_dola.batch.formats import Fields, Malformed, fields_of
+from janus_dola.batch.settings import Settings, Task
 from janus_dola.batch.sources import Source
-from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, integer
-from janus_dola.config import DoLaConfig
+from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, integer, shown
+from janus_dola.settings import SETTINGS, DrawSettings
 
 Prompts = str | Path | Iterable[str | Mapping[str, Any]]
 
-_KEYS = ("id", "seed", "parallel_size", "cfg_weight", "alpha", "candidate_layers", "negative_prompt")
-_OF_RUN = ("temperature", "premature_layer", "dola", "model", "dtype", "quantize")  # not a prompt's own
+_KEYS = ("id", "seed", "parallel_size", *SETTINGS)
+_OF_RUN = ("model", "dtype", "quantize")  # not a prompt's own
 _MAX_PROMPT = 2**16  # characters; no model reads that many
 _SHOWN = 300  # characters of a reason
 _MAX_DEPTH = 20  # of values that are only kept
@@ -33,7 +33,7 @@ class Record:
     id: str | int | None = None
     seed: int | None = None
     parallel_size: int | None = None
-    look: Look | None = None
+    drawing: DrawSettings | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # keys that set nothing, kept in the manifest
 
 
@@ -142,7 +142,9 @@ def _checked(index: int, found: Fields, settings: Settings) -> Record:
     seed = given.get("seed")
     if seed is not None:
         seed = integer("seed", seed, 0, MAX_SEED - (size or settings.parallel_size))
-    return Record(index, prompt, name, seed, size, _look(given, settings.look), _stored(extra) if extra else extra)
+    return Record(
+        index, prompt, name, seed, size, _drawing(given, settings.drawing), _stored(extra) if extra else extra
+    )
 
 
 def _check_text(name: str, value: object) -> None:
@@ -181,36 +183,10 @@ def _is_deeper(value: object, levels: int) -> bool:
     return levels < 0 or any(_is_deeper(each, levels - 1) for each in inner)
 
 
-def _look(given: Mapping[str, Any], of_run: Look) -> Look | None:
-    dola, weight = of_run.dola, of_run.cfg_weight
-    if "cfg_weight" in given:
-        weight = _number("cfg_weight", given["cfg_weight"])
-    changed = {key: given[key] for key in ("alpha", "candidate_layers") if key in given}
-    if changed:
-        if dola is None:
-            raise ValueError(f"{next(iter(changed))} must be left out where the run is without DoLa")
-        if "alpha" in changed:
-            changed["alpha"] = _number("alpha", changed["alpha"])
-        layers = changed.get("candidate_layers", "auto")
-        if not isinstance(layers, str | list | tuple):
-            raise ValueError(f'candidate_layers must be "auto" or a list of ints, got {shown(layers)}')
-        dola = DoLaConfig(
-            candidate_layers=changed.get("candidate_layers", dola.candidate_layers),
-            alpha=changed.get("alpha", dola.alpha),
-            premature_layer=dola.premature_layer,
-        )
-    negative = given.get("negative_prompt", of_run.negative_prompt)
-    look = replace(of_run, cfg_weight=weight, dola=dola, negative_prompt=negative)
-    return look if look != of_run else None
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number, got {shown(value)}")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{name} must be a finite number, got {shown(value)}") from None
+def _drawing(given: Mapping[str, Any], of_run: DrawSettings) -> DrawSettings | None:
+    own = {name: value for name, value in given.items() if name in SETTINGS}
+    found = of_run.changed(own)
+    return found if found != of_run else None
 
 
 Numbered = tuple[int, Record | BadRecord, list[Task]]
@@ -233,9 +209,9 @@ def numbered(records: Iterable[Record | BadRecord], settings: Settings) -> Itera
         tasks = []
         if isinstance(record, Record):
             seed = settings.seed + first if record.seed is None else record.seed
-            look = record.look or settings.look
+            drawing = record.drawing or settings.drawing
             tasks = [
-                Task(first + k, record.index, k, record.prompt, seed + k, look, record.id, record.extra)
+                Task(first + k, record.index, k, record.prompt, seed + k, drawing, record.id, record.extra)
                 for k in range(size)
             ]
         yield first, record, tasks

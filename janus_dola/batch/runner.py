@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 from janus_dola.batch.batches import Batch, batches
 from janus_dola.batch.entries import MAPS, bad_entry, drawn_entry, failed_entry, names_of
 from janus_dola.batch.files import held, sync_folder, telling, write_whole
-from janus_dola.batch.formats import shown
 from janus_dola.batch.interrupt import Interrupt
 from janus_dola.batch.manifest import NAME as MANIFEST
 from janus_dola.batch.manifest import Manifest
@@ -27,7 +26,7 @@ from janus_dola.batch.resume import DONE, FAILED, MISSING, delete, states_of
 from janus_dola.batch.run_file import RunFile
 from janus_dola.batch.settings import Settings, Task
 from janus_dola.batch.worker import Failed
-from janus_dola.checks import integer
+from janus_dola.checks import integer, shown
 from janus_dola.models.load import HINT_AT_MINI, MINI, public_name
 from janus_dola.pipeline import JanusDoLa
 

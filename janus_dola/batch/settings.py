@@ -1,56 +1,24 @@
 """What every image of a run shares, and one image of it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from janus_dola.batch.names import check_template
-from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, Window, check_negative, check_window, integer
-from janus_dola.config import DoLaConfig
+from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, Window, check_window, integer
 from janus_dola.image_files import ImageFormat, Recipe
-from janus_dola.kernels.types import Decoding
 from janus_dola.models.load import parse_dtype, public_name
 from janus_dola.models.quantize import Quantization
-
-
-@dataclass(frozen=True)
-class Look:
-    """What may differ between the images of one run; images with the same look are drawn together.
-
-    Attributes:
-        cfg_weight: weight of classifier-free guidance, finite.
-        temperature: >= 0; 0 is greedy.
-        dola: how layers are contrasted; None is the plain baseline.
-        negative_prompt: what guidance leads away from; None is the model's unconditional row.
-    Raises:
-        ValueError: a value is out of range.
-    """
-
-    cfg_weight: float = 5.0
-    temperature: float = 1.0
-    dola: DoLaConfig | None = DoLaConfig()  # noqa: RUF009 (frozen)
-    negative_prompt: str | None = None
-
-    def __post_init__(self) -> None:
-        Decoding(self.cfg_weight, self.temperature)
-        object.__setattr__(self, "negative_prompt", check_negative(self.negative_prompt))
-
-    def arguments(self) -> dict[str, Any]:
-        """What `JanusDoLa.stream` and `draw` are called with: their names are those of the fields."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
-
-    def named(self) -> dict[str, str]:
-        """The negative prompt under its name, where there is one."""
-        return {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
+from janus_dola.settings import DrawSettings
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run draws with. A prompt may have its own seed, parallel size, guidance and DoLa.
+    """What a run draws with. A prompt may have its own seed, parallel size and ways to choose codes.
 
     Attributes:
         model: "mini", a folder, or a repository on the Hugging Face hub.
-        look: guidance, temperature and DoLa.
+        drawing: how codes are chosen; a prompt may have settings of its own.
         parallel_size: images per prompt, 1 .. 65536.
         seed: of the first image; the n-th image of the run has the seed `seed + n`.
         image_format: "jpg", "png" or "webp".
@@ -65,7 +33,7 @@ class Settings:
     """
 
     model: str = "mini"
-    look: Look = Look()
+    drawing: DrawSettings = DrawSettings()  # noqa: RUF009 (frozen)
     parallel_size: int = 4
     seed: int = 0
     image_format: ImageFormat = "jpg"
@@ -87,23 +55,16 @@ class Settings:
 
     def named(self) -> dict[str, Any]:
         """Each setting under the name it has on the command line, as JSON holds it."""
-        dola = self.look.dola
-        contrast = asdict(dola) if dola is not None else {}
-        if not isinstance(contrast.get("candidate_layers", "auto"), str):
-            contrast["candidate_layers"] = list(contrast["candidate_layers"])
         return {
             "model": self.model,
             "parallel_size": self.parallel_size,
-            "cfg_weight": self.look.cfg_weight,
-            "temperature": self.look.temperature,
-            "dola": dola is not None,
-            **contrast,
+            "dola": True,
+            **self.drawing.named(),
             "seed": self.seed,
             "format": self.image_format,
             "dtype": self.dtype,
             "quantize": self.quantize,
             "window": self.window,
-            **self.look.named(),
             **({} if self.metadata else {"metadata": False}),
             **({} if self.name_template is None else {"name_template": self.name_template}),
         }
@@ -122,7 +83,7 @@ class Task:
     k: int  # which of the prompt's images
     prompt: str
     seed: int
-    look: Look
+    drawing: DrawSettings
     id: str | int | None = None  # what the user calls the prompt
     extra: Mapping[str, Any] = field(default_factory=dict)  # what else stood with it, for the manifest
 
@@ -131,8 +92,7 @@ class Task:
         if not settings.metadata:
             return None
         assert settings.dtype is not None
-        look = self.look
         return Recipe(
-            public_name(settings.model), self.prompt, self.seed, look.cfg_weight, look.temperature, look.dola,
-            settings.dtype, settings.quantize, settings.window, look.negative_prompt,
+            public_name(settings.model), self.prompt, self.seed, self.drawing, settings.dtype, settings.quantize,
+            settings.window,
         )  # fmt: skip

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from janus_dola.batch.settings import Look, Settings, Task
+from janus_dola.batch.settings import Settings, Task
 from janus_dola.engine.schedule import images_that_fit
 from janus_dola.image_files import encode_image
 from janus_dola.layer_map import counts_of, small_map
 from janus_dola.pipeline import DrawnImage, JanusDoLa, NonFiniteError
+from janus_dola.settings import DrawSettings
 
 _USUAL_PROMPT = 128  # tokens, for the number of images that fit; a batch of longer ones may have to be halved
 
@@ -51,7 +52,7 @@ class Worker:
         self.dtype = str(pipe.parts.stored_dtype).removeprefix("torch.")
         self.settings = settings.with_dtype(self.dtype)
         # Checks the settings; without a prompt there is nothing to draw.
-        pipe.stream((), backend=backend, engine=engine, **settings.look.arguments())
+        pipe.stream((), settings=settings.drawing, backend=backend, engine=engine)
         self._limit: int | None = None  # images at once, once memory ran out
 
     @property
@@ -60,7 +61,7 @@ class Worker:
         return images_that_fit(self._pipe.parts, _USUAL_PROMPT)
 
     def draw(self, batch: Sequence[Task]) -> list[Drawn | Failed]:
-        """Draws a batch of images of one look; what cannot be drawn fails alone."""
+        """Draws a batch of images of the same settings; what cannot be drawn fails alone."""
         started = time.perf_counter()
         errors = {task.number: error for task in batch if (error := self._error_of_prompt(task))}
         sound = iter(self._draw([task for task in batch if task.number not in errors]))
@@ -85,8 +86,8 @@ class Worker:
         if not tasks:
             return []
         try:
-            return list(self._draw_at_once(tasks, tasks[0].look))
-        except ValueError as error:  # of the look, which is the same for all of them
+            return list(self._draw_at_once(tasks, tasks[0].drawing))
+        except ValueError as error:  # of the settings, which are the same for all of them
             return [Failed(str(error))] * len(tasks)
         except NonFiniteError as error:
             good = iter(error.drawn)
@@ -103,14 +104,14 @@ class Worker:
         self._limit = (len(tasks) + 1) // 2
         return self._draw(tasks)
 
-    def _draw_at_once(self, tasks: Sequence[Task], look: Look) -> list[DrawnImage]:
+    def _draw_at_once(self, tasks: Sequence[Task], drawing: DrawSettings) -> list[DrawnImage]:
         return self._pipe.draw(
             [task.prompt for task in tasks],
             [task.seed for task in tasks],
+            settings=drawing,
             backend=self._backend,
             engine=self._engine,
             window=self.settings.window,
-            **look.arguments(),
         )
 
     def _encoded(self, task: Task, image: DrawnImage, seconds: float) -> Drawn | Failed:
@@ -119,7 +120,7 @@ class Worker:
         except ValueError as error:
             return Failed(str(error))
         png = None
-        if task.look.dola is not None:
+        if task.drawing.dola is not None:
             picture = io.BytesIO()
             small_map(image.premature_layers, image.jsd).save(picture, format="png")
             png = picture.getvalue()

@@ -5,37 +5,32 @@ from typing import Annotated
 
 import typer
 
-from janus_dola.batch import Compute, Look, Settings, run_batch
+from janus_dola.batch import Compute, Settings, run_batch
 from janus_dola.batch.manifest import NAME as MANIFEST
 from janus_dola.batch.page import PAGE
 from janus_dola.commands.options import (
-    Alpha,
     Backend,
-    CandidateLayers,
-    CfgWeight,
     Device,
-    Dola,
     Dtype,
     EngineName,
     Format,
     Metadata,
     Model,
-    NegativePrompt,
     OutDir,
     ParallelSize,
-    PrematureLayer,
     Quantize,
     Size,
-    Temperature,
     WindowName,
-    dola_of,
     parse_seed,
     parse_window,
+    takes_settings,
 )
 from janus_dola.models.load import MINI
+from janus_dola.settings import SETTINGS, DrawSettings
 from janus_dola.terminal import complain
 
 
+@takes_settings
 def batch(
     prompts: Annotated[
         str,
@@ -44,7 +39,7 @@ def batch(
             "--prompt-json",
             metavar="FILE",
             help='.json: a list, or {"prompts": [...]}; .jsonl: an object a line, {"prompt": "..."} and if wished id, seed, '
-            "parallel_size, cfg_weight, alpha, candidate_layers, negative_prompt; .csv, .tsv: the same in columns; "
+            f"parallel_size, {', '.join(SETTINGS)}; .csv, .tsv: the same in columns; "
             ".txt: a prompt a line; a folder: a .txt file for each; - is stdin.",
         ),
     ],
@@ -54,13 +49,7 @@ def batch(
     model: Model = MINI,
     outdir: OutDir = Path("out_dola"),
     parallel_size: ParallelSize = 4,
-    cfg_weight: CfgWeight = 5.0,
-    negative_prompt: NegativePrompt = None,
-    temperature: Temperature = 1.0,
-    alpha: Alpha = 0.1,
-    candidate_layers: CandidateLayers = "auto",
-    premature_layer: PrematureLayer = None,
-    dola: Dola = True,
+    settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
     max_prompts: Annotated[int | None, typer.Option(min=1, help="Draw only so many.", show_default="all")] = None,
     seed: Annotated[
         str,
@@ -106,16 +95,24 @@ def batch(
     The same command again goes on where it stopped. OUTDIR gets the images, manifest.jsonl with a line for each, and
     index.html to look at them. The model fixes the size of images.
     """
-    look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer), negative_prompt)
     base = parse_seed(seed, outdir)
-    settings = Settings(
-        model, look, parallel_size, base, image_format, dtype, quantize, parse_window(window), metadata, name_template
+    run = Settings(
+        model,
+        settings,
+        parallel_size,
+        base,
+        image_format,
+        dtype,
+        quantize,
+        parse_window(window),
+        metadata,
+        name_template,
     )
     compute = Compute(device, backend, engine, workers, ray_address, batch_size)
     summary = run_batch(
         prompts,
         outdir,
-        settings,
+        run,
         compute,
         prompt_key=prompt_key,
         max_prompts=max_prompts,

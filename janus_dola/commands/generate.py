@@ -8,52 +8,41 @@ from typing import Annotated
 
 import typer
 
-from janus_dola.batch import Look, Settings
+from janus_dola.batch import Settings
 from janus_dola.batch.settings import Task
 from janus_dola.commands.options import (
-    Alpha,
     Backend,
-    CandidateLayers,
-    CfgWeight,
     Device,
-    Dola,
     Dtype,
     EngineName,
     Format,
     Metadata,
     Model,
-    NegativePrompt,
     OutDir,
     ParallelSize,
-    PrematureLayer,
     Quantize,
     RandomSeed,
     Size,
-    Temperature,
     WindowName,
-    dola_of,
     hint_at_mini,
     parse_seed,
     parse_window,
+    takes_settings,
 )
 from janus_dola.image_files import Recipe, file_name, read_recipe, save_image
 from janus_dola.models.load import MINI, public_name
 from janus_dola.pipeline import JanusDoLa
+from janus_dola.settings import DrawSettings
 
 
+@takes_settings
 def generate(
     context: typer.Context,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
     model: Model = MINI,
     outdir: OutDir = Path("generated_samples"),
     parallel_size: ParallelSize = 1,
-    cfg_weight: CfgWeight = 5.0,
-    negative_prompt: NegativePrompt = None,
-    temperature: Temperature = 1.0,
-    alpha: Alpha = 0.1,
-    candidate_layers: CandidateLayers = "auto",
-    premature_layer: PrematureLayer = None,
-    dola: Dola = True,
+    settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
     seed: RandomSeed = "0",
     backend: Backend = "auto",
     engine: EngineName = "auto",
@@ -78,21 +67,20 @@ def generate(
         recipe = read_recipe(from_image)
         model = _model_of(recipe, model if _is_given(context, "model") else None)
         prompts, dtype = [recipe.prompt], recipe.dtype
-        look = Look(recipe.cfg_weight, recipe.temperature, recipe.dola, recipe.negative_prompt)
-        settings = Settings(
-            model, look, 1, recipe.seed, image_format, quantize=recipe.quantize, window=recipe.window, metadata=metadata
-        )
+        run = Settings(
+            model, recipe.settings, 1, recipe.seed, image_format, quantize=recipe.quantize, window=recipe.window,
+            metadata=metadata,
+        )  # fmt: skip
     else:
         if not prompts:
             raise typer.BadParameter("give a prompt, or --from an image")
-        look = Look(cfg_weight, temperature, dola_of(dola, candidate_layers, alpha, premature_layer), negative_prompt)
-        settings = Settings(
-            model, look, parallel_size, parse_seed(seed), image_format, quantize=quantize, window=parse_window(window),
+        run = Settings(
+            model, settings, parallel_size, parse_seed(seed), image_format, quantize=quantize, window=parse_window(window),
             metadata=metadata,
         )  # fmt: skip
-    hint_at_mini(settings.model)
-    pipe = JanusDoLa.from_pretrained(settings.model, device, dtype, quantize=settings.quantize)
-    for path in _draw_to_files(pipe, prompts, outdir, settings, backend, engine):
+    hint_at_mini(run.model)
+    pipe = JanusDoLa.from_pretrained(run.model, device, dtype, quantize=run.quantize)
+    for path in _draw_to_files(pipe, prompts, outdir, run, backend, engine):
         typer.echo(path)
 
 
@@ -100,27 +88,27 @@ def _draw_to_files(
     pipe: JanusDoLa,
     prompts: list[str],
     outdir: Path,
-    settings: Settings,
+    run: Settings,
     backend: str,
     engine: str,
 ) -> Iterator[Path]:
     drawn = pipe.stream(
         prompts,
-        settings.parallel_size,
-        seed=settings.seed,
+        run.parallel_size,
+        run.drawing,
+        seed=run.seed,
         backend=backend,
         engine=engine,
-        window=settings.window,
+        window=run.window,
         progress=sys.stderr.isatty(),
-        **settings.look.arguments(),
     )
     outdir.mkdir(parents=True, exist_ok=True)
-    settings = settings.with_dtype(str(pipe.parts.stored_dtype).removeprefix("torch."))
+    run = run.with_dtype(str(pipe.parts.stored_dtype).removeprefix("torch."))
     for number, found in enumerate(drawn):
         prompt = prompts[found.prompt]
-        task = Task(number, found.prompt, found.k, prompt, found.seed, settings.look)
-        path = outdir / file_name(found.prompt, prompt, found.k, settings.image_format)
-        save_image(found.image, path, task.recipe(settings))
+        task = Task(number, found.prompt, found.k, prompt, found.seed, run.drawing)
+        path = outdir / file_name(found.prompt, prompt, found.k, run.image_format)
+        save_image(found.image, path, task.recipe(run))
         yield path
 
 

@@ -1,33 +1,24 @@
 """Options that commands share, and what their texts mean."""
 
+import functools
+import inspect
 import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, cast
 
 import typer
 
 from janus_dola.batch.run_file import RunFile
 from janus_dola.checks import Window, check_window
-from janus_dola.config import DoLaConfig
 from janus_dola.image_files import ImageFormat
 from janus_dola.models.load import HINT_AT_MINI, MINI
 from janus_dola.models.quantize import Quantization
+from janus_dola.settings import SETTINGS, DrawSettings, Setting
 
 Model = Annotated[str, typer.Option(help='"mini", a folder, or a repository such as deepseek-community/Janus-Pro-1B.')]
 OutDir = Annotated[Path, typer.Option(help="Folder for the images.")]
 ParallelSize = Annotated[int, typer.Option(help="Images per prompt.")]
-CfgWeight = Annotated[float, typer.Option(help="Weight of classifier-free guidance.")]
-NegativePrompt = Annotated[
-    str | None, typer.Option(help="What guidance leads away from, instead of from no words.", show_default="none")
-]
-Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
-Alpha = Annotated[float, typer.Option(help="Plausibility threshold of DoLa, in [0, 1].")]
-CandidateLayers = Annotated[str, typer.Option(help='"auto", or layers to choose from: 22,24,26,28.')]
-PrematureLayer = Annotated[
-    str | None,
-    typer.Option(help='Always contrast with this layer; "final" contrasts with none.', show_default="by JSD"),
-]
-Dola = Annotated[bool, typer.Option("--dola/--no-dola", help="DoLa, or plain decoding.")]
 Seed = Annotated[int, typer.Option(help="Image k of prompt i has the seed SEED + i * PARALLEL_SIZE + k.")]
 RandomSeed = Annotated[
     str,
@@ -67,20 +58,6 @@ def _refuse_size(value: str | None) -> None:
 Size = Annotated[str | None, typer.Option("--size", "--width", "--height", hidden=True, callback=_refuse_size)]
 
 
-def parse_layers(text: str) -> list[int] | Literal["auto"]:
-    """ "auto", or a comma-separated list of layers.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if text.strip() == "auto":
-        return "auto"
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f'candidate_layers must be "auto" or integers separated by commas, got {text!r}') from None
-
-
 def parse_seed(text: str, outdir: Path | None = None) -> int:
     """A seed, up to 2**63 - 1; "random", or -1 as other programs send it, picks one. What is drawn says which.
 
@@ -112,30 +89,46 @@ def number_or_text(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def parse_premature(text: str | None) -> int | Literal["final"] | None:
-    """ "final", a layer, or None.
+def takes_settings(command: Callable) -> Callable:
+    """Gives a command an option for each of `SETTINGS` in place of its parameter `settings`, which gets them all."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        parameters += [parameter] if parameter.name != "settings" else map(_option, SETTINGS, SETTINGS.values())
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        own = {name: given.pop(name) for name in SETTINGS}
+        command(settings=DrawSettings().changed(_parsed(own)), **given)
+
+    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_options
+
+
+def _option(name: str, setting: Setting) -> inspect.Parameter:
+    """How the command line shows a setting."""
+    names = ["--dola/--no-dola"] if name == "dola" else []
+    option = typer.Option(*names, help=setting.help, show_default=setting.nothing or True)
+    default = setting.default
+    # What is made of words is a word here.
+    kind = setting.type if setting.parse is None else str if default is not None else str | None
+    return inspect.Parameter(
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=Annotated[kind, option]
+    )
+
+
+def _parsed(given: dict[str, Any]) -> dict[str, Any]:
+    """The values that options stand for.
 
     Raises:
-        ValueError: it is none of those.
+        ValueError: words mean nothing.
     """
-    if text is None:
-        return None
-    if text == "final":
-        return "final"
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f'premature_layer must be an integer or "final", got {text!r}') from None
-
-
-def dola_of(enabled: bool, candidate_layers: str, alpha: float, premature_layer: str | None) -> DoLaConfig | None:
-    """The contrast that the options ask for; None where it is turned off.
-
-    Raises:
-        ValueError: an option is out of range.
-    """
-    config = DoLaConfig(parse_layers(candidate_layers), alpha, parse_premature(premature_layer))
-    return config if enabled else None
+    found = dict(given)
+    for name, setting in SETTINGS.items():
+        if setting.parse is not None and isinstance(given[name], str):
+            found[name] = setting.parse(given[name])
+    return found
 
 
 def hint_at_mini(model: str) -> None:

@@ -1,15 +1,16 @@
 """What a user's settings mean for a model of so many blocks on its device."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
-from janus_dola.config import DoLaConfig, decoding_of
 from janus_dola.devices import has_graphs
 from janus_dola.kernels.early_exit import resolve_backend
 from janus_dola.kernels.types import Decoding
 from janus_dola.models.parts import JanusParts
+from janus_dola.settings import DrawSettings
 
 Sampler = Literal["gumbel", "multinomial"]
 SAMPLERS = ("gumbel", "multinomial")
@@ -26,28 +27,30 @@ class Plan:
     backend: str  # of the early-exit stage: "reference", "torch" or "triton"
     engine: str  # "graph", "compile" or "eager"
     window: int = 1  # W, codes fed a pass for each image
+    kind: Hashable = field(init=False)  # of the images' decodings
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", self.decoding.kind)
 
 
 def plan(
     parts: JanusParts,
-    dola: DoLaConfig | None,
-    cfg_weight: float,
-    temperature: float,
+    settings: DrawSettings,
     sampler: Sampler = "gumbel",
     backend: str = "auto",
     engine: str = "auto",
 ) -> Plan:
-    """Turns the settings of a user into a plan for a model. `dola=None` is the plain baseline.
+    """Turns the settings of a user into a plan for a model.
 
     Raises:
         ValueError: a value is out of range, no candidate layer exists in the model, or its device lacks what is asked for.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {list(SAMPLERS)}, got {sampler!r}")
-    layers = tuple(dola.layers_to_read(parts.num_layers)) if dola is not None else ()
+    layers = () if settings.dola is None else tuple(settings.dola.layers_to_read(parts.num_layers))
     return Plan(
         layers,
-        decoding_of(layers, dola, cfg_weight, temperature),
+        settings.decoding(layers),
         sampler,
         resolve_backend(backend, parts.device, parts.dtype),
         resolve_engine(engine, parts.device),

@@ -55,9 +55,7 @@ class Slots:
 
     def admit(self, slots: Tensor, lengths: Tensor, seeds: Tensor, decodings: Decodings, first: EarlyExit) -> None:
         """Images begin in these slots with their first code, which the prompt gave. All [n]; slots int64."""
-        for field in fields(decodings):
-            of_codes = getattr(self.decodings, field.name).view(-1, self.window)
-            of_codes[slots] = getattr(decodings, field.name).unsqueeze(1)
+        self.decodings.put(slots, decodings, self.window)
         self.seeds[slots] = seeds
         self.prompt_tokens[slots] = lengths
         self.decided[slots] = 1

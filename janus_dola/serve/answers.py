@@ -35,21 +35,11 @@ class Answers:
         entry: dict[str, Any] = {
             **({"b64_json": _base64(content)} if keep is None else {"url": keep(content, self._wanted.image_format)}),
             "seed": recipe.seed,
-            "settings": {
-                "cfg_weight": recipe.cfg_weight,
-                "temperature": recipe.temperature,
-                "dola": recipe.dola is not None,
-            },
+            "settings": {"dola": True, **recipe.settings.named()},
             "layers": {str(layer): count for layer, count in counts_of(found.codes.premature_layers).items()},
             "mean_jsd": round(float(found.codes.jsd.mean()), 6),
             "passes": int(found.codes.passes),
         }
-        if recipe.dola is not None:
-            entry["settings"] |= {
-                "alpha": recipe.dola.alpha,
-                "candidate_layers": recipe.dola.candidate_layers,
-                "premature_layer": recipe.dola.premature_layer,
-            }
         if self._wanted.layer_map:
             picture = small_map(found.codes.premature_layers, found.codes.jsd)
             entry["layer_map_b64_png"] = _base64(encode_image(picture, "png", None))

@@ -4,18 +4,19 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field, create_model
 
 from janus_dola.checks import MAX_SEED
-from janus_dola.config import DoLaConfig, decoding_of
+from janus_dola.config import DoLaConfig
 from janus_dola.engine.schedule import Job
 from janus_dola.image_files import ImageFormat, Recipe
 from janus_dola.models.quantize import Quantization
 from janus_dola.pipeline import JanusDoLa
-from janus_dola.prompt import prompt_ids
+from janus_dola.prompt import prompt_ids, rows_of
 from janus_dola.serve.worker import Asked, Event
+from janus_dola.settings import SETTINGS, DrawSettings, Setting
 
 MAX_IMAGES = 10  # of a request
 MAX_PROMPT_TOKENS = 512
@@ -23,8 +24,23 @@ _MAX_CHARACTERS = 8192
 _MAX_RANDOM_SEED = 2**53 - 1  # JavaScript's integers end there
 
 
-class ImagesRequest(BaseModel):
-    """The body of POST /v1/images/generations: OpenAI's fields, and those of DoLa."""
+def _field(name: str, setting: Setting) -> tuple[Any, Any]:
+    """How a request has a setting; `DrawSettings` checks what is not said here."""
+    kind = list[int] | Literal["auto"] if name == "candidate_layers" else setting.type
+    return kind, Field(setting.default, description=setting.help, **_BOUNDS.get(name, {}))
+
+
+_BOUNDS: dict[str, dict[str, Any]] = {  # of JSON's schema
+    "cfg_weight": {"ge": -100, "le": 100},
+    "temperature": {"ge": 0, "le": 100},
+    "alpha": {"ge": 0, "le": 1},
+    "negative_prompt": {"max_length": _MAX_CHARACTERS},
+}
+_Settings: Any = create_model("_Settings", **{name: _field(name, setting) for name, setting in SETTINGS.items()})  # type: ignore[call-overload]
+
+
+class ImagesRequest(_Settings):
+    """The body of POST /v1/images/generations: OpenAI's fields, and those of `DrawSettings`."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -44,18 +60,6 @@ class ImagesRequest(BaseModel):
     seed: Annotated[
         int | None,
         Field(ge=0, le=MAX_SEED - MAX_IMAGES, description="Image k has the seed `seed + k`; nothing picks one."),
-    ] = None
-    cfg_weight: Annotated[float, Field(ge=-100, le=100, description="Weight of classifier-free guidance.")] = 5.0
-    temperature: Annotated[float, Field(ge=0, le=100, description="0 is greedy.")] = 1.0
-    dola: Annotated[bool, Field(description="DoLa, or plain decoding.")] = True
-    alpha: Annotated[float, Field(ge=0, le=1, description="Plausibility threshold of DoLa.")] = 0.1
-    candidate_layers: Annotated[
-        Literal["auto"] | Annotated[list[int], Field(min_length=1, max_length=64)],
-        Field(description="Layers to choose from."),
-    ] = "auto"
-    premature_layer: Annotated[
-        int | Literal["final"] | None,
-        Field(description='Always contrast with this layer; "final" contrasts with none.'),
     ] = None
     layer_map: Annotated[
         bool, Field(description="Add a picture of the layer chosen at each code, and of how far it diverged.")
@@ -112,51 +116,56 @@ class Reader:
             raise InvalidError("response_format", 'response_format must be "b64_json" with stream, got "url"')
         if body.partial_images and not body.stream:
             raise InvalidError("partial_images", f"partial_images must be 0 without stream, got {body.partial_images}")
-        token_ids = self._token_ids(body.prompt)
-        dola, kind = self._contrast(body)
-        try:
-            decoding = decoding_of(kind, dola, body.cfg_weight, body.temperature)
-        except ValueError as error:
-            raise InvalidError("temperature", str(error)) from None
+        settings = self._settings(body)
+        token_ids, other = self._rows(body.prompt, settings.negative_prompt)
+        layers = self._layers(settings.dola)
+        decoding = settings.decoding(layers)
         count = body.n or 1
         seed = random.randint(0, _MAX_RANDOM_SEED - MAX_IMAGES) if body.seed is None else body.seed
         partials = body.partial_images or 0
         dtype = str(self.parts.stored_dtype).removeprefix("torch.")
-        recipe = Recipe(
-            self.name, body.prompt, seed, body.cfg_weight, body.temperature, dola, dtype, self._quantize
-        )  # fmt: skip
-        jobs = [Job(next(self._numbers), 0, k, token_ids, seed + k, decoding) for k in range(count)]
+        recipe = Recipe(self.name, body.prompt, seed, settings, dtype, self._quantize)
+        jobs = [Job(next(self._numbers), 0, k, token_ids, seed + k, decoding, other) for k in range(count)]
         return Wanted(
-            [Asked(job, kind, partials, tell) for job in jobs],
+            [Asked(job, layers, partials, tell) for job in jobs],
             [replace(recipe, seed=job.seed) for job in jobs],
             "jpg" if body.output_format == "jpeg" else body.output_format or "png",
             len(token_ids),
             body.layer_map,
         )
 
-    def _token_ids(self, prompt: str) -> list[int]:
-        try:
-            found = prompt_ids(prompt, self._tokenizer, self.special)
-        except ValueError as error:
-            raise InvalidError("prompt", str(error)) from None
-        if len(found) > self.longest:
-            raise InvalidError("prompt", f"prompt must have at most {self.longest} tokens, got {len(found)}")
-        return found
-
-    def _contrast(self, body: ImagesRequest) -> tuple[DoLaConfig | None, tuple[int, ...]]:
-        """How layers are contrasted, and which layers the passes read: the candidates, so that most requests can share
-        passes, or a forced layer alone that is not among them."""
-        layers = body.candidate_layers
+    def _settings(self, body: ImagesRequest) -> DrawSettings:
+        given = body.model_dump(include=set(SETTINGS))
         last = self.parts.num_layers - 1
+        layers, forced = given["candidate_layers"], given["premature_layer"]
         if layers != "auto" and not all(1 <= layer <= last for layer in layers):
             raise InvalidError("candidate_layers", f"candidate_layers must lie in 1 .. {last}, got {layers}")
-        forced = body.premature_layer
         if isinstance(forced, int) and not 1 <= forced <= last:
             raise InvalidError(
                 "premature_layer", f'premature_layer must lie in 1 .. {last}, or be "final", got {forced}'
             )
-        dola = DoLaConfig(layers, body.alpha, forced)
-        kind = tuple(replace(dola, premature_layer=None).layers_to_read(self.parts.num_layers))
-        if not body.dola:
-            return None, kind
-        return dola, kind if forced is None or forced == "final" or forced in kind else (forced,)
+        try:
+            return DrawSettings().changed(given)
+        except ValueError as error:  # begins with the name
+            raise InvalidError(str(error).partition(" ")[0], str(error)) from None
+
+    def _rows(self, prompt: str, negative: str | None) -> tuple[list[int], list[int] | None]:
+        ids = self._token_ids("prompt", prompt)
+        of_negative = None if negative is None else self._token_ids("negative_prompt", negative)
+        return rows_of(ids, of_negative, self.special)
+
+    def _token_ids(self, field: str, prompt: str) -> list[int]:
+        try:
+            found = prompt_ids(prompt, self._tokenizer, self.special)
+        except ValueError as error:
+            raise InvalidError(field, str(error)) from None
+        if len(found) > self.longest:
+            raise InvalidError(field, f"{field} must have at most {self.longest} tokens, got {len(found)}")
+        return found
+
+    def _layers(self, dola: DoLaConfig | None) -> tuple[int, ...]:
+        """Which layers the passes read: the candidates, so that most requests can share passes, or a forced layer alone
+        that is not among them."""
+        shared = tuple(replace(dola or DoLaConfig(), premature_layer=None).layers_to_read(self.parts.num_layers))
+        forced = None if dola is None else dola.premature_layer
+        return (forced,) if isinstance(forced, int) and forced not in shared else shared

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +20,7 @@ from janus_dola.pipeline import NonFiniteError, out_of_memory
 from janus_dola.progress import Progress
 from janus_dola.serve.metrics import Metrics
 from janus_dola.serve.queue import FairQueue
+from janus_dola.settings import DrawSettings
 
 _GREY = (128, 128, 128)
 
@@ -59,19 +60,24 @@ class Asked:
 
     Attributes:
         job: what to draw; `index` differs from that of all others, `k` counts the images of the request.
-        kind: the layers that its passes read.
+        layers: those that its passes read.
         partials: how many pictures are wanted on the way.
         tell: called from another thread with what happens; the last call has `Finished` or `Failed`.
         given_up: nobody wants it any more; it may be set at any time.
     """
 
     job: Job
-    kind: tuple[int, ...]
+    layers: tuple[int, ...]
     partials: int
     tell: Callable[[Event], object]
     given_up: bool = False
     partials_told: int = 0
     asked_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def kind(self) -> Hashable:
+        """Images of equal kinds can share passes."""
+        return self.layers, self.job.decoding and self.job.decoding.kind
 
 
 class Worker:
@@ -100,7 +106,7 @@ class Worker:
         self.parts, self.longest = parts, longest
         self.queue: FairQueue[Asked] = FairQueue(max_waiting)
         self._special, self._metrics = special, metrics
-        self._plan = plan(parts, None, 5.0, 1.0, backend=backend, engine=engine)
+        self._plan = plan(parts, DrawSettings(dola=None), backend=backend, engine=engine)
         self._engine = Engine(parts, special)
         self.most = slots or images_that_fit(parts, longest)
         # On a GPU empty slots cost next to nothing, and another number of slots means new graphs.
@@ -170,7 +176,12 @@ class Worker:
             return
         live[first.job.index] = first
         slots = self._size(ready)
-        planned = replace(self._plan, layers=first.kind, window=window_of(slots, self.parts))
+        planned = replace(
+            self._plan,
+            layers=first.layers,
+            decoding=first.job.decoding or self._plan.decoding,
+            window=window_of(slots, self.parts),
+        )
         decoder = self._engine.take(planned, slots, self.longest)
         try:
             drawing = Drawing(decoder, self._special, Progress())

@@ -19,6 +19,7 @@ from bench.evaluation.task import ALL_FOUR, check_pictures, mini_task
 from janus_dola import JanusDoLa, cli
 from janus_dola.image_files import read_recipe
 from janus_dola.mini.pictures import ATTRIBUTES, caption, draw, random_scene
+from janus_dola.settings import DrawSettings
 from tests.open_clip_stand_in import BLUE, GREEN, RED, stand_in
 
 GRID = ["--grid", "alpha=0.1", "layers=auto,final", "cfg=5", "temperature=1"]
@@ -173,7 +174,7 @@ def test_a_folder_with_other_settings_is_refused(call, finished):
 def test_all_cells_have_the_same_prompts_and_seeds(mini, monkeypatch):
     """Same seeds, same noise: two cells with the same settings draw the same codes, and a seed starts other ones."""
     task = mini_task(2)
-    found = [measure(mini, task, Sampling(None, 5.0, 1.0, 2, seed)) for seed in (0, 0, 10)]
+    found = [measure(mini, task, Sampling(DrawSettings(dola=None), 2, seed)) for seed in (0, 0, 10)]
     for cell in found:
         del cell["seconds"]
     assert found[0] == found[1] != found[2]

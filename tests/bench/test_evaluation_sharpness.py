@@ -9,6 +9,7 @@ from bench.evaluation.sharpness import of_scores, sharpness
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.engine.plan import plan
 from janus_dola.kernels.philox import gumbel_noise
+from janus_dola.settings import DrawSettings
 from tests.deepseek_stand_in import MultiModalityCausalLM
 
 # Of different lengths, so that one is padded.
@@ -34,7 +35,7 @@ def pipe(request, mini, deepseek) -> JanusDoLa:
 def test_the_distributions_found_are_those_the_codes_were_drawn_from(pipe, dola):
     """The same noise draws the same codes from them, and layers and divergences are those recorded, up to rounding."""
     drawn = pipe.generate(PROMPTS, dola=dola, cfg_weight=3.0, temperature=1.1, seed=4)
-    tokens, planned = drawn.tokens[:, 0], plan(pipe.parts, dola, 3.0, 1.1)
+    tokens, planned = drawn.tokens[:, 0], plan(pipe.parts, DrawSettings(3.0, 1.1, dola))
     found = pipe.scores_by(planned, PROMPTS, tokens)
     layers = torch.tensor([*planned.layers, pipe.parts.num_layers])[found.layer].view(tokens.shape)
     jsd = found.jsd.view(tokens.shape)
@@ -52,7 +53,7 @@ def test_the_distributions_found_are_those_the_codes_were_drawn_from(pipe, dola)
 
 
 def test_sharpness_does_not_depend_on_how_many_images_go_together(mini, monkeypatch):
-    tokens, planned = mini.generate(PROMPTS, seed=1).tokens[:, 0], plan(mini.parts, DoLaConfig(), 5.0, 1.0)
+    tokens, planned = mini.generate(PROMPTS, seed=1).tokens[:, 0], plan(mini.parts, DrawSettings())
     together = sharpness(mini, PROMPTS, tokens, planned)
     monkeypatch.setattr("bench.evaluation.sharpness._LOGITS_AT_ONCE", 1)
     alone = sharpness(mini, PROMPTS, tokens, planned)

@@ -13,9 +13,9 @@ PROMPT = "a small purple cross on grey"
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_plain_loop_draws_what_we_draw(mini, dola, temperature):
     torch.manual_seed(3)
-    expected = peers.seed_loop(mini, PROMPT, 3, dola, temperature=temperature)
+    expected = peers.seed_loop(mini, PROMPT, 3, dola=dola, temperature=temperature)
     torch.manual_seed(3)
-    found = mini.generate(PROMPT, 3, dola, temperature=temperature, seed=None, sampler="multinomial").tokens
+    found = mini.generate(PROMPT, 3, dola=dola, temperature=temperature, seed=None, sampler="multinomial").tokens
     assert torch.equal(found[0], expected)
 
 
@@ -32,5 +32,5 @@ def test_transformers_draws_what_we_draw(mini):
     torch.manual_seed(3)
     expected = peers.transformers_generate(mini, PROMPT, 3)
     torch.manual_seed(3)
-    found = mini.generate(PROMPT, 3, None, seed=None, sampler="multinomial").tokens
+    found = mini.generate(PROMPT, 3, dola=None, seed=None, sampler="multinomial").tokens
     assert torch.equal(found[0], expected)

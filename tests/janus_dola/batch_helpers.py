@@ -22,12 +22,9 @@ SHAPES = [
 class FastPipe(JanusDoLa):
     """The mini model, but for the drawing: each image is a surface of the colour that its seed gives."""
 
-    def draw(
-        self, prompts, seeds, dola=None, cfg_weight=5.0, temperature=1.0, backend="auto", engine="auto", window="auto",
-        negative_prompt=None,
-    ):  # fmt: skip
-        if dola is not None:
-            dola.layers_to_read(self.parts.num_layers)
+    def draw(self, prompts, seeds, settings, *, backend="auto", engine="auto", window="auto"):
+        if settings.dola is not None:
+            settings.dola.layers_to_read(self.parts.num_layers)
         return [
             DrawnImage(
                 i,

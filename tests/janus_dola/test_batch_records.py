@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from janus_dola import DoLaConfig
-from janus_dola.batch import Look, Settings
+from janus_dola.batch import Settings
 from janus_dola.batch.batches import batches
 from janus_dola.batch.records import BadRecord, Record, numbered, open_records
+from janus_dola.settings import DrawSettings
 from tests.bounds import bounded
 
 SETTINGS = Settings(parallel_size=2, seed=10)
@@ -66,14 +67,30 @@ def test_a_line_may_have_its_own_settings(tmp_path):
     path = tmp_path / "a.jsonl"
     fields = {"prompt": "x", "id": "mine", "seed": 7, "parallel_size": 3, "cfg_weight": 2, "alpha": 0.5}
     path.write_text(json.dumps({**fields, "candidate_layers": [4, 2]}))
-    assert read(path) == [Record(0, "x", "mine", 7, 3, Look(2.0, 1.0, DoLaConfig([4, 2], 0.5)))]
+    assert read(path) == [Record(0, "x", "mine", 7, 3, DrawSettings(2.0, 1.0, DoLaConfig([4, 2], 0.5)))]
     path.write_text('{"prompt": "x", "negative_prompt": "blue"}')
-    assert read(path)[0].look == Look(negative_prompt="blue")
+    assert read(path)[0].drawing == DrawSettings(negative_prompt="blue")
     path.write_text('{"prompt": "x", "negative_prompt": ["blue"]}')
     assert "negative_prompt must be a string, got ['blue']" in read(path)[0].reason
-    of_run = Settings(look=Look(dola=DoLaConfig([2, 6], 0.3, 4)))
+    path.write_text('{"prompt": "x", "dola": false, "temperature": 0.5}')
+    assert read(path)[0].drawing == DrawSettings(5.0, 0.5, None)
+    path.write_text('{"prompt": "x", "dola": true, "premature_layer": "final"}')
+    assert read(path, Settings(drawing=DrawSettings(dola=None)))[0].drawing == DrawSettings(
+        dola=DoLaConfig(premature_layer="final")
+    )
+    path.write_text('{"prompt": "x", "dola": "no"}')
+    assert "dola must be true or false, got 'no'" in read(path)[0].reason
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,dola,premature_layer,temperature\nx,false,,0.5\ny,,final,\nz,,3,\n")
+    assert [record.drawing for record in read(path)] == [
+        DrawSettings(5.0, 0.5, None),
+        DrawSettings(dola=DoLaConfig(premature_layer="final")),
+        DrawSettings(dola=DoLaConfig(premature_layer=3)),
+    ]
+    path = tmp_path / "a.jsonl"
+    of_run = Settings(drawing=DrawSettings(dola=DoLaConfig([2, 6], 0.3, 4)))
     path.write_text('{"prompt": "x", "alpha": 0.2}')
-    assert read(path, of_run)[0].look == Look(dola=DoLaConfig([2, 6], 0.2, 4))
+    assert read(path, of_run)[0].drawing == DrawSettings(dola=DoLaConfig([2, 6], 0.2, 4))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +109,7 @@ def test_a_line_may_have_its_own_settings(tmp_path):
         ('{"prompt": "' + "a" * 2**20 + '"}', "must be at most 1 MiB, got more"),
         ('{"prompt": "a", "n": ' + "[" * 30 + "]" * 30 + "}", "keys must be nested at most 20 deep"),
         ('{"prompt": "a", "n": NaN}', "keys must hold what JSON can, got {'n': nan}"),
-        ('{"prompt": "a", "temperature": 0.5}', "temperature must be the same for all prompts of a run, got 0.5"),
+        ('{"prompt": "a", "dtype": "float16"}', "dtype must be the same for all prompts of a run, got 'float16'"),
         ('{"prompt": 3}', "prompt must be a string, got 3"),
         ('{"prompt": "\\ud800"}', "must be valid Unicode, got '\\ud800'"),
         ('{"prompt": "a", "tag": ["\\udfff"]}', 'must be valid Unicode, got \'{"tag": ["\\udfff'),
@@ -101,7 +118,7 @@ def test_a_line_may_have_its_own_settings(tmp_path):
         ('{"prompt": "a", "seed": 9223372036854775806}', "seed must be an int in"),
         ('{"prompt": "a", "seed": true}', "seed must be an int in"),
         ('{"prompt": "a", "parallel_size": 0}', "parallel_size must be an int in 1 .. 65536, got 0"),
-        ('{"prompt": "a", "cfg_weight": "5"}', "cfg_weight must be a number, got '5'"),
+        ('{"prompt": "a", "cfg_weight": "5"}', "cfg_weight must be a finite number, got '5'"),
         ('{"prompt": "a", "cfg_weight": NaN}', "cfg_weight must be a finite number, got nan"),
         ('{"prompt": "a", "cfg_weight": 1' + "0" * 400 + "}", "cfg_weight must be a finite number"),
         ('{"prompt": "a", "alpha": 2}', "alpha must lie in [0, 1], got 2.0"),
@@ -126,8 +143,8 @@ def test_malformed_lines_are_reported_with_their_line(tmp_path, line, reason):
 def test_alpha_without_dola_is_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "x", "alpha": 0.2}')
-    (bad,) = read(path, Settings(look=Look(dola=None)))
-    assert bad.reason == "line 1: alpha must be left out where the run is without DoLa"
+    (bad,) = read(path, Settings(drawing=DrawSettings(dola=None)))
+    assert bad.reason == "line 1: alpha must be left out where there is no DoLa"
 
 
 def test_text_that_is_not_utf_8(tmp_path):
@@ -159,7 +176,7 @@ def test_a_table_with_its_own_settings_and_columns(tmp_path):
         'caption,prompt,id,seed,candidate_layers,note,\na,x,7,3,"[2,4]",n,1\nb,y,,,auto,,2\nc,z,,-1,,,\nd,1,2,3,4,5,6,7\n"e'
     )
     first, second, bad, long, torn = open_records(path, "caption").read(SETTINGS)
-    assert first == Record(0, "a", "7", 3, None, Look(dola=DoLaConfig([2, 4])), {"prompt": "x", "note": "n"})
+    assert first == Record(0, "a", "7", 3, None, DrawSettings(dola=DoLaConfig([2, 4])), {"prompt": "x", "note": "n"})
     assert second == Record(1, "b", None, None, None, None, {"prompt": "y"})
     assert bad.reason == "line 4: seed must be an int in 0 .. 9223372036854775805, got -1"
     assert long.reason.startswith("line 5: must have at most 7 cells as the header has, got 8: ['d', '1'")
@@ -297,7 +314,7 @@ def test_batches_lose_no_image_and_double_none(looks, size):
     tasks = [task for _, _, tasks in numbered(read_list(prompts), SETTINGS) for task in tasks]
     found = list(batches(tasks, size))
     assert sorted(task.number for batch in found for task in batch) == list(range(2 * len(looks)))
-    assert all(len({task.look for task in batch}) == 1 and 1 <= len(batch) <= size for batch in found)
+    assert all(len({task.drawing for task in batch}) == 1 and 1 <= len(batch) <= size for batch in found)
     if len(set(looks)) == 1:
         assert all(len(batch) == size for batch in found[:-1])
 

@@ -12,11 +12,12 @@ from filelock import FileLock
 from PIL import Image
 
 from janus_dola import DoLaConfig, NonFiniteError
-from janus_dola.batch import Compute, Look, Settings, run_batch, runner
+from janus_dola.batch import Compute, Settings, run_batch, runner
 from janus_dola.batch.entries import names_of
 from janus_dola.batch.files import LOCK, WORK
 from janus_dola.batch.settings import Task
 from janus_dola.image_files import read_recipe
+from janus_dola.settings import DrawSettings
 from tests.janus_dola.batch_helpers import (
     SHAPES,
     FastPipe,
@@ -77,9 +78,12 @@ def test_prompts_may_be_added(fast, tmp_path):
         (Settings("other", parallel_size=2), "model mini, now other"),
         (Settings(parallel_size=2, image_format="png"), "format jpg, now png"),
         (Settings(parallel_size=2, dtype="bf16"), "dtype float32, now bfloat16"),
-        (Settings(parallel_size=2, look=Look(dola=DoLaConfig(alpha=0.3))), "alpha 0.1, now 0.3"),
-        (Settings(parallel_size=2, look=Look(2.0, 0.5)), "cfg_weight 5.0, now 2.0; temperature 1.0, now 0.5"),
-        (Settings(parallel_size=2, look=Look(dola=None)), "dola True, now False"),
+        (Settings(parallel_size=2, drawing=DrawSettings(dola=DoLaConfig(alpha=0.3))), "alpha 0.1, now 0.3"),
+        (
+            Settings(parallel_size=2, drawing=DrawSettings(2.0, 0.5)),
+            "cfg_weight 5.0, now 2.0; temperature 1.0, now 0.5",
+        ),
+        (Settings(parallel_size=2, drawing=DrawSettings(dola=None)), "dola True, now False"),
     ],
 )
 def test_a_folder_of_other_settings_is_refused(fast, tmp_path, settings, message):
@@ -133,11 +137,11 @@ def test_one_bad_prompt_does_not_stop_the_others(mini, tmp_path):
         SHAPES[0],
         {"prompt": "far too long " * 400},
         {"prompt": SHAPES[1], "candidate_layers": [99]},
-        {"prompt": SHAPES[2], "temperature": 1},
+        {"prompt": SHAPES[2], "dtype": "float32"},
         SHAPES[3],
     ]
     with pytest.raises(
-        ValueError, match=r"prompt 3: temperature must be the same .* got 1\. --skip-bad draws the others"
+        ValueError, match=r"prompt 3: dtype must be the same .* got .float32.\. --skip-bad draws the others"
     ):
         run_batch(prompts, tmp_path, TWO, pipe=mini)
     assert not list(tmp_path.iterdir())
@@ -146,7 +150,7 @@ def test_one_bad_prompt_does_not_stop_the_others(mini, tmp_path):
     errors = {line["index"]: line["error"] for line in lines(tmp_path) if line["file"] is None}
     assert "prompts must leave room for 64 image tokens" in errors[1]
     assert "candidate_layers must name a layer in 1 .. 7" in errors[2]
-    assert "prompt 3: temperature must be" in errors[3]
+    assert "prompt 3: dtype must be" in errors[3]
     assert [(line["index"], line["k"]) for line in lines(tmp_path)] == [
         (0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1), (3, None), (4, 0), (4, 1),
     ]  # fmt: skip
@@ -201,7 +205,7 @@ def test_an_image_too_large_for_the_gpu_fails_alone(fast, tmp_path, monkeypatch)
     def draw(self, prompts, seeds, **settings):
         if "huge" in prompts:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return FAST(self, prompts, seeds)
+        return FAST(self, prompts, seeds, **settings)
 
     FAST = FastPipe.draw
     monkeypatch.setattr(FastPipe, "draw", draw)
@@ -296,13 +300,16 @@ def test_images_without_metadata_are_resumed_too(mini, tmp_path):
 
 
 def test_a_negative_prompt_of_the_run_and_one_of_a_line(mini, tmp_path):
-    of_run, negative = Settings(look=Look(negative_prompt="blue"), parallel_size=1, image_format="png"), "a red circle"
+    of_run, negative = (
+        Settings(drawing=DrawSettings(negative_prompt="blue"), parallel_size=1, image_format="png"),
+        "a red circle",
+    )
     prompts = [SHAPES[0], {"prompt": SHAPES[0], "negative_prompt": negative, "seed": 0}]
     run_batch(prompts, tmp_path, of_run, pipe=mini)
     assert [line["settings"]["negative_prompt"] for line in lines(tmp_path)] == ["blue", negative]
     for line in lines(tmp_path):
         recipe = read_recipe(tmp_path / line["file"])
-        (drawn,) = mini.draw([recipe.prompt], [0], DoLaConfig(), negative_prompt=recipe.negative_prompt)
+        (drawn,) = mini.draw([recipe.prompt], [0], recipe.settings)
         assert drawn.image.tobytes() == Image.open(tmp_path / line["file"]).tobytes()
     assert run_batch(prompts, tmp_path, of_run, pipe=mini).kept == 2
     with pytest.raises(ValueError, match="negative_prompt blue, now None"):
@@ -343,7 +350,7 @@ def test_templates_that_are_none(template):
 
 def test_names_are_never_too_long():
     settings = Settings(name_template="0123456789abcde_{words}{id}{index}{k}{number}{seed}")
-    task = Task(10**8, 10**7, 65535, "\U0001d552" * 99, 2**63 - 1, Look(), "\U0001d552" * 99)
+    task = Task(10**8, 10**7, 65535, "\U0001d552" * 99, 2**63 - 1, DrawSettings(), "\U0001d552" * 99)
     assert max(len(os.fsencode(name.removeprefix("maps/"))) for name in names_of(task, settings)) <= 255
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from janus_dola import DoLaConfig, JanusDoLa, cli
 from janus_dola.image_files import read_recipe
+from janus_dola.settings import DrawSettings
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_generate_writes_images_that_carry_their_recipe(call, tmp_path):
     assert out.split() == [str(tmp_path / name) for name in names]
     assert "coloured shapes only" in err
     recipe = read_recipe(tmp_path / names[3])
-    assert (recipe.model, recipe.prompt, recipe.seed, recipe.dola) == ("mini", "a blue square", 8, DoLaConfig())
+    assert (recipe.model, recipe.prompt, recipe.seed, recipe.settings) == ("mini", "a blue square", 8, DrawSettings())
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_both_spellings_of_options(call, tmp_path):
     for spelling in ("--cfg_weight", "--cfg-weight"):
         status, *_ = call("generate", "x", spelling, 2.5, "--outdir", tmp_path / spelling)
         assert status == 0
-        assert read_recipe(tmp_path / spelling / "0_x_p0.png").cfg_weight == 2.5
+        assert read_recipe(tmp_path / spelling / "0_x_p0.png").settings.cfg_weight == 2.5
 
 
 def test_images_without_metadata(call, tmp_path):
@@ -135,7 +136,7 @@ def test_batch_with_the_flags_of_the_original(call, tmp_path, app):
     names = sorted(path.name for path in (tmp_path / "out").glob("*.jpg"))
     assert names == ["0_a_red_circle_p0.jpg", "0_a_red_circle_p1.jpg", "1_évil_p0.jpg", "1_évil_p1.jpg"]
     assert [read_recipe(tmp_path / "out" / name).seed for name in names] == [0, 1, 2, 3]
-    assert read_recipe(tmp_path / "out" / names[0]).dola == DoLaConfig([2, 4])
+    assert read_recipe(tmp_path / "out" / names[0]).settings.dola == DoLaConfig([2, 4])
 
 
 @pytest.mark.parametrize(

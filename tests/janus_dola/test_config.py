@@ -42,7 +42,7 @@ def test_static_layer_outside_the_model(layer):
     ("arguments", "message"),
     [
         ({"alpha": 1.01}, r"alpha must lie in \[0, 1\], got 1.01"),
-        ({"alpha": float("nan")}, r"alpha must lie in \[0, 1\], got nan"),
+        ({"alpha": float("nan")}, r"alpha must be a finite number in \[0, 1\], got nan"),
         ({"candidate_layers": "all"}, "candidate_layers must be \"auto\" or a list of ints, got 'all'"),
         ({"candidate_layers": []}, r'candidate_layers must be "auto" or a list of ints, got \[\]'),
         ({"candidate_layers": [1.5]}, r'candidate_layers must be "auto" or a list of ints, got \[1.5\]'),

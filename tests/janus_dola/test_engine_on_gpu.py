@@ -14,6 +14,7 @@ from janus_dola.engine.engine import Drawing, Engine
 from janus_dola.engine.plan import plan
 from janus_dola.engine.schedule import positions
 from janus_dola.profiling import half_way
+from janus_dola.settings import DrawSettings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 PROMPTS = ["a large red circle on white", "a small blue square on grey", "a green cross"]  # of different lengths
@@ -56,9 +57,9 @@ def watch_passes(monkeypatch):
 @pytest.mark.parametrize(("sampler", "window"), [("multinomial", 1), *(("gumbel", window) for window in WINDOWS)])
 @pytest.mark.parametrize("dola", [None, DoLaConfig()], ids=["baseline", "dola"])
 def test_all_engines_and_windows_draw_the_same_tokens(pipe, dola, sampler, window):
-    expected = pipe.generate(PROMPTS, 2, dola, seed=4, sampler=sampler, engine="eager", window=1)
+    expected = pipe.generate(PROMPTS, 2, dola=dola, seed=4, sampler=sampler, engine="eager", window=1)
     for engine in ("eager", "graph", "compile"):
-        drawn = pipe.generate(PROMPTS, 2, dola, seed=4, sampler=sampler, engine=engine, window=window, strict=True)
+        drawn = pipe.generate(PROMPTS, 2, dola=dola, seed=4, sampler=sampler, engine=engine, window=window, strict=True)
         assert torch.equal(drawn.tokens, expected.tokens), engine
         assert torch.equal(drawn.premature_layers, expected.premature_layers), engine
         assert (drawn.passes < pipe.parts.image_tokens - 1).all() == (window > 1), engine
@@ -129,7 +130,9 @@ def test_a_pass_is_one_launch(pipe, monkeypatch, window):
 @pytest.mark.parametrize("window", [1, 8])
 def test_attention_never_takes_the_slow_path(wide, window):
     """No kernel of a softmax written out, though every row has a mask of its own."""
-    decoder, visible = half_way(wide, 2, replace(plan(wide.parts, None, 5.0, 1.0, engine="eager"), window=window))
+    decoder, visible = half_way(
+        wide, 2, replace(plan(wide.parts, DrawSettings(dola=None), engine="eager"), window=window)
+    )
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as recorded, torch.no_grad():
         decoder.run(visible)
@@ -141,10 +144,10 @@ def test_attention_never_takes_the_slow_path(wide, window):
 
 def peak(pipe, dola, engine, window):
     """Bytes at the most, of a generation whose graphs and kernels are ready, the model included."""
-    pipe.generate(PROMPTS[:1], 16, dola, engine=engine, window=window, strict=True)
+    pipe.generate(PROMPTS[:1], 16, dola=dola, engine=engine, window=window, strict=True)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    pipe.generate(PROMPTS[:1], 16, dola, engine=engine, window=window, strict=True)
+    pipe.generate(PROMPTS[:1], 16, dola=dola, engine=engine, window=window, strict=True)
     return torch.cuda.max_memory_allocated()
 
 

@@ -9,6 +9,7 @@ from janus_dola.engine.engine import Drawing
 from janus_dola.engine.plan import plan
 from janus_dola.engine.schedule import Job
 from janus_dola.pipeline import _all
+from janus_dola.settings import DrawSettings
 from tests.janus_dola.recorded import PROMPTS, SEED, SETTINGS, Recorded, recorded
 
 RECORDED = recorded()
@@ -57,7 +58,7 @@ def test_images_are_those_recorded(mini, name, window, slots, order):
 
 def draw(pipe, prompts, seeds, window, slots, **look):
     """Images with seeds of their own, at most so many at once."""
-    planned = plan(pipe.parts, look["dola"], look["cfg_weight"], look["temperature"])
+    planned = plan(pipe.parts, DrawSettings(**look))
     jobs = [Job(i, i, 0, pipe._prompt_ids(prompt), seeds[i]) for i, prompt in enumerate(prompts)]
     return _all(pipe._draw(iter(jobs), planned, window, slots))
 

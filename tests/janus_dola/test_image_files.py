@@ -4,7 +4,7 @@ import struct
 import sys
 import time
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -13,15 +13,17 @@ from PIL import Image
 
 from janus_dola import DoLaConfig, cli
 from janus_dola.image_files import Recipe, file_name, read_recipe, save_image
+from janus_dola.settings import DrawSettings
 from tests.bounds import bounded
 
-RECIPE = Recipe("mini", 'ein roter Kreis, 赤い円 😀\n"x"', 2**62, 5.0, 0.7, DoLaConfig([2, 4], 0.25), "float32")
+SETTINGS = DrawSettings(5.0, 0.7, DoLaConfig([2, 4], 0.25), "blue")
+RECIPE = Recipe("mini", 'ein roter Kreis, 赤い円 😀\n"x"', 2**62, SETTINGS, "float32")
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("dola", [None, DoLaConfig(), DoLaConfig([2, 4], 0.25), DoLaConfig(premature_layer="final")])
 def test_recipe_survives_in_every_format(ending, dola, tmp_path):
-    recipe = Recipe(RECIPE.model, RECIPE.prompt, RECIPE.seed, 5.0, 0.7, dola, "float32")
+    recipe = replace(RECIPE, settings=DrawSettings(5.0, 0.7, dola))
     path = tmp_path / f"a.{ending}"
     save_image(Image.new("RGB", (64, 64), "red"), path, recipe)
     assert read_recipe(path) == recipe
@@ -80,7 +82,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-KEYS = [*asdict(RECIPE), "unknown"]
+KEYS = [*json.loads(RECIPE.to_json()), "unknown"]
 
 
 def outcome(read):
@@ -111,26 +113,28 @@ def test_every_json_value_for_every_key_of_a_recipe(changes):
     else:
         if isinstance(fields["dola"], dict):
             fields["dola"] = {**asdict(DoLaConfig()), **fields["dola"]}
-        assert json.loads(recipe.to_json()) == {**asdict(RECIPE), **fields}
+        if not (fields["negative_prompt"] or "").strip():
+            del fields["negative_prompt"]
+        assert json.loads(recipe.to_json()) == fields
         assert isinstance(recipe.model, str)
         assert 0 <= recipe.seed < 2**64
-        assert recipe.temperature >= 0
+        assert recipe.settings.temperature >= 0
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": 5}, "model must be of type str, got 5"),
-        ({"cfg_weight": "5"}, "cfg_weight must be of type float, got '5'"),
-        ({"temperature": 10**400}, "int too large to convert to float"),
+        ({"model": 5}, "model must be a string, got 5"),
+        ({"cfg_weight": "5"}, "cfg_weight must be a finite number, got '5'"),
+        ({"temperature": 10**400}, "temperature must be a finite number"),
         ({"temperature": -1}, "temperature must be a finite number >= 0"),
-        ({"seed": 2**64}, "seed must be an int in 0 .. 2\\*\\*64 - 1"),
-        ({"seed": True}, "seed must be of type int, got True"),
+        ({"seed": 2**64}, "seed must be an int in 0 .. 18446744073709551615"),
+        ({"seed": True}, "seed must be an int in .*, got True"),
         ({"dtype": "int8"}, "dtype must be one of"),
         ({"negative_prompt": ["x"]}, "negative_prompt must be None or a string"),
         ({"quantize": "int4"}, "quantize must be None or one of"),
         ({"dola": 5}, "dola must be null or an object, got 5"),
-        ({"dola": {"alpha": "x"}}, "alpha must be of type float, got 'x'"),
+        ({"dola": {"alpha": "x"}}, "alpha must be a finite number in .*, got 'x'"),
         ({"dola": {"beta": 1}}, "unexpected keyword argument 'beta'"),
         ({"more": 1}, "its keys must be .*, got 'model, prompt"),
     ],

@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_dola import DoLaConfig, JanusDoLa, NonFiniteError
-from janus_dola.config import decoding_of
 from janus_dola.engine.decode import Decoder
 from janus_dola.kernels.early_exit import early_exit_scores
 from janus_dola.mini.pictures import BACKGROUNDS, COLOURS, SHAPES, SIZES
+from janus_dola.settings import DrawSettings
 from janus_dola.teacher_forcing import log_probabilities
 from tests.kernels.cases import CPU_BACKENDS
 
@@ -285,15 +286,15 @@ def test_a_list_of_seeds_is_one_for_each_image(mini):
 def test_log_probabilities_of_the_codes_drawn(mini, dola, temperature):
     """Against the reference in float64 on transformers' own hidden states. Other codes have less, or none."""
     prompt = "a small red circle on grey"
-    out = mini.generate(prompt, 2, dola, temperature=temperature, seed=5)
-    found = mini.log_probs(prompt, out.tokens, dola, temperature=temperature)
+    out = mini.generate(prompt, 2, dola=dola, temperature=temperature, seed=5)
+    found = mini.log_probs(prompt, out.tokens, dola=dola, temperature=temperature)
     assert found.shape == out.tokens.shape
     expected = _by_transformers(copy.deepcopy(mini.model).double(), mini, prompt, out.tokens[0, 1], dola, temperature)
     assert torch.allclose(found[0, 1].double(), expected, atol=2e-3)
     if temperature == 0:
         assert (found == 0).all()
     other = (out.tokens + 1) % 512
-    assert (mini.log_probs(prompt, other, dola, temperature=temperature) < found).float().mean() > 0.9
+    assert (mini.log_probs(prompt, other, dola=dola, temperature=temperature) < found).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("negative", ["a blue square on black", "blue", "a blue square on black, " * 4])
@@ -313,8 +314,8 @@ def test_a_negative_prompt_stands_in_the_unconditional_row(mini, negative):
 
 def test_away_from_the_prompt_itself_is_no_guidance(mini):
     prompt = "a small red circle on grey"
-    found = mini.generate(prompt, 2, None, seed=5, negative_prompt=prompt)
-    assert torch.equal(found.tokens, mini.generate(prompt, 2, None, seed=5, cfg_weight=1).tokens)
+    found = mini.generate(prompt, 2, dola=None, seed=5, negative_prompt=prompt)
+    assert torch.equal(found.tokens, mini.generate(prompt, 2, dola=None, seed=5, cfg_weight=1).tokens)
     none = mini.generate(prompt, seed=5, negative_prompt=" ")
     assert torch.equal(none.tokens, mini.generate(prompt, seed=5).tokens)
 
@@ -350,6 +351,39 @@ def _by_transformers(model, pipe, prompt, codes, dola, temperature, negative=Non
     inner.language_model(inputs_embeds=torch.cat([words, fed.view(2, -1, 192)], 1))
     hook.remove()
     stack = torch.stack([*(states[layer] for layer in layers), raw[0]])[:, :, len(ids) - 1 :].flatten(1, 2)
-    decoding = decoding_of(tuple(layers), dola, 5.0, temperature)
+    decoding = DrawSettings(5.0, temperature, dola).decoding(tuple(layers))
     scores = early_exit_scores(stack, JanusDoLa(model, pipe.tokenizer).parts.head, decoding, "reference").scores
     return log_probabilities(scores, codes, temperature)
+
+
+def test_top_k_and_top_p_leave_the_most_probable_codes(mini):
+    """One code is the greedy one; the windows agree; log-probabilities are those of what is left."""
+    prompt, settings = "a red circle", DrawSettings(5.0, 1.5, None, top_k=3, top_p=0.9)
+    greedy = mini.generate(prompt, 2, settings, temperature=0.0, seed=5).tokens
+    assert torch.equal(mini.generate(prompt, 2, dola=None, top_k=1, seed=5).tokens, greedy)
+    drawn = mini.generate(prompt, 2, settings, seed=5, window=8)
+    assert torch.equal(drawn.tokens, mini.generate(prompt, 2, settings, seed=5, window=1).tokens)
+    assert not torch.equal(drawn.tokens, mini.generate(prompt, 2, settings, top_k=0, top_p=1, seed=5).tokens)
+    found = mini.log_probs(prompt, drawn.tokens, settings)
+    assert (found > -torch.inf).float().mean() > 0.98  # at the edge of top-p rounding decides
+    whole = mini.generate(prompt, 2, settings, top_k=0, top_p=1, seed=6).tokens
+    assert (mini.log_probs(prompt, whole, settings) == -torch.inf).any()
+    multinomial = mini.generate(prompt, 2, settings, sampler="multinomial", seed=7)
+    assert (mini.log_probs(prompt, multinomial.tokens, settings) > -torch.inf).float().mean() > 0.98
+
+
+def test_settings_and_keywords_say_the_same(mini):
+    prompt, settings = "a red circle", DrawSettings(3.0, 0.7, None, top_k=40)
+    drawn = mini.generate(prompt, 1, settings, seed=3).tokens
+    assert torch.equal(
+        drawn, mini.generate(prompt, cfg_weight=3.0, temperature=0.7, dola=None, top_k=40, seed=3).tokens
+    )
+    assert torch.equal(drawn[0, 0], mini.draw([prompt], [3], replace(settings, top_k=7), top_k=40)[0].tokens)
+    with pytest.raises(
+        ValueError, match="settings must be DrawSettings, got DoLaConfig.*; a DoLaConfig is given as dola="
+    ):
+        mini.generate(prompt, 1, DoLaConfig())
+    with pytest.raises(ValueError, match="dola must be a DoLaConfig, or None for plain decoding, got False"):
+        mini.generate(prompt, dola=False)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'tempereture'"):
+        mini.generate(prompt, tempereture=1)

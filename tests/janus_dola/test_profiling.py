@@ -9,12 +9,13 @@ import pytest
 from janus_dola import DoLaConfig
 from janus_dola.engine.plan import plan
 from janus_dola.profiling import half_way, profile_pass
+from janus_dola.settings import DrawSettings
 
 
 @pytest.mark.parametrize(("dola", "window"), [(None, 1), (DoLaConfig(), 8), (DoLaConfig(), "auto")])
 def test_one_pass_is_recorded_and_its_ten_dearest_operations_are_told(mini, tmp_path, dola, window):
     trace = tmp_path / "new" / "pass.json"
-    table = profile_pass(mini, 2, dola, "auto", "eager", trace, window)
+    table = profile_pass(mini, 2, DrawSettings(dola=dola), "auto", "eager", trace, window)
     rows = re.findall(r"^ +(\S.*?)  +\S+%", table, re.MULTILINE)
     assert len(rows) == 10
     events = json.loads(trace.read_text())["traceEvents"]
@@ -25,7 +26,7 @@ def test_one_pass_is_recorded_and_its_ten_dearest_operations_are_told(mini, tmp_
 
 @pytest.mark.parametrize("window", [1, 8])
 def test_the_pass_is_that_of_images_half_drawn(mini, window):
-    planned = replace(plan(mini.parts, None, 5.0, 1.0), window=window)
+    planned = replace(plan(mini.parts, DrawSettings(dola=None)), window=window)
     decoder, visible = half_way(mini, 2, planned)
     slots = decoder.slots
     middle = mini.parts.image_tokens // 2
@@ -33,7 +34,7 @@ def test_the_pass_is_that_of_images_half_drawn(mini, window):
     assert middle <= before.min() < middle + window
     assert visible >= slots.prompt_tokens.max() + before.max() - 1 + window
     decoder.run(visible)
-    expected = mini.generate("a large red circle on white", 2, None, window=1).tokens[0]
+    expected = mini.generate("a large red circle on white", 2, dola=None, window=1).tokens[0]
     assert (slots.decided > before).all()
     for slot, decided in enumerate(slots.decided.tolist()):
         assert slots.tokens[slot, :decided].tolist() == expected[slot, :decided].tolist()
@@ -41,4 +42,4 @@ def test_the_pass_is_that_of_images_half_drawn(mini, window):
 
 def test_images_out_of_range(mini, tmp_path):
     with pytest.raises(ValueError, match="images must be at least 1, got 0"):
-        profile_pass(mini, 0, None, "auto", "eager", tmp_path / "x.json")
+        profile_pass(mini, 0, DrawSettings(), "auto", "eager", tmp_path / "x.json")

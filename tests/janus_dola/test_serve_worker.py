@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus_dola import DoLaConfig
 from janus_dola.pipeline import NonFiniteError
 from janus_dola.serve.metrics import Metrics
 from janus_dola.serve.queue import FairQueue, FullError
 from janus_dola.serve.requests import ImagesRequest, Reader
 from janus_dola.serve.worker import Finished, Partial, Worker
+from janus_dola.settings import DrawSettings
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,7 @@ LOOKS = [
     {"seed": 5, "premature_layer": 3},  # not among the candidates
     {"seed": 6, "candidate_layers": [1, 5]},
     {"seed": 7, "temperature": 0.0, "premature_layer": "final"},
+    {"seed": 8, "negative_prompt": "a large blue square"},
 ]
 
 
@@ -163,11 +164,8 @@ def test_images_of_any_settings_together_are_those_of_generate(mini, ask):
     for (_, told), (look, colour) in zip(
         asked, [(look, colour) for look in LOOKS for colour in ("red", "blue")], strict=True
     ):
-        dola = DoLaConfig(look.get("candidate_layers", "auto"), look.get("alpha", 0.1), look.get("premature_layer"))
-        want = mini.generate(
-            f"a {colour} circle", 2, dola if look.get("dola", True) else None, look.get("cfg_weight", 5.0),
-            look.get("temperature", 1.0), look["seed"],
-        )  # fmt: skip
+        settings = {name: value for name, value in look.items() if name != "seed"}
+        want = mini.generate(f"a {colour} circle", 2, DrawSettings().changed(settings), seed=look["seed"])
         for k, found in enumerate(finished(told, 2)):
             assert torch.equal(found.codes.tokens, want.tokens[0, k]), look
             assert torch.equal(found.codes.premature_layers, want.premature_layers[0, k])
@@ -175,7 +173,7 @@ def test_images_of_any_settings_together_are_those_of_generate(mini, ask):
 
 
 def test_most_settings_share_passes(reader):
-    kinds = {reader.read(ImagesRequest(prompt="a", **look), print).images[0].kind for look in LOOKS}
+    kinds = {reader.read(ImagesRequest(prompt="a", **look), print).images[0].layers for look in LOOKS}
     assert kinds == {(2, 4, 6), (3,), (1, 5)}
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from janus_dola import DoLaConfig, JanusDoLa, NonFiniteError
-from janus_dola.config import decoding_of
 from janus_dola.engine import engine
 from janus_dola.engine.decode import Decoder
 from janus_dola.engine.plan import plan
 from janus_dola.engine.schedule import Job, Queue, bucket_of, images_that_fit
 from janus_dola.progress import Progress
+from janus_dola.settings import DrawSettings
 
 PROMPTS = ["a large red circle on white", "a small blue square on grey", "a green cross"]
 FILLERS = ["x", "a small purple cross on a black background, please, and nothing else", "a blue square"]
@@ -57,31 +57,34 @@ def test_bits_of_an_image_do_not_depend_on_its_neighbours(half, dtype, window):
 def test_bits_of_an_image_do_not_depend_on_its_neighbours_settings(half, dtype, window):
     """Guidance, temperature, plausibility and layer are the image's own, baseline included, in the same passes."""
     pipe, layers = half[dtype], plan_of(half[dtype]).layers
-    looks = [
-        (DoLaConfig(), 5.0, 1.0), (None, 1.0, 0.0), (DoLaConfig(alpha=0.5, premature_layer=layers[0]), 7.0, 0.7),
-        (DoLaConfig(alpha=0.3, premature_layer="final"), 3.0, 1.3), (None, 5.0, 1.0),
-    ]  # fmt: skip
+    of_images = [
+        DrawSettings(),
+        DrawSettings(1.0, 0.0, None),
+        DrawSettings(7.0, 0.7, DoLaConfig(alpha=0.5, premature_layer=layers[0])),
+        DrawSettings(3.0, 1.3, DoLaConfig(alpha=0.3, premature_layer="final")),
+        DrawSettings(dola=None),
+    ]
 
-    def codes_of(looks):
+    def codes_of(of_images):
         jobs = [
-            Job(i, i, 0, pipe._prompt_ids(PROMPTS[i % 3]), 7 + i, decoding_of(layers, *look))
-            for i, look in enumerate(looks)
+            Job(i, i, 0, pipe._prompt_ids(PROMPTS[i % 3]), 7 + i, settings.decoding(layers))
+            for i, settings in enumerate(of_images)
         ]
         drawn = pipe._engine.draw(iter(jobs), plan_of(pipe), window, lambda longest: 3, Progress())
         return [codes for _, codes in sorted(drawn, key=lambda found: found[0].index)]
 
-    together = codes_of(looks)
-    for image, look in enumerate(looks):
-        assert same_bits(together[image], codes_of([look] * len(looks))[image])
+    together = codes_of(of_images)
+    for image, settings in enumerate(of_images):
+        assert same_bits(together[image], codes_of([settings] * len(of_images))[image])
     if dtype == torch.float32:  # and they are those of passes that read no more than an image needs
-        for image, (dola, cfg_weight, temperature) in enumerate(looks):
-            alone = pipe.draw([PROMPTS[image % 3]], [7 + image], dola, cfg_weight, temperature)[0]
+        for image, settings in enumerate(of_images):
+            alone = pipe.draw([PROMPTS[image % 3]], [7 + image], settings)[0]
             assert torch.equal(alone.tokens, together[image].tokens)
             assert torch.equal(alone.premature_layers, together[image].premature_layers)
 
 
 def plan_of(pipe):
-    return plan(pipe.parts, DoLaConfig(), 5.0, 1.0)
+    return plan(pipe.parts, DrawSettings())
 
 
 @pytest.mark.parametrize("window", [1, 8])
@@ -103,7 +106,7 @@ def test_an_image_that_is_not_finite_leaves_its_neighbours_bits_alone(mini, monk
     assert error.value.images == [1]
     assert [same_bits(image, expected[0]) for image in error.value.drawn] == [True]
     calls.clear()
-    found = [image for _, image in mini._draw(mini._jobs(prompts, 1, 0), plan_of(mini), window, 2)]
+    found = [image for _, image in mini._draw(mini._jobs(prompts, 1, 0, DrawSettings()), plan_of(mini), window, 2)]
     assert found[1] is None
     assert all(same_bits(a, b) for i, (a, b) in enumerate(zip(found, expected, strict=True)) if i != 1)
 

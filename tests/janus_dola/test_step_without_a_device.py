@@ -17,6 +17,7 @@ from janus_dola.engine.plan import plan
 from janus_dola.kernels import early_exit as front
 from janus_dola.models import find_parts
 from janus_dola.models.weights import WeightReader
+from janus_dola.settings import DrawSettings
 
 TO_THE_DEVICE = {"aten._to_copy.default", "aten.copy_.default"}  # of numbers that the host knows
 ROWS = [([1] * length, [2] * length) for length in (5, 9)]
@@ -79,7 +80,7 @@ def test_the_host_waits_for_nothing(model, monkeypatch, dola, temperature, backe
     parts, weights = model
     if front.fused is not None:
         monkeypatch.setattr(front.fused, "obstacle", lambda device, dtype: None)  # runs on "meta" as on a GPU
-    planned = replace(plan(parts, dola, 5.0, temperature, sampler, backend, "eager"), window=window)
+    planned = replace(plan(parts, DrawSettings(5.0, temperature, dola), sampler, backend, "eager"), window=window)
     decoder = Decoder(parts, weights, planned, 3, 128)
     with Watch() as admission:
         decoder.admit([0, 2], ROWS, [7, 8])

@@ -226,14 +226,15 @@ def test_equal_scores_give_the_lowest_code():
     assert found.code.tolist() == [7, 7]
 
 
-@pytest.mark.parametrize("decoding", [Decoding(), Decoding(None, 0.0, 0.0, 0)])
+@pytest.mark.parametrize("decoding", [Decoding(), Decoding(None, 0.0, 0.0, 0), Decoding(top_k=5)])
 def test_operator_is_what_torch_expects(decoding):
     head, hidden = random_head(16, 16, 50, torch.float32, seed=3), random_hidden(2, 1, 16, torch.float32, seed=3)
     seeds = torch.arange(decoding.images(2))
     each = decoding.repeated(len(seeds), hidden)
     arguments = (
         hidden, head.norm_weight, head.norm_eps, head.code_weight, head.code_bias, head.proj_weight, head.proj_bias,
-        each.cfg_weight, each.temperature, each.log_alpha, each.premature, seeds, seeds + 3, True,
+        each.cfg_weight, each.temperature, each.log_alpha, each.premature, each.top_k, each.top_p, seeds,
+        seeds + 3, True,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.janus_dola.early_exit.default, arguments)
 

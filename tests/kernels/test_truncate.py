@@ -1,0 +1,109 @@
+"""Top-k and top-p: every backend against their definition, written out code by code in float64."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from janus_dola.kernels import reference
+from janus_dola.kernels.early_exit import early_exit, early_exit_scores
+from janus_dola.kernels.sampling import gumbel_max
+from janus_dola.kernels.types import Decoding, Decodings
+from tests.kernels.cases import CPU_BACKENDS, random_head, random_hidden
+
+BACKEND = pytest.mark.parametrize("backend", CPU_BACKENDS)
+ALL = Decoding(alpha=0.01)
+
+
+def shares(scores: torch.Tensor, temperature: float, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many codes are more probable than each, and what share of the `top_k` they hold: twice [V]."""
+    above = scores.unsqueeze(0) > scores.unsqueeze(1)
+    number = above.sum(1)
+    by_k = number < top_k if top_k else torch.ones_like(number, dtype=torch.bool)
+    probability = (scores / (temperature or 1)).masked_fill(~by_k, -torch.inf).softmax(-1)
+    return number, (above * probability).sum(1)
+
+
+def assert_truncated(found: torch.Tensor, scores: torch.Tensor, temperature: float, top_k: int, top_p: float) -> None:
+    """Those of [V] scores stay, as they were, that the definition says; where rounding decides either is right."""
+    number, share = shares(scores.double(), temperature, top_k)
+    stays = (number < (top_k or len(scores))) & ((share < top_p) | (top_p == 1)) & (scores > -torch.inf)
+    clear = (share - top_p).abs() > 1e-5
+    assert torch.equal((found > -torch.inf)[clear], stays[clear])
+    kept = found > -torch.inf
+    assert torch.equal(found[kept], scores[kept])
+    assert found.argmax() == scores.argmax()
+
+
+@settings(max_examples=30)
+@given(
+    codes=st.integers(1, 300),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
+    top_k=st.integers(0, 310),
+    top_p=st.sampled_from([1e-6, 0.1, 0.5, 0.9, 0.999, 1.0]),
+    ties=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_the_reference_keeps_what_the_definition_says(codes, temperature, top_k, top_p, ties, seed):
+    scores = 3 * torch.randn(2, codes, generator=torch.Generator().manual_seed(seed))
+    if ties:
+        scores = scores.round()
+    scores[1, ::3] = -torch.inf if codes > 1 else 0
+    scores[1, -1] = 1
+    found = reference.truncate(
+        scores, torch.full((2,), temperature), torch.full((2,), top_k), torch.full((2,), top_p, dtype=torch.float32)
+    )
+    for image in range(2):
+        assert_truncated(found[image], scores[image], temperature, top_k, top_p)
+
+
+OF_EACH = [
+    ALL, replace(ALL, top_k=1), replace(ALL, top_k=7), replace(ALL, top_k=10**6), replace(ALL, top_p=0.3),
+    replace(ALL, top_p=0.95, temperature=2.0), replace(ALL, top_k=20, top_p=0.8, temperature=0.5),
+    replace(ALL, top_k=3, temperature=0.0), replace(ALL, top_k=5, alpha=0.0, premature=2),
+]  # fmt: skip
+
+
+@BACKEND
+def test_every_backend_truncates_each_image_as_it_says(backend):
+    """Layer and divergence stay what they are without; the code is drawn, by the same noise, from what is left."""
+    images = len(OF_EACH)
+    head, hidden = random_head(16, 16, 4200, torch.float32, seed=3), random_hidden(3, images, 16, torch.float32, seed=3)
+    together, seeds = Decodings.of(OF_EACH, hidden), torch.arange(images) + 5
+    found, drawn = (
+        early_exit_scores(hidden, head, together, backend),
+        early_exit(hidden, head, together, seeds, 3, backend),
+    )
+    whole = early_exit_scores(hidden, head, replace(together, top_k=None, top_p=None), backend)
+    assert torch.equal(found.layer, whole.layer)
+    assert torch.equal(found.jsd, whole.jsd)
+    assert torch.equal(found.scores[0], whole.scores[0])
+    for image, decoding in enumerate(OF_EACH):
+        assert_truncated(found.scores[image], whole.scores[image], decoding.temperature, decoding.top_k, decoding.top_p)
+    assert [int((row > -torch.inf).sum()) for row in found.scores[[1, 2, 8]]] == [1, 7, 5]
+    assert torch.equal(drawn.code, gumbel_max(found.scores, together.temperature, seeds, 3))
+    assert drawn.code[[1, 7]].tolist() == whole.scores.argmax(-1)[[1, 7]].tolist()
+
+
+@BACKEND
+def test_zeros_of_both_signs_are_one_number(backend):
+    head, hidden = random_head(16, 16, 8, torch.float32, seed=3), random_hidden(1, 1, 16, torch.float32, seed=3)
+    head = replace(head, code_weight=torch.zeros(8, 16), code_bias=torch.zeros(8))
+    found = early_exit_scores(hidden, head, Decoding(top_k=3, top_p=0.2, premature=0), backend).scores
+    assert (found > -torch.inf).all()
+
+
+def test_what_is_out_of_range():
+    with pytest.raises(ValueError, match="top_k must be an int in 0 .. 2147483647 .*, got -1"):
+        Decoding(top_k=-1)
+    for top_p in (0.0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"top_p must lie in \(0, 1\], got"):
+            Decoding(top_p=top_p)
+
+
+def test_images_of_two_kinds_do_not_go_together():
+    plain, cut = (Decodings.of([each], torch.zeros(1)) for each in (ALL, replace(ALL, top_k=3)))
+    with pytest.raises(ValueError, match="images must be of one kind: top_k is None for some"):
+        plain.put(torch.tensor([0]), cut, 1)
