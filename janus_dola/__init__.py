@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from janus_dola.config import DoLaConfig
-    from janus_dola.pipeline import GenerationOutput, JanusDoLa, NonFiniteError
+    from janus_dola.outputs import DrawnImage, GenerationOutput, NonFiniteError
+    from janus_dola.pipeline import JanusDoLa
 
 __version__ = version("janus-dola")
-__all__ = ["DoLaConfig", "GenerationOutput", "JanusDoLa", "NonFiniteError", "__version__"]
+__all__ = ["DoLaConfig", "DrawnImage", "GenerationOutput", "JanusDoLa", "NonFiniteError", "__version__"]
 _MODULES = {
     "DoLaConfig": "config",
-    "GenerationOutput": "pipeline",
+    "DrawnImage": "outputs",
+    "GenerationOutput": "outputs",
     "JanusDoLa": "pipeline",
-    "NonFiniteError": "pipeline",
+    "NonFiniteError": "outputs",
 }
 
 

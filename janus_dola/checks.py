@@ -2,8 +2,9 @@
 
 import math
 import operator
+import random
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 MAX_SEED = 2**63 - 1
@@ -55,6 +56,31 @@ def number(name: str, value: object, more: str = "") -> float:
     return found
 
 
+def several(values: object) -> list[object] | None:
+    """The members of a sequence, or of numpy's or torch's arrays; None where a value is no such thing, but one."""
+    if isinstance(values, str | bytes):
+        return None
+    found = isinstance(values, Sequence) or getattr(values, "ndim", 0) > 0
+    return list(values) if found else None  # type: ignore[call-overload]
+
+
+def seeds_of(seed: object, images: int, sampler: str) -> list[int]:
+    """A seed for each of so many images: those given, or one and those that follow it; None begins with a random one.
+
+    Raises:
+        ValueError: a seed is out of range, or there are more or fewer than images.
+    """
+    given = several(seed)
+    if given is None:
+        first = random.getrandbits(62) if seed is None else integer("seed", seed, 0, MAX_SEED - images, "None or ")
+        return list(range(first, first + images))
+    if len(given) != images or sampler == "multinomial":
+        raise ValueError(
+            f"seed must be one int, or with the sampler 'gumbel' one for each of {images} images, got {len(given)}"
+        )
+    return [integer("seed", each, 0, MAX_SEED) for each in given]
+
+
 def strings(prompts: object) -> list[str]:
     """Prompts as a list: one string, or several.
 
@@ -100,10 +126,19 @@ def check_window(window: Window, sampler: str = "gumbel") -> Window:
     Raises:
         ValueError: there is no such window, or it does not go with the sampler.
     """
-    if isinstance(window, bool) or window not in ("auto", *WINDOWS):
+    found = window if window == "auto" else _one_of(WINDOWS, window)
+    if found is None:
         raise ValueError(f'window must be "auto" or one of {list(WINDOWS)}, got {window!r}')
     if sampler == "multinomial":
-        if window not in ("auto", 1):
+        if found not in ("auto", 1):
             raise ValueError(f"window must be 1 with the sampler 'multinomial', got {window}")
         return 1
-    return window
+    return found
+
+
+def _one_of(allowed: Sequence[int], value: object) -> int | None:
+    try:
+        found = integer("", value, min(allowed), max(allowed))
+    except ValueError:
+        return None
+    return found if found in allowed else None

@@ -16,7 +16,7 @@ from janus_dola.commands.geneval import geneval
 from janus_dola.commands.info import info
 from janus_dola.commands.profile import profile
 from janus_dola.commands.serve import serve
-from janus_dola.pipeline import NonFiniteError
+from janus_dola.outputs import NonFiniteError
 from janus_dola.terminal import complain, prepare_streams
 from janus_dola.threads import use_processors
 

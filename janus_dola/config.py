@@ -2,11 +2,11 @@
 
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from janus_dola.checks import number
+from janus_dola.checks import number, several
 from janus_dola.kernels.types import check_alpha
 
 
@@ -102,7 +102,7 @@ class DoLaConfig:
         check_alpha(self.alpha)
         layers, forced = self.candidate_layers, self.premature_layer
         if not (isinstance(layers, str) and layers == "auto"):
-            whole = [] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(map(_int, layers))
+            whole = [_int(layer) for layer in several(layers) or ()]
             if not whole or None in whole:
                 raise ValueError(f'candidate_layers must be "auto" or a list of ints, got {layers!r}')
             object.__setattr__(self, "candidate_layers", tuple(whole))
@@ -110,6 +110,15 @@ class DoLaConfig:
             if _int(forced) is None:
                 raise ValueError(f'premature_layer must be None, "final" or an int, got {forced!r}')
             object.__setattr__(self, "premature_layer", _int(forced))
+
+    def summary(self) -> str:
+        """The contrast in few words, for people."""
+        if self.premature_layer == "final":
+            return f"no contrast, alpha {self.alpha:g}"
+        if self.premature_layer is not None:
+            return f"DoLa alpha {self.alpha:g}, layer {self.premature_layer}"
+        layers = self.candidate_layers
+        return f"DoLa alpha {self.alpha:g}, layers {layers if isinstance(layers, str) else ' '.join(map(str, layers))}"
 
     def layers_to_read(self, num_hidden_layers: int) -> list[int]:
         """The layers below the final one whose distribution is needed: none for "final", one for a static layer.

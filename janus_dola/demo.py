@@ -4,8 +4,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from janus_dola.config import DoLaConfig
-from janus_dola.layer_map import font, layer_map
+from janus_dola.layer_map import font
 from janus_dola.pipeline import JanusDoLa
 
 PROMPTS = (
@@ -28,16 +27,14 @@ def draw_demo(outdir: Path, seed: int = 0) -> list[Path]:
     """
     outdir.mkdir(parents=True, exist_ok=True)
     pipe = JanusDoLa.from_pretrained("mini", device="cpu")
-    config = DoLaConfig()
     baseline = pipe.generate(PROMPTS, _COLUMNS, dola=None, seed=seed, progress=True)
-    dola = pipe.generate(PROMPTS, _COLUMNS, dola=config, seed=seed, progress=True)
+    dola = pipe.generate(PROMPTS, _COLUMNS, seed=seed, progress=True)
     written = [outdir / "contact_sheet.png"]
     contact_sheet(baseline.images, dola.images).save(written[0])
-    layers = config.layers_to_read(pipe.parts.num_layers)
-    for i, row in enumerate(dola.images):
+    for i, row in enumerate(dola.drawn):
         for k, image in enumerate(row):
             written.append(outdir / f"map_{i}_p{k}.png")
-            layer_map(image, dola.premature_layers[i, k], dola.jsd[i, k], layers).save(written[-1])
+            image.layer_map().save(written[-1])
     return written
 
 

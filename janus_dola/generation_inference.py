@@ -12,7 +12,8 @@ from typing import Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from janus_dola.config import DoLaConfig
-from janus_dola.pipeline import GenerationOutput, JanusDoLa
+from janus_dola.outputs import GenerationOutput
+from janus_dola.pipeline import JanusDoLa
 
 
 def generate(

@@ -5,10 +5,12 @@ The recipe is JSON in the EXIF field ImageDescription, which JPEG, PNG and WebP 
 
 import io
 import json
+import os
 import re
 import stat
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Literal, cast, get_args
@@ -62,6 +64,10 @@ class Recipe:
         """The recipe as one line of JSON."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         return json.dumps(own | own.pop("settings").to_json(), ensure_ascii=False)
+
+    def summary(self) -> str:
+        """Seed and settings in few words, for people."""
+        return f"seed {self.seed}, {self.settings.summary()}"
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
@@ -131,13 +137,30 @@ def encode_image(image: Image.Image, image_format: ImageFormat, recipe: Recipe |
     return content.getvalue()
 
 
-def save_image(image: Image.Image, path: Path, recipe: Recipe | None) -> None:
+def save_image(image: Image.Image, path: Path, recipe: Recipe | None, overwrite: bool = True) -> None:
     """Writes an image with its recipe; the format follows from the ending of `path`: jpg, png or webp.
 
+    A link at its place is not followed.
+
     Raises:
+        FileExistsError: something is there, and `overwrite` is not set.
         ValueError: another ending, or as for `encode_image`.
     """
-    path.write_bytes(encode_image(image, cast(ImageFormat, path.suffix[1:]), recipe))
+    content = encode_image(image, cast(ImageFormat, path.suffix[1:]), recipe)
+    if overwrite:
+        path.unlink(missing_ok=True)
+    else:
+        refuse_existing([path])
+    with path.open("xb") as file:
+        file.write(content)
+
+
+def refuse_existing(paths: Sequence[Path]) -> None:
+    """Raises FileExistsError where something is at the place of one of the files."""
+    there = [path for path in paths if os.path.lexists(path)]
+    if there:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise FileExistsError(f"overwrite must be set to replace what is there: {there[0]}{more}")
 
 
 def read_recipe(path: Path) -> Recipe:

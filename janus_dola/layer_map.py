@@ -1,8 +1,14 @@
-"""Pictures of what DoLa did: which layer was contrasted at each code of an image, and how far it diverged."""
+"""Pictures of what DoLa did: which layer was contrasted at each code of an image, and how far it diverged.
+
+Divergences crowd at both ends of their range [0, ln 2]: in the mini model half of them lie within a thousandth of ln 2. So
+colours follow the logit of JSD / ln 2, on one scale for all images: equal steps of colour from 0.1% to 1% to 10%, and from
+90% to 99% to 99.9%.
+"""
 
 import math
 from collections.abc import Sequence
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -10,8 +16,12 @@ Colour = tuple[int, int, int]
 
 # Okabe and Ito's colours, told apart with any kind of colour vision.
 _PALETTE = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66))
-_INK, _PAPER = (30, 30, 30), (255, 255, 255)
-_SIDE, _GAP, _TEXT = 256, 16, 16
+_RAMP = ((255, 250, 232), (252, 205, 110), (243, 126, 60), (186, 40, 80), (84, 15, 109), (13, 8, 45))  # small to large
+_DECADES = 5  # of the logit, to both sides of ln 2 / 2
+_LN2 = math.log(2)
+_INK, _SOFT, _PAPER, _LINE = (30, 30, 30), (100, 100, 100), (255, 255, 255), (200, 200, 200)
+_SIDE, _GAP, _TOP = 256, 16, 28
+_TICKS = {-5: "0.001%", -2: "1%", 0: "50%", 2: "99%", 5: "99.999%"}  # by logit, of ln 2
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -19,18 +29,105 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def heat(value: float) -> Colour:
-    """From near white (0) over orange to dark red (1)."""
-    value = min(max(value, 0.0), 1.0)
-    stops = ((255, 250, 235), (250, 160, 60), (130, 10, 30))
-    low, high, part = (stops[0], stops[1], 2 * value) if value < 0.5 else (stops[1], stops[2], 2 * value - 1)
-    red, green, blue = (round(a + (b - a) * part) for a, b in zip(low, high, strict=True))
+def colour_of_layer(layer: int) -> Colour:
+    """A layer's colour in all pictures and pages, whatever the other layers: neighbours in steps of one or two differ."""
+    return _PALETTE[layer % len(_PALETTE)]
+
+
+def level_of_jsd(jsd: Tensor) -> Tensor:
+    """Where divergences in nats stand on the scale of colours: 0 (at most 0.001% of ln 2) .. 1 (at least 99.999%)."""
+    share = (jsd.double() / _LN2).clamp(0, 1)
+    return (torch.logit(share) / math.log(10) / (2 * _DECADES) + 0.5).clamp(0, 1)
+
+
+def heat(level: float) -> Colour:
+    """The colour of a level: from near white (0) over orange to near black (1)."""
+    place = min(max(level, 0.0), 1.0) * (len(_RAMP) - 1)
+    i = min(int(place), len(_RAMP) - 2)
+    red, green, blue = (round(a + (b - a) * (place - i)) for a, b in zip(_RAMP[i], _RAMP[i + 1], strict=True))
     return red, green, blue
 
 
-def layer_colours(layers: Sequence[int]) -> dict[int, Colour]:
-    """A colour for each layer."""
-    return {layer: _PALETTE[i % len(_PALETTE)] for i, layer in enumerate(sorted(set(layers)))}
+def css(colour: Colour) -> str:
+    """A colour as style sheets have it."""
+    return "rgb({}, {}, {})".format(*colour)
+
+
+def css_ramp() -> str:
+    """The scale of divergences from small to large, as a gradient of a style sheet."""
+    return f"linear-gradient(90deg, {', '.join(map(css, _RAMP))})"
+
+
+def counts_of(premature_layers: Tensor) -> dict[int, int]:
+    """How many codes were contrasted with each layer."""
+    layers, counts = premature_layers.unique(return_counts=True)
+    return dict(zip(layers.tolist(), counts.tolist(), strict=True))
+
+
+def layer_map(
+    image: Image.Image,
+    premature_layers: Tensor,
+    jsd: Tensor,
+    layers: Sequence[int],
+    prompt: str = "",
+    settings: str = "",
+) -> Image.Image:
+    """An image beside a map of the layer chosen at each code and a map of its divergence.
+
+    Args:
+        image: what was drawn.
+        premature_layers: [T], from `DrawnImage`; T a square number.
+        jsd: [T], nats.
+        layers: the candidates, for the legend; none says that there was no contrast.
+        prompt, settings: written below; of a long one the beginning. Pillow's font has ASCII only: other letters are boxes.
+    Returns:
+        an RGB picture, 832 x 376 pixels, with a legend.
+    """
+    panels = [("drawn", image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.NEAREST))]
+    if layers:
+        chosen = [colour_of_layer(layer) for layer in premature_layers.tolist()]
+        diverged = [heat(level) for level in level_of_jsd(jsd).tolist()]
+        panels += [("layer contrasted with", _grid(chosen)), ("its JSD from the final layer", _grid(diverged))]
+    else:
+        panels += [("layer contrasted with", _no_contrast()), ("its JSD from the final layer", _no_contrast())]
+    width, below = len(panels) * _SIDE + (len(panels) + 1) * _GAP, _TOP + _SIDE + 8
+    sheet = Image.new("RGB", (width, below + 84), _PAPER)
+    canvas = ImageDraw.Draw(sheet)
+    for i, (title, panel) in enumerate(panels):
+        left = _GAP + i * (_SIDE + _GAP)
+        canvas.text((left, 5), title, fill=_INK, font=font(14))
+        sheet.paste(panel, (left, _TOP))
+        canvas.rectangle((left - 1, _TOP - 1, left + _SIDE, _TOP + _SIDE), outline=_LINE)
+    if layers:
+        _legend_of_layers(canvas, layers, premature_layers, _GAP + _SIDE + _GAP, below)
+        _legend_of_jsd(canvas, _GAP + 2 * (_SIDE + _GAP), below)
+    for y, text, size, colour in ((below + 40, prompt, 14, _INK), (below + 60, settings, 12, _SOFT)):
+        canvas.text((_GAP, y), _fitting(canvas, text, size, width - 2 * _GAP), fill=colour, font=font(size))
+    return sheet
+
+
+def small_map(premature_layers: Tensor, jsd: Tensor) -> Image.Image:
+    """The layer chosen at each code, and to the right of it how far it diverged, one pixel a code.
+
+    Args:
+        premature_layers, jsd: [T], from `DrawnImage`; layers below 128.
+    Returns:
+        a palette picture of ceil(sqrt T) rows and twice as many columns. Its left half holds the number of the layer itself,
+        its right half 128 + round(127 * level_of_jsd).
+    """
+    side = math.isqrt(len(jsd) - 1) + 1
+    picture = Image.new("P", (2 * side, side))
+    picture.putpalette(
+        [
+            *(part for layer in range(128) for part in colour_of_layer(layer)),
+            *(part for level in range(128) for part in heat(level / 127)),
+        ]
+    )
+    levels = (128 + (127 * level_of_jsd(jsd)).round()).to(premature_layers.dtype)
+    for left, values in ((0, premature_layers.tolist()), (side, levels.tolist())):
+        for code, value in enumerate(values):
+            picture.putpixel((left + code % side, code // side), value)
+    return picture
 
 
 def _grid(colours: list[Colour]) -> Image.Image:
@@ -41,87 +138,42 @@ def _grid(colours: list[Colour]) -> Image.Image:
     return small.resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
 
 
-def layer_map(image: Image.Image, premature_layers: Tensor, jsd: Tensor, layers: Sequence[int]) -> Image.Image:
-    """An image beside a map of the layer chosen at each code and a map of its divergence.
-
-    Args:
-        image: what was drawn.
-        premature_layers: [T], from `GenerationOutput`; T a square number.
-        jsd: [T], nats.
-        layers: the candidates, for the legend.
-    Returns:
-        an RGB picture, 832 x 320 pixels, with a legend.
-    """
-    colours = layer_colours([*layers, *premature_layers.tolist()])
-    top = float(jsd.max()) or 1.0  # the divergence shown darkest
-    panels = [
-        ("drawn", image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.NEAREST)),
-        ("layer contrasted with", _grid([colours[layer] for layer in premature_layers.tolist()])),
-        ("its JSD from the final layer", _grid([heat(value / top) for value in jsd.tolist()])),
-    ]
-    width = len(panels) * _SIDE + (len(panels) + 1) * _GAP
-    sheet = Image.new("RGB", (width, _SIDE + 4 * _TEXT), _PAPER)
-    canvas = ImageDraw.Draw(sheet)
-    for i, (title, panel) in enumerate(panels):
-        left = _GAP + i * (_SIDE + _GAP)
-        canvas.text((left, 5), title, fill=_INK, font=font(14))
-        sheet.paste(panel, (left, 2 * _TEXT - 4))
-        canvas.rectangle((left - 1, 2 * _TEXT - 5, left + _SIDE, 2 * _TEXT - 4 + _SIDE), outline=(200, 200, 200))
-    below = 2 * _TEXT + _SIDE + 4
-    _legend_of_layers(canvas, colours, premature_layers, _GAP + _SIDE + _GAP, below)
-    _legend_of_jsd(canvas, top, _GAP + 2 * (_SIDE + _GAP), below)
-    return sheet
-
-
-def colour_of_layer(layer: int) -> Colour:
-    """A layer's colour in `small_map`, whatever the other layers: neighbours in steps of one or two differ."""
-    return _PALETTE[layer % len(_PALETTE)]
-
-
-def counts_of(premature_layers: Tensor) -> dict[int, int]:
-    """How many codes were contrasted with each layer."""
-    layers, counts = premature_layers.unique(return_counts=True)
-    return dict(zip(layers.tolist(), counts.tolist(), strict=True))
-
-
-def small_map(premature_layers: Tensor, jsd: Tensor) -> Image.Image:
-    """The layer chosen at each code, and to the right of it how far it diverged, one pixel a code.
-
-    Args:
-        premature_layers, jsd: [T], from `GenerationOutput`; layers below 128.
-    Returns:
-        a palette picture of ceil(sqrt T) rows and twice as many columns. Its left half holds the number of the layer itself,
-        its right half 128 + round(127 * jsd / max jsd).
-    """
-    side = math.isqrt(len(jsd) - 1) + 1
-    picture = Image.new("P", (2 * side, side))
-    picture.putpalette(
-        [
-            *(part for layer in range(128) for part in colour_of_layer(layer)),
-            *(part for level in range(128) for part in heat(level / 127)),
-        ]
-    )
-    top = float(jsd.max()) or 1.0
-    levels = (128 + (127 * jsd / top).round()).to(premature_layers.dtype)
-    for left, values in ((0, premature_layers.tolist()), (side, levels.tolist())):
-        for code, value in enumerate(values):
-            picture.putpixel((left + code % side, code // side), value)
-    return picture
+def _no_contrast() -> Image.Image:
+    panel = Image.new("RGB", (_SIDE, _SIDE), (244, 244, 244))
+    ImageDraw.Draw(panel).text((_SIDE // 2, _SIDE // 2), "no contrast", fill=_SOFT, font=font(16), anchor="mm")
+    return panel
 
 
 def _legend_of_layers(
-    canvas: ImageDraw.ImageDraw, colours: dict[int, Colour], premature_layers: Tensor, left: int, y: int
+    canvas: ImageDraw.ImageDraw, layers: Sequence[int], premature_layers: Tensor, left: int, y: int
 ) -> None:
-    step = _SIDE // max(4, len(colours))
-    for i, (layer, colour) in enumerate(colours.items()):
-        share = (premature_layers == layer).float().mean().item()
-        x = left + i * step
-        canvas.rectangle((x, y, x + 11, y + 11), fill=colour)
-        canvas.text((x + 15, y - 2), f"{layer}: {share:.0%}", fill=_INK, font=font(12))
+    counts, in_a_row = counts_of(premature_layers), 4
+    for i, layer in enumerate(layers[: 2 * in_a_row]):
+        x, top = left + i % in_a_row * (_SIDE // in_a_row), y + i // in_a_row * 16
+        canvas.rectangle((x, top, x + 11, top + 11), fill=colour_of_layer(layer))
+        share = counts.get(layer, 0) / len(premature_layers)
+        canvas.text((x + 15, top - 2), f"{layer}: {share:.0%}", fill=_INK, font=font(12))
+    if len(layers) > 2 * in_a_row:
+        canvas.text((left, y + 30), f"and {len(layers) - 2 * in_a_row} more layers", fill=_SOFT, font=font(10))
 
 
-def _legend_of_jsd(canvas: ImageDraw.ImageDraw, top: float, left: int, y: int) -> None:
-    for x in range(100):
-        canvas.line((left + 16 + x, y, left + 16 + x, y + 11), fill=heat(x / 99))
-    canvas.text((left, y - 2), "0", fill=_INK, font=font(12))
-    canvas.text((left + 122, y - 2), f"{top:.3f} nats", fill=_INK, font=font(12))
+def _legend_of_jsd(canvas: ImageDraw.ImageDraw, left: int, y: int) -> None:
+    for x in range(_SIDE):
+        canvas.line((left + x, y, left + x, y + 9), fill=heat(x / (_SIDE - 1)))
+    for logit, text in _TICKS.items():
+        x = left + round((_SIDE - 1) * (logit / _DECADES + 1) / 2)
+        canvas.line((x, y + 9, x, y + 12), fill=_SOFT)
+        anchor = "la" if logit == -_DECADES else "ra" if logit == _DECADES else "ma"
+        canvas.text((x, y + 13), text, fill=_INK, font=font(10), anchor=anchor)
+    canvas.text((left, y + 25), "of ln 2, the largest there is", fill=_SOFT, font=font(10))
+
+
+def _fitting(canvas: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
+    """A line of text, cut off where it is too long."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    if canvas.textlength(line, font=font(size)) <= width:
+        return line
+    kept = 0
+    while canvas.textlength(line[: kept + 1] + "...", font=font(size)) <= width:
+        kept += 1
+    return line[:kept] + "..."

@@ -1,13 +1,10 @@
 """`JanusDoLa`: the public API. Prompts in; images, codes and what DoLa did at each code out."""
 
-import random
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from typing_extensions import Unpack
@@ -16,78 +13,28 @@ from janus_dola.checks import (
     MAX_PARALLEL_SIZE,
     MAX_SEED,
     Window,
+    check_negative,
     check_window,
     integer,
     iterable_of_strings,
+    seeds_of,
     strings,
 )
+from janus_dola.drawing import Drawer, all_of, each_of, jobs_of
 from janus_dola.engine.engine import Engine
 from janus_dola.engine.plan import Plan, Sampler, plan
-from janus_dola.engine.schedule import Job, images_that_fit, longest_of
-from janus_dola.engine.slots import Codes
-from janus_dola.kept_jobs import KeptJobs
-from janus_dola.kernels.types import Scores
+from janus_dola.engine.schedule import Job
+from janus_dola.image_files import Recipe
 from janus_dola.models import JanusParts, find_parts, load
+from janus_dola.models.load import public_name
+from janus_dola.models.move import move_model
 from janus_dola.models.pack import pack_for_cpu
 from janus_dola.models.quantize import Quantization, check_quantization, quantize_blocks
-from janus_dola.pictures import start_decoding
-from janus_dola.progress import Callback, Progress
-from janus_dola.prompt import prompt_ids, rows_of
+from janus_dola.outputs import DrawnImage, GenerationOutput
+from janus_dola.progress import Callback
+from janus_dola.prompt import PromptRows, prompt_ids, rows_of
 from janus_dola.settings import Changes, DrawSettings, with_changes
-from janus_dola.teacher_forcing import log_probabilities, scores_of_codes
-
-
-class NonFiniteError(RuntimeError):
-    """Hidden states, logits or pixels of some images were NaN or infinite.
-
-    Attributes:
-        images: their indices, over all prompts.
-        drawn: the other images, where all of them were asked for at once.
-    """
-
-    def __init__(self, images: list[int], drawn: Sequence["DrawnImage"] = ()) -> None:
-        super().__init__(
-            f"hidden states, logits or pixels became NaN or infinite for image(s) {images}, counted over all prompts. "
-            "float16 overflows in some Janus checkpoints: try dtype bfloat16 or float32"
-        )
-        self.images, self.drawn = images, list(drawn)
-
-
-def out_of_memory(images: int) -> str:
-    """What to do where so many images together do not fit into memory, in one line."""
-    fewer = "draw fewer at once (a smaller parallel_size), or " if images > 1 else ""
-    return (
-        f"out of memory with {images} image(s) at once: {fewer}free memory that others use, take a smaller model or dtype, "
-        'or quantize="int8"'
-    )
-
-
-@dataclass(frozen=True)
-class DrawnImage:
-    """One image of `JanusDoLa.stream`. T image tokens; tensors are on the CPU."""
-
-    prompt: int  # index of its prompt
-    k: int  # which of the prompt's images
-    image: Image.Image  # RGB
-    tokens: Tensor  # [T] int64, the codes in raster order
-    premature_layers: Tensor  # [T] int64, as in GenerationOutput
-    jsd: Tensor  # [T] float32
-    seed: int
-    passes: int  # of the model, after that of the prompt
-
-
-@dataclass(frozen=True)
-class GenerationOutput:
-    """What `JanusDoLa.generate` returns. Letters: P prompts, K images per prompt, T image tokens; tensors are on the CPU."""
-
-    images: list[list[Image.Image]]  # [P][K] RGB
-    tokens: Tensor  # [P, K, T] int64, the codes in raster order
-    premature_layers: (
-        Tensor  # [P, K, T] int64, the layer contrasted with; N (the final one) where there was no contrast
-    )
-    jsd: Tensor  # [P, K, T] float32, that layer's Jensen-Shannon divergence from the final one, in [0, ln 2] nats
-    seeds: Tensor  # [P, K] int64: alone with its seed an image comes out the same; -1 for torch's global generator
-    passes: Tensor  # [P, K] int64: of the model for each image, after that of the prompt; T - 1 with one code a pass
+from janus_dola.teacher_forcing import CodeScores, check_codes, log_probabilities, scores_of_images
 
 
 class JanusDoLa:
@@ -97,6 +44,12 @@ class JanusDoLa:
         model: transformers' `JanusForConditionalGeneration` or DeepSeek's `MultiModalityCausalLM`; used as it is, on the
             device and in the dtype it has.
         tokenizer: the tokenizer that belongs to it, or the processor that holds it.
+    Attributes:
+        model, tokenizer: what was given or loaded.
+        parts: where the pieces of the model are; `parts.device` and `parts.dtype` are its own.
+        special: ids of the tokens that frame a prompt.
+        engine: draws codes; keeps memory for the next call, which `engine.release()` gives back.
+        model_name, quantize: what recipes say of the model.
     Raises:
         ValueError: the model is of neither family, or the tokenizer lacks the tokens of Janus.
     """
@@ -105,8 +58,11 @@ class JanusDoLa:
         self.model = model
         self.tokenizer = tokenizer.tokenizer if isinstance(tokenizer, ProcessorMixin) else tokenizer
         self.parts: JanusParts = find_parts(model)
-        self._special = self.parts.special_tokens(self.tokenizer)
-        self._engine = Engine(self.parts, self._special)
+        self.special = self.parts.special_tokens(self.tokenizer)
+        self.engine = Engine(self.parts, self.special)
+        self.model_name = public_name(getattr(model, "name_or_path", "") or type(model).__name__)
+        self.quantize: Quantization | None = None
+        self._packs = False  # whether float16 on a CPU is packed: where a model was loaded here
 
     @classmethod
     def from_pretrained(
@@ -140,7 +96,30 @@ class JanusDoLa:
         pipe = cls(loaded, own_tokenizer)
         if quantize is not None:
             quantize_blocks(pipe.parts, quantize)
+        pipe.model_name, pipe.quantize, pipe._packs = public_name(model), quantize, quantize is None
         return pipe
+
+    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> "JanusDoLa":
+        """Moves the model, in place, as if it had been loaded there; not while another thread draws.
+
+        Args:
+            device: such as "cuda"; None leaves it where it is.
+            dtype: "float32", "bfloat16" or "float16"; None keeps that of the weights. Weights that were rounded stay so.
+        Returns:
+            this object.
+        Raises:
+            ValueError: there is no such device or dtype, or the weights are in 8 bits and shall have another dtype.
+        """
+        move_model(self.model, self.parts, device, dtype)
+        if self._packs:
+            pack_for_cpu(self.model)
+        self.parts = find_parts(self.model)
+        self.engine = Engine(self.parts, self.special)
+        return self
+
+    def __repr__(self) -> str:
+        stored = str(self.parts.stored_dtype).removeprefix("torch.")
+        return f"JanusDoLa({self.model_name!r}, {self.quantize or stored} on {self.parts.device})"
 
     def generate(
         self,
@@ -191,36 +170,20 @@ class JanusDoLa:
         window = check_window(window, sampler)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
         images = len(prompts) * parallel_size
-        if isinstance(seed, Sequence) and not isinstance(seed, str | bytes):
-            keys = [integer("seed", each, 0, MAX_SEED) for each in seed]
-            if len(keys) != images or sampler == "multinomial":
-                raise ValueError(
-                    f"seed must be one int, or with the sampler 'gumbel' one for each of {images} images, got {len(keys)}"
-                )
-            base = 0
-        else:
-            base = random.getrandbits(62) if seed is None else integer("seed", seed, 0, MAX_SEED - images, "None or ")
-            keys = list(range(base, base + images))
+        keys = seeds_of(seed, images, sampler)
         jobs = [replace(job, seed=keys[job.index]) for job in self._jobs(prompts, parallel_size, 0, settings)]
         most, generator = None, None
         if sampler == "multinomial":  # draws of one generator for all images, so all together
             most = len(jobs)
-            generator = None if seed is None else torch.Generator(self.parts.device).manual_seed(base)
-        drawn = _all(self._draw_what_fits(jobs, planned, window, most, generator, strict, progress, callback))
-        shape = (len(prompts), parallel_size)
-        seeds = torch.tensor([image.seed for image in drawn])
+            generator = None if seed is None else torch.Generator(self.parts.device).manual_seed(keys[0])
+        recipe = self._recipe(settings, window)
+        drawer = Drawer(self.parts, self.engine, planned, window, recipe, most, generator, strict)
+        drawn = all_of(drawer.draw_what_fits(jobs, progress, callback))
         if sampler == "multinomial" and seed is None:
-            seeds.fill_(-1)
-        return GenerationOutput(
-            images=[
-                [image.image for image in drawn[i : i + parallel_size]] for i in range(0, len(drawn), parallel_size)
-            ],
-            tokens=torch.stack([image.tokens for image in drawn]).unflatten(0, shape),
-            premature_layers=torch.stack([image.premature_layers for image in drawn]).unflatten(0, shape),
-            jsd=torch.stack([image.jsd for image in drawn]).unflatten(0, shape),
-            seeds=seeds.unflatten(0, shape),
-            passes=torch.tensor([image.passes for image in drawn]).unflatten(0, shape),
-        )
+            drawn = [replace(image, seed=-1) for image in drawn]
+        return GenerationOutput([drawn[i : i + parallel_size] for i in range(0, images, parallel_size)])
+
+    __call__ = generate
 
     def stream(
         self,
@@ -261,7 +224,8 @@ class JanusDoLa:
         seed = integer("seed", seed, 0, MAX_SEED - parallel_size)
         most = None if max_images is None else integer("max_images", max_images, 1, MAX_PARALLEL_SIZE, "None or ")
         jobs = self._jobs(iterable_of_strings(prompts), parallel_size, seed, settings)
-        return _each(self._draw_what_fits(jobs, planned, window, most, None, strict, progress, callback))
+        drawer = Drawer(self.parts, self.engine, planned, window, self._recipe(settings, window), most, strict=strict)
+        return each_of(drawer.draw_what_fits(jobs, progress, callback))
 
     def draw(
         self,
@@ -295,7 +259,8 @@ class JanusDoLa:
         planned = plan(self.parts, settings, "gumbel", backend, engine)
         window = check_window(window)
         jobs = [replace(job, seed=keys[job.index]) for job in self._jobs(prompts, 1, 0, settings)]
-        return _all(self._draw(iter(jobs), planned, window, len(jobs)))
+        recipe = self._recipe(settings, window)
+        return all_of(Drawer(self.parts, self.engine, planned, window, recipe, len(jobs)).draw(iter(jobs)))
 
     def log_probs(
         self,
@@ -318,129 +283,78 @@ class JanusDoLa:
         Raises:
             ValueError: an argument is out of range.
         """
-        prompts, settings = strings(prompts), with_changes(settings, changes)
-        if tokens.ndim != 3 or tokens.shape[0] != len(prompts) or tokens.shape[2] != self.parts.image_tokens:
-            raise ValueError(
-                f"tokens must be of shape [{len(prompts)}, images, {self.parts.image_tokens}], got {list(tokens.shape)}"
-            )
-        codes = self.parts.head.num_codes
-        if tokens.dtype != torch.int64 or not ((tokens >= 0) & (tokens < codes)).all():
-            raise ValueError(f"tokens must be int64 in 0 .. {codes - 1}, got {tokens.dtype}, up to {tokens.max()}")
-        planned = plan(self.parts, settings)
-        negative, weights = self._negative_ids(settings), self._engine.weights.read()
-        found = []
-        for prompt, of_prompt in zip(prompts, tokens, strict=True):
-            rows = rows_of(self._prompt_ids(prompt), negative, self._special)
-            for image in of_prompt.unsqueeze(1):  # one at a time: their scores take some 40 MB each
-                scores = scores_of_codes(self.parts, weights, [rows], image, planned).scores
-                found.append(log_probabilities(scores, image[0].to(scores.device), planned.decoding.temperature).cpu())
+        planned, rows = self._given_codes(prompts, tokens, with_changes(settings, changes))
+        temperature, found = planned.decoding.temperature, []
+        of_images = scores_of_images(self.parts, self.engine.weights.read(), rows, tokens, planned)
+        for codes, scores in zip(tokens.flatten(0, 1), of_images, strict=True):
+            of_codes = log_probabilities(scores.scores, codes.to(scores.scores.device), temperature)
+            found.append(of_codes.cpu())
         return torch.stack(found).view(tokens.shape).float()
 
-    def scores_by(self, planned: Plan, prompts: Sequence[str], tokens: Tensor) -> Scores:
-        """The contrasted distributions [B * T, V] that the codes [B, T] of one image a prompt were drawn from."""
-        rows = [rows_of(ids, None, self._special) for ids in map(self._prompt_ids, prompts)]
-        return scores_of_codes(self.parts, self._engine.weights.read(), rows, tokens, planned)
-
-    def _draw_what_fits(
+    def scores(
         self,
-        jobs: Iterable[Job],
-        planned: Plan,
-        window: Window,
-        most: int | None,
-        generator: torch.Generator | None,
-        strict: bool,
-        progress: bool,
-        callback: Callback | None,
-    ) -> Iterator[tuple[Job, DrawnImage | None]]:
-        """As `_draw`; half as many at once from where memory runs out, unless the sampler draws all of them together."""
-        kept = KeptJobs(jobs)
-        with Progress(progress, callback) as bar:
-            while True:
-                try:
-                    for found in self._draw(kept.to_draw(), planned, window, most, generator, strict, bar):
-                        kept.drawn += 1
-                        yield found
-                    return
-                except torch.OutOfMemoryError:
-                    pass
-                # Out of the except clause nothing holds on to the memory of the images.
-                begun = kept.begun()
-                at_once = len(begun)
-                if planned.sampler != "multinomial":
-                    at_once = min(
-                        at_once, most or images_that_fit(self.parts, longest_of(begun), self._engine.kept_bytes)
-                    )
-                self._engine.release()
-                torch.cuda.empty_cache()
-                if planned.sampler == "multinomial" or at_once == 1:
-                    raise torch.OutOfMemoryError(out_of_memory(at_once))
-                most = (at_once + 1) // 2
-                bar.back_to(kept.drawn * self.parts.image_tokens)
+        prompts: str | Sequence[str],
+        tokens: Tensor,
+        settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
+        **changes: Unpack[Changes],
+    ) -> CodeScores:
+        """The whole distribution that each code of images was drawn from by these settings, and what was contrasted there.
+
+        Teacher-forced: given prompt and the codes before, in one pass over each image. An image's 576 distributions over
+        16384 codes take 38 MB.
+
+        Args:
+            prompts, tokens, settings, changes: as for `log_probs`.
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        planned, rows = self._given_codes(prompts, tokens, with_changes(settings, changes))
+        found = scores_of_images(self.parts, self.engine.weights.read(), rows, tokens, planned)
+        return CodeScores.of(found, tokens.shape, planned, self.parts.num_layers)
+
+    def encode(self, prompts: str | Sequence[str], negative_prompt: str | None = None) -> list[PromptRows]:
+        """The token ids that images of prompts are drawn from: for each prompt a conditional and an unconditional row.
+
+        Args:
+            prompts: one or several.
+            negative_prompt: as for `generate`; the shorter row of both has pads then.
+        Returns:
+            one for each prompt; both its rows begin with bos, end with begin-of-image, and are equally long.
+        Raises:
+            ValueError: what is given is not made of strings, or a prompt is too long for the model.
+        """
+        negative = self._negative_ids(negative_prompt)
+        return [rows_of(self._prompt_ids(prompt), negative, self.special) for prompt in strings(prompts)]
 
     def check_prompt(self, prompt: str) -> None:
         """Raises ValueError where a prompt is too long for the model."""
         self._prompt_ids(prompt)
 
+    def _given_codes(
+        self, prompts: str | Sequence[str], tokens: Tensor, settings: DrawSettings
+    ) -> tuple[Plan, list[PromptRows]]:
+        """How the codes of images were drawn, and from which rows; checks all of it."""
+        rows = self.encode(prompts, settings.negative_prompt)
+        check_codes(tokens, len(rows), self.parts)
+        return plan(self.parts, settings), rows
+
+    def _recipe(self, settings: DrawSettings, window: Window) -> Recipe:
+        """Of images that are drawn now, but for prompt and seed."""
+        dtype = str(self.parts.stored_dtype).removeprefix("torch.")
+        return Recipe(self.model_name, "", 0, settings, dtype, self.quantize, window)
+
     def _jobs(self, prompts: Iterable[str], parallel_size: int, seed: int, settings: DrawSettings) -> Iterator[Job]:
-        return self._jobs_beside(self._negative_ids(settings), prompts, parallel_size, seed)
+        negative = self._negative_ids(settings.negative_prompt)  # is wrong before anything is drawn
+        return jobs_of(
+            prompts, lambda prompt: rows_of(self._prompt_ids(prompt), negative, self.special), parallel_size, seed
+        )
 
-    def _jobs_beside(
-        self, negative: list[int] | None, prompts: Iterable[str], parallel_size: int, seed: int
-    ) -> Iterator[Job]:
-        for index, prompt in enumerate(prompts):
-            if not isinstance(prompt, str):
-                raise ValueError(f"prompts must be strings, got {prompt!r}")
-            token_ids, other = rows_of(self._prompt_ids(prompt), negative, self._special)
-            if seed + (index + 1) * parallel_size > MAX_SEED:
-                raise ValueError(f"seed must leave room for prompt {index} below {MAX_SEED}, got {seed}")
-            for k in range(parallel_size):
-                number = index * parallel_size + k
-                yield Job(number, index, k, token_ids, seed + number, negative_ids=other)
-
-    def _draw(
-        self,
-        jobs: Iterator[Job],
-        planned: Plan,
-        window: Window,
-        most: int | None,
-        generator: torch.Generator | None = None,
-        strict: bool = False,
-        bar: Progress | None = None,
-    ) -> Iterator[tuple[Job, DrawnImage | None]]:
-        """Draws images, `most` at once or as many as fit, and yields them in order; None for one that is not finite.
-
-        On a GPU the picture of an image is waited for when the next image is done.
-        """
-        coming: deque[_Coming] = deque()
-        early: dict[int, _Coming] = {}  # done before images that come before them
-        order: deque[int] = deque()
-
-        def in_order() -> Iterator[Job]:
-            for job in jobs:
-                order.append(job.index)
-                yield job
-
-        behind = 1 if self.parts.device.type == "cuda" else 0
-
-        def limit(longest: int) -> int:
-            return most or images_that_fit(self.parts, longest, self._engine.kept_bytes)
-
-        bar = Progress() if bar is None else bar
-        for job, codes in self._engine.draw(in_order(), planned, window, limit, bar, generator, strict):
-            early[job.index] = _Coming(job, codes, start_decoding(self.parts, codes.tokens))
-            while order and order[0] in early:
-                coming.append(early.pop(order.popleft()))
-            while len(coming) > behind:
-                yield coming.popleft().image()
-        while coming:
-            yield coming.popleft().image()
-
-    def _negative_ids(self, settings: DrawSettings) -> list[int] | None:
-        prompt = settings.negative_prompt
+    def _negative_ids(self, prompt: str | None) -> list[int] | None:
+        prompt = check_negative(prompt)
         return None if prompt is None else self._prompt_ids(prompt, "negative_prompt")
 
     def _prompt_ids(self, prompt: str, name: str = "prompts") -> list[int]:
-        ids = prompt_ids(prompt, self.tokenizer, self._special)
+        ids = prompt_ids(prompt, self.tokenizer, self.special)
         room = self.parts.config.max_position_embeddings - self.parts.image_tokens
         if len(ids) > room:
             raise ValueError(
@@ -448,39 +362,3 @@ class JanusDoLa:
                 f"got one of {len(ids)} tokens: {prompt[:40]!r}"
             )
         return ids
-
-
-@dataclass(frozen=True)
-class _Coming:
-    """An image whose codes are drawn and whose picture is being decoded."""
-
-    job: Job
-    codes: Codes  # on the device
-    picture: Callable[[], Image.Image | None]  # waits for it
-
-    def image(self) -> tuple[Job, DrawnImage | None]:
-        """Waits for it."""
-        job, codes, picture = self.job, self.codes.cpu(), self.picture()
-        if picture is None or not codes.finite:
-            return job, None
-        return job, DrawnImage(
-            job.prompt, job.k, picture, codes.tokens, codes.premature_layers, codes.jsd, job.seed, int(codes.passes)
-        )
-
-
-def _all(drawn: Iterable[tuple[Job, DrawnImage | None]]) -> list[DrawnImage]:
-    """The images, if all of them are finite."""
-    found = list(drawn)
-    bad = [job.index for job, image in found if image is None]
-    good = [image for _, image in found if image is not None]
-    if bad:
-        raise NonFiniteError(bad, good)
-    return good
-
-
-def _each(drawn: Iterable[tuple[Job, DrawnImage | None]]) -> Iterator[DrawnImage]:
-    """The images, up to the first that is not finite."""
-    for job, image in drawn:
-        if image is None:
-            raise NonFiniteError([job.index])
-        yield image

@@ -13,7 +13,6 @@ from janus_dola.engine.engine import ready
 from janus_dola.engine.plan import Plan, plan
 from janus_dola.engine.schedule import positions, window_of
 from janus_dola.pipeline import JanusDoLa
-from janus_dola.prompt import unconditional
 from janus_dola.settings import DrawSettings
 
 _OPERATIONS = 10
@@ -65,14 +64,16 @@ def half_way(pipe: JanusDoLa, images: int, planned: Plan) -> tuple[Decoder, int]
     Returns:
         the decoder, and the length that the next pass looks at.
     """
-    parts, ids = pipe.parts, pipe._prompt_ids(_PROMPT)
+    parts, (rows,) = pipe.parts, pipe.encode(_PROMPT)
     with undisturbed(parts.device):
-        weights = pipe._engine.weights.read()
-        decoder = ready(Decoder(parts, weights, planned, images, positions(parts, len(ids), planned.window)))
-        decoder.admit(range(images), [(ids, unconditional(ids, pipe._special))] * images, range(images))
+        weights = pipe.engine.weights.read()
+        decoder = ready(
+            Decoder(parts, weights, planned, images, positions(parts, len(rows.conditional), planned.window))
+        )
+        decoder.admit(range(images), [rows] * images, range(images))
 
         def visible() -> int:
-            return visible_length(len(ids) + int(decoder.slots.decided.max()) - 1 + planned.window)
+            return visible_length(len(rows.conditional) + int(decoder.slots.decided.max()) - 1 + planned.window)
 
         while int(decoder.slots.decided.min()) < parts.image_tokens // 2:
             decoder.run(visible())

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -80,7 +80,14 @@ def _special_names(tokenizer: PreTrainedTokenizerBase, tokens: int) -> re.Patter
     return re.compile(f"(?={'|'.join(map(re.escape, sorted(names)))})")
 
 
-def rows_of(ids: list[int], negative: list[int] | None, special: SpecialTokens) -> tuple[list[int], list[int]]:
+class PromptRows(NamedTuple):
+    """The token ids that an image is drawn from: two rows, equally long."""
+
+    conditional: list[int]  # of the prompt
+    unconditional: list[int]  # what guidance leads away from
+
+
+def rows_of(ids: list[int], negative: list[int] | None, special: SpecialTokens) -> PromptRows:
     """The two rows of an image, equally long: of its prompt, and the one that guidance leads away from.
 
     Args:
@@ -88,10 +95,10 @@ def rows_of(ids: list[int], negative: list[int] | None, special: SpecialTokens) 
             unconditional row.
     """
     if negative is None:
-        return ids, unconditional(ids, special)
+        return PromptRows(ids, unconditional(ids, special))
     length = max(len(ids), len(negative))
     first, second = ([row[0], *[special.pad] * (length - len(row)), *row[1:]] for row in (ids, negative))
-    return first, second
+    return PromptRows(first, second)
 
 
 def unconditional(ids: Sequence[int], special: SpecialTokens) -> list[int]:

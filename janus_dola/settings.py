@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypedDict, get_type_hints
 
-from janus_dola.checks import check_negative, integer, number
+from janus_dola.checks import check_negative, integer, number, shown
 from janus_dola.config import DoLaConfig, about
 from janus_dola.kernels.types import MAX_TOP_K, Decoding
 
@@ -85,6 +85,15 @@ class DrawSettings:
         found = self.to_json()
         dola = found.pop("dola")
         return found | ({"dola": False} if dola is None else dola)
+
+    def summary(self) -> str:
+        """The settings in few words, for people: what was added later only where it is set."""
+        named = [f"cfg {self.cfg_weight:g}", f"T {self.temperature:g}"]
+        if self.negative_prompt is not None:
+            named.append(f"away from {shown(self.negative_prompt)}")
+        more = {name: value for name, value in self.to_json().items() if name not in (*_ALWAYS, "negative_prompt")}
+        named += [f"{name.replace('_', '-')} {value:g}" for name, value in more.items()]
+        return ", ".join(["baseline" if self.dola is None else self.dola.summary(), *named])
 
     def changed(self, given: Mapping[str, Any]) -> "DrawSettings":
         """These settings with others in place of some of them.

@@ -4,8 +4,8 @@ Given the codes, one pass over prompt and image reads the hidden states of all p
 very distribution that each code was drawn from, up to the rounding of another number of rows.
 """
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,40 +16,85 @@ from janus_dola.kernels.early_exit import early_exit_scores
 from janus_dola.kernels.types import Scores
 from janus_dola.models.parts import JanusParts
 from janus_dola.models.weights import Weights
+from janus_dola.prompt import PromptRows
+
+
+@dataclass(frozen=True)
+class CodeScores:
+    """What `JanusDoLa.scores` returns. P prompts, K images of each, T image tokens, V codes; tensors are on the CPU."""
+
+    scores: (
+        Tensor  # [P, K, T, V] float32, F: the contrasted scores before temperature, -inf where a code is not plausible
+    )
+    premature_layers: (
+        Tensor  # [P, K, T] int64, the layer contrasted with; N (the final one) where there was no contrast
+    )
+    jsd: Tensor  # [P, K, T] float32, that layer's Jensen-Shannon divergence from the final one, in [0, ln 2] nats
+    temperature: float  # T of the settings
+
+    @property
+    def log_distributions(self) -> Tensor:
+        """[P, K, T, V] float32, log softmax(F / T): what each code was drawn from, nats."""
+        return log_distributions(self.scores, self.temperature)
+
+    @classmethod
+    def of(cls, found: Iterable[Scores], shape: Sequence[int], plan: Plan, num_layers: int) -> "CodeScores":
+        """From the scores of images [P, K, T], one after the other, in a model of so many blocks."""
+        columns = zip(*((each.scores.cpu(), each.layer.cpu(), each.jsd.cpu()) for each in found), strict=True)
+        scores, layer, jsd = (torch.cat(column) for column in columns)
+        layers = torch.tensor([*plan.layers, num_layers])
+        return cls(
+            scores.view(*shape, -1).float(),
+            layers[layer].view(*shape),
+            jsd.view(*shape).float(),
+            plan.decoding.temperature,
+        )
+
+
+def check_codes(tokens: Tensor, prompts: int, parts: JanusParts) -> None:
+    """Raises ValueError where tokens are not codes [P, K, T] of images of so many prompts."""
+    if tokens.ndim != 3 or tokens.shape[0] != prompts or tokens.shape[2] != parts.image_tokens:
+        raise ValueError(f"tokens must be of shape [{prompts}, images, {parts.image_tokens}], got {list(tokens.shape)}")
+    codes = parts.head.num_codes
+    if tokens.dtype != torch.int64 or not ((tokens >= 0) & (tokens < codes)).all():
+        raise ValueError(f"tokens must be int64 in 0 .. {codes - 1}, got {tokens.dtype}, up to {tokens.max()}")
 
 
 @torch.no_grad()
-def scores_of_codes(
-    parts: JanusParts, weights: Weights, rows: Sequence[tuple[list[int], list[int]]], tokens: Tensor, plan: Plan
-) -> Scores:
-    """The contrasted distribution at every code of B images, given the codes before it.
+def scores_of_images(
+    parts: JanusParts, weights: Weights, rows: Sequence[PromptRows], tokens: Tensor, plan: Plan
+) -> Iterator[Scores]:
+    """The contrasted distribution at every code of each image, given the codes before it; one image at a time.
 
     Args:
-        rows: token ids of each image's conditional and unconditional row.
-        tokens: [B, T] int64.
+        rows: of P prompts.
+        tokens: [P, K, T] int64.
     Returns:
-        Scores of B * T rows, the codes of an image one after the other.
+        for each image Scores of T rows, on the model's device.
     """
-    scores = []
-    for both, codes in zip(rows, tokens.to(parts.device), strict=True):
+    for both, images in zip(rows, tokens.to(parts.device), strict=True):
         words = parts.embed_text(torch.tensor(both, device=parts.device))
-        fed_back = weights.code_table[codes[:-1]].expand(2, -1, -1)
-        _, states = run_whole(torch.cat([words, fed_back], 1), weights.blocks, weights.rotary, plan.layers)
-        of_codes = states[:, :, words.shape[1] - 1 :].flatten(1, 2)
-        scores.append(early_exit_scores(of_codes, weights.head, plan.decoding, "torch"))
-    return Scores(*(torch.cat([getattr(each, field.name) for each in scores]) for field in fields(Scores)))
+        for codes in images:
+            fed_back = weights.code_table[codes[:-1]].expand(2, -1, -1)
+            _, states = run_whole(torch.cat([words, fed_back], 1), weights.blocks, weights.rotary, plan.layers)
+            of_codes = states[:, :, words.shape[1] - 1 :].flatten(1, 2)
+            yield early_exit_scores(of_codes, weights.head, plan.decoding, "torch")
+
+
+def log_distributions(scores: Tensor, temperature: float) -> Tensor:
+    """log softmax(F / T); at T = 0 all of it lies on the first of the highest.
+
+    Args:
+        scores: [..., V], F; -inf where a code is not plausible.
+        temperature: T >= 0.
+    Returns:
+        [..., V] in the dtype of the scores, -inf for a code that cannot be drawn.
+    """
+    if temperature == 0:
+        return torch.full_like(scores, -torch.inf).scatter_(-1, scores.argmax(-1, keepdim=True), 0.0)
+    return torch.log_softmax(scores / temperature, -1)
 
 
 def log_probabilities(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
-    """log softmax(F / T) of each code; at T = 0 all of it lies on the first of the highest.
-
-    Args:
-        scores: [N, V], F; -inf where a code is not plausible.
-        codes: [N] int64.
-        temperature: T >= 0.
-    Returns:
-        [N] in the dtype of the scores, -inf for a code that cannot be drawn.
-    """
-    if temperature == 0:
-        return torch.where(scores.argmax(-1) == codes, 0.0, -torch.inf).to(scores.dtype)
-    return torch.log_softmax(scores / temperature, -1).gather(-1, codes.unsqueeze(-1)).squeeze(-1)
+    """`log_distributions` at codes [N], of scores [N, V]: [N]."""
+    return log_distributions(scores, temperature).gather(-1, codes.unsqueeze(-1)).squeeze(-1)

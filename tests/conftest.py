@@ -68,9 +68,9 @@ def mini_hidden_states(mini) -> torch.Tensor:
     ]
     codes = mini.generate(words, seed=7).tokens[:, 0, :30]
     weights, rows = WeightReader(mini.parts).read(), []
-    for side in (lambda ids: ids, lambda ids: unconditional(ids, mini._special)):
+    for side in (lambda ids: ids, lambda ids: unconditional(ids, mini.special)):
         for prompt, drawn in zip(words, codes, strict=True):
-            text = mini.parts.embed_text(torch.tensor(side(mini._prompt_ids(prompt))))
+            text = mini.parts.embed_text(torch.tensor(side(mini.encode(prompt)[0].conditional)))
             whole = torch.cat([text, weights.code_table[drawn]])[None].detach()
             _, states = run_whole(whole, weights.blocks, weights.rotary, [2, 4, 6])
             rows.append(states[:, 0, -1])

@@ -12,7 +12,7 @@ from bench.evaluation.metrics import METRICS, Metric
 from bench.evaluation.report import Row, groups, headline
 from janus_dola.extras import needed
 from janus_dola.kernels.reference import LN2
-from janus_dola.layer_map import layer_colours
+from janus_dola.layer_map import colour_of_layer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,8 +61,12 @@ def _figure(rows: int, columns: int, width: float, height: float) -> "tuple[Figu
 def _colours(evaluation: dict[str, Any]) -> dict[str, tuple[float, ...]]:
     """A colour for each layer set, told apart with any kind of colour vision."""
     names = list(evaluation["layers"])
-    palette = layer_colours(range(len(names)))
-    return {name: tuple(value / 255 for value in palette[i]) for i, name in enumerate(names)}
+    return {name: _rgb(i) for i, name in enumerate(names)}
+
+
+def _rgb(layer: int) -> tuple[float, ...]:
+    """The colour that a layer has in maps, as matplotlib takes it."""
+    return tuple(value / 255 for value in colour_of_layer(layer))
 
 
 def _axis_label(metric: Metric) -> str:
@@ -253,11 +257,13 @@ def _layers(evaluation: dict[str, Any]) -> "Figure | None":
         for slot, panel in enumerate(line[:-1]):
             panel.set_axis_off()
             if slot < len(layers):
+                panel.set_axis_on()
+                for spine in panel.spines.values():  # its colour in layer maps
+                    spine.set(color=_rgb(layers[slot]), linewidth=3)
                 own = jsd[slot].sum() / of_layer[slot] if of_layer[slot] else math.nan
                 title = f"layer {layers[slot]}: {of_layer[slot] / of_layer.sum():.1%}\nJSD {own:.2f} nats where chosen"
                 shares = _raster(panel, 100 * share[slot], title, "viridis", 100)
         divergences = _raster(line[-1], mean_jsd[name], f"mean JSD {jsd.sum() / counts.sum():.2f} nats", "magma", LN2)
-        line[0].set_axis_on()
         line[0].set_ylabel(f"{name}\nraster row", fontsize=8)
         line[0].set_xlabel("raster column", fontsize=8)
     for picture, part, unit in (

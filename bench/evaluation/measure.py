@@ -15,7 +15,8 @@ from torch import Tensor
 from bench.evaluation.sharpness import sharpness
 from bench.evaluation.task import Task
 from janus_dola.engine.plan import plan
-from janus_dola.pipeline import DrawnImage, JanusDoLa
+from janus_dola.outputs import DrawnImage
+from janus_dola.pipeline import JanusDoLa
 from janus_dola.settings import DrawSettings
 
 _JUDGED_AT_ONCE = 128  # images
@@ -75,7 +76,7 @@ def measure(
     for images in drawn_together(pipe, task, sampling):
         prompts = [task.prompts[image.prompt] for image in images]
         codes = torch.stack([image.tokens for image in images])
-        sharp = sharpness(pipe, prompts, codes, planned)
+        sharp = sharpness(pipe, prompts, codes, sampling.settings)
         found = dict(task.judge([image.image for image in images], prompts)) if task.judge else {}
         found |= {"entropy": sharp.entropy.tolist(), "top probability": sharp.top_probability.tolist()}
         for name, numbers in found.items():

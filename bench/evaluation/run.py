@@ -33,7 +33,8 @@ from janus_dola.batch.formats import parse_json, shown
 from janus_dola.geneval import place_for
 from janus_dola.image_files import Recipe, save_image
 from janus_dola.models.load import public_name
-from janus_dola.pipeline import DrawnImage, JanusDoLa
+from janus_dola.outputs import DrawnImage
+from janus_dola.pipeline import JanusDoLa
 
 _MATCHED_ON = 64  # images, at most: the first ones of each cell
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from janus_dola.engine.plan import Plan
 from janus_dola.pipeline import JanusDoLa
-
-_LOGITS_AT_ONCE = 1 << 26  # 256 MB of float32
+from janus_dola.settings import DrawSettings
+from janus_dola.teacher_forcing import log_distributions
 
 
 @dataclass(frozen=True)
@@ -24,29 +23,27 @@ class Sharpness:
     top_probability: Tensor  # of its most probable code
 
 
-def sharpness(pipe: JanusDoLa, prompts: Sequence[str], tokens: Tensor, plan: Plan) -> Sharpness:
+def sharpness(
+    pipe: JanusDoLa,
+    prompts: Sequence[str],
+    tokens: Tensor,
+    settings: DrawSettings,
+) -> Sharpness:
     """How sharp the distributions were that `tokens` came from.
 
     Args:
         prompts: one per image.
-        tokens: [B, T] int64, drawn by `plan`.
+        tokens: [B, T] int64, drawn with these settings.
     """
-    layers, positions = len(plan.layers) + 1, pipe.parts.image_tokens
-    images = max(1, _LOGITS_AT_ONCE // (layers * positions * pipe.parts.head.num_codes))
-    entropy, top = [], []
-    for start in range(0, len(tokens), images):
-        part = slice(start, start + images)
-        found = pipe.scores_by(plan, prompts[part], tokens[part])
-        each = of_scores(found.scores, plan.decoding.temperature)
-        entropy.append(each.entropy.unflatten(0, (-1, positions)).mean(1).cpu())
-        top.append(each.top_probability.unflatten(0, (-1, positions)).mean(1).cpu())
-    return Sharpness(torch.cat(entropy), torch.cat(top))
+    found = []
+    for prompt, codes in zip(prompts, tokens, strict=True):
+        scores = pipe.scores(prompt, codes[None, None], settings)
+        found.append(of_scores(scores.scores[0, 0], settings.temperature))
+    entropy, top = (torch.stack([getattr(each, name) for each in found]) for name in ("entropy", "top_probability"))
+    return Sharpness(entropy.mean(1), top.mean(1))
 
 
 def of_scores(scores: Tensor, temperature: float) -> Sharpness:
     """Entropy and top probability of softmax(F / T) for F [B, V]; all on one code at T = 0."""
-    if temperature == 0:
-        certain = scores.new_ones(len(scores))
-        return Sharpness(certain - 1, certain)
-    log_p = torch.log_softmax(scores / temperature, -1)
-    return Sharpness(torch.special.entr(log_p.exp()).sum(-1), log_p.amax(-1).exp())
+    p = log_distributions(scores, temperature).exp()
+    return Sharpness(torch.special.entr(p).sum(-1), p.amax(-1))

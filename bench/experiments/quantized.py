@@ -6,7 +6,7 @@ far the divergence moves, and how often the checker finds all of the caption in 
 
 import json
 import random
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
@@ -14,18 +14,23 @@ from torch import Tensor
 
 from bench import RESULTS
 from janus_dola import JanusDoLa
-from janus_dola.engine.plan import plan
 from janus_dola.kernels.sampling import gumbel_max
-from janus_dola.kernels.types import EarlyExit
 from janus_dola.mini.checker import check
 from janus_dola.mini.pictures import caption, random_scene
 from janus_dola.models.quantize import QUANTIZATIONS
-from janus_dola.settings import DrawSettings
 
 FILE = RESULTS / "quantized_mini.json"
 
 
-def side_by_side(plain: JanusDoLa, quantised: JanusDoLa, prompts: list[str]) -> tuple[EarlyExit, EarlyExit]:
+class Drawn(NamedTuple):
+    """Of codes, one after the other: which was drawn, the layer contrasted with, its divergence."""
+
+    code: Tensor
+    layer: Tensor
+    jsd: Tensor
+
+
+def side_by_side(plain: JanusDoLa, quantised: JanusDoLa, prompts: list[str]) -> tuple[Drawn, Drawn]:
     """What each draws at every token of an image for each prompt, given the plain model's earlier tokens.
 
     Returns:
@@ -35,13 +40,11 @@ def side_by_side(plain: JanusDoLa, quantised: JanusDoLa, prompts: list[str]) -> 
     return tuple(_given(codes, pipe, prompts) for pipe in (plain, quantised))
 
 
-def _given(codes: Tensor, pipe: JanusDoLa, prompts: list[str]) -> EarlyExit:
-    planned = plan(pipe.parts, DrawSettings())
-    found = pipe.scores_by(planned, prompts, codes)
+def _given(codes: Tensor, pipe: JanusDoLa, prompts: list[str]) -> Drawn:
+    found = pipe.scores(prompts, codes.unsqueeze(1))
     seeds, position = torch.meshgrid(*map(torch.arange, codes.shape), indexing="ij")
-    on_device = (each.flatten().to(found.scores.device) for each in (seeds, position))
-    code = gumbel_max(found.scores, planned.decoding.temperature, *on_device)
-    return EarlyExit(code, found.layer, found.jsd, found.finite)
+    code = gumbel_max(found.scores.flatten(0, 2), found.temperature, seeds.flatten(), position.flatten())
+    return Drawn(code, found.premature_layers.flatten(), found.jsd.flatten())
 
 
 def all_right(pipe: JanusDoLa, prompts: list[str]) -> float:

@@ -29,7 +29,7 @@ def short_mini() -> JanusDoLa:
     pipe.parts = replace(
         pipe.parts, image_tokens=_CODES, decode_codes=lambda codes: decode(F.pad(codes, (0, whole - _CODES)))
     )
-    pipe._engine = Engine(pipe.parts, pipe._special)
+    pipe.engine = Engine(pipe.parts, pipe.special)
     return pipe
 
 

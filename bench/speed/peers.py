@@ -18,10 +18,8 @@ from janus_dola.dola_runtime import (
 
 def _rows(pipe: JanusDoLa, prompt: str, images: int) -> Tensor:
     """[2 images, S] token ids, conditional rows first."""
-    ids = pipe._prompt_ids(prompt)
-    rows = torch.tensor([ids] * (2 * images), device=pipe.parts.device)
-    rows[images:, 1:-1] = pipe._special.pad
-    return rows
+    rows = torch.tensor(pipe.encode(prompt)[0], device=pipe.parts.device)
+    return rows.repeat_interleave(images, 0)
 
 
 @torch.no_grad()
@@ -75,7 +73,7 @@ def seed_loop(
 @torch.no_grad()
 def transformers_generate(pipe: JanusDoLa, prompt: str, images: int, cfg_weight: float = 5.0) -> Tensor:
     """transformers' own image generation, drawing from torch's global generator: [images, T] codes."""
-    ids = torch.tensor([pipe._prompt_ids(prompt)], device=pipe.parts.device)
+    ids = torch.tensor([pipe.encode(prompt)[0].conditional], device=pipe.parts.device)
     return pipe.model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), generation_mode="image", guidance_scale=cfg_weight,
         num_return_sequences=images, do_sample=True, top_k=0,

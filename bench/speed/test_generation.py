@@ -50,7 +50,7 @@ def table(name, images, engine, dtype, peers=True):
 
 def test_image(timed, device, benchmark, name, dtype, images, loop, window, way):
     pipe, passes = models.model(name, device, dtype), []
-    pipe._engine.release()
+    pipe.engine.release()
     rounds = 3 if loop.startswith("ours") or device == "cpu" else 1
     if device == "cuda":
         before = torch.cuda.memory_allocated()

@@ -12,7 +12,7 @@ from typing import Any
 
 from janus_dola.batch.files import sync_folder, write_whole
 from janus_dola.batch.manifest import Manifest
-from janus_dola.layer_map import colour_of_layer
+from janus_dola.layer_map import colour_of_layer, css, css_ramp
 
 PAGE, DATA = "index.html", "index_data.js"
 _HEAD = 400  # bytes, which tell our files from others
@@ -47,7 +47,8 @@ def _data(manifest: Manifest, settings: dict[str, Any]) -> Iterator[bytes]:
     for entry in manifest:
         here = (entry["index"], entry.get("prompt"))
         look = _js(entry.get("settings"))
-        layers.update(int(layer) for layer in entry.get("layers", {}))
+        if entry.get("max_jsd"):  # otherwise nothing was contrasted
+            layers.update(map(int, entry["layers"]))
         row = [
             entry["index"],
             entry["k"],
@@ -64,8 +65,8 @@ def _data(manifest: Manifest, settings: dict[str, Any]) -> Iterator[bytes]:
         ]
         yield f"{_js(row)},\n".encode()
         before = here
-    colours = {layer: "rgb({}, {}, {})".format(*colour_of_layer(layer)) for layer in sorted(layers)}
-    yield f"];\nconst LOOKS = [{', '.join(looks)}];\nconst COLOURS = {_js(colours)};\n".encode()
+    colours = {layer: css(colour_of_layer(layer)) for layer in sorted(layers)}
+    yield f"];\nconst LOOKS = [{', '.join(looks)}];\nconst COLOURS = {_js(colours)}, RAMP = {_js(css_ramp())};\n".encode()
 
 
 def _js(value: object) -> str:

@@ -11,7 +11,8 @@ from janus_dola.batch.settings import Settings, Task
 from janus_dola.engine.schedule import images_that_fit
 from janus_dola.image_files import encode_image
 from janus_dola.layer_map import counts_of, small_map
-from janus_dola.pipeline import DrawnImage, JanusDoLa, NonFiniteError
+from janus_dola.outputs import DrawnImage, NonFiniteError
+from janus_dola.pipeline import JanusDoLa
 from janus_dola.settings import DrawSettings
 
 _USUAL_PROMPT = 128  # tokens, for the number of images that fit; a batch of longer ones may have to be halved

@@ -28,6 +28,7 @@ class Job:
     seed: int
     decoding: Decoding | None = None  # the plan's
     negative_ids: list[int] | None = None  # in place of the unconditional row, as many
+    words: str = ""  # of the prompt, for its recipe
 
 
 class Queue:

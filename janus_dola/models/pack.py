@@ -23,6 +23,16 @@ class PackedLinear(nn.Module):
         product = self.packed(x.flatten(0, -2))[:, self._outputs].unflatten(0, x.shape[:-1])
         return product if self.bias is None else product + self.bias
 
+    def unpacked(self) -> nn.Linear:
+        """As a plain Linear, in float16."""
+        weight = self.packed.unpack()[self._outputs].clone()
+        outputs, inputs = weight.shape
+        linear = nn.Linear(inputs, outputs, bias=self.bias is not None, dtype=weight.dtype, device="meta")
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.to(weight.dtype), requires_grad=False)
+        return linear
+
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         """As a Linear's, so that what is saved is a checkpoint."""
         destination[prefix + "weight"] = self.packed.unpack()[self._outputs]
@@ -53,8 +63,18 @@ def pack_for_cpu(model: Any) -> None:
     model.float()
 
 
+def unpack(model: nn.Module) -> None:
+    """Puts plain linears in the place of packed ones."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, PackedLinear):
+                setattr(parent, name, child.unpacked())
+
+
 def _pack(parent: nn.Module, *names: str) -> None:
     linears: list[Any] = [parent.get_submodule(name) for name in names]
+    if not all(type(linear) is nn.Linear for linear in linears):  # an adapter's, which were added since loading
+        return
     packed = PackedHalf(torch.cat([linear.weight for linear in linears]))
     first = 0
     for name, linear in zip(names, linears, strict=True):

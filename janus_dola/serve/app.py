@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from janus_dola.pipeline import NonFiniteError
+from janus_dola.outputs import NonFiniteError
 from janus_dola.serve.access import Key, Limits
 from janus_dola.serve.answers import Answers, event
 from janus_dola.serve.errors import error_body, error_response, of_validation

@@ -3,7 +3,7 @@
 import json
 from importlib.resources import files
 
-from janus_dola.layer_map import colour_of_layer
+from janus_dola.layer_map import colour_of_layer, css, css_ramp
 
 _LAYERS = 128  # as many as `small_map` can show
 _PLACE = "/*SERVER*/null"
@@ -18,7 +18,7 @@ HEADERS = {
 
 def page(model: str, asks_for_key: bool) -> str:
     """The page of a server."""
-    colours = ["rgb({}, {}, {})".format(*colour_of_layer(layer)) for layer in range(_LAYERS)]
-    server = {"model": model, "asks_for_key": asks_for_key, "colours": colours}
+    colours = [css(colour_of_layer(layer)) for layer in range(_LAYERS)]
+    server = {"model": model, "asks_for_key": asks_for_key, "colours": colours, "ramp": css_ramp()}
     text = files("janus_dola.serve").joinpath("page.html").read_text(encoding="utf-8")
     return text.replace(_PLACE, json.dumps(server).replace("<", "\\u003c"))

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from janus_dola.drawing import out_of_memory
 from janus_dola.engine.engine import Drawing, Engine
 from janus_dola.engine.plan import plan
 from janus_dola.engine.schedule import Job, bucket_of, images_that_fit, window_of
 from janus_dola.engine.slots import Codes
 from janus_dola.models.parts import JanusParts, SpecialTokens
+from janus_dola.outputs import NonFiniteError
 from janus_dola.pictures import start_decoding
-from janus_dola.pipeline import NonFiniteError, out_of_memory
 from janus_dola.progress import Progress
 from janus_dola.serve.metrics import Metrics
 from janus_dola.serve.queue import FairQueue

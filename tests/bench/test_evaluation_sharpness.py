@@ -7,7 +7,6 @@ import torch
 
 from bench.evaluation.sharpness import of_scores, sharpness
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.engine.plan import plan
 from janus_dola.kernels.philox import gumbel_noise
 from janus_dola.settings import DrawSettings
 from tests.deepseek_stand_in import MultiModalityCausalLM
@@ -35,31 +34,28 @@ def pipe(request, mini, deepseek) -> JanusDoLa:
 def test_the_distributions_found_are_those_the_codes_were_drawn_from(pipe, dola):
     """The same noise draws the same codes from them, and layers and divergences are those recorded, up to rounding."""
     drawn = pipe.generate(PROMPTS, dola=dola, cfg_weight=3.0, temperature=1.1, seed=4)
-    tokens, planned = drawn.tokens[:, 0], plan(pipe.parts, DrawSettings(3.0, 1.1, dola))
-    found = pipe.scores_by(planned, PROMPTS, tokens)
-    layers = torch.tensor([*planned.layers, pipe.parts.num_layers])[found.layer].view(tokens.shape)
-    jsd = found.jsd.view(tokens.shape)
+    tokens = drawn.tokens[:, 0]
+    found = pipe.scores(PROMPTS, drawn.tokens, dola=dola, cfg_weight=3.0, temperature=1.1)
+    layers, jsd, scores = found.premature_layers[:, 0], found.jsd[:, 0], found.scores[:, 0]
     assert torch.allclose(jsd, drawn.jsd[:, 0], atol=1e-4)
     # Where several candidates reach ln 2, the largest possible, rounding decides between them; nowhere else.
     same = layers == drawn.premature_layers[:, 0]
     assert (jsd[~same] > math.log(2) - 1e-4).all()
     assert same.float().mean() > 0.95
     # The code drawn wins the race of F / T + G, but for what rounding does to F.
-    scores = found.scores.unflatten(0, tokens.shape)
     noise = torch.stack([gumbel_noise(drawn.seeds[:, 0], t, scores.shape[-1]) for t in range(tokens.shape[1])], 1)
     race = scores / 1.1 + noise
     behind = race.amax(-1) - race.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     assert behind[same].max() < 1e-3
 
 
-def test_sharpness_does_not_depend_on_how_many_images_go_together(mini, monkeypatch):
-    tokens, planned = mini.generate(PROMPTS, seed=1).tokens[:, 0], plan(mini.parts, DrawSettings())
-    together = sharpness(mini, PROMPTS, tokens, planned)
-    monkeypatch.setattr("bench.evaluation.sharpness._LOGITS_AT_ONCE", 1)
-    alone = sharpness(mini, PROMPTS, tokens, planned)
-    assert together.entropy.shape == (3,)
-    assert torch.allclose(together.entropy, alone.entropy, atol=1e-5)
-    assert torch.allclose(together.top_probability, alone.top_probability, atol=1e-5)
+def test_sharpness_is_the_mean_over_the_codes_of_an_image(mini):
+    tokens = mini.generate(PROMPTS, seed=1, temperature=0.8).tokens
+    found = sharpness(mini, PROMPTS, tokens[:, 0], DrawSettings(temperature=0.8))
+    p = mini.scores(PROMPTS, tokens, temperature=0.8).log_distributions[:, 0].double().exp()
+    assert torch.allclose(p.sum(-1), torch.ones(3, 64, dtype=torch.float64), atol=1e-5)
+    assert torch.allclose(found.entropy.double(), torch.special.entr(p).sum(-1).mean(-1), atol=1e-5)
+    assert torch.allclose(found.top_probability.double(), p.amax(-1).mean(-1), atol=1e-5)
 
 
 def test_entropy_of_distributions_that_are_known():

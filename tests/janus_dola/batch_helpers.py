@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from janus_dola import JanusDoLa
-from janus_dola.pipeline import DrawnImage
+from janus_dola import DrawnImage, JanusDoLa
+from janus_dola.image_files import Recipe
 
 SHAPES = [
     f"a {size} {colour} {shape}"
@@ -35,6 +35,7 @@ class FastPipe(JanusDoLa):
                 torch.tensor([0.1, 0.2, 0.3, 0.0]),
                 seed,
                 passes=4,
+                recipe=Recipe("mini", prompts[i], seed, settings, "float32"),
             )
             for i, seed in enumerate(seeds)
         ]

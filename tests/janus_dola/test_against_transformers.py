@@ -13,7 +13,7 @@ PROMPTS = [
 
 def upstream(mini, prompts, images, **settings):
     """transformers' generate on the same prompts, padded on the left: [P * images, T]."""
-    ids = [mini._prompt_ids(prompt) for prompt in prompts]
+    ids = [mini.encode(prompt)[0].conditional for prompt in prompts]
     longest = max(map(len, ids))
     padded = torch.tensor([[mini.tokenizer.pad_token_id] * (longest - len(row)) + row for row in ids])
     attended = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])

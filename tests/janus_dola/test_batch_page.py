@@ -106,6 +106,63 @@ def test_a_missing_file_is_named(outdir, browser, tmp_path):
     assert f"{lines(outdir)[0]['file']} is not there" in cards(browser(copy, "", "--dump-dom"))[0]
 
 
+def placed(dom):
+    """The cards as they stand: top, left, label, seed."""
+    found = [
+        (int(place["top"]), int(place["left"]), re.search(r'class="label"[^>]*>([^<]*)<', card)[1], seed[1])
+        for card in cards(dom)
+        if (place := re.search(r'style="left: (?P<left>\d+)px; top: (?P<top>\d+)px', card))
+        and (seed := re.search(r"seed (\d+)<", card))
+    ]
+    return sorted(found)
+
+
+def test_a_prompts_images_stand_in_a_row_and_the_baseline_beside_dola(outdir, browser, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(outdir, copy)
+    last = len(lines(outdir))
+    plain = {
+        "settings": {"cfg_weight": 5.0, "temperature": 1.0, "dola": False},
+        "map": None,
+        "max_jsd": 0.0,
+        "mean_jsd": 0.0,
+    }
+    with held(copy):
+        manifest = Manifest(copy, last + 2)
+        manifest.append(
+            {**line, **plain, "layers": {"8": 64}, "image": last + i, "index": 99}
+            for i, line in enumerate(lines(outdir)[:2])
+        )
+        write_page(copy, manifest, {})
+    dom = browser(copy, "#q=a+large+red", "--dump-dom")
+    found = placed(dom)
+    (first, second) = sorted({top for top, *_ in found})[:2]
+    in_row = [(label, seed) for top, _, label, seed in found if top == first]
+    dola = "DoLa, alpha 0.1, candidate layers auto"
+    assert in_row[:4] == [("baseline", "0"), (dola, "0"), ("baseline", "1"), (dola, "1")]
+    assert len({left for top, left, *_ in found if top == first}) == len(in_row)
+    assert all(label == dola for top, _, label, _ in found if top == second)
+    assert dom.count(">no contrast<") == 2
+    assert re.findall(r'<div class="prompt"[^>]*>([^<]*)<', dom)[:2] == [line["prompt"] for line in lines(outdir)[:3:2]]
+    legend = re.search(r'<div id="legend".*?</div>', dom, re.DOTALL)[0]
+    assert re.findall(r"</span>(\d+)</span>", legend) == ["2", "4", "5", "6"]  # the final layer is no candidate
+
+
+def test_more_images_than_a_line_has_room_for_go_on_below(outdir, browser, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(outdir, copy)
+    last, (line, *_) = len(lines(outdir)), lines(outdir)
+    with held(copy):
+        manifest = Manifest(copy, last + 9)
+        manifest.append({**line, "image": last + i, "k": 2 + i, "seed": 100 + i} for i in range(9))
+        write_page(copy, manifest, {})
+    for width, in_a_line in ((1280, 5), (500, 2)):
+        dom = browser(copy, "#q=" + line["prompt"].replace(" ", "+"), "--dump-dom", size=(width, 4000))
+        tops = [top for top, *_ in placed(dom)]
+        assert len(tops) == 11
+        assert [tops.count(top) for top in sorted(set(tops))][:-1] == [in_a_line] * (10 // in_a_line)
+
+
 def test_the_screenshot_shows_the_drawn_images(outdir, browser, tmp_path):
     browser(outdir, "#q=red+circle", f"--screenshot={tmp_path / 'page.png'}")
     shot = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(float)

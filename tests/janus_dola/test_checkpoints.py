@@ -83,7 +83,7 @@ def test_checkpoint_draws_what_the_model_in_memory_draws(form, whole, deepseek):
 
 def test_transformers_own_generate_draws_images_with_a_deepseek_folder(whole):
     pipe = load(whole["bin"])
-    ids = torch.tensor([pipe._prompt_ids("a red circle")])
+    ids = torch.tensor([pipe.encode("a red circle")[0].conditional])
     torch.manual_seed(3)
     theirs = pipe.model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), generation_mode="image", do_sample=True, top_k=0
@@ -438,7 +438,7 @@ def test_a_deepseek_folder_pads_as_deepseeks_processor_does(folder, deepseek, pa
     edit_json(there / "tokenizer_config.json", lambda config: config.update(pad_token=pad))
     loaded = load(there)
     assert loaded.tokenizer.pad_token == pad
-    assert loaded._special.pad == deepseek.tokenizer.get_vocab()[PAD]
+    assert loaded.special.pad == deepseek.tokenizer.get_vocab()[PAD]
     assert torch.equal(loaded.generate("x", seed=5).tokens, deepseek.generate("x", seed=5).tokens)
 
 
@@ -448,7 +448,7 @@ def test_the_sft_format_of_a_deepseek_folder_chooses_the_template(folder, sft_fo
     (there / "chat_template.jinja").unlink()
     (there / "processor_config.json").write_text(json.dumps({"sft_format": sft_format, "num_image_tokens": 576}))
     loaded = load(there)
-    assert loaded.tokenizer.decode(loaded._prompt_ids("x")[1:]).startswith(frame)
+    assert loaded.tokenizer.decode(loaded.encode("x")[0].conditional[1:]).startswith(frame)
 
 
 def test_info_looks_at_a_checkpoint_whose_parts_name_a_dtype(folder, status_of, capsys):

@@ -245,7 +245,7 @@ def test_demo(call, tmp_path):
     assert Image.open(tmp_path / "contact_sheet.png").size[0] > 900
     maps = sorted(tmp_path.glob("map_*.png"))
     assert len(maps) == 18
-    assert Image.open(maps[0]).size == (832, 320)
+    assert Image.open(maps[0]).size == (832, 376)
 
 
 def shell(*arguments, cwd):

@@ -40,7 +40,7 @@ def steps(mini, monkeypatch):
         monkeypatch.setattr(module, "has_graphs", lambda device: True)
     captured = Capture()
     monkeypatch.setattr(engine, "capture", captured)
-    monkeypatch.setattr(mini, "_engine", engine.Engine(mini.parts, mini._special))
+    monkeypatch.setattr(mini, "engine", engine.Engine(mini.parts, mini.special))
     return captured
 
 
@@ -116,9 +116,9 @@ def test_a_call_leaves_nothing_to_the_next(mini, steps):
 def test_a_stream_that_is_left_gives_its_decoder_back(mini, steps):
     stream = mini.stream(PROMPTS * 10, max_images=3)
     next(stream)
-    assert mini._engine.kept_bytes == 0
+    assert mini.engine.kept_bytes == 0
     stream.close()
-    assert mini._engine.kept_bytes > 0
+    assert mini.engine.kept_bytes > 0
     expected = mini.generate(PROMPTS, seed=4, engine="eager").tokens
     assert torch.equal(mini.generate(PROMPTS, seed=4).tokens, expected)
 
@@ -146,15 +146,15 @@ def test_no_memory_is_not_a_failed_capture(mini, steps, monkeypatch):
     monkeypatch.setattr(engine, "capture", fail)
     with pytest.raises(torch.OutOfMemoryError):
         mini.generate(PROMPTS)
-    assert mini._engine.kept_bytes == 0
+    assert mini.engine.kept_bytes == 0
 
 
 def test_what_is_kept_is_counted_and_can_be_given_back(mini, steps):
     mini.generate(PROMPTS)
     # rows, positions, blocks, numbers, keys and values, bytes
-    assert mini._engine.kept_bytes == 2 * 4 * 128 * 8 * 192 * 2 * 4
-    mini._engine.release()
-    assert mini._engine.kept_bytes == 0
+    assert mini.engine.kept_bytes == 2 * 4 * 128 * 8 * 192 * 2 * 4
+    mini.engine.release()
+    assert mini.engine.kept_bytes == 0
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_a_compiled_block_draws_the_same_and_is_compiled_once_for_all(mini, trac
 
 @pytest.mark.parametrize("error", [RuntimeError("no compiler"), TypeError("no compiler")], ids=["runtime", "type"])
 def test_a_model_that_cannot_be_compiled_runs_eagerly(mini, monkeypatch, error):
-    monkeypatch.setattr(mini, "_engine", engine.Engine(mini.parts, mini._special))
+    monkeypatch.setattr(mini, "engine", engine.Engine(mini.parts, mini.special))
 
     def fail(self, visible_lengths):
         raise error

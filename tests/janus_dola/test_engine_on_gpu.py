@@ -155,9 +155,9 @@ def peak(pipe, dola, engine, window):
 @pytest.mark.parametrize("engine", ["eager", "graph"])
 def test_dola_adds_hidden_states_and_logits_and_no_more(wide, engine, window):
     baseline = peak(wide, None, engine, window)
-    wide._engine.release()
+    wide.engine.release()
     with_dola = peak(wide, WIDE_DOLA, engine, window)
-    wide._engine.release()
+    wide.engine.release()
     layers, rows, hidden, codes = 3, 32 * window, 4096, 16384
     states = 2 * layers * rows * hidden * 2  # each layer's, and all of them stacked
     folded, logits = layers * rows // 2 * hidden * 2, layers * rows // 2 * codes * 4
@@ -168,9 +168,9 @@ def test_dola_adds_hidden_states_and_logits_and_no_more(wide, engine, window):
 def test_images_need_their_keys_and_values_and_little_else(wide, window):
     """16 images of 4 blocks of the 7B shape; what a pass needs is freed by the next block."""
     wide.generate(PROMPTS[:1], engine="eager")  # makes the table of codes, which stays
-    wide._engine.release()
+    wide.engine.release()
     before = torch.cuda.memory_allocated()
-    rows, prompt = 32, len(wide._prompt_ids(PROMPTS[0]))
+    rows, prompt = 32, len(wide.encode(PROMPTS[0])[0].conditional)
     keys_values = 4 * rows * positions(wide.parts, prompt, window) * 2 * 4096 * 2
     of_a_pass = rows * window * (2 * 11008 + 8 * 4096) * 2 + rows // 2 * window * 16384 * 4 * 2
     of_pictures = 64 * MIB
@@ -194,7 +194,7 @@ def let_passes_read_back(pipe, monkeypatch):
         step(decoder, visible)
         decoder.slots.decided.sum().item()
 
-    monkeypatch.setattr(pipe, "_engine", Engine(pipe.parts, pipe._special))
+    monkeypatch.setattr(pipe, "engine", Engine(pipe.parts, pipe.special))
     monkeypatch.setattr(Decoder, "step", reads)
 
 

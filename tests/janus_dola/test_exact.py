@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from janus_dola.engine.engine import Drawing
 from janus_dola.engine.plan import plan
 from janus_dola.engine.schedule import Job
-from janus_dola.pipeline import _all
+from janus_dola.progress import Progress
 from janus_dola.settings import DrawSettings
 from tests.janus_dola.recorded import PROMPTS, SEED, SETTINGS, Recorded, recorded
 
@@ -57,10 +57,11 @@ def test_images_are_those_recorded(mini, name, window, slots, order):
 
 
 def draw(pipe, prompts, seeds, window, slots, **look):
-    """Images with seeds of their own, at most so many at once."""
+    """The codes of images with seeds of their own, at most so many at once."""
     planned = plan(pipe.parts, DrawSettings(**look))
-    jobs = [Job(i, i, 0, pipe._prompt_ids(prompt), seeds[i]) for i, prompt in enumerate(prompts)]
-    return _all(pipe._draw(iter(jobs), planned, window, slots))
+    jobs = [Job(i, i, 0, pipe.encode(prompt)[0].conditional, seeds[i]) for i, prompt in enumerate(prompts)]
+    drawn = pipe.engine.draw(iter(jobs), planned, window, lambda longest: slots, Progress())
+    return [codes for _, codes in sorted(drawn, key=lambda found: found[0].index)]
 
 
 def test_the_window_saves_passes(mini):

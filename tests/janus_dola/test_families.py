@@ -26,7 +26,7 @@ def own_head(pipe):
 def test_final_row_is_the_models_own_head_on_its_own_last_hidden_state(pipe):
     """The classic bug is to normalise it twice."""
     parts = pipe.parts
-    ids = torch.tensor([pipe._prompt_ids("a red circle"), pipe._prompt_ids("a blue circle")])
+    ids = torch.tensor([pipe.encode("a red circle")[0].conditional, pipe.encode("a blue circle")[0].conditional])
     with torch.no_grad():
         embeddings = parts.embed_text(ids)
         output = parts.backbone(inputs_embeds=embeddings, output_hidden_states=True)
@@ -58,11 +58,11 @@ def deepseek_loop(model, ids, pad, images, steps, weight, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_deepseek_baseline_draws_what_their_own_loop_draws(deepseek, temperature):
     prompt = "a red circle"
-    ids = deepseek._prompt_ids(prompt)
+    ids = deepseek.encode(prompt)[0].conditional
     torch.manual_seed(11)
     with torch.no_grad():
         expected = deepseek_loop(
-            deepseek.model, ids, deepseek._special.pad, 3, deepseek.parts.image_tokens, 5.0, temperature
+            deepseek.model, ids, deepseek.special.pad, 3, deepseek.parts.image_tokens, 5.0, temperature
         )
     torch.manual_seed(11)
     found = deepseek.generate(prompt, 3, dola=None, temperature=temperature, seed=None, sampler="multinomial").tokens
@@ -128,9 +128,9 @@ def test_dtype_and_device_come_from_the_caller(mini):
 
 
 def test_the_unconditional_row_has_pads_for_words(mini):
-    pad, bos, boi = mini._special.pad, mini._special.bos, mini._special.begin_of_image
-    assert unconditional([bos, 7, 8, boi], mini._special) == [bos, pad, pad, boi]
-    assert unconditional([bos, boi], mini._special) == [bos, boi]
+    pad, bos, boi = mini.special.pad, mini.special.bos, mini.special.begin_of_image
+    assert unconditional([bos, 7, 8, boi], mini.special) == [bos, pad, pad, boi]
+    assert unconditional([bos, boi], mini.special) == [bos, boi]
 
 
 def test_prompts_are_run_once_and_not_once_per_image(mini, monkeypatch):

@@ -330,11 +330,11 @@ def test_a_negative_prompt_is_checked_before_anything_is_drawn(mini, negative, m
 
 
 def _by_transformers(model, pipe, prompt, codes, dola, temperature, negative=None):
-    ids, pad = pipe._prompt_ids(prompt), pipe._special.pad
+    ids, pad = pipe.encode(prompt)[0].conditional, pipe.special.pad
     if negative is None:
         other = [ids[0], *[pad] * (len(ids) - 2), ids[-1]]
     else:
-        other = pipe._prompt_ids(negative)
+        other = pipe.encode(negative)[0].conditional
         more = len(ids) - len(other)
         ids, other = ([row[0]] + [pad] * max(count, 0) + row[1:] for row, count in ((ids, -more), (other, more)))
     rows = torch.tensor([ids, other])

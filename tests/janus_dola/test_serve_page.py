@@ -60,6 +60,7 @@ def test_both_pictures_grow_and_have_maps_and_metadata(open_page, tmp_path):
     assert browser.value("seen.size") >= 8
     assert browser.value("[...document.images].every(each => each.complete && each.naturalWidth > 0)")
     assert browser.value("document.querySelectorAll('img.map').length") == 1
+    assert browser.value("[...document.querySelectorAll('div.map')].map(each => each.textContent)") == ["no contrast"]
     assert "Both drawn in" in browser.value("byId('status').textContent")
     browser.screenshot(kept(tmp_path, "page_1280.png"))
     for k, dola in enumerate((False, True)):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus_dola.pipeline import NonFiniteError
+from janus_dola.outputs import NonFiniteError
 from janus_dola.serve.metrics import Metrics
 from janus_dola.serve.queue import FairQueue, FullError
 from janus_dola.serve.requests import ImagesRequest, Reader

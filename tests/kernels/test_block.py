@@ -118,7 +118,7 @@ def test_grouped_heads_and_biases(heads, key_value_heads, size, bias):
 def test_hidden_states_of_every_layer_of_both_families(mini, family, dtype):
     model = mini.model if family == "transformers" else MultiModalityCausalLM(len(mini.tokenizer))
     parts = find_parts(copy.deepcopy(model).to(dtype).eval().requires_grad_(False))
-    ids = torch.tensor(mini._prompt_ids("a large red circle on white"))
+    ids = torch.tensor(mini.encode("a large red circle on white")[0].conditional)
     embeddings = parts.embed_text(ids)
     layers = list(range(1, parts.num_layers))
     found = in_windows(WeightReader(parts).read(), embeddings, layers, [8, 4, len(ids) - 12])

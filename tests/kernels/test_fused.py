@@ -211,7 +211,10 @@ def test_a_head_that_is_trained_on_is_read_anew():
 
 
 def test_equal_layers_give_the_lowest():
+    """With one weight for each output no sum rounds, so that equal layers have equal logits in any order of summation."""
     head, hidden = random_head(16, 16, 50, torch.float32, seed=3), random_hidden(3, 4, 16, torch.float32, seed=3)
+    one_each = torch.eye(16)[torch.arange(50) % 16] * torch.linspace(0.5, 2, 50).unsqueeze(-1)
+    head = replace(head, proj_weight=torch.eye(16), code_weight=one_each)
     twice = torch.stack([hidden[0], hidden[0], hidden[1], hidden[1], hidden[2]])
     once = early_exit_scores(hidden, head, Decoding(), "triton")
     assert torch.equal(early_exit_scores(twice, head, Decoding(), "triton").layer, 2 * once.layer)

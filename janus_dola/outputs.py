@@ -1,0 +1,173 @@
+"""What drawing gives back: images with their codes, what DoLa did at each code, and the recipe they were drawn by."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from janus_dola.image_files import ImageFormat, Recipe, file_name, refuse_existing, save_image
+from janus_dola.layer_map import layer_map
+
+
+class NonFiniteError(RuntimeError):
+    """Hidden states, logits or pixels of some images were NaN or infinite.
+
+    Attributes:
+        images: their indices, over all prompts.
+        drawn: the other images, where all of them were asked for at once.
+    """
+
+    def __init__(self, images: list[int], drawn: Sequence["DrawnImage"] = ()) -> None:
+        super().__init__(
+            f"hidden states, logits or pixels became NaN or infinite for image(s) {images}, counted over all prompts. "
+            "float16 overflows in some Janus checkpoints: try dtype bfloat16 or float32"
+        )
+        self.images, self.drawn = images, list(drawn)
+
+
+@dataclass(frozen=True, repr=False)
+class DrawnImage:
+    """One image. T image tokens; tensors are on the CPU."""
+
+    prompt: int  # index of its prompt
+    k: int  # which of the prompt's images
+    image: Image.Image  # RGB
+    tokens: Tensor  # [T] int64, the codes in raster order
+    premature_layers: Tensor  # [T] int64, the layer contrasted with; N (the final one) where there was no contrast
+    jsd: Tensor  # [T] float32, that layer's Jensen-Shannon divergence from the final one, in [0, ln 2] nats
+    seed: int  # -1 for torch's global generator
+    passes: int  # of the model, after that of the prompt; T - 1 with one code a pass
+    recipe: Recipe  # prompt and settings
+    candidate_layers: tuple[int, ...] = ()  # that were compared with the final one
+    from_seed: bool = True  # whether the recipe draws it again: not so with the sampler "multinomial"
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Writes the image with its recipe inside, if that draws it again; `janus-dola generate --from` does.
+
+        Args:
+            path: ends with .jpg, .png or .webp.
+            overwrite: whether a file that is there is replaced.
+        Returns:
+            the path.
+        Raises:
+            FileExistsError: a file is there, and `overwrite` is not set.
+            OSError: it cannot be written.
+            ValueError: another ending, or a prompt that is too long for the format (JPEG: 64 kB).
+        """
+        path = Path(path)
+        save_image(self.image, path, self.recipe if self.from_seed else None, overwrite)
+        return path
+
+    def layer_map(self) -> Image.Image:
+        """The image beside maps of the layer contrasted with at each code and of its JSD, with prompt, seed and settings."""
+        return layer_map(
+            self.image,
+            self.premature_layers,
+            self.jsd,
+            self.candidate_layers,
+            self.recipe.prompt,
+            self.recipe.summary(),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"DrawnImage(prompt {self.prompt} {_short(self.recipe.prompt)}, k={self.k}, {_sizes(self)}, "
+            f"{self.recipe.summary()}, mean JSD {self.jsd.mean():.3g} nats, {self.passes} passes)"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class GenerationOutput:
+    """What `JanusDoLa.generate` returns. Letters: P prompts, K images per prompt, T image tokens; tensors are on the CPU."""
+
+    drawn: list[list[DrawnImage]]  # [P][K]
+
+    @cached_property
+    def images(self) -> list[list[Image.Image]]:
+        """[P][K] RGB."""
+        return [[each.image for each in row] for row in self.drawn]
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """[P, K, T] int64, the codes in raster order."""
+        return self._stacked("tokens")
+
+    @cached_property
+    def premature_layers(self) -> Tensor:
+        """[P, K, T] int64, the layer contrasted with; N (the final one) where there was no contrast."""
+        return self._stacked("premature_layers")
+
+    @cached_property
+    def jsd(self) -> Tensor:
+        """[P, K, T] float32, that layer's Jensen-Shannon divergence from the final one, in [0, ln 2] nats."""
+        return self._stacked("jsd")
+
+    @cached_property
+    def seeds(self) -> Tensor:
+        """[P, K] int64: alone with its seed an image comes out the same; -1 for torch's global generator."""
+        return torch.tensor([[each.seed for each in row] for row in self.drawn])
+
+    @cached_property
+    def passes(self) -> Tensor:
+        """[P, K] int64: of the model for each image, after that of the prompt; T - 1 with one code a pass."""
+        return torch.tensor([[each.passes for each in row] for row in self.drawn])
+
+    def save(self, folder: str | Path, image_format: ImageFormat = "png", overwrite: bool = False) -> list[Path]:
+        """Writes every image with its recipe inside, as `{prompt index}_{words of the prompt}_p{k}.{format}`.
+
+        Args:
+            folder: made if need be.
+            image_format: "jpg", "png" or "webp".
+            overwrite: whether files that are there are replaced.
+        Returns:
+            the files, prompt by prompt.
+        Raises:
+            FileExistsError: a file is there, and `overwrite` is not set; nothing has been written then.
+            OSError: a file cannot be written.
+            ValueError: another format, or a prompt that is too long for it (JPEG: 64 kB).
+        """
+        folder = Path(folder)
+        files = [
+            (each, folder / file_name(each.prompt, each.recipe.prompt, each.k, image_format))
+            for row in self.drawn
+            for each in row
+        ]
+        if not overwrite:
+            refuse_existing([path for _, path in files])
+        folder.mkdir(parents=True, exist_ok=True)
+        return [each.save(path, overwrite) for each, path in files]
+
+    def layer_map(self, i: int = 0, k: int = 0) -> Image.Image:
+        """`DrawnImage.layer_map` of image k of prompt i."""
+        return self.drawn[i][k].layer_map()
+
+    def __repr__(self) -> str:
+        first, seeds = self.drawn[0][0], self.seeds.flatten().tolist()
+        in_a_row = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+        named = str(seeds[0]) if len(set(seeds)) == 1 else f"{seeds[0]}..{seeds[-1]}" if in_a_row else _list(seeds)
+        return (
+            f"GenerationOutput(P={len(self.drawn)}, K={len(self.drawn[0])}, {_sizes(first)}, seeds {named}, "
+            f"{first.recipe.settings.summary()}, mean JSD {self.jsd.mean():.3g} nats, "
+            f"{self.passes.float().mean():.4g} passes an image)"
+        )
+
+    def _stacked(self, name: str) -> Tensor:
+        return torch.stack([torch.stack([getattr(each, name) for each in row]) for row in self.drawn])
+
+
+def _sizes(drawn: DrawnImage) -> str:
+    side = math.isqrt(len(drawn.tokens))
+    return f"{drawn.image.width}x{drawn.image.height} pixels, {side}x{side} codes"
+
+
+def _short(prompt: str) -> str:
+    return repr(prompt if len(prompt) <= 40 else prompt[:39] + "…")
+
+
+def _list(seeds: list[int]) -> str:
+    return ", ".join(map(str, seeds[:4])) + (", ..." if len(seeds) > 4 else "")

@@ -1,0 +1,230 @@
+"""The Python API as its users meet it: outputs that say what they are and save themselves, doors, and forgiving numbers."""
+
+import ast
+import copy
+import inspect
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import janus_dola
+from janus_dola import DoLaConfig, DrawnImage, JanusDoLa
+from janus_dola.image_files import read_recipe
+from janus_dola.kernels.packed import can_pack
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = ["a large red circle on white", "a small blue square"]
+SETTINGS = {"dola": DoLaConfig(alpha=0.2), "temperature": 0.9, "negative_prompt": "a green cross"}
+
+
+@pytest.fixture(scope="module")
+def out(mini):
+    return mini(PROMPTS, 2, **SETTINGS, seed=np.int64(7))
+
+
+def test_nothing_outside_the_class_uses_what_is_private_to_it(mini):
+    """Whatever is asked of a pipe from outside has a public name."""
+    private = {name for name in {*vars(JanusDoLa), *vars(mini)} if name.startswith("_") and not name.startswith("__")}
+    private |= {"_prompt_ids", "_special", "_engine"}
+    found = []
+    for path in (path for room in ("janus_dola", "bench", "tests") for path in (ROOT / room).rglob("*.py")):
+        own = path == Path(inspect.getfile(JanusDoLa))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in private and not own:
+                of = ast.unparse(node.value)
+                if of.split(".")[-1] not in ("self", "cls", "worker"):  # other classes' own
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {of}.{node.attr}")
+    assert found == []
+
+
+def test_no_module_of_the_api_is_long():
+    lines = {
+        path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "janus_dola").glob("*.py")
+    }
+    assert {name: count for name, count in lines.items() if count > 420} == {}
+
+
+def test_rows_of_prompts(mini):
+    first, second = mini.encode(PROMPTS)
+    special = mini.special
+    assert first.conditional[0] == first.unconditional[0] == special.bos
+    assert first.conditional[-1] == first.unconditional[-1] == special.begin_of_image
+    assert set(first.unconditional[1:-1]) == {special.pad}
+    assert "a large red circle on white" in mini.tokenizer.decode(first.conditional)
+    assert len(second.conditional) == len(second.unconditional) < len(first.conditional)
+    away = mini.encode(PROMPTS[1], negative_prompt=PROMPTS[0])[0]
+    assert away.unconditional == first.conditional
+    assert len(away.conditional) == len(first.conditional)
+    assert [id for id in away.conditional if id != special.pad] == second.conditional
+    with pytest.raises(ValueError, match="prompts must leave room for 64 image tokens"):
+        mini.encode("a circle " * 300)
+
+
+def test_scores_are_what_the_codes_were_drawn_from(mini, out):
+    found = mini.scores(PROMPTS, out.tokens, **SETTINGS)
+    assert found.scores.shape == (2, 2, 64, 512)
+    assert torch.allclose(found.jsd, out.jsd, atol=1e-4)
+    clear = out.jsd < math.log(2) - 1e-4  # at ln 2 rounding decides between layers
+    assert torch.equal(found.premature_layers[clear], out.premature_layers[clear])
+    of_codes = found.log_distributions.gather(-1, out.tokens.unsqueeze(-1)).squeeze(-1)
+    log_probs = mini.log_probs(PROMPTS, out.tokens, **SETTINGS)
+    assert torch.equal(of_codes, log_probs)
+    greedy = mini.scores(PROMPTS[0], out.tokens[:1, :1], dola=None, temperature=0)
+    assert (greedy.premature_layers == 8).all()
+    assert greedy.log_distributions.exp().sum(-1).tolist() == [[[1.0] * 64]]
+    with pytest.raises(ValueError, match=r"tokens must be of shape \[2, images, 64\], got \[1, 2, 64\]"):
+        mini.scores(PROMPTS, out.tokens[:1])
+
+
+def test_outputs_say_what_they_are(mini, out):
+    assert repr(mini) == "JanusDoLa('mini', float32 on cpu)"
+    assert repr(out).startswith(
+        "GenerationOutput(P=2, K=2, 64x64 pixels, 8x8 codes, seeds 7..10, DoLa alpha 0.2, layers auto, cfg 5, T 0.9, "
+        "away from 'a green cross', mean JSD 0."
+    )
+    assert len(repr(out)) < 250
+    one = mini.draw(["x" * 99], [2**40], dola=None)[0]
+    assert repr(one).startswith(
+        f"DrawnImage(prompt 0 '{'x' * 39}…', k=0, 64x64 pixels, 8x8 codes, seed {2**40}, baseline"
+    )
+    assert isinstance(one, DrawnImage)
+    assert "seeds 3, 1, 2 " not in repr(mini(PROMPTS[0], 3, seed=[3, 1, 2]))
+    assert "seeds 3, 1, 2, DoLa" in repr(mini(PROMPTS[0], 3, seed=[3, 1, 2]))
+
+
+def test_images_are_saved_with_what_draws_them_again(mini, out, tmp_path):
+    files = out.save(tmp_path / "new" / "folder")
+    assert [file.name for file in files] == [
+        f"{i}_{words}_p{k}.png"
+        for i, words in enumerate(("a_large_red_circle_on_white", "a_small_blue_square"))
+        for k in range(2)
+    ]
+    recipe = read_recipe(files[3])
+    assert (recipe.model, recipe.prompt, recipe.seed, recipe.dtype) == ("mini", PROMPTS[1], 10, "float32")
+    again = mini(recipe.prompt, seed=recipe.seed, **SETTINGS)
+    assert torch.equal(again.tokens[0, 0], out.tokens[1, 1])
+    assert np.array_equal(np.asarray(Image.open(files[3])), np.asarray(again.images[0][0]))
+
+
+def test_no_file_is_replaced_unless_that_is_wished(mini, out, tmp_path):
+    files = out.save(tmp_path)
+    kept = files[1].read_bytes()
+    baseline = mini(PROMPTS, 2, dola=None)
+    files[0].unlink()
+    with pytest.raises(FileExistsError, match=r"overwrite must be set to replace what is there: .*_p1.png and 2 more"):
+        baseline.save(tmp_path)
+    assert not files[0].exists()
+    assert files[1].read_bytes() == kept
+    with pytest.raises(FileExistsError, match="overwrite must be set"):
+        baseline.drawn[0][1].save(files[1])
+    assert baseline.save(tmp_path, overwrite=True) == files
+    assert read_recipe(files[1]).settings.dola is None
+    with pytest.raises(ValueError, match="format must be one of"):
+        baseline.drawn[0][0].save(tmp_path / "image.gif")
+    assert not (tmp_path / "image.gif").exists()
+
+
+def test_a_link_is_replaced_and_not_followed(out, tmp_path):
+    other = tmp_path / "other.png"
+    other.write_bytes(b"precious")
+    link = tmp_path / "link.png"
+    link.symlink_to(other)
+    with pytest.raises(FileExistsError, match="overwrite must be set"):
+        out.drawn[0][0].save(link)
+    out.drawn[0][0].save(str(link), overwrite=True)
+    assert other.read_bytes() == b"precious"
+    assert not link.is_symlink()
+    assert read_recipe(link).seed == 7
+
+
+def test_an_image_that_its_seed_does_not_draw_carries_no_recipe(mini, tmp_path):
+    drawn = mini(PROMPTS[0], sampler="multinomial", seed=3).drawn[0][0]
+    path = drawn.save(tmp_path / "image.webp")
+    with pytest.raises(ValueError, match="carries no recipe"):
+        read_recipe(path)
+
+
+def test_numbers_of_numpy_are_numbers_in_a_config():
+    config = DoLaConfig(np.arange(2, 7, 2), np.float32(0.5), np.int8(4))
+    assert config == DoLaConfig([2, 4, 6], 0.5, 4)
+    assert hash(config) == hash(DoLaConfig((2, 4, 6), 0.5, 4))
+    assert json.dumps([config.candidate_layers, config.alpha, config.premature_layer]) == "[[2, 4, 6], 0.5, 4]"
+    for bad in (5, [np.float64(2)], [True], np.array(3), {2, 4}):
+        with pytest.raises(ValueError, match='candidate_layers must be "auto" or a list of ints'):
+            DoLaConfig(bad)
+    with pytest.raises(ValueError, match=r"alpha must be a finite number in \[0, 1\], got '0.1'"):
+        DoLaConfig(alpha="0.1")
+
+
+def test_numbers_of_numpy_are_numbers_in_every_call(mini, tmp_path):
+    expected = mini(PROMPTS[0], 2, dola=DoLaConfig((2, 4), 0.5), cfg_weight=3.0, temperature=0.5, seed=[3, 9], window=4)
+    config = DoLaConfig(np.array([2, 4]), np.float64(0.5))
+    numbers = {"dola": config, "cfg_weight": np.float32(3), "temperature": np.float16(0.5)}
+    for seeds in (np.array([3, 9]), torch.tensor([3, 9]), (np.uint8(3), np.int16(9))):
+        found = mini(PROMPTS[0], np.int8(2), **numbers, seed=seeds, window=np.int64(4))
+        assert torch.equal(found.tokens, expected.tokens)
+    assert read_recipe(found.save(tmp_path)[1]) == expected.drawn[0][1].recipe
+    drawn = mini.draw([PROMPTS[0]] * 2, np.array([3, 9]), **numbers, window=np.int64(4))
+    assert torch.equal(torch.stack([each.tokens for each in drawn]), expected.tokens[0])
+    (streamed,) = mini.stream(PROMPTS[0], np.int64(1), **{**numbers, "cfg_weight": np.int64(3)}, seed=np.uint64(3))
+    assert torch.equal(streamed.tokens, expected.tokens[0, 0])
+    with pytest.raises(ValueError, match="window must be"):
+        mini(PROMPTS[0], window=4.0)
+
+
+@pytest.mark.parametrize("dola", [True, False, 0.1, "auto"])
+def test_dola_that_is_no_config_is_refused_by_name(mini, dola):
+    for call in (mini, mini.stream, lambda prompt, dola: mini.draw([prompt], [0], dola=dola)):
+        with pytest.raises(ValueError, match=f"dola must be a DoLaConfig, or None for plain decoding, got {dola!r}"):
+            call("a red circle", dola=dola)
+
+
+def test_names_of_the_package():
+    assert set(janus_dola.__all__) >= {"DoLaConfig", "DrawnImage", "GenerationOutput", "JanusDoLa", "NonFiniteError"}
+    assert all(hasattr(janus_dola, name) for name in janus_dola.__all__)
+
+
+def state(pipe):
+    return dict([*pipe.model.named_parameters(), *pipe.model.named_buffers()])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_model_that_was_moved_is_one_that_was_loaded_there(dtype):
+    """Bit for bit, tables that are made and not loaded included; and it draws the same."""
+    pipe = JanusDoLa.from_pretrained("mini", device="cpu", dtype="float32")
+    before = pipe(PROMPTS[0], seed=3).tokens
+    assert pipe.to(dtype=dtype) is pipe
+    loaded = JanusDoLa.from_pretrained("mini", device="cpu", dtype=dtype)
+    assert pipe.parts.stored_dtype == loaded.parts.stored_dtype == getattr(torch, dtype)
+    found, expected = state(pipe), state(loaded)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert found[name].dtype == expected[name].dtype, name
+        assert torch.equal(found[name], expected[name]), name
+    assert torch.equal(pipe(PROMPTS[0], seed=3).tokens, loaded(PROMPTS[0], seed=3).tokens)
+    assert pipe(PROMPTS[0]).drawn[0][0].recipe.dtype == dtype
+    pipe.to("cpu", torch.float32)
+    assert pipe.parts.dtype == pipe.parts.stored_dtype == torch.float32
+    if dtype == "float16":  # in which the mini model's weights are kept
+        assert torch.equal(pipe(PROMPTS[0], seed=3).tokens, before)
+
+
+@pytest.mark.skipif(not can_pack(), reason="this torch has no FBGEMM")
+def test_a_model_already_in_memory_is_moved_and_not_packed(mini, deepseek):
+    for pipe in (mini, deepseek):
+        own = JanusDoLa(copy.deepcopy(pipe.model), pipe.tokenizer).to("cpu", "float16")
+        assert own.parts.dtype == torch.float16
+        assert own(PROMPTS[0]).tokens.shape == (1, 1, own.parts.image_tokens)
+
+
+def test_where_a_model_cannot_go(mini):
+    with pytest.raises(ValueError, match="device must be one that is here, got 'nowhere'"):
+        mini.to("nowhere")
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        mini.to(dtype="int8")
+    assert mini.parts.dtype == torch.float32
