@@ -12,10 +12,11 @@ from bench.evaluation.metrics import METRICS, Metric
 from bench.evaluation.report import Row, groups, headline
 from janus_dola.extras import needed
 from janus_dola.kernels.reference import LN2
-from janus_dola.layer_map import colour_of_layer
+from janus_dola.layer_map import colour_of_layer, heat
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 _MARKERS = "os^Dv"  # one for each set of layers
@@ -263,7 +264,9 @@ def _layers(evaluation: dict[str, Any]) -> "Figure | None":
                 own = jsd[slot].sum() / of_layer[slot] if of_layer[slot] else math.nan
                 title = f"layer {layers[slot]}: {of_layer[slot] / of_layer.sum():.1%}\nJSD {own:.2f} nats where chosen"
                 shares = _raster(panel, 100 * share[slot], title, "viridis", 100)
-        divergences = _raster(line[-1], mean_jsd[name], f"mean JSD {jsd.sum() / counts.sum():.2f} nats", "magma", LN2)
+        divergences = _raster(
+            line[-1], mean_jsd[name], f"mean JSD {jsd.sum() / counts.sum():.2f} nats", _jsd_map(), LN2
+        )
         line[0].set_ylabel(f"{name}\nraster row", fontsize=8)
         line[0].set_xlabel("raster column", fontsize=8)
     for picture, part, unit in (
@@ -288,7 +291,16 @@ def _pooled(evaluation: dict[str, Any], name: str) -> tuple[list[int], np.ndarra
     return rasters[0]["layers"], counts, jsd
 
 
-def _raster(panel: "Axes", values: Sequence[float] | np.ndarray, title: str, colours: str, top: float) -> Any:
+def _jsd_map() -> "Colormap":
+    """The colours that divergences have in layer maps, here in proportion: means do not crowd at ln 2."""
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap([[part / 255 for part in heat(level / 255)] for level in range(256)], "jsd")
+
+
+def _raster(
+    panel: "Axes", values: Sequence[float] | np.ndarray, title: str, colours: "str | Colormap", top: float
+) -> Any:
     side = math.isqrt(len(values))
     picture = panel.imshow(np.reshape(values, (side, side)), cmap=colours, vmin=0, vmax=top)
     panel.set_title(title, fontsize=8)
