@@ -14,11 +14,10 @@ from janus_dola.engine.schedule import Job, images_that_fit, longest_of
 from janus_dola.engine.slots import Codes
 from janus_dola.image_files import Recipe
 from janus_dola.kept_jobs import KeptJobs
-from janus_dola.models.parts import JanusParts
+from janus_dola.models.parts import JanusParts, PromptRows
 from janus_dola.outputs import DrawnImage, NonFiniteError
 from janus_dola.pictures import start_decoding
 from janus_dola.progress import Callback, Progress
-from janus_dola.prompt import PromptRows
 
 MaybeDrawn = tuple[Job, DrawnImage | None]  # None where an image is not finite
 
@@ -48,7 +47,7 @@ def jobs_of(
             raise ValueError(f"seed must leave room for prompt {index} below {MAX_SEED}, got {seed}")
         for k in range(parallel_size):
             number = index * parallel_size + k
-            yield Job(number, index, k, rows.conditional, seed + number, negative_ids=rows.unconditional, words=prompt)
+            yield Job(number, index, k, rows, seed + number, words=prompt)
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Drawer:
                 if self.plan.sampler == "multinomial" or at_once == 1:
                     raise torch.OutOfMemoryError(out_of_memory(at_once))
                 most = (at_once + 1) // 2
-                bar.back_to(kept.drawn * self.parts.image_tokens)
+                bar.back_to(kept.drawn * self.parts.raster.length)
 
     def draw(self, jobs: Iterator[Job], bar: Progress | None = None) -> Iterator[MaybeDrawn]:
         """Draws images, and yields them in order.

@@ -3,7 +3,6 @@
 Both draw with torch.multinomial from torch's global generator, as that script does, and save `img_{k}.jpg`.
 """
 
-import math
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
@@ -98,12 +97,11 @@ def _draw(
 
 def _check_sizes(pipe: JanusDoLa, sizes: tuple[int | None, int | None, int | None]) -> None:
     """Raises ValueError where a size that was given is not that of the model."""
-    parts = pipe.parts
-    codes_a_side = math.isqrt(parts.image_tokens)
+    parts, (width, _) = pipe.parts, pipe.parts.image_size
     of_model = {
         "image_token_num_per_image": parts.image_tokens,
-        "img_size": parts.image_size,
-        "patch_size": parts.image_size // codes_a_side,
+        "img_size": width,
+        "patch_size": width // parts.raster.columns,
     }
     for (name, right), given in zip(of_model.items(), sizes, strict=True):
         if given is not None and not (isinstance(given, Real) and given == right):

@@ -34,6 +34,11 @@ def colour_of_layer(layer: int) -> Colour:
     return _PALETTE[layer % len(_PALETTE)]
 
 
+def columns_of(codes: int, image: Image.Image) -> int:
+    """How many of an image's codes stand in a row; each covers a square of pixels."""
+    return round(math.sqrt(codes * image.width / image.height))
+
+
 def level_of_jsd(jsd: Tensor) -> Tensor:
     """Where divergences in nats stand on the scale of colours: 0 (at most 0.001% of ln 2) .. 1 (at least 99.999%)."""
     share = (jsd.double() / _LN2).clamp(0, 1)
@@ -76,7 +81,7 @@ def layer_map(
 
     Args:
         image: what was drawn.
-        premature_layers: [T], from `DrawnImage`; T a square number.
+        premature_layers: [T], from `DrawnImage`.
         jsd: [T], nats.
         layers: the candidates, for the legend; none says that there was no contrast.
         prompt, settings: written below; of a long one the beginning. Pillow's font has ASCII only: other letters are boxes.
@@ -85,9 +90,10 @@ def layer_map(
     """
     panels = [("drawn", image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.NEAREST))]
     if layers:
-        chosen = [colour_of_layer(layer) for layer in premature_layers.tolist()]
-        diverged = [heat(level) for level in level_of_jsd(jsd).tolist()]
-        panels += [("layer contrasted with", _grid(chosen)), ("its JSD from the final layer", _grid(diverged))]
+        columns = columns_of(len(jsd), image)
+        chosen = _grid([colour_of_layer(layer) for layer in premature_layers.tolist()], columns)
+        diverged = _grid([heat(level) for level in level_of_jsd(jsd).tolist()], columns)
+        panels += [("layer contrasted with", chosen), ("its JSD from the final layer", diverged)]
     else:
         panels += [("layer contrasted with", _no_contrast()), ("its JSD from the final layer", _no_contrast())]
     width, below = len(panels) * _SIDE + (len(panels) + 1) * _GAP, _TOP + _SIDE + 8
@@ -130,10 +136,9 @@ def small_map(premature_layers: Tensor, jsd: Tensor) -> Image.Image:
     return picture
 
 
-def _grid(colours: list[Colour]) -> Image.Image:
+def _grid(colours: list[Colour], columns: int) -> Image.Image:
     """One pixel per code, in raster order, enlarged."""
-    side = math.isqrt(len(colours))
-    small = Image.new("RGB", (side, side))
+    small = Image.new("RGB", (columns, len(colours) // columns))
     small.putdata(colours)
     return small.resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
 

@@ -1,6 +1,5 @@
 """What drawing gives back: images with their codes, what DoLa did at each code, and the recipe they were drawn by."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from janus_dola.image_files import ImageFormat, Recipe, file_name, refuse_existing, save_image
-from janus_dola.layer_map import layer_map
+from janus_dola.layer_map import columns_of, layer_map
 
 
 class NonFiniteError(RuntimeError):
@@ -161,8 +160,9 @@ class GenerationOutput:
 
 
 def _sizes(drawn: DrawnImage) -> str:
-    side = math.isqrt(len(drawn.tokens))
-    return f"{drawn.image.width}x{drawn.image.height} pixels, {side}x{side} codes"
+    image, codes = drawn.image, len(drawn.tokens)
+    columns = columns_of(codes, image)
+    return f"{image.width}x{image.height} pixels, {columns}x{codes // columns} codes"
 
 
 def _short(prompt: str) -> str:

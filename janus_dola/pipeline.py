@@ -25,41 +25,40 @@ from janus_dola.engine.engine import Engine
 from janus_dola.engine.plan import Plan, Sampler, plan
 from janus_dola.engine.schedule import Job
 from janus_dola.image_files import Recipe
-from janus_dola.models import JanusParts, find_parts, load
+from janus_dola.models import JanusParts, PromptRows, find_parts, load
 from janus_dola.models.load import public_name
 from janus_dola.models.move import move_model
 from janus_dola.models.pack import pack_for_cpu
 from janus_dola.models.quantize import Quantization, check_quantization, quantize_blocks
 from janus_dola.outputs import DrawnImage, GenerationOutput
 from janus_dola.progress import Callback
-from janus_dola.prompt import PromptRows, prompt_ids, rows_of
 from janus_dola.settings import Changes, DrawSettings, with_changes
 from janus_dola.teacher_forcing import CodeScores, check_codes, log_probabilities, scores_of_images
 
 
 class JanusDoLa:
-    """A Janus model that draws images with DoLa decoding, or without.
+    """An image model that draws with DoLa decoding, or without.
 
     Args:
-        model: transformers' `JanusForConditionalGeneration` or DeepSeek's `MultiModalityCausalLM`; used as it is, on the
-            device and in the dtype it has.
+        model: transformers' `JanusForConditionalGeneration`, DeepSeek's `MultiModalityCausalLM`, or of another family that
+            `janus_dola.models` has an adapter for; used as it is, on the device and in the dtype it has.
         tokenizer: the tokenizer that belongs to it, or the processor that holds it.
     Attributes:
         model, tokenizer: what was given or loaded.
         parts: where the pieces of the model are; `parts.device` and `parts.dtype` are its own.
-        special: ids of the tokens that frame a prompt.
+        prompts: makes token ids of words.
         engine: draws codes; keeps memory for the next call, which `engine.release()` gives back.
         model_name, quantize: what recipes say of the model.
     Raises:
-        ValueError: the model is of neither family, or the tokenizer lacks the tokens of Janus.
+        ValueError: the model is of no such family, or the tokenizer lacks its tokens.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> None:
         self.model = model
         self.tokenizer = tokenizer.tokenizer if isinstance(tokenizer, ProcessorMixin) else tokenizer
         self.parts: JanusParts = find_parts(model)
-        self.special = self.parts.special_tokens(self.tokenizer)
-        self.engine = Engine(self.parts, self.special)
+        self.prompts = self.parts.prompts(self.tokenizer)
+        self.engine = Engine(self.parts)
         self.model_name = public_name(getattr(model, "name_or_path", "") or type(model).__name__)
         self.quantize: Quantization | None = None
         self._packs = False  # whether float16 on a CPU is packed: where a model was loaded here
@@ -114,7 +113,7 @@ class JanusDoLa:
         if self._packs:
             pack_for_cpu(self.model)
         self.parts = find_parts(self.model)
-        self.engine = Engine(self.parts, self.special)
+        self.engine = Engine(self.parts)
         return self
 
     def __repr__(self) -> str:
@@ -317,14 +316,14 @@ class JanusDoLa:
 
         Args:
             prompts: one or several.
-            negative_prompt: as for `generate`; the shorter row of both has pads then.
+            negative_prompt: as for `generate`; the shorter row of both has pads then, in a Janus.
         Returns:
-            one for each prompt; both its rows begin with bos, end with begin-of-image, and are equally long.
+            one for each prompt; of a Janus both rows begin with bos, end with begin-of-image, and are equally long.
         Raises:
             ValueError: what is given is not made of strings, or a prompt is too long for the model.
         """
         negative = self._negative_ids(negative_prompt)
-        return [rows_of(self._prompt_ids(prompt), negative, self.special) for prompt in strings(prompts)]
+        return [self.prompts.rows(self._prompt_ids(prompt), negative) for prompt in strings(prompts)]
 
     def check_prompt(self, prompt: str) -> None:
         """Raises ValueError where a prompt is too long for the model."""
@@ -346,7 +345,7 @@ class JanusDoLa:
     def _jobs(self, prompts: Iterable[str], parallel_size: int, seed: int, settings: DrawSettings) -> Iterator[Job]:
         negative = self._negative_ids(settings.negative_prompt)  # is wrong before anything is drawn
         return jobs_of(
-            prompts, lambda prompt: rows_of(self._prompt_ids(prompt), negative, self.special), parallel_size, seed
+            prompts, lambda prompt: self.prompts.rows(self._prompt_ids(prompt), negative), parallel_size, seed
         )
 
     def _negative_ids(self, prompt: str | None) -> list[int] | None:
@@ -354,11 +353,11 @@ class JanusDoLa:
         return None if prompt is None else self._prompt_ids(prompt, "negative_prompt")
 
     def _prompt_ids(self, prompt: str, name: str = "prompts") -> list[int]:
-        ids = prompt_ids(prompt, self.tokenizer, self.special)
-        room = self.parts.config.max_position_embeddings - self.parts.image_tokens
+        ids, length = self.prompts.ids(prompt), self.parts.raster.length
+        room = self.parts.config.max_position_embeddings - length
         if len(ids) > room:
             raise ValueError(
-                f"{name} must leave room for {self.parts.image_tokens} image tokens: at most {room} tokens each, "
+                f"{name} must leave room for {length} image tokens: at most {room} tokens each, "
                 f"got one of {len(ids)} tokens: {prompt[:40]!r}"
             )
         return ids

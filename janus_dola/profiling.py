@@ -65,16 +65,15 @@ def half_way(pipe: JanusDoLa, images: int, planned: Plan) -> tuple[Decoder, int]
         the decoder, and the length that the next pass looks at.
     """
     parts, (rows,) = pipe.parts, pipe.encode(_PROMPT)
+    longest = max(map(len, rows))
     with undisturbed(parts.device):
         weights = pipe.engine.weights.read()
-        decoder = ready(
-            Decoder(parts, weights, planned, images, positions(parts, len(rows.conditional), planned.window))
-        )
+        decoder = ready(Decoder(parts, weights, planned, images, positions(parts, longest, planned.window)))
         decoder.admit(range(images), [rows] * images, range(images))
 
         def visible() -> int:
-            return visible_length(len(rows.conditional) + int(decoder.slots.decided.max()) - 1 + planned.window)
+            return visible_length(longest + int(decoder.slots.decided.max()) - 1 + planned.window)
 
-        while int(decoder.slots.decided.min()) < parts.image_tokens // 2:
+        while int(decoder.slots.decided.min()) < parts.raster.length // 2:
             decoder.run(visible())
         return decoder, visible()

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from janus_dola.engine.plan import Plan
 from janus_dola.kernels.block import run_whole
 from janus_dola.kernels.early_exit import early_exit_scores
 from janus_dola.kernels.types import Scores
-from janus_dola.models.parts import JanusParts
+from janus_dola.models.parts import JanusParts, PromptRows
 from janus_dola.models.weights import Weights
-from janus_dola.prompt import PromptRows
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,13 @@ def scores_of_images(
         for each image Scores of T rows, on the model's device.
     """
     for both, images in zip(rows, tokens.to(parts.device), strict=True):
-        words = parts.embed_text(torch.tensor(both, device=parts.device))
+        words = [parts.embed_text(torch.tensor(row, device=parts.device)) for row in both]
         for codes in images:
-            fed_back = weights.code_table[codes[:-1]].expand(2, -1, -1)
-            _, states = run_whole(torch.cat([words, fed_back], 1), weights.blocks, weights.rotary, plan.layers)
-            of_codes = states[:, :, words.shape[1] - 1 :].flatten(1, 2)
+            fed_back = weights.code_table[parts.raster.sequence(codes)[:-1]]
+            # The shorter row is followed by zeros, which nothing looks back at.
+            whole = pad_sequence([torch.cat([row, fed_back]) for row in words], batch_first=True)
+            _, states = run_whole(whole, weights.blocks, weights.rotary, plan.layers)
+            of_codes = torch.cat([states[:, i, len(row) - 1 + parts.raster.places] for i, row in enumerate(words)], 1)
             yield early_exit_scores(of_codes, weights.head, plan.decoding, "torch")
 
 

@@ -58,7 +58,6 @@ def mini_hidden_states(mini) -> torch.Tensor:
     """[4, 8, 192]: layers 2, 4, 6 and 8 of the mini model for four images, in the middle of being drawn."""
     from janus_dola.kernels.block import run_whole
     from janus_dola.models.weights import WeightReader
-    from janus_dola.prompt import unconditional
 
     words = [
         "a large red circle on white",
@@ -68,9 +67,9 @@ def mini_hidden_states(mini) -> torch.Tensor:
     ]
     codes = mini.generate(words, seed=7).tokens[:, 0, :30]
     weights, rows = WeightReader(mini.parts).read(), []
-    for side in (lambda ids: ids, lambda ids: unconditional(ids, mini.special)):
-        for prompt, drawn in zip(words, codes, strict=True):
-            text = mini.parts.embed_text(torch.tensor(side(mini.encode(prompt)[0].conditional)))
+    for side in (0, 1):
+        for both, drawn in zip(mini.encode(words), codes, strict=True):
+            text = mini.parts.embed_text(torch.tensor(both[side]))
             whole = torch.cat([text, weights.code_table[drawn]])[None].detach()
             _, states = run_whole(whole, weights.blocks, weights.rotary, [2, 4, 6])
             rows.append(states[:, 0, -1])

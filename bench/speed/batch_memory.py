@@ -18,6 +18,7 @@ import typer
 from janus_dola import JanusDoLa
 from janus_dola.batch import Compute, Settings, run_batch
 from janus_dola.engine.engine import Engine
+from janus_dola.models import Raster
 
 _CODES = 4
 
@@ -27,9 +28,9 @@ def short_mini() -> JanusDoLa:
     pipe = JanusDoLa.from_pretrained("mini", device="cpu")
     whole, decode = pipe.parts.image_tokens, pipe.parts.decode_codes
     pipe.parts = replace(
-        pipe.parts, image_tokens=_CODES, decode_codes=lambda codes: decode(F.pad(codes, (0, whole - _CODES)))
+        pipe.parts, raster=Raster(1, _CODES), decode_codes=lambda codes: decode(F.pad(codes, (0, whole - _CODES)))
     )
-    pipe.engine = Engine(pipe.parts, pipe.special)
+    pipe.engine = Engine(pipe.parts)
     return pipe
 
 

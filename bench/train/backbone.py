@@ -30,8 +30,9 @@ from bench.train.image_tokenizer import HIDDEN, VQ_CONFIG, encode
 from bench.train.tokenizer import BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE, build_tokenizer
 from janus_dola.mini.pictures import IMAGE_SIZE, Scene, draw, random_caption, random_scene
 from janus_dola.models import find_parts
+from janus_dola.models.framing import special_tokens
 from janus_dola.models.parts import SpecialTokens
-from janus_dola.prompt import prompt_ids, unconditional
+from janus_dola.models.prompt import prompt_ids, unconditional
 
 BLOCKS, HEADS, INTERMEDIATE = 8, 6, 512
 GUIDANCE = (1.0, 7.0)
@@ -60,7 +61,7 @@ def build_model(tokenizer, vq: JanusVQVAE) -> JanusForConditionalGeneration:
         model.model.generation_embeddings.weight.copy_(vq.quantize.embedding.weight * 3)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        guidance_scale=5.0, generation_kwargs={"boi_token_id": find_parts(model).special_tokens(tokenizer).begin_of_image},
+        guidance_scale=5.0, generation_kwargs={"boi_token_id": special_tokens(tokenizer).begin_of_image},
     )  # fmt: skip
     return model
 
@@ -113,7 +114,7 @@ def train_backbone(
     if start is not None:
         model.load_state_dict(JanusForConditionalGeneration.from_pretrained(start, dtype=torch.float32).state_dict())
     parts = find_parts(model)
-    special = parts.special_tokens(tokenizer)
+    special = special_tokens(tokenizer)
     started = time.time()
     scenes, codes = codes_of_pictures(vq, pictures, rng)
     print(

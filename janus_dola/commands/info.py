@@ -25,7 +25,7 @@ def info(
         "head width (E)": parts.head.code_weight.shape[1],
         "image codes (V)": parts.head.num_codes,
         "codes per image": parts.image_tokens,
-        "image size": f"{parts.image_size} x {parts.image_size} pixels",
+        "image size": "{} x {} pixels".format(*parts.image_size),
         "default candidate layers": ", ".join(map(str, DoLaConfig().layers_to_read(parts.num_layers))),
         "threads on a CPU": f"{torch.get_num_threads()}, of {processors()} processors; OMP_NUM_THREADS changes it",
         "float16 on a CPU": "packed, computed with in float32" if can_pack() else "torch's own products, slow",

@@ -19,13 +19,12 @@ from janus_dola.kernels.block import Place, block, buffer_shape, run_blocks, run
 from janus_dola.kernels.early_exit import early_exit, early_exit_scores
 from janus_dola.kernels.sampling import multinomial
 from janus_dola.kernels.types import Decoding, Decodings, EarlyExit
-from janus_dola.models.parts import JanusParts
+from janus_dola.models.parts import JanusParts, PromptRows
 from janus_dola.models.weights import Weights
 
 # Attention looks at a multiple of so many positions: few different shapes, little reading of what is not written yet.
 VISIBLE_MULTIPLE = 64
 _PROMPTS_KEPT = 8
-Rows = tuple[list[int], list[int]]  # token ids of an image's conditional and unconditional row, of the same length
 
 
 def visible_length(written: int) -> int:
@@ -55,16 +54,15 @@ class Decoder:
         self.parts, self.weights, self.plan, self.capacity, self.generator = parts, weights, plan, capacity, generator
         shape = buffer_shape(weights.blocks, 2 * slots, capacity)
         self.keys_values = torch.zeros(shape, dtype=parts.dtype, device=parts.device)
-        side = int(parts.image_tokens**0.5)
         layers = torch.tensor([*plan.layers, parts.num_layers], device=parts.device)
         decodings = plan.decoding.repeated(slots * plan.window, self.keys_values)
-        self.slots = Slots(slots, parts.image_tokens, plan.window, side, layers, decodings)
+        self.slots = Slots(slots, parts.raster, plan.window, layers, decodings)
         self._block = _compiled_block() if plan.engine == "compile" else block
         self.prompts: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # of passes, by the visible length
 
     def admit(
-        self, slots: Sequence[int], rows: Sequence[Rows], seeds: Sequence[int], decodings: Sequence[Decoding] = ()
+        self, slots: Sequence[int], rows: Sequence[PromptRows], seeds: Sequence[int], decodings: Sequence[Decoding] = ()
     ) -> None:
         """Images begin in these slots: runs what is new of their prompts, and draws their first codes.
 
@@ -85,7 +83,7 @@ class Decoder:
         each = decodings or [self.plan.decoding] * len(slots)
         of_decodings = Decodings.of(each, self.slots.jsd)
         first = self._draw(torch.stack(hidden_states, 1), of_decodings, of_seeds, torch.zeros_like(of_seeds))
-        lengths = upload([len(conditional) for conditional, _ in rows], self.parts.device)
+        lengths = upload([len(row) for side in zip(*rows, strict=True) for row in side], self.parts.device)
         self.slots.admit(upload(slots, self.parts.device), lengths, of_seeds, of_decodings, first)
 
     def _prompt(self, tokens: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -131,8 +129,8 @@ class Decoder:
         """
         slots, window, rotary = self.slots, self.plan.window, self.weights.rotary
         places = slots.places
-        fed = slots.tokens.gather(1, places).flatten().repeat(2)
-        start = (slots.prompt_tokens + places[:, 0]).repeat(2)
+        fed = slots.fed(places).flatten().repeat(2)
+        start = (slots.prompt_tokens + places[:, 0]).flatten()
         place = Place.of(start, window, rotary, self.capacity, visible, self.weights.blocks[0].heads_together)
         states = run_blocks(
             F.embedding(fed, self.weights.code_table), self.weights.blocks, self.keys_values, place, self.plan.layers,

@@ -16,16 +16,15 @@ from janus_dola.engine.plan import Plan
 from janus_dola.engine.readback import Readback
 from janus_dola.engine.schedule import Job, Queue, bucket_of, longest_of, positions, window_of
 from janus_dola.engine.slots import Codes
-from janus_dola.models.parts import JanusParts, SpecialTokens
+from janus_dola.models.parts import JanusParts
 from janus_dola.models.weights import WeightReader
-from janus_dola.prompt import unconditional
 
 
 class Engine:
     """Draws images with one model, for any number of threads; keeps a decoder with its graphs for the next call like it."""
 
-    def __init__(self, parts: JanusParts, special: SpecialTokens) -> None:
-        self._parts, self._special = parts, special
+    def __init__(self, parts: JanusParts) -> None:
+        self._parts = parts
         self.weights = WeightReader(parts)
         self._lock = threading.Lock()  # of all below
         self._kept: Decoder | None = None
@@ -62,7 +61,7 @@ class Engine:
             wide = replace(plan, window=window_of(slots, self._parts) if window == "auto" else window)
             decoder = self.take(wide, slots, longest_of(first), generator, strict)
             try:
-                yield from Drawing(decoder, self._special, bar).run(first, queue)
+                yield from Drawing(decoder, bar).run(first, queue)
             finally:
                 self.give_back(decoder)
         queue.raise_error()
@@ -126,11 +125,11 @@ def ready(decoder: Decoder) -> Decoder:
 class Drawing:
     """Images going through the slots of one decoder: `jobs` says what each slot draws; None in its place gives it up."""
 
-    def __init__(self, decoder: Decoder, special: SpecialTokens, bar: tqdm) -> None:
-        self.decoder, self._special, self._bar = decoder, special, bar
-        self._window, self._image_tokens = decoder.plan.window, decoder.parts.image_tokens
+    def __init__(self, decoder: Decoder, bar: tqdm) -> None:
+        self.decoder, self._bar = decoder, bar
+        self._window, self._length = decoder.plan.window, decoder.parts.raster.length
         self.jobs: list[Job | None] = [None] * len(decoder.slots.seeds)
-        # Of each slot: codes that are decided for certain, and at the most.
+        # Of each slot: positions that are decided for certain, and at the most.
         self.least, self._most = [0] * len(self.jobs), [0] * len(self.jobs)
         self._passes = 0
         self._readback = Readback(decoder.parts.device)
@@ -151,38 +150,37 @@ class Drawing:
                 yield job, codes
 
     def _fits(self, job: Job) -> bool:
-        room = self.decoder.capacity >= positions(self.decoder.parts, len(job.token_ids), self._window)
+        room = self.decoder.capacity >= positions(self.decoder.parts, longest_of([job]), self._window)
         return room and self.decoder.plan.sampler != "multinomial"
 
     def admit(self, slots: list[int], jobs: list[Job]) -> None:
         """Images begin in these slots, which are free."""
-        rows = [(job.token_ids, job.negative_ids or unconditional(job.token_ids, self._special)) for job in jobs]
         with undisturbed(self.decoder.parts.device):
             decodings = [job.decoding or self.decoder.plan.decoding for job in jobs]
-            self.decoder.admit(slots, rows, [job.seed for job in jobs], decodings)
+            self.decoder.admit(slots, [job.rows for job in jobs], [job.seed for job in jobs], decodings)
         for slot, job in zip(slots, jobs, strict=True):
             self.jobs[slot], self.least[slot], self._most[slot] = job, 1, 1
-        self._bar.total += len(jobs) * self._image_tokens
+        self._bar.total += len(jobs) * self._length
         self._bar.update(len(jobs))
 
     def advance(self) -> list[tuple[int, Job]]:
         """Runs a pass, and tells which slots are free after it: their images are done, and lie there till others begin."""
         self._pass()
-        done = [(i, job) for i, job in enumerate(self.jobs) if job and self.least[i] >= self._image_tokens]
+        done = [(i, job) for i, job in enumerate(self.jobs) if job and self.least[i] >= self._length]
         for slot, _ in done:
             self.jobs[slot] = None
         return done
 
     def _pass(self) -> None:
         written = [
-            len(job.token_ids) + most - 1 + self._window
+            longest_of([job]) + most - 1 + self._window
             for job, most in zip(self.jobs, self._most, strict=True)
             if job is not None
         ]
         with undisturbed(self.decoder.parts.device):
             self.decoder.run(visible_length(max(written)))
         self._passes += 1
-        self._most = [min(most + self._window, self._image_tokens) for most in self._most]
+        self._most = [min(most + self._window, self._length) for most in self._most]
         if self._window == 1:  # nothing to be told
             self._told(self._passes, self.jobs, self._most)
         else:
@@ -196,4 +194,4 @@ class Drawing:
         for slot, (job, count) in enumerate(zip(jobs, decided, strict=True)):
             if job is not None and job is self.jobs[slot]:
                 self._bar.update(count - self.least[slot])
-                self.least[slot], self._most[slot] = count, min(count + later, self._image_tokens)
+                self.least[slot], self._most[slot] = count, min(count + later, self._length)

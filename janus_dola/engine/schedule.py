@@ -9,7 +9,7 @@ import torch
 from janus_dola.checks import WINDOWS
 from janus_dola.engine.decode import visible_length
 from janus_dola.kernels.types import Decoding
-from janus_dola.models.parts import JanusParts
+from janus_dola.models.parts import JanusParts, PromptRows
 
 # Images: more make a pass longer, not an image cheaper.
 _ON_A_CPU = 32
@@ -24,10 +24,9 @@ class Job:
     index: int  # over all prompts
     prompt: int  # index of its prompt
     k: int  # which of the prompt's images
-    token_ids: list[int]  # of the prompt
+    rows: PromptRows
     seed: int
     decoding: Decoding | None = None  # the plan's
-    negative_ids: list[int] | None = None  # in place of the unconditional row, as many
     words: str = ""  # of the prompt, for its recipe
 
 
@@ -70,13 +69,13 @@ class Queue:
 
 
 def longest_of(jobs: Iterable[Job]) -> int:
-    """Tokens of the longest prompt."""
-    return max(len(job.token_ids) for job in jobs)
+    """Tokens of the longest row of a prompt."""
+    return max(len(row) for job in jobs for row in job.rows)
 
 
 def positions(parts: JanusParts, prompt_tokens: int, window: int) -> int:
-    """How many an image needs: its prompt, its codes, and guesses behind them."""
-    return visible_length(prompt_tokens + parts.image_tokens + window)
+    """How many an image needs: its prompt, its sequence, and guesses behind it."""
+    return visible_length(prompt_tokens + parts.raster.length + window)
 
 
 def images_that_fit(parts: JanusParts, prompt_tokens: int, kept_bytes: int = 0) -> int:

@@ -3,6 +3,7 @@
 The codes of an image solve x_t = f_t(x_<t), where f_t adds the noise of the image's seed at t. A pass feeds W codes, the
 last one decided and W - 1 guesses, and gets f of each. Guesses that turn out to be what f gives were fed with a right
 prefix, and so was the first code after them: between one and W codes are decided, and the same for any W and any guesses.
+What ends a line of some models stands among the codes, is always guessed right, and is left out in the end.
 (Fixed-point iteration with reparametrised noise: Wiggers and Hoogeboom, ICML 2020, arXiv 2002.09928.)
 """
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from janus_dola.kernels.types import Decodings, EarlyExit
+from janus_dola.models.parts import Raster
 
 
 @dataclass(frozen=True)
@@ -30,34 +32,35 @@ class Codes:
 
 
 class Slots:
-    """S slots, whose images have T codes each. A pass feeds W codes of every slot.
+    """S slots, whose images have T' positions each. A pass feeds W codes of every slot.
 
     An empty slot is one whose image is done: it is fed all the same, and nothing comes of it.
     """
 
-    def __init__(self, slots: int, image_tokens: int, window: int, side: int, layers: Tensor, decodings: Decodings):
+    def __init__(self, slots: int, raster: Raster, window: int, layers: Tensor, decodings: Decodings):
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(slots, *shape, dtype=dtype, device=layers.device)
 
-        self.image_tokens, self.window, self._side = image_tokens, window, side
+        self.window, self._raster = window, raster
         self._layer_numbers = layers  # of the stack
-        behind = 2 * window  # guesses go beyond an image's end
+        positions = raster.length + 2 * window  # guesses go beyond an image's end
         self.seeds = zeros()
-        self.prompt_tokens = zeros() + 1
-        self.decided = zeros() + image_tokens  # how many codes are
+        self.prompt_tokens = torch.stack([zeros() + 1] * 2)  # [2, S], of both rows
+        self.decided = zeros() + raster.length  # how many positions are
         self.passes = zeros()
         self.decodings = decodings  # [S * W], an image's repeated for each code fed
-        self.tokens = zeros(image_tokens + behind)  # decided codes, then guesses
-        self.layers = zeros(image_tokens + behind)  # indices into the stack
-        self.jsd = zeros(image_tokens + behind, dtype=decodings.temperature.dtype)
+        self.tokens = zeros(positions)  # decided codes, then guesses
+        self.layers = zeros(positions)  # indices into the stack
+        self.jsd = zeros(positions, dtype=decodings.temperature.dtype)
         self.finite = zeros(dtype=torch.bool)
         self._ahead = torch.arange(window, device=layers.device)
+        self._codes = raster.places.to(layers.device)
 
     def admit(self, slots: Tensor, lengths: Tensor, seeds: Tensor, decodings: Decodings, first: EarlyExit) -> None:
-        """Images begin in these slots with their first code, which the prompt gave. All [n]; slots int64."""
+        """Images begin in these slots with their first code, which the prompt gave. All [n] int64; lengths [2n]."""
         self.decodings.put(slots, decodings, self.window)
         self.seeds[slots] = seeds
-        self.prompt_tokens[slots] = lengths
+        self.prompt_tokens[:, slots] = lengths.view(2, -1)
         self.decided[slots] = 1
         self.passes[slots] = 0
         self.tokens[slots] = first.code.unsqueeze(1)  # and the first guesses
@@ -70,20 +73,25 @@ class Slots:
         """Of the codes fed next, in their images: [S, W]."""
         return self.decided.unsqueeze(1) - 1 + self._ahead
 
+    def fed(self, places: Tensor) -> Tensor:
+        """The codes at these places, decided or guessed."""
+        return self._raster.with_line_ends(places, self.tokens.gather(1, places))
+
     def accept(self, found: EarlyExit) -> None:
         """Takes what a pass found of the W codes fed to each slot; fields are [S * W]."""
         places = self.places
-        fed = self.tokens.gather(1, places)
+        fed = self.fed(places)
         code, layer, jsd, finite = (getattr(found, field.name).view(fed.shape) for field in fields(found))
+        code = self._raster.with_line_ends(places + 1, code)
         right = (fed[:, 1:] == code[:, :-1]).long().cumprod(1).sum(1) + 1
-        accepted = torch.minimum(right, self.image_tokens - self.decided)
+        accepted = torch.minimum(right, self._raster.length - self.decided)
         self.finite &= (finite | (self._ahead >= accepted.unsqueeze(1))).all(1)
         # What was not accepted stays as the next guess; behind the window the code above is one.
         self.tokens.scatter_(1, places + 1, self._corrected(fed, code, accepted) if self.window > 1 else code)
         self.layers.scatter_(1, places + 1, layer)
         self.jsd.scatter_(1, places + 1, jsd)
         behind = places + 1 + self.window
-        self.tokens.scatter_(1, behind, self.tokens.gather(1, (behind - self._side).clamp(min=0)))
+        self.tokens.scatter_(1, behind, self.tokens.gather(1, (behind - self._raster.stride).clamp(min=0)))
         self.passes += accepted > 0
         self.decided += accepted
 
@@ -98,8 +106,5 @@ class Slots:
 
     def codes(self, slot: int) -> Codes:
         """Of the image in a slot; the next one there does not change them."""
-        drawn = slice(self.image_tokens)
-        return Codes(
-            self.tokens[slot, drawn].clone(), self._layer_numbers[self.layers[slot, drawn]], self.jsd[slot, drawn].clone(),
-            self.finite[slot].clone(), self.passes[slot].clone(),
-        )  # fmt: skip
+        tokens, layers, jsd = (each[slot][self._codes] for each in (self.tokens, self.layers, self.jsd))
+        return Codes(tokens, self._layer_numbers[layers], jsd, self.finite[slot].clone(), self.passes[slot].clone())

@@ -2,6 +2,6 @@
 
 from janus_dola.models.find import find_parts
 from janus_dola.models.load import load
-from janus_dola.models.parts import JanusParts, SpecialTokens
+from janus_dola.models.parts import JanusParts, PromptRows, Prompts, Raster
 
-__all__ = ["JanusParts", "SpecialTokens", "find_parts", "load"]
+__all__ = ["JanusParts", "PromptRows", "Prompts", "Raster", "find_parts", "load"]

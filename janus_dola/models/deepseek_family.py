@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from janus_dola.models.framing import special_tokens
+from janus_dola.models.janus import janus_parts
 from janus_dola.models.parts import JanusParts
 
 
@@ -19,7 +19,7 @@ def recognises(model: PreTrainedModel) -> bool:
 
 def parts(model: PreTrainedModel) -> JanusParts:
     """The pieces of the model."""
-    backbone, head, vq = model.language_model.model, model.gen_head, model.gen_vision_model
+    head, vq = model.gen_head, model.gen_vision_model
     params = model.config.vision_config.params
     image_size = params["image_size"]
     downsampling = 2 ** (len(vq.decoder.conv_blocks) - 1)
@@ -35,19 +35,15 @@ def parts(model: PreTrainedModel) -> JanusParts:
         shape = [codes.shape[0], vq.quantize.e_dim, side, side]
         return pixel_decoder()(codes.to(torch.int32), shape=shape)
 
-    return JanusParts(
+    return janus_parts(
         family="deepseek",
-        config=backbone.config,
-        backbone=backbone,
-        blocks=backbone.layers,
-        final_norm=backbone.norm,
+        backbone=model.language_model.model,
         image_head=(head.output_mlp_projector, head.vision_activation, head.vision_head),
-        embed_text=model.language_model.get_input_embeddings(),
+        head_name="gen_head",
         code_modules=(model.gen_embed, model.gen_aligner),
         decode_codes=decode_codes,
-        image_tokens=side * side,
+        side=side,
         image_size=image_size,
-        special_tokens=special_tokens,
     )
 
 

@@ -34,8 +34,7 @@ def _refuse_few_bits(parts: JanusParts) -> None:
     for linear in parts.image_head:
         kind = type(linear)
         if kind.__module__.startswith("bitsandbytes"):
-            names = ["model.generation_head"] if parts.family == "transformers" else ["gen_head"]
             raise ValueError(
                 f"the image head must not be quantized, got {kind.__name__} of bitsandbytes: load the model with "
-                f"BitsAndBytesConfig(..., llm_int8_skip_modules={names})"
+                f"BitsAndBytesConfig(..., llm_int8_skip_modules={[parts.head_name]})"
             )

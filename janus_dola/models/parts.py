@@ -1,10 +1,12 @@
-"""Where the pieces of a Janus model are, whichever of the two families it belongs to."""
+"""What the rest of the package asks of an image model, whichever family it belongs to: an adapter answers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -25,61 +27,109 @@ class SpecialTokens:
     pad: int  # stands in for the words of the unconditional prompt
 
 
+class PromptRows(NamedTuple):
+    """The token ids that an image is drawn from: two rows, which may differ in length."""
+
+    conditional: list[int]  # of the prompt
+    unconditional: list[int]  # what guidance leads away from
+
+
+class Prompts(Protocol):
+    """Makes token ids of words, with one tokenizer."""
+
+    def ids(self, prompt: str) -> list[int]:
+        """The row of a prompt, up to where the first code is drawn.
+
+        Raises:
+            ValueError: the prompt, or the tokenizer, cannot be used.
+        """
+
+    def rows(self, ids: list[int], negative: list[int] | None = None) -> PromptRows:
+        """The two rows of an image, which may differ in length.
+
+        Args:
+            ids: of its prompt.
+            negative: of a negative prompt; None is the model's own unconditional row.
+        """
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Where the codes of an image stand in its sequence: row by row, with a fixed token, or none, between two rows."""
+
+    rows: int
+    columns: int
+    line_end: int | None = None  # row of the code table that the fixed token is fed back as
+
+    @property
+    def image_tokens(self) -> int:
+        """T, the codes of an image."""
+        return self.rows * self.columns
+
+    @property
+    def stride(self) -> int:
+        """Positions from one code to that below it."""
+        return self.columns + (self.line_end is not None)
+
+    @property
+    def length(self) -> int:
+        """T', the positions of an image: its codes and the fixed tokens among them."""
+        return self.rows * self.stride - (self.line_end is not None)
+
+    def with_line_ends(self, places: Tensor, codes: Tensor) -> Tensor:
+        """What stands at these places of the sequence, where these codes do unless a line ends there."""
+        if self.line_end is None:
+            return codes
+        return codes.masked_fill(places % self.stride == self.columns, self.line_end)
+
+    def sequence(self, codes: Tensor) -> Tensor:
+        """[T] int64 codes to [T'], with the fixed tokens between rows."""
+        if self.line_end is None:
+            return codes
+        return F.pad(codes.view(self.rows, self.columns), (0, 1), value=self.line_end).flatten()[:-1]
+
+    @cached_property
+    def places(self) -> Tensor:
+        """[T] int64, where in the sequence the codes are."""
+        return (torch.arange(self.rows).unsqueeze(1) * self.stride + torch.arange(self.columns)).flatten()
+
+
 @dataclass(frozen=True)
 class JanusParts:
-    """A Janus model taken apart. Letters: R rows, B images, T image tokens, D hidden size.
-
-    Raises:
-        ValueError: the activation of the image head is not the exact GELU, the only one that Janus models use.
-    """
+    """An image model taken apart. Letters: R rows, B images, T image tokens, D hidden size."""
 
     family: str
     config: PretrainedConfig  # of the language model
     backbone: nn.Module  # the decoder without its text head; called with inputs_embeds
     blocks: nn.ModuleList
     final_norm: LlamaRMSNorm
-    image_head: tuple[nn.Linear | PackedLinear, nn.Module, nn.Linear | PackedLinear]  # Linear, activation, Linear
     embed_text: nn.Module  # [R, S] ids to [R, S, D]
-    code_modules: tuple[nn.Module, nn.Module]  # applied to codes one after the other: embedding, aligner
+    image_head: tuple[nn.Module, ...]  # the modules that make logits of codes
+    head_name: str  # of what holds them, in the model
+    read_head: Callable[[], Head]  # the weights of the early-exit stage, as they are now
+    code_modules: tuple[nn.Module, ...]  # that embed codes
+    embed_codes: Callable[[Tensor], Tensor]  # [R] rows of the code table to [R, D], what they are fed back as
+    code_weights: Callable[
+        [], list[Tensor] | None
+    ]  # all that `embed_codes` computes with; None where it is not only that
     decode_codes: Callable[[Tensor], Tensor]  # [B, T] codes to [B, 3, H, W] pixels, in [-1, 1] but for overshoot
-    image_tokens: int  # T
-    image_size: int  # H = W, in pixels
-    special_tokens: Callable[[PreTrainedTokenizerBase], SpecialTokens]
-
-    def __post_init__(self) -> None:
-        x, activation = torch.linspace(-3, 3, 13), self.image_head[1]
-        if not torch.allclose(activation(x), nn.functional.gelu(x), atol=1e-6):
-            raise ValueError(f"the image head's activation must be the exact GELU, got {activation}")
+    raster: Raster
+    image_size: tuple[int, int]  # width and height, in pixels
+    prompts: Callable[[PreTrainedTokenizerBase], Prompts]
 
     @property
     def head(self) -> Head:
         """The weights of the early-exit stage, as they are now.
 
         Raises:
-            ValueError: one of the linears has no plain weight, such as with an adapter or in 8 bits.
+            ValueError: a linear has no plain weight, such as with an adapter or in 8 bits.
         """
-        projection: Any = self.image_head[0]
-        codes: Any = self.image_head[2]
-        for linear in (projection, codes):
-            if not is_plain(linear) and not isinstance(linear, PackedLinear):
-                raise ValueError(
-                    f"the image head must be made of plain linears, got {type(linear).__module__}.{type(linear).__name__}; "
-                    "merge adapters into their weights first (merge_and_unload)"
-                )
-        return Head(
-            norm_weight=self.final_norm.weight.detach(),
-            norm_eps=self.final_norm.variance_epsilon,
-            code_weight=weight_of(codes),
-            code_bias=codes.bias.detach(),
-            proj_weight=weight_of(projection),
-            proj_bias=projection.bias.detach(),
-        )
+        return self.read_head()
 
-    def embed_codes(self, codes: Tensor) -> Tensor:
-        """[R] codes to [R, D], what they are fed back as."""
-        for module in self.code_modules:
-            codes = module(codes)
-        return codes
+    @property
+    def image_tokens(self) -> int:
+        """T, the codes of an image."""
+        return self.raster.image_tokens
 
     @property
     def num_layers(self) -> int:
@@ -102,8 +152,17 @@ class JanusParts:
         return torch.float16 if isinstance(self.image_head[0], PackedLinear) else self.dtype
 
 
-def weight_of(linear: nn.Linear | PackedLinear) -> Tensor | PackedHalf:
-    """What a Linear multiplies with, as it lies in memory."""
+def weight_of(linear: Any) -> Tensor | PackedHalf:
+    """What a Linear of the image head multiplies with, as it lies in memory.
+
+    Raises:
+        ValueError: it has no plain weight.
+    """
+    if not is_plain(linear) and not isinstance(linear, PackedLinear):
+        raise ValueError(
+            f"the image head must be made of plain linears, got {type(linear).__module__}.{type(linear).__name__}; "
+            "merge adapters into their weights first (merge_and_unload)"
+        )
     return linear.packed if isinstance(linear, PackedLinear) else linear.weight.detach()
 
 
@@ -115,6 +174,16 @@ def is_plain(linear: nn.Module) -> bool:
         and not linear._forward_hooks
         and not linear._forward_pre_hooks
         and not has_own_forward(linear)
+    )
+
+
+def is_as_published(module: nn.Module) -> bool:
+    """Whether a module computes what its class does, with its own weights: no adapter and no hook has a hand in it."""
+    return all(
+        type(each).__module__.startswith(("torch.nn", "transformers.", "janus."))  # not an adapter's
+        and not each._forward_hooks
+        and not each._forward_pre_hooks
+        for each in module.modules()
     )
 
 
@@ -132,7 +201,7 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """
     found = tokenizer.get_vocab().get(token)
     if found is None:
-        raise ValueError(f"tokenizer must have the special token {token!r}; is it the tokenizer of a Janus model?")
+        raise ValueError(f"tokenizer must have the special token {token!r}; is it the tokenizer of this model?")
     return found
 
 
@@ -144,5 +213,5 @@ def named_token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
     """
     found = getattr(tokenizer, f"{name}_id")
     if found is None:
-        raise ValueError(f"tokenizer must have a {name}; is it the tokenizer of a Janus model?")
+        raise ValueError(f"tokenizer must have a {name}; is it the tokenizer of this model?")
     return found

@@ -1,8 +1,10 @@
 """transformers' `JanusForConditionalGeneration`."""
 
+import math
+
 from transformers import JanusForConditionalGeneration, PreTrainedModel
 
-from janus_dola.models.framing import special_tokens
+from janus_dola.models.janus import janus_parts
 from janus_dola.models.parts import JanusParts
 
 
@@ -15,19 +17,14 @@ def recognises(model: PreTrainedModel) -> bool:
 def parts(model: JanusForConditionalGeneration) -> JanusParts:
     """The pieces of the model."""
     inner = model.model
-    backbone, head = inner.language_model, inner.generation_head
-
-    return JanusParts(
+    head = inner.generation_head
+    return janus_parts(
         family="transformers",
-        config=backbone.config,
-        backbone=backbone,
-        blocks=backbone.layers,
-        final_norm=backbone.norm,
+        backbone=inner.language_model,
         image_head=(head.proj_out, head.activation_fn, head.vision_head),
-        embed_text=backbone.get_input_embeddings(),
+        head_name="model.generation_head",
         code_modules=(inner.generation_embeddings, inner.generation_aligner),
         decode_codes=inner.vqmodel.decode,
-        image_tokens=inner.vision_model.config.num_image_tokens,
+        side=math.isqrt(inner.vision_model.config.num_image_tokens),
         image_size=inner.vision_model.config.image_size,
-        special_tokens=special_tokens,
     )

@@ -46,7 +46,7 @@ class Weights:
     blocks: tuple[BlockWeights, ...]
     rotary: Rotary
     head: Head
-    code_table: Tensor  # [V, D], what each code is fed back as
+    code_table: Tensor  # [V, D], what each code is fed back as; one row more where a token ends lines
 
     def lie_where(self, others: "Weights") -> bool:
         """Whether all tensors have the addresses of the others', as a captured graph demands."""
@@ -89,19 +89,15 @@ class WeightReader:
         return self._rotary[0]
 
     def _table(self) -> Tensor:
-        """Every code's embedding. Compared by value: an update through `.data` leaves no other trace."""
-        modules = [module for each in self._parts.code_modules for module in each.modules()]
-        now = [parameter for module in modules for parameter in module.parameters(recurse=False)]
-        plain = all(
-            type(module).__module__.startswith(("torch.nn", "transformers.", "janus."))  # not an adapter's
-            and not module._forward_hooks
-            and not module._forward_pre_hooks
-            for module in modules
-        )
-        if self._code_table is None or not plain or not _equal(self._code_table[1], now):
-            codes = torch.arange(self._parts.head.num_codes, device=self._parts.device)
-            table = self._parts.embed_codes(codes).contiguous()
-            self._code_table = table, [weight.detach().clone() for weight in now]
+        """The embedding of every code, then of what ends a line.
+
+        What it is made of is compared by value: an update through `.data` leaves no other trace.
+        """
+        now = self._parts.code_weights()
+        if self._code_table is None or now is None or not _equal(self._code_table[1], now):
+            rows = self._parts.head.num_codes + (self._parts.raster.line_end is not None)
+            table = self._parts.embed_codes(torch.arange(rows, device=self._parts.device)).contiguous()
+            self._code_table = table, [weight.detach().clone() for weight in now or []]
         return self._code_table[0]
 
 

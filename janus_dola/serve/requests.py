@@ -12,9 +12,9 @@ from janus_dola.checks import MAX_SEED
 from janus_dola.config import DoLaConfig
 from janus_dola.engine.schedule import Job
 from janus_dola.image_files import ImageFormat, Recipe
+from janus_dola.models.parts import PromptRows
 from janus_dola.models.quantize import Quantization
 from janus_dola.pipeline import JanusDoLa
-from janus_dola.prompt import prompt_ids, rows_of
 from janus_dola.serve.worker import Asked, Event
 from janus_dola.settings import SETTINGS, DrawSettings, Setting
 
@@ -94,11 +94,10 @@ class Reader:
 
     def __init__(self, pipe: JanusDoLa, name: str, quantize: Quantization | None) -> None:
         self.parts, self.name, self._quantize = pipe.parts, name, quantize
-        self.special = self.parts.special_tokens(pipe.tokenizer)
-        self._tokenizer = pipe.tokenizer
+        self._prompts = self.parts.prompts(pipe.tokenizer)
         self._numbers = itertools.count()
-        self.size = f"{self.parts.image_size}x{self.parts.image_size}"
-        self.longest = min(MAX_PROMPT_TOKENS, self.parts.config.max_position_embeddings - self.parts.image_tokens)
+        self.size = "{}x{}".format(*self.parts.image_size)
+        self.longest = min(MAX_PROMPT_TOKENS, self.parts.config.max_position_embeddings - self.parts.raster.length)
 
     def read(self, body: ImagesRequest, tell: Callable[[Event], object]) -> Wanted:
         """The images that a request asks for.
@@ -117,7 +116,7 @@ class Reader:
         if body.partial_images and not body.stream:
             raise InvalidError("partial_images", f"partial_images must be 0 without stream, got {body.partial_images}")
         settings = self._settings(body)
-        token_ids, other = self._rows(body.prompt, settings.negative_prompt)
+        rows = self._rows(body.prompt, settings.negative_prompt)
         layers = self._layers(settings.dola)
         decoding = settings.decoding(layers)
         count = body.n or 1
@@ -125,12 +124,12 @@ class Reader:
         partials = body.partial_images or 0
         dtype = str(self.parts.stored_dtype).removeprefix("torch.")
         recipe = Recipe(self.name, body.prompt, seed, settings, dtype, self._quantize)
-        jobs = [Job(next(self._numbers), 0, k, token_ids, seed + k, decoding, other) for k in range(count)]
+        jobs = [Job(next(self._numbers), 0, k, rows, seed + k, decoding) for k in range(count)]
         return Wanted(
             [Asked(job, layers, partials, tell) for job in jobs],
             [replace(recipe, seed=job.seed) for job in jobs],
             "jpg" if body.output_format == "jpeg" else body.output_format or "png",
-            len(token_ids),
+            len(rows.conditional),
             body.layer_map,
         )
 
@@ -149,14 +148,14 @@ class Reader:
         except ValueError as error:  # begins with the name
             raise InvalidError(str(error).partition(" ")[0], str(error)) from None
 
-    def _rows(self, prompt: str, negative: str | None) -> tuple[list[int], list[int] | None]:
+    def _rows(self, prompt: str, negative: str | None) -> PromptRows:
         ids = self._token_ids("prompt", prompt)
         of_negative = None if negative is None else self._token_ids("negative_prompt", negative)
-        return rows_of(ids, of_negative, self.special)
+        return self._prompts.rows(ids, of_negative)
 
     def _token_ids(self, field: str, prompt: str) -> list[int]:
         try:
-            found = prompt_ids(prompt, self._tokenizer, self.special)
+            found = self._prompts.ids(prompt)
         except ValueError as error:
             raise InvalidError(field, str(error)) from None
         if len(found) > self.longest:

@@ -76,7 +76,7 @@ class Service:
                 if self._closed:
                     return
                 worker = Worker(
-                    reader.parts, reader.special, options.slots, reader.longest, options.max_waiting, self.metrics,
+                    reader.parts, options.slots, reader.longest, options.max_waiting, self.metrics,
                     options.backend, options.engine,
                 )  # fmt: skip
                 self._ready = reader, worker

@@ -15,7 +15,7 @@ from janus_dola.engine.engine import Drawing, Engine
 from janus_dola.engine.plan import plan
 from janus_dola.engine.schedule import Job, bucket_of, images_that_fit, window_of
 from janus_dola.engine.slots import Codes
-from janus_dola.models.parts import JanusParts, SpecialTokens
+from janus_dola.models.parts import JanusParts
 from janus_dola.outputs import NonFiniteError
 from janus_dola.pictures import start_decoding
 from janus_dola.progress import Progress
@@ -85,7 +85,7 @@ class Worker:
     """Draws what is put into its queue, till it is closed.
 
     Args:
-        parts, special: of the model.
+        parts: of the model.
         slots: images drawn at once, at most; None is as many as fit.
         longest: tokens of a prompt, at most.
         max_waiting: images that may wait.
@@ -96,7 +96,6 @@ class Worker:
     def __init__(
         self,
         parts: JanusParts,
-        special: SpecialTokens,
         slots: int | None,
         longest: int,
         max_waiting: int,
@@ -106,9 +105,9 @@ class Worker:
     ) -> None:
         self.parts, self.longest = parts, longest
         self.queue: FairQueue[Asked] = FairQueue(max_waiting)
-        self._special, self._metrics = special, metrics
+        self._metrics = metrics
         self._plan = plan(parts, DrawSettings(dola=None), backend=backend, engine=engine)
-        self._engine = Engine(parts, special)
+        self._engine = Engine(parts)
         self.most = slots or images_that_fit(parts, longest)
         # On a GPU empty slots cost next to nothing, and another number of slots means new graphs.
         self._least = self.most if parts.device.type == "cuda" else 1
@@ -185,7 +184,7 @@ class Worker:
         )
         decoder = self._engine.take(planned, slots, self.longest)
         try:
-            drawing = Drawing(decoder, self._special, Progress())
+            drawing = Drawing(decoder, Progress())
             drawing.admit([0], [first.job])
             self._fill(drawing, live)
             while live and not self._closing:
@@ -241,20 +240,20 @@ class Worker:
 
     def _show(self, image: Asked, drawing: Drawing, slot: int) -> None:
         """Sends a picture of an image on its way, where it is time for the next."""
-        total, decided = self.parts.image_tokens, drawing.least[slot]
+        total, decided = self.parts.raster.length, drawing.least[slot]
         if image.partials_told < image.partials and decided * (image.partials + 1) >= total * (image.partials_told + 1):
             # Several may have been passed at once: each is sent once, so that the last is the furthest.
             number = min(image.partials, decided * (image.partials + 1) // total) - 1
             image.partials_told = number + 1
-            tokens = drawing.decoder.slots.tokens[slot, :total].clone()  # guesses behind those decided
+            tokens = drawing.decoder.slots.codes(slot).tokens  # guesses behind those decided
             self._pictures.submit(self._told, image, lambda: self._partial(image, number, tokens, decided))
 
     def _partial(self, image: Asked, number: int, tokens: Tensor, decided: int) -> Partial:
         picture = start_decoding(self.parts, tokens)()
         if picture is None:
             raise NonFiniteError([image.job.k])
-        side = int(self.parts.image_tokens**0.5)
-        size, (row, column) = picture.width // side, divmod(decided, side)
+        raster = self.parts.raster
+        size, (row, column) = picture.width // raster.columns, divmod(decided, raster.stride)
         picture.paste(_GREY, (column * size, row * size, picture.width, (row + 1) * size))
         picture.paste(_GREY, (0, min((row + 1) * size, picture.height), picture.width, picture.height))
         return Partial(image.job.k, number, picture)

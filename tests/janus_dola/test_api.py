@@ -51,7 +51,7 @@ def test_no_module_of_the_api_is_long():
 
 def test_rows_of_prompts(mini):
     first, second = mini.encode(PROMPTS)
-    special = mini.special
+    special = mini.prompts.special
     assert first.conditional[0] == first.unconditional[0] == special.bos
     assert first.conditional[-1] == first.unconditional[-1] == special.begin_of_image
     assert set(first.unconditional[1:-1]) == {special.pad}

@@ -438,7 +438,7 @@ def test_a_deepseek_folder_pads_as_deepseeks_processor_does(folder, deepseek, pa
     edit_json(there / "tokenizer_config.json", lambda config: config.update(pad_token=pad))
     loaded = load(there)
     assert loaded.tokenizer.pad_token == pad
-    assert loaded.special.pad == deepseek.tokenizer.get_vocab()[PAD]
+    assert loaded.prompts.special.pad == deepseek.tokenizer.get_vocab()[PAD]
     assert torch.equal(loaded.generate("x", seed=5).tokens, deepseek.generate("x", seed=5).tokens)
 
 

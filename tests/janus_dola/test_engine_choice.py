@@ -40,7 +40,7 @@ def steps(mini, monkeypatch):
         monkeypatch.setattr(module, "has_graphs", lambda device: True)
     captured = Capture()
     monkeypatch.setattr(engine, "capture", captured)
-    monkeypatch.setattr(mini, "engine", engine.Engine(mini.parts, mini.special))
+    monkeypatch.setattr(mini, "engine", engine.Engine(mini.parts))
     return captured
 
 
@@ -184,7 +184,7 @@ def test_a_compiled_block_draws_the_same_and_is_compiled_once_for_all(mini, trac
 
 @pytest.mark.parametrize("error", [RuntimeError("no compiler"), TypeError("no compiler")], ids=["runtime", "type"])
 def test_a_model_that_cannot_be_compiled_runs_eagerly(mini, monkeypatch, error):
-    monkeypatch.setattr(mini, "engine", engine.Engine(mini.parts, mini.special))
+    monkeypatch.setattr(mini, "engine", engine.Engine(mini.parts))
 
     def fail(self, visible_lengths):
         raise error

@@ -194,7 +194,7 @@ def let_passes_read_back(pipe, monkeypatch):
         step(decoder, visible)
         decoder.slots.decided.sum().item()
 
-    monkeypatch.setattr(pipe, "engine", Engine(pipe.parts, pipe.special))
+    monkeypatch.setattr(pipe, "engine", Engine(pipe.parts))
     monkeypatch.setattr(Decoder, "step", reads)
 
 

@@ -59,7 +59,7 @@ def test_images_are_those_recorded(mini, name, window, slots, order):
 def draw(pipe, prompts, seeds, window, slots, **look):
     """The codes of images with seeds of their own, at most so many at once."""
     planned = plan(pipe.parts, DrawSettings(**look))
-    jobs = [Job(i, i, 0, pipe.encode(prompt)[0].conditional, seeds[i]) for i, prompt in enumerate(prompts)]
+    jobs = [Job(i, i, 0, pipe.encode(prompt)[0], seeds[i]) for i, prompt in enumerate(prompts)]
     drawn = pipe.engine.draw(iter(jobs), planned, window, lambda longest: slots, Progress())
     return [codes for _, codes in sorted(drawn, key=lambda found: found[0].index)]
 

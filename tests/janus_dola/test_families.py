@@ -10,7 +10,6 @@ from janus_dola.kernels import batched
 from janus_dola.kernels.block import run_whole
 from janus_dola.models import find_parts
 from janus_dola.models.weights import WeightReader
-from janus_dola.prompt import unconditional
 from tests.deepseek_stand_in import MultiModalityCausalLM
 
 
@@ -62,7 +61,7 @@ def test_deepseek_baseline_draws_what_their_own_loop_draws(deepseek, temperature
     torch.manual_seed(11)
     with torch.no_grad():
         expected = deepseek_loop(
-            deepseek.model, ids, deepseek.special.pad, 3, deepseek.parts.image_tokens, 5.0, temperature
+            deepseek.model, ids, deepseek.prompts.special.pad, 3, deepseek.parts.image_tokens, 5.0, temperature
         )
     torch.manual_seed(11)
     found = deepseek.generate(prompt, 3, dola=None, temperature=temperature, seed=None, sampler="multinomial").tokens
@@ -128,9 +127,10 @@ def test_dtype_and_device_come_from_the_caller(mini):
 
 
 def test_the_unconditional_row_has_pads_for_words(mini):
-    pad, bos, boi = mini.special.pad, mini.special.bos, mini.special.begin_of_image
-    assert unconditional([bos, 7, 8, boi], mini.special) == [bos, pad, pad, boi]
-    assert unconditional([bos, boi], mini.special) == [bos, boi]
+    prompts, special = mini.prompts, mini.prompts.special
+    pad, bos, boi = special.pad, special.bos, special.begin_of_image
+    assert prompts.rows([bos, 7, 8, boi]) == ([bos, 7, 8, boi], [bos, pad, pad, boi])
+    assert prompts.rows([bos, boi]) == ([bos, boi], [bos, boi])
 
 
 def test_prompts_are_run_once_and_not_once_per_image(mini, monkeypatch):

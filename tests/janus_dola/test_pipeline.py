@@ -330,7 +330,7 @@ def test_a_negative_prompt_is_checked_before_anything_is_drawn(mini, negative, m
 
 
 def _by_transformers(model, pipe, prompt, codes, dola, temperature, negative=None):
-    ids, pad = pipe.encode(prompt)[0].conditional, pipe.special.pad
+    ids, pad = pipe.encode(prompt)[0].conditional, pipe.prompts.special.pad
     if negative is None:
         other = [ids[0], *[pad] * (len(ids) - 2), ids[-1]]
     else:

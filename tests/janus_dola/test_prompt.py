@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from janus_dola.models.framing import PAD, special_tokens
-from janus_dola.prompt import prompt_ids
+from janus_dola.models.prompt import prompt_ids
 
 PRO = "<|User|>: a red circle\n\n<|Assistant|>:<begin_of_image>"
 OLD = "User: a red circle\n\nAssistant:<begin_of_image>"

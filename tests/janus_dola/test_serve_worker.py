@@ -118,7 +118,7 @@ def reader(mini):
 
 @pytest.fixture
 def worker(mini, reader):
-    made = Worker(mini.parts, reader.special, 4, reader.longest, 64, Metrics())
+    made = Worker(mini.parts, 4, reader.longest, 64, Metrics())
     yield made
     made.close()
 
@@ -203,7 +203,7 @@ def test_what_is_given_up_frees_its_slots_and_is_told_nothing(worker, ask):
 
 def test_nan_in_one_image_fails_that_image_alone(mini, reader):
     bad = "a red circle on white"
-    ids = reader.read(ImagesRequest(prompt=bad), print).images[0].job.token_ids
+    ids = reader.read(ImagesRequest(prompt=bad), print).images[0].job.rows[0]
 
     class Poisoned(torch.nn.Module):
         def __init__(self):
@@ -215,7 +215,7 @@ def test_nan_in_one_image_fails_that_image_alone(mini, reader):
             return found * float("nan") if given.tolist() == ids else found
 
     parts = replace(mini.parts, embed_text=Poisoned())
-    worker = Worker(parts, reader.special, 4, reader.longest, 64, Metrics())
+    worker = Worker(parts, 4, reader.longest, 64, Metrics())
     told = queue.Queue()
     images = [
         reader.read(

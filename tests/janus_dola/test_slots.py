@@ -11,6 +11,7 @@ from janus_dola.engine import engine
 from janus_dola.engine.decode import Decoder
 from janus_dola.engine.plan import plan
 from janus_dola.engine.schedule import Job, Queue, bucket_of, images_that_fit
+from janus_dola.models import PromptRows
 from janus_dola.progress import Progress
 from janus_dola.settings import DrawSettings
 
@@ -43,13 +44,13 @@ def test_bits_of_an_image_do_not_depend_on_its_neighbours(half, dtype, window):
         drawn = pipe.engine.draw(iter(jobs), plan_of(pipe), window, lambda longest: 2, Progress())
         return {job.index: codes for job, codes in drawn}[index]
 
-    alone = codes_of([Job(i, i, 0, pipe.encode((PROMPTS[0], "x")[i])[0].conditional, 7 + i) for i in range(2)], 0)
+    alone = codes_of([Job(i, i, 0, pipe.encode((PROMPTS[0], "x")[i])[0], 7 + i) for i in range(2)], 0)
     for before in ([FILLERS[1]], [FILLERS[2], *FILLERS[:2]]):
         prompts = [*before, PROMPTS[0], FILLERS[2]]
         at = len(before)
         seeds = [100 + i for i in range(len(prompts))]
         seeds[at] = 7
-        jobs = [Job(i, i, 0, pipe.encode(prompt)[0].conditional, seeds[i]) for i, prompt in enumerate(prompts)]
+        jobs = [Job(i, i, 0, pipe.encode(prompt)[0], seeds[i]) for i, prompt in enumerate(prompts)]
         assert same_bits(codes_of(jobs, at), alone)
 
 
@@ -67,7 +68,7 @@ def test_bits_of_an_image_do_not_depend_on_its_neighbours_settings(half, dtype, 
 
     def codes_of(of_images):
         jobs = [
-            Job(i, i, 0, pipe.encode(PROMPTS[i % 3])[0].conditional, 7 + i, settings.decoding(layers))
+            Job(i, i, 0, pipe.encode(PROMPTS[i % 3])[0], 7 + i, settings.decoding(layers))
             for i, settings in enumerate(of_images)
         ]
         drawn = pipe.engine.draw(iter(jobs), plan_of(pipe), window, lambda longest: 3, Progress())
@@ -108,7 +109,7 @@ def test_an_image_that_is_not_finite_leaves_its_neighbours_bits_alone(mini, monk
     assert error.value.images == [1]
     assert [same_bits(image, expected[0]) for image in error.value.drawn] == [True]
     calls.clear()
-    jobs = [Job(i, i, 0, mini.encode(prompt)[0].conditional, i) for i, prompt in enumerate(prompts)]
+    jobs = [Job(i, i, 0, mini.encode(prompt)[0], i) for i, prompt in enumerate(prompts)]
     drawn = mini.engine.draw(iter(jobs), plan_of(mini), window, lambda longest: 2, Progress())
     found = [codes for _, codes in sorted(drawn, key=lambda found: found[0].index)]
     assert [bool(codes.finite) for codes in found] == [i != 1 for i in range(len(prompts))]
@@ -176,7 +177,7 @@ def test_a_slot_that_is_free_is_filled_at_once(mini, monkeypatch):
 
 
 def jobs(lengths):
-    return [Job(i, i, 0, [0] * length, i) for i, length in enumerate(lengths)]
+    return [Job(i, i, 0, PromptRows([0] * length, [0] * length), i) for i, length in enumerate(lengths)]
 
 
 @pytest.mark.parametrize(

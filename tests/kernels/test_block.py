@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from janus_dola.kernels.block import Matrix, Place, block, run_blocks
 from janus_dola.models import find_parts
-from janus_dola.models.parts import JanusParts
+from janus_dola.models.janus import janus_parts
 from janus_dola.models.weights import WeightReader
 from tests.deepseek_stand_in import MultiModalityCausalLM
 
@@ -59,11 +59,7 @@ def read(model: LlamaModel):
     """The weights of its blocks, and its rotary table."""
     head = torch.nn.Linear(40, 40, dtype=model.dtype), torch.nn.GELU(), torch.nn.Linear(40, 16, dtype=model.dtype)
     codes = torch.nn.Embedding(16, 40, dtype=model.dtype), torch.nn.Identity()
-    parts = JanusParts(
-        family="transformers", config=model.config, backbone=model, blocks=model.layers, final_norm=model.norm,
-        image_head=head, embed_text=model.embed_tokens, code_modules=codes, decode_codes=None, image_tokens=4, image_size=8,
-        special_tokens=None,
-    )  # fmt: skip
+    parts = janus_parts("transformers", model, head, "head", codes, decode_codes=None, side=2, image_size=8)
     return WeightReader(parts).read()
 
 

@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from janus_dola.models.framing import FRAMING_TOKENS, chat_template
-from janus_dola.models.parts import BEGIN_OF_IMAGE, SpecialTokens
+from janus_dola.models.framing import FRAMING_TOKENS, chat_template, special_tokens
+from janus_dola.models.parts import BEGIN_OF_IMAGE, PromptRows, SpecialTokens
 
 _MOST_CHARACTERS = 200_000  # far more than any Janus has room for, and tokenized in a second
 _MARK = "\ue000"  # stands for the words while the template is rendered
@@ -26,21 +26,26 @@ def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, special: Special
     Raises:
         ValueError: the prompt is no valid Unicode or far too long, or the tokenizer's chat template does not print it.
     """
-    if len(prompt) > _MOST_CHARACTERS:
-        raise ValueError(f"prompts must have at most {_MOST_CHARACTERS} characters each, got one of {len(prompt)}")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"prompts must be valid Unicode, got {prompt[:40]!a}") from None
+    check_words("prompts", prompt)
     if prompt.endswith(BEGIN_OF_IMAGE):
         pieces = [prompt]
     else:
         before, after = _frame(tokenizer)
-        first, *others = _spelled_out(prompt.strip(), tokenizer)
+        first, *others = spelled_out(prompt.strip(), tokenizer)
         pieces = [before + first, *others]
         pieces[-1] += after + BEGIN_OF_IMAGE
     ids = [number for piece in pieces for number in tokenizer(piece, add_special_tokens=False)["input_ids"]]
     return ids if ids[0] == special.bos else [special.bos, *ids]
+
+
+def check_words(name: str, words: str) -> None:
+    """Raises ValueError where words are no valid Unicode or far too long."""
+    if len(words) > _MOST_CHARACTERS:
+        raise ValueError(f"{name} must have at most {_MOST_CHARACTERS} characters each, got one of {len(words)}")
+    try:
+        words.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be valid Unicode, got {words[:40]!a}") from None
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
@@ -66,7 +71,7 @@ def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     raise ValueError(f"tokenizer must have a chat template that prints the words of a user once, got {fault}")
 
 
-def _spelled_out(words: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def spelled_out(words: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """The words in pieces, cut after the first character of each special token in them; together they are the words."""
     cuts = [0, *(found.start() + 1 for found in _special_names(tokenizer, len(tokenizer)).finditer(words)), len(words)]
     return (words[start:end] for start, end in pairwise(cuts))
@@ -78,13 +83,6 @@ def _special_names(tokenizer: PreTrainedTokenizerBase, tokens: int) -> re.Patter
     added = tokenizer.added_tokens_decoder.values()
     names = {BEGIN_OF_IMAGE, *(token.content for token in added if token.special or token.content in FRAMING_TOKENS)}
     return re.compile(f"(?={'|'.join(map(re.escape, sorted(names)))})")
-
-
-class PromptRows(NamedTuple):
-    """The token ids that an image is drawn from: two rows, equally long."""
-
-    conditional: list[int]  # of the prompt
-    unconditional: list[int]  # what guidance leads away from
 
 
 def rows_of(ids: list[int], negative: list[int] | None, special: SpecialTokens) -> PromptRows:
@@ -104,3 +102,22 @@ def rows_of(ids: list[int], negative: list[int] | None, special: SpecialTokens) 
 def unconditional(ids: Sequence[int], special: SpecialTokens) -> list[int]:
     """The other row of the pair: it keeps the first and the last token of a prompt, and has pads for words."""
     return [ids[0], *[special.pad] * (len(ids) - 2), ids[-1]]
+
+
+class JanusPrompts:
+    """`Prompts` of a Janus.
+
+    Raises:
+        ValueError: the tokenizer is not that of a Janus.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer, self.special = tokenizer, special_tokens(tokenizer)
+
+    def ids(self, prompt: str) -> list[int]:
+        """See `prompt_ids`."""
+        return prompt_ids(prompt, self._tokenizer, self.special)
+
+    def rows(self, ids: list[int], negative: list[int] | None = None) -> PromptRows:
+        """See `rows_of`."""
+        return rows_of(ids, negative, self.special)
