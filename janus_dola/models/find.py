@@ -2,30 +2,32 @@
 
 from transformers import PreTrainedModel
 
-from janus_dola.models import deepseek_family, transformers_family
+from janus_dola.models import deepseek_family, emu3_family, transformers_family
 from janus_dola.models.parts import JanusParts
+
+families = (transformers_family, deepseek_family, emu3_family)
 
 
 def find_parts(model: PreTrainedModel) -> JanusParts:
     """Takes a model apart, recognising its family by the modules it has.
 
     Raises:
-        ValueError: it is neither transformers' `JanusForConditionalGeneration` nor DeepSeek's `MultiModalityCausalLM`, an
-            adapter adds tokens, or bitsandbytes has quantized the image head.
+        ValueError: it is of no family that has an adapter here, peft's adapter adds tokens, or bitsandbytes has quantized
+            the image head.
     """
     found = model
     if hasattr(model, "get_base_model"):  # a wrapper of peft's; most adapters lie in the model's own modules
         if model.active_peft_config.is_prompt_learning:
             raise ValueError(f"model must have no adapter that adds tokens, got {model.active_peft_config.peft_type}")
         found = model.get_base_model()
-    for family in (transformers_family, deepseek_family):
+    for family in families:
         if family.recognises(found):
             parts = family.parts(found)
             _refuse_few_bits(parts)
             return parts
     raise ValueError(
-        "model must be transformers' JanusForConditionalGeneration or DeepSeek's MultiModalityCausalLM, "
-        f"got {type(model).__name__}"
+        "model must be transformers' JanusForConditionalGeneration or Emu3ForConditionalGeneration, or DeepSeek's "
+        f"MultiModalityCausalLM, got {type(model).__name__}"
     )
 
 

@@ -127,9 +127,8 @@ def _refuse_offloaded(parts: JanusParts) -> None:
 def _block_weights(block: Any, index: int) -> BlockWeights:
     for name, expected in _MEMBERS.items():
         module = block.get_submodule(name)
-        found = {child for child, _ in module.named_children()} | {
-            parameter for parameter, _ in module.named_parameters(recurse=False)
-        }
+        children = {child for child, of_child in module.named_children() if not isinstance(of_child, nn.Dropout)}
+        found = children | {parameter for parameter, _ in module.named_parameters(recurse=False)}
         if found != expected:
             raise ValueError(
                 f"block {index} of the language model must be a Llama's, with {sorted(expected)} in "
