@@ -4,7 +4,7 @@ BIN := .venv/bin
 COMPAT := .venv-compat/bin
 OF_TRANSFORMERS := tests/janus_dola/test_against_transformers.py tests/janus_dola/test_checkpoints.py \
 	tests/janus_dola/test_prompt.py tests/janus_dola/test_weights.py tests/janus_dola/test_slots.py \
-	tests/janus_dola/test_text.py tests/janus_dola/test_pack.py
+	tests/janus_dola/test_text.py tests/janus_dola/test_pack.py tests/janus_dola/test_emu3.py
 QUICK := tests/janus_dola/test_exact.py tests/janus_dola/test_recorded_tokens.py tests/janus_dola/test_pipeline.py \
 	tests/janus_dola/test_families.py tests/janus_dola/test_engine.py tests/kernels/test_block.py tests/kernels/test_reference.py
 
