@@ -1,12 +1,12 @@
 """From codes to pictures: the image decoder, on a GPU beside the drawing of what comes next."""
 
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from janus_dola.devices import stream_for
 from janus_dola.models.parts import JanusParts
 
 
@@ -23,7 +23,7 @@ def start_decoding(parts: JanusParts, tokens: Tensor) -> Callable[[], Image.Imag
     if tokens.device.type != "cuda":
         pixels, finite = _pixels(parts, tokens)
         return lambda: _picture(pixels, finite)
-    stream = _stream(tokens.device)
+    stream = stream_for("pictures", tokens.device)
     stream.wait_stream(torch.cuda.current_stream(tokens.device))
     with torch.cuda.stream(stream):
         found = _pixels(parts, tokens)
@@ -50,12 +50,6 @@ def to_images(parts: JanusParts, tokens: Tensor) -> list[Image.Image]:
     if len(pictures) < len(tokens):
         raise ValueError("tokens must decode to finite pixels, got NaN or infinite ones")
     return pictures
-
-
-@cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all images: what a stream has freed, only that stream can use again."""
-    return torch.cuda.Stream(device)
 
 
 def _pixels(parts: JanusParts, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -78,8 +78,9 @@ class JanusDoLa:
             model: "mini" (a small Janus that ships with this package), a folder, or a repository on the Hugging Face hub;
                 in transformers' format or in DeepSeek's own.
             device: None is a GPU where there is one, else the CPU.
-            dtype: None is float32 on a CPU and bfloat16 elsewhere. "float16" on a CPU (x86) packs the weights of the
-                language model and the image head in 16 bits and computes in float32: fastest where images are few.
+            dtype: None is float32 on a CPU and bfloat16 elsewhere (float16 on a GPU without it). "float16" on a CPU
+                (x86) packs the weights of the language model and the image head in 16 bits and computes in float32: fastest
+                where images are few.
             revision: of the repository.
             quantize: "int8" or "fp8" stores the weights of the blocks in 8 bits (needs the extra `quantize`): half the
                 memory of 16 bits, and some tokens come out differently. On a GPU it is slow but with the engine "compile".
@@ -147,7 +148,9 @@ class JanusDoLa:
                 prompt. The sampler "multinomial" seeds one torch generator for the whole batch with `seed`; None is torch's
                 global one, as upstream loops use.
             sampler: "gumbel" (counter-based noise) or "multinomial" (torch.multinomial, to match other loops draw for draw).
-            backend: of the early-exit stage: "auto", "reference", "torch" or "triton" (fused kernels, on a GPU).
+            backend: of the early-exit stage: "auto", "reference", "torch" or "triton" (fused kernels, on a GPU). With
+                "triton" the blocks run by our kernels, too, unless they are float16 or quantized, have an adapter, or the
+                engine is "compile"; the others leave them to torch and cuBLAS.
             engine: how a pass is run: "auto", "graph" (one CUDA graph replayed for each pass), "compile" (torch.compile of
                 the blocks, under the same graph on a GPU) or "eager". "auto" is "graph" on a CUDA device, else "eager".
             window: codes fed a pass for each image: 1, 2, 4, 8, 16, 32, or "auto" for what is fastest. The images are the

@@ -9,7 +9,6 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from janus_dola.checks import Window, check_window
 from janus_dola.devices import undisturbed
 from janus_dola.engine.decode import Decoder, visible_length
-from janus_dola.engine.engine import ready
 from janus_dola.engine.plan import Plan, plan
 from janus_dola.engine.schedule import positions, window_of
 from janus_dola.pipeline import JanusDoLa
@@ -68,7 +67,8 @@ def half_way(pipe: JanusDoLa, images: int, planned: Plan) -> tuple[Decoder, int]
     longest = max(map(len, rows))
     with undisturbed(parts.device):
         weights = pipe.engine.weights.read()
-        decoder = ready(Decoder(parts, weights, planned, images, positions(parts, longest, planned.window)))
+        decoder = Decoder(parts, weights, planned, images, positions(parts, longest, planned.window))
+        decoder.try_out()
         decoder.admit(range(images), [rows] * images, range(images))
 
         def visible() -> int:

@@ -158,6 +158,15 @@ class Rotary:
         return Rotary(cos.contiguous(), torch.cat([-low, high], -1))
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where the new positions of all rows are, before a `Place` is made of it; our own kernels need no more."""
+
+    start: Tensor  # [R] int64, of the new positions of each row
+    rotary: Rotary
+    visible: int  # positions that attention looks at, at least every start + W
+
+
 def attention(queries: Tensor, keys_values: Tensor, mask: Tensor, scaling: float) -> Tensor:
     """Softmax attention of grouped heads.
 

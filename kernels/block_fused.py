@@ -5,32 +5,39 @@ has the same bits however many rows are beside it; with the library's (`block_wi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from janus_dola.kernels import block_matmul
-from janus_dola.kernels.block import BlockWeights, Matrix, Rotary
+from janus_dola.kernels.block import BlockWeights, Matrix, Start
 from janus_dola.kernels.block_attention import attend
 
-
-@dataclass(frozen=True)
-class Start:
-    """Where the new positions of all rows are; what `block.Place` is to the blocks on tensors."""
-
-    start: Tensor  # [R] int64, of the new positions of each row
-    rotary: Rotary
-    visible: int  # positions that attention looks at, at least every start + W
+# Rows of queries that share keys, and numbers of a head, in a program of the attention kernel.
+_MOST_QUERIES, _MOST_HEAD_SIZE = 64, 128
 
 
-def obstacle(blocks: Sequence[BlockWeights]) -> str | None:
-    """What keeps these weights from our own products, in words that follow "needs"; None if nothing does."""
+def obstacle(blocks: Sequence[BlockWeights], window: int) -> str | None:
+    """What keeps these blocks from our own products, in words that follow "needs"; None if nothing does.
+
+    float16 is left to the library: x times the norm's weight, which our products read, can be too large for it.
+    """
+    dtype = blocks[0].attention_norm.weight.dtype
+    if dtype == torch.float16:
+        return "bfloat16 or float32, got float16"
     for weights in blocks:
+        queries = window * weights.heads_together
+        if queries > _MOST_QUERIES or weights.head_size > _MOST_HEAD_SIZE:
+            return (
+                f"at most {_MOST_QUERIES} queries that share a head of keys, of size up to {_MOST_HEAD_SIZE}, "
+                f"got {queries} of size {weights.head_size}"
+            )
         for name in ("qkv", "output", "gate_up", "down"):
             matrix = getattr(weights, name)
             if not (isinstance(matrix, Matrix) and isinstance(matrix.weight, Tensor) and matrix.weight.is_contiguous()):
                 return f"plain, contiguous weights, got a {type(matrix).__name__} for {name}"
+            if matrix.weight.dtype != dtype:
+                return f"weights of one dtype, got {matrix.weight.dtype} for {name} beside norms of {dtype}"
     return None
 
 

@@ -5,17 +5,18 @@ leaves everything there, so that it can be captured in a CUDA graph.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from janus_dola.devices import upload
+from janus_dola.devices import has_graphs, upload, waits_are_errors
+from janus_dola.engine.graphs import capture
 from janus_dola.engine.plan import Plan
 from janus_dola.engine.slots import Slots
-from janus_dola.kernels.block import Place, block, buffer_shape, run_blocks, run_whole
+from janus_dola.kernels.block import Start, buffer_shape, run_whole
+from janus_dola.kernels.blocks import resolve_blocks
 from janus_dola.kernels.early_exit import early_exit, early_exit_scores
 from janus_dola.kernels.sampling import multinomial
 from janus_dola.kernels.types import Decoding, Decodings, EarlyExit
@@ -57,9 +58,11 @@ class Decoder:
         layers = torch.tensor([*plan.layers, parts.num_layers], device=parts.device)
         decodings = plan.decoding.repeated(slots * plan.window, self.keys_values)
         self.slots = Slots(slots, parts.raster, plan.window, layers, decodings)
-        self._block = _compiled_block() if plan.engine == "compile" else block
+        self._run_blocks = resolve_blocks(plan.backend, weights.blocks, plan.window, plan.engine == "compile")
         self.prompts: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()
-        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # of passes, by the visible length
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # of passes, by the visible length, made when first needed
+        self._captures = plan.engine != "eager" and has_graphs(parts.device)
+        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
 
     def admit(
         self, slots: Sequence[int], rows: Sequence[PromptRows], seeds: Sequence[int], decodings: Sequence[Decoding] = ()
@@ -100,26 +103,30 @@ class Decoder:
         self.prompts.move_to_end(tokens)
         return self.prompts[tokens]
 
-    def try_passes(self, visible_lengths: Iterable[int]) -> None:
-        """Runs passes over empty slots, so that all they need is compiled and loaded.
-
-        Random numbers go on as if nothing had been drawn.
-        """
+    def try_out(self) -> None:
+        """Passes over empty slots, if not eager: what cannot be compiled or captured fails here. Draws no random numbers."""
+        if self.plan.engine == "eager":
+            return
         device, generator = self.parts.device, self.generator
         state = None if generator is None else generator.get_state()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            for visible in visible_lengths:
+            for visible in (VISIBLE_MULTIPLE, self.capacity):  # what is compiled for these two serves all between
                 self.step(visible)
+                if self._captures:
+                    with waits_are_errors():
+                        self.step(visible)
+                    self.run(visible)
         if generator is not None and state is not None:
             generator.set_state(state)
 
     def run(self, visible: int) -> None:
         """One pass, from its graph where there is one. The argument is that of `step`."""
-        graph = self.graphs.get(visible)
-        if graph is None:
-            self.step(visible)
-        else:
-            graph.replay()
+        if visible in self.graphs:
+            self.graphs[visible].replay()
+            return
+        self.step(visible)  # loads what it needs, which must not happen while capturing
+        if self._captures:
+            self.graphs[visible] = capture(lambda: self.step(visible), self.parts.device, self._pool, self.generator)
 
     def step(self, visible: int) -> None:
         """One pass: feeds W codes of each slot, and takes those that it decides. Nothing in it waits for the device.
@@ -127,15 +134,12 @@ class Decoder:
         Args:
             visible: positions that attention looks at, a multiple of `VISIBLE_MULTIPLE`.
         """
-        slots, window, rotary = self.slots, self.plan.window, self.weights.rotary
+        slots, window = self.slots, self.plan.window
         places = slots.places
         fed = slots.fed(places).flatten().repeat(2)
         start = (slots.prompt_tokens + places[:, 0]).flatten()
-        place = Place.of(start, window, rotary, self.capacity, visible, self.weights.blocks[0].heads_together)
-        states = run_blocks(
-            F.embedding(fed, self.weights.code_table), self.weights.blocks, self.keys_values, place, self.plan.layers,
-            self._block,
-        )  # fmt: skip
+        embeddings, place = F.embedding(fed, self.weights.code_table), Start(start, self.weights.rotary, visible)
+        states = self._run_blocks(embeddings, self.weights.blocks, self.keys_values, place, self.plan.layers)
         seeds = slots.seeds.repeat_interleave(window)
         slots.accept(self._draw(states, slots.decodings, seeds, (places + 1).flatten()))
 
@@ -153,8 +157,3 @@ class Decoder:
         """Whether it is what these arguments would make."""
         mine = self.plan, len(self.slots.seeds), self.capacity, self.generator
         return mine == (plan, slots, capacity, generator) and self.weights.lie_where(weights)
-
-
-@cache
-def _compiled_block():
-    return torch.compile(block, fullgraph=True)

@@ -10,12 +10,12 @@ from tqdm.auto import tqdm
 
 from janus_dola.checks import Window
 from janus_dola.devices import has_graphs, undisturbed
-from janus_dola.engine.decode import VISIBLE_MULTIPLE, Decoder, visible_length
-from janus_dola.engine.graphs import capture
+from janus_dola.engine.decode import Decoder, visible_length
 from janus_dola.engine.plan import Plan
 from janus_dola.engine.readback import Readback
 from janus_dola.engine.schedule import Job, Queue, bucket_of, longest_of, positions, window_of
 from janus_dola.engine.slots import Codes
+from janus_dola.kernels.blocks import CANNOT_RUN
 from janus_dola.models.parts import JanusParts
 from janus_dola.models.weights import WeightReader
 
@@ -50,7 +50,7 @@ class Engine:
             generator: of the sampler "multinomial"; None is torch's global one.
             strict: a pass that cannot be compiled or captured is an error; otherwise it runs eagerly, after a warning.
         Raises:
-            RuntimeError: with `strict`, the pass cannot be compiled or captured.
+            RuntimeError, TypeError, TritonError: with `strict`, the pass cannot be compiled or captured.
         """
         queue = Queue(jobs)
         while queue.peek() is not None:
@@ -72,7 +72,7 @@ class Engine:
         """A decoder for so many slots and prompts of so many tokens: the one that is kept, or a new one."""
         with self._lock, undisturbed(self._parts.device):
             if plan.engine in self._failed and not strict:
-                plan = replace(plan, engine="eager")
+                plan = plan.simplest
             kept, self._kept = self._kept, None
             needs = plan, slots, positions(self._parts, longest, plan.window), generator
             weights = self.weights.read()
@@ -81,17 +81,19 @@ class Engine:
                 return kept
             del kept  # its memory is free for the new one
             try:
-                return ready(Decoder(self._parts, weights, *needs))
+                decoder = Decoder(self._parts, weights, *needs)
+                decoder.try_out()
+                return decoder
             except torch.OutOfMemoryError:
                 raise
-            except (RuntimeError, TypeError) as error:
+            except CANNOT_RUN as error:
                 if strict or plan.engine == "eager":
                     raise
                 self._failed.add(plan.engine)
                 warnings.warn(
-                    f"engine {plan.engine!r} failed, and the pass runs eagerly instead: {error}", stacklevel=2
+                    f"engine {plan.engine!r} failed, and passes run eagerly on tensors instead: {error}", stacklevel=2
                 )
-            return Decoder(self._parts, weights, replace(plan, engine="eager"), *needs[1:])
+            return Decoder(self._parts, weights, plan.simplest, *needs[1:])
 
     def give_back(self, decoder: Decoder) -> None:
         """Keeps a decoder for the next call, if graphs make that worth while."""
@@ -110,16 +112,6 @@ class Engine:
         """Memory that is kept for the next call, and given back when that is of another kind."""
         kept = self._kept
         return 0 if kept is None else kept.keys_values.nbytes
-
-
-def ready(decoder: Decoder) -> Decoder:
-    """The decoder with its pass compiled and captured, where its plan says so."""
-    lengths = list(range(VISIBLE_MULTIPLE, decoder.capacity + 1, VISIBLE_MULTIPLE))
-    if decoder.plan.engine != "eager" and has_graphs(decoder.parts.device):
-        capture(decoder, lengths)
-    elif decoder.plan.engine == "compile":
-        decoder.try_passes(lengths)
-    return decoder
 
 
 class Drawing:

@@ -1,32 +1,36 @@
-"""The passes of a decoder as CUDA graphs, one for each length that attention looks at: one launch a pass."""
+"""A pass as a CUDA graph: one launch for all its kernels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import torch
 
-from janus_dola.engine.decode import Decoder
-
-_WARM_UPS = 2
+from janus_dola.devices import stream_for
 
 
-def capture(decoder: Decoder, visible_lengths: Sequence[int]) -> None:
-    """Captures passes, which the decoder replays from then on; all slots must be empty.
+def capture(
+    run: Callable[[], None], device: torch.device, pool: Any, generator: torch.Generator | None = None
+) -> torch.cuda.CUDAGraph:
+    """What `run` queues, as a graph; nothing of it is done yet.
 
+    Args:
+        run: has been run before, so that everything is compiled and loaded.
+        pool: where its memory comes from. Graphs that run one after the other share it.
+        generator: that `run` draws from beside torch's global one.
     Raises:
-        RuntimeError: something in a pass cannot be captured.
+        RuntimeError: something cannot be captured. Stream and allocator are as they were.
     """
-    pool = torch.cuda.graph_pool_handle()  # graphs run one after the other and share their scratch memory
-    with torch.cuda.device(decoder.parts.device):
-        # All lengths are warmed up first: compiling and tuning must not happen during a capture.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            decoder.try_passes([visible for visible in visible_lengths for _ in range(_WARM_UPS)])
-        torch.cuda.current_stream().wait_stream(stream)
-        for visible in visible_lengths:
-            graph = torch.cuda.CUDAGraph()
-            if decoder.generator is not None:
-                graph.register_generator_state(decoder.generator)
-            with torch.cuda.graph(graph, pool=pool):
-                decoder.step(visible)
-            decoder.graphs[visible] = graph
+    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+    if generator is not None:
+        graph.register_generator_state(generator)
+    try:
+        with torch.cuda.graph(graph, pool, stream_for("capturing", device), capture_error_mode="thread_local"):
+            run()
+    except BaseException:
+        # Where ending it fails too, torch stays on its stream, and gives out memory as if the capture went on.
+        torch.cuda.set_stream(before)
+        with suppress(RuntimeError):  # it has ended
+            torch.cuda.memory._cuda_endAllocateToPool(before.device_index, pool)
+        raise
+    return graph

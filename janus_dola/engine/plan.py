@@ -1,7 +1,7 @@
 """What a user's settings mean for a model of so many blocks on its device."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -24,13 +24,18 @@ class Plan:
     layers: tuple[int, ...]  # tapped, in ascending order; the final layer N comes after them
     decoding: Decoding = field(compare=False)  # of other images the same passes draw
     sampler: Sampler
-    backend: str  # of the early-exit stage: "reference", "torch" or "triton"
+    backend: str  # of the early-exit stage: "reference", "torch" or "triton"; and of the blocks, where it is "triton"
     engine: str  # "graph", "compile" or "eager"
     window: int = 1  # W, codes fed a pass for each image
     kind: Hashable = field(init=False)  # of the images' decodings
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.decoding.kind)
+
+    @property
+    def simplest(self) -> "Plan":
+        """The same images by what runs everywhere."""
+        return replace(self, engine="eager", backend="torch")
 
 
 def plan(

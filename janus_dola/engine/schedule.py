@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
-
 from janus_dola.checks import WINDOWS
+from janus_dola.devices import free_memory
 from janus_dola.engine.decode import visible_length
 from janus_dola.kernels.types import Decoding
 from janus_dola.models.parts import JanusParts, PromptRows
@@ -90,8 +89,7 @@ def images_that_fit(parts: JanusParts, prompt_tokens: int, kept_bytes: int = 0) 
     config = parts.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     of_a_position = 2 * parts.num_layers * 2 * config.num_key_value_heads * size * parts.dtype.itemsize
-    free, _ = torch.cuda.mem_get_info(parts.device)
-    free += torch.cuda.memory_reserved(parts.device) - torch.cuda.memory_allocated(parts.device) + kept_bytes
+    free = free_memory(parts.device) + kept_bytes
     fit = int(_SHARE_OF_FREE_MEMORY * free) // (of_a_position * positions(parts, prompt_tokens, WINDOWS[-1]))
     fit = min(fit, _ON_A_GPU)
     return max(images for images in range(1, max(1, fit) + 1) if bucket_of(images) == images)

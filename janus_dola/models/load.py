@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from janus_dola.devices import default_dtype
 from janus_dola.models.checkpoint_files import check_weights, read_weights, report
 from janus_dola.models.deepseek_checkpoint import MODEL_TYPE, read_checkpoint, read_config
 from janus_dola.models.framing import chat_template, special_tokens
@@ -123,7 +124,7 @@ def load(
     Args:
         model: "mini", a folder or a repository; in transformers' format or in DeepSeek's own.
         device: None is a GPU where there is one.
-        dtype: None is float32 on a CPU and bfloat16 elsewhere.
+        dtype: None is float32 on a CPU and bfloat16 elsewhere, float16 on a GPU without bfloat16.
         revision: of a repository.
     Raises:
         FileNotFoundError: no checkpoint is there.
@@ -131,7 +132,7 @@ def load(
         ValueError: the checkpoint is not a Janus model, the dtype is unknown, or the device is not there.
     """
     device = parse_device(device) if device is not None else default_device()
-    wanted = parse_dtype(dtype) if dtype is not None else (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    wanted = parse_dtype(dtype) if dtype is not None else default_dtype(device)
     folder = resolve(model, revision)
     description = _describe(folder)
     tokenizer = load_tokenizer(folder)

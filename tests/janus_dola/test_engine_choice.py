@@ -3,7 +3,6 @@
 import functools
 import types
 import warnings
-import weakref
 
 import pytest
 import torch
@@ -11,23 +10,32 @@ from torch._dynamo.utils import counters
 
 from janus_dola import DoLaConfig
 from janus_dola.engine import decode, engine, plan
+from janus_dola.kernels import blocks
 
 PROMPTS = ["a large red circle on white", "a small blue square on grey", "a green cross"]
 LONG = "a large red circle on white" + " and a green cross" * 30
 
 
-class Capture:
-    """Stands in for `capture`: a graph of it runs the pass."""
+class Captured:
+    """Decoders that were tried out, and what they captured: a graph runs the pass."""
 
-    def __init__(self):
-        self.decoders = []
+    def __init__(self, monkeypatch):
+        self.decoders, self.replays, try_out = [], 0, decode.Decoder.try_out
 
-    def __call__(self, decoder, visible_lengths):
-        decoder.try_passes(visible_lengths)
-        self.decoders.append(decoder)
-        for visible in visible_lengths:
-            replay = functools.partial(type(decoder).step, weakref.proxy(decoder), visible)
-            decoder.graphs[visible] = types.SimpleNamespace(replay=replay)
+        def noted(decoder):
+            if decoder.plan.engine != "eager":
+                self.decoders.append(decoder)
+            try_out(decoder)
+
+        monkeypatch.setattr(decode.Decoder, "try_out", noted)
+        monkeypatch.setattr(decode, "capture", self.capture)
+
+    def capture(self, run, device, pool, generator):
+        def replay():
+            self.replays += 1
+            run()
+
+        return types.SimpleNamespace(replay=replay)
 
     def __len__(self):
         return len(self.decoders)
@@ -36,12 +44,12 @@ class Capture:
 @pytest.fixture
 def steps(mini, monkeypatch):
     """A model whose device is said to have graphs."""
-    for module in (plan, engine):
+    for module in (plan, engine, decode):
         monkeypatch.setattr(module, "has_graphs", lambda device: True)
-    captured = Capture()
-    monkeypatch.setattr(engine, "capture", captured)
+    for name in ("get_sync_debug_mode", "set_sync_debug_mode", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
     monkeypatch.setattr(mini, "engine", engine.Engine(mini.parts))
-    return captured
+    return Captured(monkeypatch)
 
 
 @pytest.mark.parametrize("sampler", ["gumbel", "multinomial"])
@@ -96,8 +104,16 @@ def test_a_longer_prompt_gets_graphs_of_its_own(mini, steps):
     mini.generate("a green cross")
     assert torch.equal(mini.generate(LONG).tokens, expected)
     short, long = steps.decoders
-    assert list(short.graphs) == [64, 128]
-    assert list(long.graphs)[-1] == long.capacity > 192
+    assert sorted(short.graphs) == [64, 128] == [64, short.capacity]
+    assert sorted(long.graphs) == [64, 192, 256] == [64, 192, long.capacity]  # the prompt has more than 128 tokens
+
+
+def test_a_length_is_captured_when_it_is_first_looked_at_and_replayed_from_then_on(mini, steps):
+    drawn = mini.generate("a green cross" + " and a green cross" * 20, window=1)
+    lengths = sorted(steps.decoders[0].graphs)
+    assert lengths == [64, 128, 192]
+    eager = len(set(lengths) - {64, 192})  # the first pass of each length that was not tried out
+    assert steps.replays == drawn.passes.item() - eager == 63 - 1
 
 
 def test_a_call_leaves_nothing_to_the_next(mini, steps):
@@ -126,11 +142,11 @@ def test_a_stream_that_is_left_gives_its_decoder_back(mini, steps):
 def test_a_failed_capture_is_told_once_and_the_images_come_all_the_same(mini, steps, monkeypatch):
     expected = mini.generate(PROMPTS, seed=4, engine="eager").tokens
 
-    def fail(decoder, visible_lengths):
+    def fail(*_):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(engine, "capture", fail)
-    with pytest.warns(UserWarning, match="engine 'graph' failed, and the pass runs eagerly instead: operation not"):
+    monkeypatch.setattr(decode, "capture", fail)
+    with pytest.warns(UserWarning, match="engine 'graph' failed, and passes run eagerly on tensors instead: operation"):
         assert torch.equal(mini.generate(PROMPTS, seed=4).tokens, expected)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -139,11 +155,31 @@ def test_a_failed_capture_is_told_once_and_the_images_come_all_the_same(mini, st
         mini.generate(PROMPTS, seed=4, strict=True)
 
 
+def test_a_pass_that_waits_never_gets_to_a_capture(mini, steps, monkeypatch):
+    """The second pass that is tried out may not wait; a capture of it would leave the process in disorder."""
+    expected, modes, captured = mini.generate(PROMPTS, seed=4, engine="eager").tokens, ["default"], []
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(decode, "capture", lambda *_: captured.append(1))
+    step = decode.Decoder.step
+
+    def reads(decoder, visible):
+        if modes[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        step(decoder, visible)
+
+    monkeypatch.setattr(decode.Decoder, "step", reads)
+    with pytest.warns(UserWarning, match="engine 'graph' failed, .*: called a synchronizing CUDA operation"):
+        assert torch.equal(mini.generate(PROMPTS, seed=4).tokens, expected)
+    assert modes == ["default", "error", "default"]
+    assert captured == []
+
+
 def test_no_memory_is_not_a_failed_capture(mini, steps, monkeypatch):
-    def fail(decoder, visible_lengths):
+    def fail(*_):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(engine, "capture", fail)
+    monkeypatch.setattr(decode, "capture", fail)
     with pytest.raises(torch.OutOfMemoryError):
         mini.generate(PROMPTS)
     assert mini.engine.kept_bytes == 0
@@ -161,11 +197,11 @@ def test_what_is_kept_is_counted_and_can_be_given_back(mini, steps):
 def traced(monkeypatch):
     """torch.compile without its code generation, which takes half a minute on a CPU."""
     torch.compiler.reset()
-    decode._compiled_block.cache_clear()
+    blocks._compiled_block.cache_clear()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     counters.clear()
     yield
-    decode._compiled_block.cache_clear()
+    blocks._compiled_block.cache_clear()
     torch.compiler.reset()
 
 
@@ -182,16 +218,25 @@ def test_a_compiled_block_draws_the_same_and_is_compiled_once_for_all(mini, trac
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no compiler"), TypeError("no compiler")], ids=["runtime", "type"])
+class NoResources(blocks.TritonError):
+    """As Triton's own, whose message it makes."""
+
+    def __str__(self):
+        return "no compiler"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no compiler"), TypeError("no compiler"), NoResources()], ids=type)
 def test_a_model_that_cannot_be_compiled_runs_eagerly(mini, monkeypatch, error):
     monkeypatch.setattr(mini, "engine", engine.Engine(mini.parts))
 
-    def fail(self, visible_lengths):
+    def fail(self):
         raise error
 
-    monkeypatch.setattr(decode.Decoder, "try_passes", fail)
     expected = mini.generate(PROMPTS, seed=4).tokens
-    with pytest.warns(UserWarning, match="engine 'compile' failed, and the pass runs eagerly instead: no compiler"):
+    monkeypatch.setattr(decode.Decoder, "try_out", fail)
+    with pytest.warns(
+        UserWarning, match="engine 'compile' failed, and passes run eagerly on tensors instead: no compiler"
+    ):
         assert torch.equal(mini.generate(PROMPTS, seed=4, engine="compile").tokens, expected)
 
 

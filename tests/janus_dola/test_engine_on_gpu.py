@@ -202,7 +202,7 @@ def let_passes_read_back(pipe, monkeypatch):
 def test_a_pass_that_cannot_be_captured_falls_back(pipe, monkeypatch, window):
     expected = pipe.generate(PROMPTS, seed=4, engine="eager").tokens
     let_passes_read_back(pipe, monkeypatch)
-    with pytest.warns(UserWarning, match="engine 'graph' failed, and the pass runs eagerly instead"):
+    with pytest.warns(UserWarning, match="engine 'graph' failed, and passes run eagerly on tensors instead"):
         drawn = pipe.generate(PROMPTS, seed=4, engine="graph", window=window).tokens
     assert torch.equal(drawn, expected)
 

@@ -239,11 +239,14 @@ def test_a_stream_reads_prompts_as_it_needs_them(mini):
 def test_free_memory_decides_on_a_gpu(mini, monkeypatch, room, images):
     """An image needs 2 rows x 192 positions (36 + 64 + 32, rounded up) x 8 blocks x 192 numbers x 2 x 4 bytes."""
     parts = type("Parts", (), {**vars(mini.parts), "num_layers": 8, "dtype": torch.float32})
-    parts.device = torch.device("cuda")
+    parts.device = torch.device("cuda:1")
     free = int(room / 0.7 * 2 * 192 * 8 * 192 * 2 * 4)
+    segments = [  # of tensors here, of graphs, which keep what they have, and of another GPU
+        {"device": device, "total_size": 1000, "allocated_size": 950, "segment_pool_id": pool}
+        for device, pool in ((1, (0, 0)), (1, (0, 7)), (0, (0, 0)))
+    ]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free - 100, 10**12))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1000)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 950)
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
     assert images_that_fit(parts, 36, kept_bytes=50) == images
 
 

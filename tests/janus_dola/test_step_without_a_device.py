@@ -18,6 +18,7 @@ from janus_dola.kernels import early_exit as front
 from janus_dola.models import find_parts
 from janus_dola.models.weights import WeightReader
 from janus_dola.settings import DrawSettings
+from tests.kernels.blocks import Launches
 
 TO_THE_DEVICE = {"aten._to_copy.default", "aten.copy_.default"}  # of numbers that the host knows
 ROWS = [([1] * length, [2] * length) for length in (5, 9)]
@@ -75,11 +76,11 @@ def model():
 )
 @torch.no_grad()
 def test_the_host_waits_for_nothing(model, monkeypatch, dola, temperature, backend, sampler, window):
-    if backend == "triton" and front.fused is None:
+    if front.fused is None:
         pytest.skip("needs Triton")
     parts, weights = model
-    if front.fused is not None:
-        monkeypatch.setattr(front.fused, "obstacle", lambda device, dtype: None)  # runs on "meta" as on a GPU
+    monkeypatch.setattr(front.fused, "obstacle", lambda device, dtype: None)  # runs on "meta" as on a GPU
+    launches = Launches(monkeypatch)
     planned = replace(plan(parts, DrawSettings(5.0, temperature, dola), sampler, backend, "eager"), window=window)
     decoder = Decoder(parts, weights, planned, 3, 128)
     with Watch() as admission:
@@ -90,7 +91,10 @@ def test_the_host_waits_for_nothing(model, monkeypatch, dola, temperature, backe
             decoder.step(visible)
     with Watch() as handing_out:
         drawn = decoder.slots.codes(2)
-    assert passes.seen > 300
+    assert passes.seen > 100
+    own = [launches.names.count(f"_{name}_kernel") for name in ("normed", "attention", "combine", "added")]
+    blocks = 2 * parts.num_layers  # in two passes
+    assert own == ([2 * blocks, blocks, blocks, 2 * blocks] if backend == "triton" else [0] * 4)
     assert passes.copied == handing_out.copied == 0
     assert admission.bad == passes.bad == handing_out.bad == []
     assert drawn.tokens.shape == (parts.image_tokens,)

@@ -1,8 +1,11 @@
 """Random blocks of a language model, shared by the tests of the block kernels."""
 
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from janus_dola.kernels.block import BlockWeights, Matrix, Norm
 
@@ -40,3 +43,52 @@ def in_double(weights: BlockWeights) -> BlockWeights:
         weights, attention_norm=norm(weights.attention_norm), qkv=matrix(weights.qkv), output=matrix(weights.output),
         mlp_norm=norm(weights.mlp_norm), gate_up=matrix(weights.gate_up), down=matrix(weights.down),
     )  # fmt: skip
+
+
+def _kernels():
+    """All kernels of the blocks: modules and names."""
+    from janus_dola.kernels import block_attention, block_matmul
+
+    for module in (block_attention, block_matmul):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            yield module, name
+
+
+class Kernel:
+    """Stands in for a kernel: what is launched is noted, and done by the kernel if there is one."""
+
+    def __init__(self, note, kernel=None):
+        self.note, self.kernel = note, kernel
+
+    def __getitem__(self, grid):
+        def launch(*args, **constants):
+            self.note()
+            if self.kernel is not None:
+                self.kernel[grid](*args, **constants)
+
+        return launch
+
+
+def count_launches(monkeypatch) -> Counter:
+    """Of the kernels of the blocks, by name, from now on."""
+    seen = Counter()
+    for module, name in _kernels():
+        note = partial(lambda name: seen.update([name]), name)
+        monkeypatch.setattr(module, name, Kernel(note, getattr(module, name)))
+    return seen
+
+
+class Launches(TorchDispatchMode):
+    """Counts what a GPU would be given: operations of torch that compute, and kernels of ours, which it leaves out."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.names = []
+        monkeypatch.setattr("janus_dola.kernels.launch.generation_here", lambda device: "sm_90")
+        for module, name in _kernels():
+            monkeypatch.setattr(module, name, Kernel(partial(self.names.append, name)))
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and not func.name().startswith(("aten::empty", "aten::_unsafe_view")):
+            self.names.append(func.name())
+        return func(*args, **(kwargs or {}))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from janus_dola.kernels.block import Place, Rotary, attention, run_blocks
-from tests.kernels.blocks import HIDDEN, in_double, random_block
+from janus_dola.kernels.block import Matrix, Place, Rotary, Start, attention, run_blocks
+from janus_dola.kernels.blocks import resolve_blocks
+from tests.kernels.blocks import HIDDEN, Launches, in_double, random_block
 from tests.kernels.cases import CPU_BACKENDS
 
 if "triton" not in CPU_BACKENDS:
@@ -17,8 +17,7 @@ if "triton" not in CPU_BACKENDS:
 
 from triton.runtime import interpreter
 
-from janus_dola.kernels import block_attention, block_fused, block_matmul
-from janus_dola.kernels.block_fused import Start
+from janus_dola.kernels import block_attention, block_fused
 
 # Largest difference over the largest number, after two blocks. Triton's interpreter cuts bfloat16 off, where a GPU rounds.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 4e-2}
@@ -57,7 +56,7 @@ def test_blocks_are_those_on_tensors(run, heads, key_value_heads, size, window, 
     place = Place.of(start, window, in_full, CAPACITY, visible, heads // key_value_heads)
     expected = run_blocks(x.double(), [in_double(each) for each in blocks], expected_buffer, place, [1])
 
-    assert block_fused.obstacle(blocks) is None
+    assert (block_fused.obstacle(blocks, window) is None) == (dtype != torch.float16)
     found = RUNS[run](x, blocks, buffer, Start(start, rotary, visible), [1])
     assert found.dtype == buffer.dtype == dtype
     for ours, theirs in ((found, expected), (buffer, expected_buffer)):
@@ -133,33 +132,9 @@ def test_the_bits_of_a_row_do_not_depend_on_how_many_others_there_are_nor_where_
         assert torch.equal(states, found[0])
 
 
-class Launches(TorchDispatchMode):
-    """Counts what a GPU would be given: operations of torch that compute, and kernels of ours."""
-
-    def __init__(self, monkeypatch):
-        super().__init__()
-        self.names = []
-        for module in (block_attention, block_matmul):
-            for name in [name for name in vars(module) if name.endswith("_kernel")]:
-                monkeypatch.setattr(module, name, self._kernel(name))
-
-    def _kernel(self, name):
-        class Kernel:
-            def __getitem__(_, grid):
-                return lambda *args, **constants: self.names.append(name)
-
-        return Kernel()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not func.is_view and not func.name().startswith(("aten::empty", "aten::_unsafe_view")):
-            self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize(("run", "most"), [("ours", 6), ("library", 9)])
 def test_launches_of_a_block(run, most, monkeypatch):
     """On tensors without a device, at any number of blocks; before the first and after the last there is one each."""
-    monkeypatch.setattr(block_matmul.launch, "generation_here", lambda device: "sm_90")
     # One kernel on a GPU, where it is not taken apart.
     monkeypatch.setattr(F, "rms_norm", lambda x, *_: torch.neg(x))
     blocks = [random_block(8, 2, 16, False, torch.bfloat16, None, "meta") for _ in range(5)]
@@ -173,8 +148,25 @@ def test_launches_of_a_block(run, most, monkeypatch):
     assert len(launches.names) <= 5 * most + 2, launches.names
 
 
-def test_weights_that_are_not_plain_are_named():
-    weights = random_block(4, 2, 8, False, torch.float32, torch.Generator())
-    assert block_fused.obstacle([weights, replace(weights, down=lambda rows: rows)]) == (
-        "plain, contiguous weights, got a function for down"
-    )
+BLOCK = random_block(4, 2, 8, False, torch.float32, torch.Generator())
+OTHERS = {
+    "plain, contiguous weights, got a function for down": replace(BLOCK, down=lambda rows: rows),
+    "plain, contiguous weights, got a Matrix for output": replace(BLOCK, output=Matrix(torch.zeros(72, 64)[:, ::2])),
+    "weights of one dtype, got torch.float64 for qkv": replace(BLOCK, qkv=Matrix(BLOCK.qkv.weight.double())),
+    "of size up to 128, got 4 of size 256": replace(BLOCK, head_size=256),
+    "at most 64 queries that share a head of keys, of size up to 128, got 128": replace(BLOCK, query_heads=128),
+    "bfloat16 or float32, got float16": random_block(4, 2, 8, False, torch.float16, torch.Generator()),
+}
+
+
+@pytest.mark.parametrize("message", OTHERS)
+def test_blocks_that_the_kernels_do_not_serve_run_on_tensors(message):
+    own = resolve_blocks("triton", [BLOCK, BLOCK], 2)
+    assert own is block_fused.run_blocks
+    others = [OTHERS[message]] if "float16" in message else [BLOCK, OTHERS[message]]
+    assert message in block_fused.obstacle(others, 2)
+    assert resolve_blocks("triton", others, 2) is resolve_blocks("torch", [BLOCK], 2) is not own
+
+
+def test_compiled_blocks_are_those_on_tensors():
+    assert resolve_blocks("triton", [BLOCK], 1, compiled=True) is not block_fused.run_blocks

@@ -5,7 +5,7 @@ from dataclasses import astuple
 import pytest
 import torch
 
-from janus_dola.kernels.block import Place, Rotary, run_blocks
+from janus_dola.kernels.block import Place, Rotary, Start, run_blocks
 from janus_dola.kernels.early_exit import early_exit, early_exit_scores
 from janus_dola.kernels.types import Decoding
 from tests.kernels.blocks import in_double, random_block
@@ -62,5 +62,5 @@ def test_blocks(size, window):
 
     exact = on_tensors(x.double(), [in_double(each) for each in blocks], in_full, buffer.double())
     plain = on_tensors(x, blocks, rotary, buffer.clone())
-    ours = block_fused.run_blocks(x, blocks, buffer, block_fused.Start(start, rotary, capacity), [])
+    ours = block_fused.run_blocks(x, blocks, buffer, Start(start, rotary, capacity), [])
     assert (ours - exact).abs().max() <= 2 * (plain - exact).abs().max()
