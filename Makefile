@@ -43,7 +43,7 @@ types: .venv/ready  ## check the types of the public packages
 	$(BIN)/mypy
 
 demo: .venv/ready  ## draw a contact sheet and layer maps with the mini model
-	$(BIN)/janus-dola demo --outdir demo_out
+	$(BIN)/janus-dola demo --outdir demo_out --overwrite
 
 bench: .venv/ready  ## time everything on this machine's CPU and write the report (about 5 minutes on 2 cores)
 	$(BIN)/python -m pytest bench/speed --benchmark-only --device cpu --benchmark-columns=median,iqr,rounds \

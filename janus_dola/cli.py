@@ -1,13 +1,13 @@
 """The command line: `janus-dola generate`, `batch`, `serve`, `geneval`, `clip`, `info`, `profile` and `demo`."""
 
 import sys
-import warnings
+from collections.abc import Callable
+from functools import wraps
+from importlib.metadata import version
+from typing import Annotated, Any
 
-import torch
-import transformers
 import typer
 
-from janus_dola.batch.pool import WorkersLostError
 from janus_dola.commands.batch import batch
 from janus_dola.commands.clip import clip
 from janus_dola.commands.demo import demo
@@ -16,9 +16,8 @@ from janus_dola.commands.geneval import geneval
 from janus_dola.commands.info import info
 from janus_dola.commands.profile import profile
 from janus_dola.commands.serve import serve
-from janus_dola.outputs import NonFiniteError
+from janus_dola.libraries import import_libraries
 from janus_dola.terminal import complain, prepare_streams
-from janus_dola.threads import use_processors
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,16 +28,38 @@ app = typer.Typer(
         "token_normalize_func": lambda token: token.replace("_", "-"),
         "help_option_names": ["-h", "--help"],
     },
-    help="Draw images with DeepSeek Janus and DoLa decoding.",
 )
-app.command()(generate)
-app.command()(batch)
-app.command()(serve)
-app.command()(geneval)
-app.command()(clip)
-app.command()(info)
-app.command()(profile)
-app.command()(demo)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        others = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+        typer.echo(f"janus-dola {version('janus-dola')} ({others}, Python {sys.version.split()[0]})")
+        raise typer.Exit
+
+
+@app.callback()
+def _janus_dola(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show versions and exit.")
+    ] = False,
+) -> None:
+    """Draw images with DeepSeek Janus and DoLa decoding."""
+
+
+def prepared(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with the libraries imported once its options are read."""
+
+    @wraps(command)
+    def with_libraries(*args: Any, **kwargs: Any) -> None:
+        import_libraries()
+        command(*args, **kwargs)
+
+    return with_libraries
+
+
+for _command in (generate, batch, serve, geneval, clip, info, profile, demo):
+    app.command()(prepared(_command))
 
 
 def batch_alone() -> typer.Typer:
@@ -46,30 +67,37 @@ def batch_alone() -> typer.Typer:
     alone = typer.Typer(
         pretty_exceptions_enable=False, add_completion=False, context_settings=app.info.context_settings
     )
-    alone.command()(batch)
+    alone.command()(prepared(batch))
     return alone
 
 
 def run(command: typer.Typer) -> None:
     """Runs a command line; wrong input ends in one line on stderr and exit status 2."""
     prepare_streams()
-    use_processors()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()  # what is wrong with a model is said by the one line
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # images that it warns of carry no recipe
     try:
         command()
     except (ValueError, OSError, ImportError) as error:
         complain(f"error: {error}")
         sys.exit(2)
-    except (NonFiniteError, WorkersLostError) as error:
-        complain(f"error: {error}")
-        sys.exit(1)
-    except torch.OutOfMemoryError:
-        complain("error: out of memory: draw fewer images at once, take a smaller model or dtype, or --quantize int8")
+    except RuntimeError as error:
+        complain(f"error: {_told(error)}")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _told(error: RuntimeError) -> object:
+    """What is said of an error that can happen to a sound command; others are raised again."""
+    import torch
+
+    from janus_dola.batch.pool import WorkersLostError
+    from janus_dola.outputs import NonFiniteError
+
+    if isinstance(error, NonFiniteError | WorkersLostError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory: draw fewer images at once, take a smaller model or dtype, or --quantize int8"
+    raise error
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from janus_dola.checks import number, several
-from janus_dola.kernels.types import check_alpha
+from janus_dola.kernels.decoding import check_alpha
 
 
 def about(default: Any, help: str, nothing: str | None = None, parse: Callable[[str], Any] | None = None) -> Any:
@@ -90,11 +90,19 @@ class DoLaConfig:
     """
 
     candidate_layers: Literal["auto"] | Sequence[int] = about(
-        "auto", '"auto", or layers to choose from: 22,24,26,28.', parse=parse_layers
+        "auto",
+        "Layers to choose from, 1 .. N-1 of a model with N blocks (`janus-dola info` tells N): 2,4,6. "
+        "auto is every second of the last eight below the final one: N-8, N-6, N-4 and N-2.",
+        parse=parse_layers,
     )
-    alpha: float = about(0.1, "Plausibility threshold of DoLa, in [0, 1].")
+    alpha: float = about(
+        0.1, "0 .. 1: codes with less than ALPHA times the top probability of the final layer are never drawn."
+    )
     premature_layer: int | Literal["final"] | None = about(
-        None, 'Always contrast with this layer; "final" contrasts with none.', "by JSD", parse_premature
+        None,
+        "Always contrast with this layer, 1 .. N-1; final contrasts with none.",
+        "the candidate that differs most, by JSD",
+        parse_premature,
     )
 
     def __post_init__(self) -> None:

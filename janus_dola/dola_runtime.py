@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from janus_dola.config import sanitize_candidate_layers
 from janus_dola.kernels import reference
-from janus_dola.kernels.types import check_alpha
+from janus_dola.kernels.decoding import check_alpha
 
 __all__ = [
     "compute_logprobs_from_hidden",

@@ -13,16 +13,16 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any, Literal, cast, get_args
+from typing import IO, Any, cast, get_args
 
 from PIL import ExifTags, Image
 
 from janus_dola.checks import Window, check_window, integer
+from janus_dola.choices import ImageFormat, Quantization
 from janus_dola.models.load import parse_dtype
-from janus_dola.models.quantize import Quantization, check_name
+from janus_dola.models.quantize import check_name
 from janus_dola.settings import DrawSettings
 
-ImageFormat = Literal["jpg", "png", "webp"]
 STUB_LENGTH = 48
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "jpg": {"quality": 95, "subsampling": 0},

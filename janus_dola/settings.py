@@ -10,7 +10,7 @@ from typing import Any, TypedDict, get_type_hints
 
 from janus_dola.checks import check_negative, integer, number, shown
 from janus_dola.config import DoLaConfig, about
-from janus_dola.kernels.types import MAX_TOP_K, Decoding
+from janus_dola.kernels.decoding import MAX_TOP_K, Decoding
 
 
 class Changes(TypedDict, total=False):
@@ -42,8 +42,8 @@ class DrawSettings:
         ValueError: a value is out of range.
     """
 
-    cfg_weight: float = about(5.0, "Weight of classifier-free guidance.")
-    temperature: float = about(1.0, "Sampling temperature; 0 is greedy.")
+    cfg_weight: float = about(5.0, "How strongly the image follows the prompt: classifier-free guidance.")
+    temperature: float = about(1.0, "Variety; 0 is greedy.")
     dola: DoLaConfig | None = about(DoLaConfig(), "DoLa, or plain decoding.")  # noqa: RUF009 (frozen)
     negative_prompt: str | None = about(None, "What guidance leads away from, instead of from no words.", "none")
     top_k: int = about(0, "Draw only from the so many most probable codes; 0 is all.")

@@ -3,28 +3,14 @@
 Letters: L layers, R rows, B images, D hidden size, E head width, V codes.
 """
 
-import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from janus_dola.kernels.decoding import Decoding, log_of
 from janus_dola.kernels.packed import PackedHalf
-
-SMALLEST_TEMPERATURE = 1e-6
-MAX_TOP_K = 2**31 - 1
-
-
-def check_alpha(alpha: float) -> None:
-    """Raises ValueError where the plausibility threshold lies outside [0, 1]."""
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-
-
-def log_of(alpha: float) -> float:
-    """log alpha; -inf for 0."""
-    return math.log(alpha) if alpha > 0 else -math.inf
 
 
 @dataclass(frozen=True)
@@ -83,76 +69,6 @@ class Head:
         return self.code_weight.shape[0]
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How a token is chosen from the stack of layers.
-
-    Attributes:
-        cfg_weight: w of classifier-free guidance, finite. None: there is none, and every row is an image of its own.
-        temperature: T, at least 1e-6, or 0 for greedy: with less the scores' last bits would decide, not the noise.
-        alpha: threshold of the adaptive plausibility constraint, in [0, 1]; 0 admits every code.
-        premature: index into the stack of the layer to contrast with; None takes the one with the largest JSD, and the
-            index of the last (the final layer) means no contrast.
-        top_k: codes to draw from, the most probable ones; 0 for all.
-        top_p: share of softmax(F / T) that the codes drawn from hold, in (0, 1]; 1 for all. See `reference.truncate`.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-
-    cfg_weight: float | None = 5.0
-    temperature: float = 1.0
-    alpha: float = 0.1
-    premature: int | None = None
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.cfg_weight is not None and not math.isfinite(self.cfg_weight):
-            raise ValueError(f"cfg_weight must be a finite number, got {self.cfg_weight}")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature must be a finite number >= 0 (0 is greedy), got {self.temperature}")
-        if 0 < self.temperature < SMALLEST_TEMPERATURE:
-            raise ValueError(
-                f"temperature must be 0 (greedy) or at least {SMALLEST_TEMPERATURE}, got {self.temperature}"
-            )
-        check_alpha(self.alpha)
-        if not 0 <= self.top_k <= MAX_TOP_K:
-            raise ValueError(f"top_k must be an int in 0 .. {MAX_TOP_K} (0 keeps all), got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
-
-    @property
-    def truncates(self) -> bool:
-        """Whether some plausible codes are not drawn."""
-        return self.top_k > 0 or self.top_p < 1
-
-    @property
-    def kind(self) -> Hashable:
-        """What of it decides which kernels run: images of one kind can share a pass."""
-        return self.cfg_weight is None, self.truncates
-
-    def images(self, rows: int) -> int:
-        """B of so many rows R: a conditional and an unconditional one make an image, where there is guidance."""
-        return rows if self.cfg_weight is None else rows // 2
-
-    def repeated(self, images: int, like: Tensor) -> "Decodings":
-        """The same for so many images, on the device of a tensor and as precise as its arithmetic."""
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-
-        def full(value: float, dtype: torch.dtype) -> Tensor:
-            return torch.full((images,), value, dtype=dtype, device=like.device)
-
-        return Decodings(
-            None if self.cfg_weight is None else full(self.cfg_weight, dtype),
-            full(self.temperature, dtype),
-            full(log_of(self.alpha), dtype),
-            full(BY_JSD if self.premature is None else self.premature, torch.int64),
-            full(self.top_k, torch.int64) if self.truncates else None,
-            full(self.top_p, dtype) if self.truncates else None,
-        )
-
-
 BY_JSD = -1  # in place of an index: the layer with the largest JSD
 
 
@@ -166,6 +82,23 @@ class Decodings:
     premature: Tensor  # [B] int64: index into the stack, the last for no contrast; or `BY_JSD`
     top_k: Tensor | None = None  # [B] int64, 0 for all codes. None: nothing is truncated for any image, nor by `top_p`
     top_p: Tensor | None = None  # [B], the dtype of the temperature; 1 for all codes
+
+    @classmethod
+    def repeated(cls, decoding: Decoding, images: int, like: Tensor) -> "Decodings":
+        """One for so many images, on the device of a tensor and as precise as its arithmetic."""
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+
+        def full(value: float, dtype: torch.dtype) -> Tensor:
+            return torch.full((images,), value, dtype=dtype, device=like.device)
+
+        return cls(
+            None if decoding.cfg_weight is None else full(decoding.cfg_weight, dtype),
+            full(decoding.temperature, dtype),
+            full(log_of(decoding.alpha), dtype),
+            full(BY_JSD if decoding.premature is None else decoding.premature, torch.int64),
+            full(decoding.top_k, torch.int64) if decoding.truncates else None,
+            full(decoding.top_p, dtype) if decoding.truncates else None,
+        )
 
     @classmethod
     def of(cls, decodings: Sequence[Decoding], like: Tensor) -> "Decodings":

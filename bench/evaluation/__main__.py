@@ -8,6 +8,7 @@ import typer
 
 from bench.evaluation.command import Request, run_evaluation
 from janus_dola import cli
+from janus_dola.choices import MINI
 from janus_dola.commands.options import (
     Device,
     Dtype,
@@ -15,7 +16,6 @@ from janus_dola.commands.options import (
     ParallelSize,
     Seed,
 )
-from janus_dola.models.load import MINI
 
 
 def evaluate(
@@ -79,7 +79,7 @@ def evaluate(
 
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, context_settings=cli.app.info.context_settings)
-app.command()(evaluate)
+app.command()(cli.prepared(evaluate))
 
 if __name__ == "__main__":
     cli.run(app)

@@ -87,7 +87,8 @@ def read_json(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
     try:
         found = parse_json(content)
     except ValueError as error:
-        raise NotThatFormatError(f"{_JSON}, but is not JSON: {error}") from None
+        lines = "; an object a line is .jsonl" if "Extra data" in str(error) else ""
+        raise NotThatFormatError(f"{_JSON}, but is not JSON: {error}{lines}") from None
     del content
     prompts = found.get("prompts") if isinstance(found, dict) else found
     if not isinstance(prompts, list) or not prompts:
@@ -155,7 +156,10 @@ def read_text(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
         raise NotThatFormatError(f"has no keys, so that prompt_key must be left out, got {prompt_key!r}")
     for place, line in _lines(file):
         try:
-            yield place, Fields(decoded(line))
+            text = decoded(line)
+            if "\r" in text:
+                raise ValueError(f"must end in LF or CR LF, got a CR alone: {shown(text)}")
+            yield place, Fields(text)
         except ValueError as error:
             yield place, Malformed(str(error))
 
@@ -176,7 +180,7 @@ def _read_table(file: IO[bytes], prompt_key: str | None, delimiter: str) -> Iter
     lines = _Decoded(file)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
-        names = next(rows, [])
+        names = [name.strip() for name in next(rows, [])]
         doubled = _twice(filter(None, names))
         if doubled is not None:
             raise ValueError(f"must have each column once, got {shown(doubled)} again")

@@ -9,23 +9,32 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from janus_dola.batch.digests import file_digest
+from janus_dola.batch.entries import MAPS
 from janus_dola.batch.files import WORK, telling
 from janus_dola.batch.manifest import NAME as MANIFEST
 from janus_dola.batch.manifest import Entry, Manifest, is_manifest
 from janus_dola.batch.page import DATA, PAGE, is_of_page
-from janus_dola.batch.run_file import RunFile
+from janus_dola.batch.run_file import RUN_FILE, RunFile
+
+_WRITTEN = (WORK, MAPS, MANIFEST, PAGE, DATA, RUN_FILE)  # besides images, of which a link is replaced by the image
 
 
 def look_into(outdir: Path, overwrite: bool) -> RunFile | None:
     """What the run that began a folder had; None where there was no run. Writes nothing.
 
     Raises:
-        ValueError: the folder holds what is not provably of a run; or, with `overwrite`, what would be in the way.
+        ValueError: the folder holds what is not provably of a run, or a link in place of what a run writes; or, with
+            `overwrite`, what would be in the way.
         OutDirError: it cannot be read.
     """
     if not outdir.exists():
         return None
     with telling(outdir):
+        link = next((name for name in _WRITTEN if (outdir / name).is_symlink()), None)
+        if link is not None:
+            raise ValueError(
+                f"outdir {outdir} holds a link {link}, which is not followed. Move it away, or take another --outdir"
+            )
         with os.scandir(outdir) as inside:
             other = next((entry.name for entry in inside if entry.name != WORK), None)
         before = RunFile.read(outdir)

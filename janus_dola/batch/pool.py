@@ -11,6 +11,7 @@ from janus_dola.batch.settings import Settings
 from janus_dola.batch.worker import Drawn, Failed, Worker
 from janus_dola.checks import integer
 from janus_dola.pipeline import JanusDoLa
+from janus_dola.preflight import check_before_loading
 
 _ADDRESS = re.compile(r"auto|(ray://)?[^\s/]+:[0-9]{1,5}")
 
@@ -80,9 +81,10 @@ class InProcess(AbstractContextManager["InProcess"]):
     """
 
     def __init__(self, settings: Settings, compute: Compute, pipe: JanusDoLa | None = None) -> None:
-        pipe = pipe or JanusDoLa.from_pretrained(
-            settings.model, compute.device, settings.dtype, quantize=settings.quantize
-        )
+        if pipe is None:
+            place = (settings.model, compute.device, settings.dtype, settings.revision, settings.quantize)
+            check_before_loading(*place, settings=settings.drawing, backend=compute.backend, engine=compute.engine)
+            pipe = JanusDoLa.from_pretrained(*place)
         self._worker = Worker(pipe, settings, compute.backend, compute.engine)
         self.dtype = self._worker.dtype
         self.batch_size = self._worker.batch_size

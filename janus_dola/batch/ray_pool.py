@@ -29,7 +29,9 @@ class _Actor:
 
     def load(self, settings: Settings, compute: Compute) -> tuple[str, int, str]:
         """Loads the model: its dtype, the images that fit, and where it is."""
-        pipe = JanusDoLa.from_pretrained(settings.model, compute.device, settings.dtype, quantize=settings.quantize)
+        pipe = JanusDoLa.from_pretrained(
+            settings.model, compute.device, settings.dtype, settings.revision, settings.quantize
+        )
         self._worker = Worker(pipe, settings, compute.backend, compute.engine)
         return self._worker.dtype, self._worker.batch_size, f"pid {os.getpid()} on {socket.gethostname()}"
 

@@ -27,7 +27,8 @@ from janus_dola.batch.run_file import RunFile
 from janus_dola.batch.settings import Settings, Task
 from janus_dola.batch.worker import Failed
 from janus_dola.checks import integer, shown
-from janus_dola.models.load import HINT_AT_MINI, MINI, public_name
+from janus_dola.choices import HINT_AT_MINI, MINI
+from janus_dola.models.load import public_name
 from janus_dola.pipeline import JanusDoLa
 
 _SECONDS_BETWEEN_LINES = 60  # of progress in a log file

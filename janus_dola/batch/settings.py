@@ -26,6 +26,7 @@ class Settings:
         quantize: None, "int8" or "fp8", as for `JanusDoLa.from_pretrained`.
         window: codes a pass, as for `JanusDoLa.generate`.
         metadata: prompt, model and settings are written into each image.
+        revision: of the model's repository; None is the newest.
         name_template: of the files, such as "{id}_p{k}", with words, id (the index where there is none), index, k, number
             and seed; None is "{index}_{words}_p{k}".
     Raises:
@@ -42,6 +43,7 @@ class Settings:
     window: Window = "auto"
     metadata: bool = True
     name_template: str | None = None
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parallel_size", integer("parallel_size", self.parallel_size, 1, MAX_PARALLEL_SIZE))
@@ -67,6 +69,7 @@ class Settings:
             "window": self.window,
             **({} if self.metadata else {"metadata": False}),
             **({} if self.name_template is None else {"name_template": self.name_template}),
+            **({} if self.revision is None else {"revision": self.revision}),
         }
 
     def with_dtype(self, dtype: str) -> "Settings":

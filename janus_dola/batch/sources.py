@@ -81,7 +81,7 @@ class Source:
     def _take(self, file: IO[bytes]) -> None:
         """Copies bytes, as UTF-8."""
         head = file.read(_CHUNK)
-        encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+        encoding = _marked(head)
         if encoding is None:
             self._copy.write(head)
             shutil.copyfileobj(file, self._copy)
@@ -107,7 +107,8 @@ class Source:
                         f"{self.name} must hold a prompt a file, but {path.name} has over {_MAX_FILE} bytes"
                     )
             try:
-                prompt = formats.decoded(content.removeprefix(codecs.BOM_UTF8))
+                encoding = _marked(content)
+                prompt = formats.decoded(content if encoding is None else content.decode(encoding).encode())
             except ValueError as error:
                 raise ValueError(f"{self.name}: {path.name} {error}") from None
             if not prompt.strip():
@@ -170,6 +171,11 @@ class Source:
             return _stamp(self._path.stat()) if self._path.is_file() else None
         except OSError:
             return None
+
+
+def _marked(content: bytes) -> str | None:
+    """The encoding that a byte order mark names, if there is one."""
+    return next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:

@@ -5,29 +5,32 @@ from typing import Annotated
 
 import typer
 
-from janus_dola.batch import Compute, Settings, run_batch
-from janus_dola.batch.manifest import NAME as MANIFEST
-from janus_dola.batch.page import PAGE
+from janus_dola.choices import MINI
 from janus_dola.commands.options import (
+    DRAWN,
+    FILES,
+    MACHINE,
     Backend,
+    CodesAPass,
     Device,
     Dtype,
-    EngineName,
+    Engine,
     Format,
     Metadata,
     Model,
     OutDir,
     ParallelSize,
     Quantize,
+    Revision,
     Size,
-    WindowName,
     parse_seed,
     parse_window,
     takes_settings,
 )
-from janus_dola.models.load import MINI
 from janus_dola.settings import SETTINGS, DrawSettings
 from janus_dola.terminal import complain
+
+PROMPTS = "Prompts"
 
 
 @takes_settings
@@ -38,29 +41,35 @@ def batch(
             "--prompts",
             "--prompt-json",
             metavar="FILE",
+            rich_help_panel=PROMPTS,
             help='.json: a list, or {"prompts": [...]}; .jsonl: an object a line, {"prompt": "..."} and if wished id, seed, '
             f"parallel_size, {', '.join(SETTINGS)}; .csv, .tsv: the same in columns; "
             ".txt: a prompt a line; a folder: a .txt file for each; - is stdin.",
         ),
     ],
     prompt_key: Annotated[
-        str | None, typer.Option(help="Key or column that holds the prompt.", show_default="prompt")
+        str | None,
+        typer.Option(rich_help_panel=PROMPTS, help="Key or column that holds the prompt.", show_default="prompt"),
     ] = None,
-    model: Model = MINI,
     outdir: OutDir = Path("out_dola"),
     parallel_size: ParallelSize = 4,
     settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
-    max_prompts: Annotated[int | None, typer.Option(min=1, help="Draw only so many.", show_default="all")] = None,
+    max_prompts: Annotated[
+        int | None, typer.Option(rich_help_panel=PROMPTS, min=1, help="Draw only so many.", show_default="all")
+    ] = None,
     seed: Annotated[
         str,
         typer.Option(
-            help='The n-th image of all, from 0, has the seed SEED + n; "random" or -1 takes that of the run in OUTDIR, '
-            "or else picks one."
+            rich_help_panel=DRAWN,
+            help="The n-th image of all, from 0, has the seed SEED + n; random or -1 takes that of the run in OUTDIR, "
+            "or else picks one.",
         ),
     ] = "0",
     backend: Backend = "auto",
-    engine: EngineName = "auto",
-    window: WindowName = "auto",
+    engine: Engine = "auto",
+    window: CodesAPass = "auto",
+    model: Model = MINI,
+    revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
@@ -70,24 +79,40 @@ def batch(
     name_template: Annotated[
         str | None,
         typer.Option(
+            rich_help_panel=FILES,
             help="Names of the files, of {words}, {id}, {index}, {k}, {number} and {seed}: {id}_p{k}.",
             show_default="{index}_{words}_p{k}",
         ),
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Record malformed prompts as failed and go on.")] = False,
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", rich_help_panel=PROMPTS, help="Record malformed prompts as failed and go on."),
+    ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what OUTDIR holds of other settings or prompts.")
+        bool,
+        typer.Option(
+            "--overwrite", rich_help_panel=FILES, help="Replace what OUTDIR holds of other settings or prompts."
+        ),
     ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images drawn at once.", show_default="what fits into memory")
+        int | None,
+        typer.Option(rich_help_panel=MACHINE, help="Images drawn at once.", show_default="what fits into memory"),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Ray actors, each with a GPU or a CPU core.", show_default="this process alone"),
+        typer.Option(
+            rich_help_panel=MACHINE,
+            help="Ray actors, each with a GPU or a CPU core.",
+            show_default="this process alone",
+        ),
     ] = None,
     ray_address: Annotated[
         str | None,
-        typer.Option(help="Of a Ray cluster: auto, or HOST:PORT; one actor for each GPU.", show_default="none"),
+        typer.Option(
+            rich_help_panel=MACHINE,
+            help="Of a Ray cluster: auto, or HOST:PORT; one actor for each GPU.",
+            show_default="none",
+        ),
     ] = None,
 ) -> None:
     """Draw prompts by the thousand into a folder.
@@ -95,19 +120,15 @@ def batch(
     The same command again goes on where it stopped. OUTDIR gets the images, manifest.jsonl with a line for each, and
     index.html to look at them. The model fixes the size of images.
     """
+    from janus_dola.batch import Compute, Settings, run_batch
+    from janus_dola.batch.manifest import NAME as MANIFEST
+    from janus_dola.batch.page import PAGE
+
     base = parse_seed(seed, outdir)
     run = Settings(
-        model,
-        settings,
-        parallel_size,
-        base,
-        image_format,
-        dtype,
-        quantize,
-        parse_window(window),
-        metadata,
-        name_template,
-    )
+        model, settings, parallel_size, base, image_format, dtype, quantize, parse_window(window), metadata, name_template,
+        revision,
+    )  # fmt: skip
     compute = Compute(device, backend, engine, workers, ray_address, batch_size)
     summary = run_batch(
         prompts,

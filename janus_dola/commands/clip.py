@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from janus_dola.clip import clip_scorer, scores_of
 from janus_dola.commands.options import Device
-from janus_dola.models.load import default_device
 
 
 def clip(
@@ -21,6 +19,9 @@ def clip(
 
     A line for each image, then the mean. The prompt is the one in the image's recipe.
     """
+    from janus_dola.clip import clip_scorer, scores_of
+    from janus_dola.models.load import default_device
+
     total, images, prompts = 0.0, 0, set[str]()
     for path, prompt, score in scores_of(folder, clip_scorer(model, device or default_device())):
         typer.echo(f"{score:.2f}\t{path}")

@@ -5,18 +5,21 @@ from typing import Annotated
 
 import typer
 
-from janus_dola.commands.options import (
-    OutDir,
-)
+from janus_dola.choices import MINI
+from janus_dola.commands.options import DRAWN, Device, Model, OutDir, Overwrite, Revision
 
 
 def demo(
     outdir: OutDir = Path("demo_out"),
-    seed: Annotated[int, typer.Option(help="Seed of the first image.")] = 0,
+    seed: Annotated[int, typer.Option(rich_help_panel=DRAWN, help="Seed of the first image.")] = 0,
+    model: Model = MINI,
+    revision: Revision = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Draw baseline and DoLa side by side with the mini model, and maps of what DoLa did."""
+    """Draw baseline and DoLa side by side, and maps of what DoLa did."""
     from janus_dola.demo import draw_demo
 
-    sheet, *maps = draw_demo(outdir, seed)
+    sheet, *maps = draw_demo(outdir, seed, model, revision, device, overwrite)
     typer.echo(f"contact sheet: {sheet}")
     typer.echo(f"layer maps:    {maps[0]} and {len(maps) - 1} more")

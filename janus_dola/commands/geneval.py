@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from janus_dola.geneval import lay_out
 from janus_dola.terminal import complain
 
 
@@ -17,6 +16,8 @@ def geneval(
 
     First: janus-dola batch --prompts evaluation_metadata.jsonl --format png --outdir FOLDER
     """
+    from janus_dola.geneval import lay_out
+
     found = lay_out(folder, outdir)
     typer.echo(f"{found.images} images of {found.prompts} prompts in {outdir}")
     if found.missing:

@@ -2,21 +2,26 @@
 
 from typing import Annotated
 
-import torch
 import typer
 
-from janus_dola.config import DoLaConfig
-from janus_dola.kernels.packed import can_pack
-from janus_dola.models import find_parts
-from janus_dola.models.load import MINI, load_skeleton
-from janus_dola.threads import processors
+from janus_dola.choices import MINI
+from janus_dola.commands.options import Revision
 
 
 def info(
     model: Annotated[str, typer.Argument(help='"mini", a folder or a repository.')] = MINI,
+    revision: Revision = None,
 ) -> None:
-    """Show a model's layers, shapes and default candidate layers."""
-    parts = find_parts(load_skeleton(model))
+    """Show a model's layers, shapes and default candidate layers; no weights are read."""
+    import torch
+
+    from janus_dola.config import DoLaConfig
+    from janus_dola.kernels.packed import can_pack
+    from janus_dola.models import find_parts
+    from janus_dola.models.load import load_skeleton
+    from janus_dola.threads import processors
+
+    parts = find_parts(load_skeleton(model, revision))
     lines = {
         "model": model,
         "family": parts.family,

@@ -4,48 +4,98 @@ import functools
 import inspect
 import random
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
-from janus_dola.batch.run_file import RunFile
 from janus_dola.checks import Window, check_window
-from janus_dola.image_files import ImageFormat
-from janus_dola.models.load import HINT_AT_MINI, MINI
-from janus_dola.models.quantize import Quantization
+from janus_dola.choices import (
+    HINT_AT_MINI,
+    MINI,
+    BackendName,
+    DtypeName,
+    EngineName,
+    ImageFormat,
+    Quantization,
+    WindowName,
+)
+from janus_dola.config import DoLaConfig
 from janus_dola.settings import SETTINGS, DrawSettings, Setting
 
-Model = Annotated[str, typer.Option(help='"mini", a folder, or a repository such as deepseek-community/Janus-Pro-1B.')]
-OutDir = Annotated[Path, typer.Option(help="Folder for the images.")]
-ParallelSize = Annotated[int, typer.Option(help="Images per prompt.")]
-Seed = Annotated[int, typer.Option(help="Image k of prompt i has the seed SEED + i * PARALLEL_SIZE + k.")]
+# The panels of --help.
+DRAWN, CONTRAST, FILES, MACHINE = "What is drawn", "DoLa", "Files", "Model and machine"
+_OF_DOLA = {field.name for field in fields(DoLaConfig)}
+
+Model = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=MACHINE, help='"mini", a folder, or a repository such as deepseek-community/Janus-Pro-1B.'
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=MACHINE, help="Branch, tag or commit of a model's repository.", show_default="the newest"
+    ),
+]
+OutDir = Annotated[Path, typer.Option(rich_help_panel=FILES, help="Folder for the images.")]
+ParallelSize = Annotated[int, typer.Option(rich_help_panel=DRAWN, help="Images per prompt.")]
+Seed = Annotated[
+    int, typer.Option(rich_help_panel=DRAWN, help="Image k of prompt i has the seed SEED + i * PARALLEL_SIZE + k.")
+]
 RandomSeed = Annotated[
     str,
     typer.Option(
-        "--seed", help='Image k of prompt i has the seed SEED + i * PARALLEL_SIZE + k; "random" or -1 picks one.'
+        "--seed",
+        rich_help_panel=DRAWN,
+        help="Image k of prompt i has the seed SEED + i * PARALLEL_SIZE + k; random or -1 picks one.",
     ),
 ]
-Backend = Annotated[str, typer.Option(help="Of the early-exit stage: auto, reference, torch or triton.")]
-EngineName = Annotated[str, typer.Option("--engine", help="How a pass is run: auto, graph, compile or eager.")]
-WindowName = Annotated[
-    str, typer.Option("--window", help="Codes a pass: auto, 1, 2, 4, 8, 16 or 32. The images are the same for any.")
+Backend = Annotated[
+    BackendName, typer.Option(rich_help_panel=MACHINE, help="What computes the layers' contrast; triton needs a GPU.")
+]
+Engine = Annotated[
+    EngineName,
+    typer.Option(rich_help_panel=MACHINE, help="How a pass is run; graph needs a GPU, compile takes long to begin."),
+]
+CodesAPass = Annotated[
+    WindowName, typer.Option(rich_help_panel=MACHINE, help="Codes a pass. The images are the same for any.")
 ]
 Quantize = Annotated[
     Quantization | None,
-    typer.Option(help="Weights of the blocks in 8 bits; other tokens now and then.", show_default="as they are"),
+    typer.Option(
+        rich_help_panel=MACHINE,
+        help="Weights of the blocks in 8 bits; other tokens now and then.",
+        show_default="as they are",
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="a GPU if there is one")]
-Dtype = Annotated[
+Device = Annotated[
     str | None,
     typer.Option(
-        help="float32, bfloat16, or float16, the fastest on a CPU.", show_default="float32 on a CPU, else bfloat16"
+        rich_help_panel=MACHINE,
+        metavar="NAME",
+        help="cpu, cuda (a GPU), cuda:1 or mps (Apple's).",
+        show_default="a GPU if there is one",
+    ),
+]
+Dtype = Annotated[
+    DtypeName | None,
+    typer.Option(
+        rich_help_panel=MACHINE,
+        help="float16 is the fastest on a CPU.",
+        show_default="float32 on a CPU, else bfloat16",
     ),
 ]
 Metadata = Annotated[
-    bool, typer.Option("--metadata/--no-metadata", help="Write prompt, model and settings into each image.")
+    bool,
+    typer.Option(
+        "--metadata/--no-metadata", rich_help_panel=FILES, help="Write prompt, model and settings into each image."
+    ),
 ]
-Format = Annotated[ImageFormat, typer.Option("--format", help="File format of the images.")]
+Format = Annotated[ImageFormat, typer.Option("--format", rich_help_panel=FILES, help="File format of the images.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=FILES, help="Replace files that are there.")]
 
 
 def _refuse_size(value: str | None) -> None:
@@ -67,6 +117,8 @@ def parse_seed(text: str, outdir: Path | None = None) -> int:
         ValueError: it is neither.
     """
     if text in ("random", "-1"):
+        from janus_dola.batch.run_file import RunFile
+
         begun = None if outdir is None else RunFile.read(outdir)
         return random.getrandbits(48) if begun is None else begun.settings["seed"]
     try:
@@ -109,7 +161,8 @@ def takes_settings(command: Callable) -> Callable:
 def _option(name: str, setting: Setting) -> inspect.Parameter:
     """How the command line shows a setting."""
     names = ["--dola/--no-dola"] if name == "dola" else []
-    option = typer.Option(*names, help=setting.help, show_default=setting.nothing or True)
+    panel = CONTRAST if name == "dola" or name in _OF_DOLA else DRAWN
+    option = typer.Option(*names, rich_help_panel=panel, help=setting.help, show_default=setting.nothing or True)
     default = setting.default
     # What is made of words is a word here.
     kind = setting.type if setting.parse is None else str if default is not None else str | None

@@ -5,35 +5,46 @@ from typing import Annotated
 
 import typer
 
+from janus_dola.checks import MAX_PARALLEL_SIZE
+from janus_dola.choices import MINI
 from janus_dola.commands.options import (
+    DRAWN,
+    FILES,
     Backend,
     Device,
     Dtype,
-    EngineName,
+    Engine,
     Model,
+    Revision,
     takes_settings,
 )
-from janus_dola.models.load import MINI
-from janus_dola.pipeline import JanusDoLa
 from janus_dola.settings import DrawSettings
 
 
 @takes_settings
 def profile(
     model: Model = MINI,
-    parallel_size: Annotated[int, typer.Option(help="Images drawn at once.")] = 4,
+    revision: Revision = None,
+    parallel_size: Annotated[
+        int, typer.Option(rich_help_panel=DRAWN, min=1, max=MAX_PARALLEL_SIZE, help="Images drawn at once.")
+    ] = 4,
     settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
     backend: Backend = "auto",
-    engine: EngineName = "auto",
+    engine: Engine = "auto",
     device: Device = None,
     dtype: Dtype = None,
-    trace: Annotated[Path, typer.Option(help="File for the timeline, to be opened at ui.perfetto.dev.")] = Path(
-        "pass.json"
-    ),
+    trace: Annotated[
+        Path, typer.Option(rich_help_panel=FILES, help="File for the timeline, to be opened at ui.perfetto.dev.")
+    ] = Path("pass.json"),
 ) -> None:
     """Record one pass of the model: its ten most expensive operations, and a timeline."""
+    from janus_dola.pipeline import JanusDoLa
+    from janus_dola.preflight import check_before_loading
     from janus_dola.profiling import profile_pass
 
-    pipe = JanusDoLa.from_pretrained(model, device, dtype)
+    check_before_loading(model, device, dtype, revision, settings=settings, backend=backend, engine=engine)
+    trace.parent.mkdir(parents=True, exist_ok=True)
+    trace.open("ab").close()  # the profiler says nothing where it cannot write
+    pipe = JanusDoLa.from_pretrained(model, device, dtype, revision)
     typer.echo(profile_pass(pipe, parallel_size, settings, backend, engine, trace))
     typer.echo(f"timeline: {trace}")

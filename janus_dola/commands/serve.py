@@ -1,59 +1,90 @@
 """`janus-dola serve`: images over HTTP."""
 
 import ipaddress
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from janus_dola.checks import MAX_PARALLEL_SIZE, integer
+from janus_dola.choices import MINI
 from janus_dola.commands.options import (
+    MACHINE,
     Backend,
     Device,
     Dtype,
-    EngineName,
+    Engine,
     Model,
     Quantize,
     hint_at_mini,
     number_or_text,
 )
-from janus_dola.extras import needed
-from janus_dola.models.load import MINI
-from janus_dola.pipeline import JanusDoLa
 from janus_dola.terminal import complain
+
+if TYPE_CHECKING:
+    from janus_dola.pipeline import JanusDoLa
+
+ADDRESS, REPLICAS = "Address and clients", "More than one engine"
 
 
 def serve(
     model: Model = MINI,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is all of this machine's.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any that is free.")] = 8000,
-    slots: Annotated[str, typer.Option(help="Images drawn at once, at most; auto is as many as fit.")] = "auto",
+    host: Annotated[
+        str, typer.Option(rich_help_panel=ADDRESS, help="Address to listen at; 0.0.0.0 is all of this machine's.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(rich_help_panel=ADDRESS, min=0, max=65535, help="0 is any that is free.")] = 8000,
+    slots: Annotated[
+        str, typer.Option(rich_help_panel=MACHINE, help="Images drawn at once, at most; auto is as many as fit.")
+    ] = "auto",
     max_waiting: Annotated[
-        int, typer.Option(min=10, help="Images that may wait; requests beyond are answered with 429.")
+        int,
+        typer.Option(
+            rich_help_panel=ADDRESS, min=10, help="Images that may wait; requests beyond are answered with 429."
+        ),
     ] = 256,
-    grace: Annotated[int, typer.Option(min=0, help="Seconds to finish requests in, after SIGTERM.")] = 60,
+    grace: Annotated[
+        int, typer.Option(rich_help_panel=ADDRESS, min=0, help="Seconds to finish requests in, after SIGTERM.")
+    ] = 60,
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="JANUS_DOLA_API_KEY", help="Ask clients for this key.", show_default="none"),
+        typer.Option(
+            rich_help_panel=ADDRESS, envvar="JANUS_DOLA_API_KEY", help="Ask clients for this key.", show_default="none"
+        ),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option(help="Origin of pages elsewhere that may ask, such as https://example.org.", show_default="none"),
+        typer.Option(
+            rich_help_panel=ADDRESS,
+            help="Origin of pages elsewhere that may ask, such as https://example.org.",
+            show_default="none",
+        ),
     ] = None,
     replicas: Annotated[
         int | None,
-        typer.Option(min=1, help="Engines under Ray Serve, each on a GPU or a CPU core.", show_default="none: no Ray"),
+        typer.Option(
+            rich_help_panel=REPLICAS,
+            min=1,
+            help="Engines under Ray Serve, each on a GPU or a CPU core.",
+            show_default="none: no Ray",
+        ),
     ] = None,
     ray_address: Annotated[
         str | None,
-        typer.Option(help="Of a Ray cluster: auto, or HOST:PORT; an engine for each GPU.", show_default="none"),
+        typer.Option(
+            rich_help_panel=REPLICAS,
+            help="Of a Ray cluster: auto, or HOST:PORT; an engine for each GPU.",
+            show_default="none",
+        ),
     ] = None,
     backend: Backend = "auto",
-    engine: EngineName = "auto",
+    engine: Engine = "auto",
     device: Device = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
 ) -> None:
     """Answer requests for images as OpenAI's clients send them, all drawn in one batch."""
+    from janus_dola.extras import needed
+    from janus_dola.pipeline import JanusDoLa
+
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         needed(module, "serve", "janus-dola serve")
     from janus_dola.serve.server import run_server
@@ -67,7 +98,7 @@ def serve(
     hint_at_mini(model)
     options = Options(model, quantize, most, max_waiting, backend, engine)
 
-    def load() -> JanusDoLa:
+    def load() -> "JanusDoLa":
         return JanusDoLa.from_pretrained(model, device, dtype, quantize=quantize)
 
     rest = (options, load, host, port, grace, api_key, allow_origin or ())

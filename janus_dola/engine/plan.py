@@ -2,10 +2,11 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
+from janus_dola.choices import EngineName
 from janus_dola.devices import has_graphs
 from janus_dola.kernels.early_exit import resolve_backend
 from janus_dola.kernels.types import Decoding
@@ -14,7 +15,7 @@ from janus_dola.settings import DrawSettings
 
 Sampler = Literal["gumbel", "multinomial"]
 SAMPLERS = ("gumbel", "multinomial")
-ENGINES = ("auto", "graph", "compile", "eager")
+ENGINES = get_args(EngineName)
 
 
 @dataclass(frozen=True)

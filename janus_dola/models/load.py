@@ -4,10 +4,19 @@ import warnings
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
 from transformers import (
     JanusConfig,
     JanusForConditionalGeneration,
@@ -16,17 +25,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from janus_dola.choices import MINI, DtypeName
 from janus_dola.devices import default_dtype
 from janus_dola.models.checkpoint_files import check_weights, read_weights, report
 from janus_dola.models.deepseek_checkpoint import MODEL_TYPE, read_checkpoint, read_config
 from janus_dola.models.framing import chat_template, special_tokens
 from janus_dola.models.reading import UnreadableModelError, check_content, read_json, reading, reason
 
-MINI = "mini"
-HINT_AT_MINI = (
-    'Drawing with "mini", which knows coloured shapes only ("a large red circle on white"); '
-    "a real Janus: --model deepseek-community/Janus-Pro-1B"
-)
 _DESCRIPTION, _WEIGHTS = ["*.json", "*.jinja"], ["*.safetensors", "pytorch_model*.bin"]
 _MOST_LAYERS = 1000  # of a model whose weights are not there to be counted
 _MOST_POSITIONS = 2**18  # published ones have 2**14; their table of rotations takes 256 MB then
@@ -46,8 +51,7 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     Raises:
         ValueError: it is none of those.
     """
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    names |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    names = dict(zip(get_args(DtypeName), 2 * (torch.float32, torch.bfloat16, torch.float16), strict=True))
     found = names.get(dtype) if isinstance(dtype, str) else dtype
     if found is None or found not in names.values():
         raise ValueError(f"dtype must be one of {list(names)}, got {dtype!r}")
@@ -64,32 +68,90 @@ def parse_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise ValueError(f"device must be one that is here, got {str(device)!r}: {reason(error)}") from error
+        raise ValueError(f"device must be one that is here, got {str(device)!r}: {_devices_here()}") from error
     return found
+
+
+def _devices_here() -> str:
+    """What this torch sees, in words."""
+    names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    if len(names) > 1:
+        return f"torch {torch.__version__} sees {', '.join(names)}"
+    lacks = "finds no GPU" if torch.version.cuda or torch.version.hip else "is built without CUDA"
+    return f"torch {torch.__version__} sees cpu alone, as it {lacks}"
+
+
+def device_and_dtype(
+    device: str | torch.device | None, dtype: str | torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    """What a model is loaded to: None is a GPU where there is one, and the dtype of `default_dtype`.
+
+    Raises:
+        ValueError: the dtype is unknown, or the device is not there.
+    """
+    found = parse_device(device) if device is not None else default_device()
+    return found, parse_dtype(dtype) if dtype is not None else default_dtype(found)
 
 
 def resolve(model: str | Path, revision: str | None = None, weights: bool = True) -> Path:
     """The folder of a checkpoint, downloaded first (without its weights, if so wished) where `model` is on the hub.
 
     Raises:
-        FileNotFoundError: no checkpoint is there.
+        FileNotFoundError: no checkpoint is there, or the hub cannot be asked for it.
+        ValueError: a revision is given, and the model is of no repository.
     """
+    path = Path(model)
+    if revision is not None and (str(model) == MINI or path.exists()):
+        raise ValueError(f"revision goes with a repository on the hub, not with {str(model)!r}, got {revision!r}")
     if str(model) == MINI:
         return Path(str(files("janus_dola.mini").joinpath("checkpoint")))
-    path = Path(model)
     if path.is_dir():
         _check_folder(path)
         return path
     if path.exists():
         raise FileNotFoundError(f"model must be a folder with a checkpoint, got the file {path}{_if_gguf([path])}")
     patterns = _DESCRIPTION + (_WEIGHTS if weights else [])
+    if not _can_be_repository(str(model)):
+        raise FileNotFoundError(
+            f'model must be "{MINI}", a folder or a repository OWNER/NAME on the Hugging Face hub: '
+            f"there is no folder {str(model)!r}"
+        )
     try:
         return Path(snapshot_download(str(model), revision=revision, allow_patterns=patterns))
     except Exception as error:  # of whichever HTTP library the hub's client is built on
-        raise FileNotFoundError(
-            f'model must be "{MINI}", a folder with a checkpoint or a repository on the Hugging Face hub, got '
-            f"{str(model)!r}: {reason(error)}"
-        ) from error
+        raise FileNotFoundError(_told_of_hub(error, str(model), revision)) from error
+
+
+def _can_be_repository(model: str) -> bool:
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return False
+    return "/" in model and not model.startswith((".", "~"))
+
+
+def _told_of_hub(error: Exception, model: str, revision: str | None) -> str:
+    """What went wrong with a repository, and what to do, in one line."""
+    if isinstance(error, GatedRepoError):  # which is a RepositoryNotFoundError, too
+        return (
+            f"model {model!r} is gated: ask for access on its page on the Hugging Face hub, then log in here "
+            "(hf auth login, or the variable HF_TOKEN)"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"model {model!r} is neither a folder here nor a repository on the Hugging Face hub that you may read; "
+            "for a private one log in (hf auth login, or the variable HF_TOKEN)"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"model {model!r} has no revision {revision!r}"
+    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError | ConnectionError | TimeoutError):
+        return (
+            f"model {model!r} is no folder here and was not downloaded before, and the Hugging Face hub cannot be reached: "
+            f'connect (HF_HUB_OFFLINE must not be set), or draw with "{MINI}"'
+        )
+    return f"model {model!r} cannot be downloaded from the Hugging Face hub: {reason(error)}"
 
 
 def public_name(model: str | Path) -> str:
@@ -131,8 +193,7 @@ def load(
         UnreadableModelError (a ValueError): a file is damaged, or the weights are not those of the model, each and all.
         ValueError: the checkpoint is not a Janus model, the dtype is unknown, or the device is not there.
     """
-    device = parse_device(device) if device is not None else default_device()
-    wanted = parse_dtype(dtype) if dtype is not None else default_dtype(device)
+    device, wanted = device_and_dtype(device, dtype)
     folder = resolve(model, revision)
     description = _describe(folder)
     tokenizer = load_tokenizer(folder)
@@ -181,7 +242,7 @@ def _let_generate(model: JanusForConditionalGeneration, tokenizer: PreTrainedTok
     model.config.image_token_id = tokenizer.get_vocab().get("<image_placeholder>", model.config.image_token_id)
 
 
-def load_skeleton(model: str | Path) -> PreTrainedModel:
+def load_skeleton(model: str | Path, revision: str | None = None) -> PreTrainedModel:
     """A Janus model without weights, on the device "meta": enough to look at its layers and shapes.
 
     Of a repository it downloads no weights, of a folder it reads none.
@@ -189,7 +250,7 @@ def load_skeleton(model: str | Path) -> PreTrainedModel:
     Raises:
         FileNotFoundError, ValueError: as for `load`.
     """
-    folder = resolve(model, weights=False)
+    folder = resolve(model, revision, weights=False)
     description = _describe(folder)
     deepseek = description["model_type"] == MODEL_TYPE
     config = (read_config if deepseek else _transformers_config)(folder, description)

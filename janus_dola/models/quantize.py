@@ -1,12 +1,12 @@
 """Weights of the language model's blocks in 8 bits, by torchao: less to read at each token, other tokens now and then."""
 
 import importlib.util
-from typing import Literal
+from typing import get_args
 
+from janus_dola.choices import Quantization
 from janus_dola.models.parts import JanusParts
 
-Quantization = Literal["int8", "fp8"]
-QUANTIZATIONS = ("int8", "fp8")
+QUANTIZATIONS = get_args(Quantization)
 
 
 def check_name(how: str | None) -> None:

@@ -1,5 +1,8 @@
+import sys
+
 import pytest
 
+from janus_dola import JanusDoLa, cli
 from tests.janus_dola.batch_helpers import FastPipe
 
 
@@ -20,3 +23,17 @@ def drawn_prompts(fast, monkeypatch):
         lambda self, prompts, *rest, **more: calls.append(prompts) or draw(self, prompts, *rest, **more),
     )
     return calls
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, mini):
+    """Runs the command line in this process on the mini model; returns exit status, stdout and stderr."""
+    monkeypatch.setattr(JanusDoLa, "from_pretrained", classmethod(lambda cls, *args, **kwargs: mini))
+
+    def run(*arguments, app=cli.app):
+        monkeypatch.setattr(sys, "argv", ["janus-dola", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(app)
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run

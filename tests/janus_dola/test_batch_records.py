@@ -35,6 +35,7 @@ def read(path, settings=SETTINGS):
         ("a.tsv", 'Prompt\tCategory\na red circle\tBasic\n\nwords "b"\tx\nc', ["a red circle", 'words "b"', "c"]),
         ("a.csv", '\ufeffn,prompt\r\n1,"a, ""b""\nc"\r\n2,d\r\n', ['a, "b"\nc', "d"]),
         ("a.csv", "prompt;n\na, b;1\n", ["a, b"]),
+        ("a.csv", "n, Prompt \r\n1,a\r\n", ["a"]),
     ],
 )
 def test_every_form_gives_its_prompts(tmp_path, name, content, prompts):
@@ -168,6 +169,41 @@ def test_utf_16_is_read_where_its_mark_says_so_and_else_refused(tmp_path, encodi
     assert all(isinstance(other, BadRecord) for other in others)
     (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\r\n{"prompt": "b"}', encoding=f"{encoding}-le")
     assert all("without a byte order mark" in record.reason for record in read(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "ein Kreis\r\nüñ\r\n"),
+        ("a.csv", 'prompt,n\r\nein Kreis,1\r\n"üñ",2\r\n'),
+        ("a.tsv", "n\tprompt\r\n1\tein Kreis\r\n2\tüñ\r\n"),
+        ("a.json", '["ein Kreis",\r\n"üñ"]\r\n'),
+        ("a.jsonl", '{"prompt": "ein Kreis"}\r\n{"prompt": "üñ"}\r\n'),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_every_form_is_read_as_other_programs_write_it(tmp_path, name, content, encoding):
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    assert [record.prompt for record in read(tmp_path / name)] == ["ein Kreis", "üñ"]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "1.txt").write_bytes("üñ\r\n".encode(encoding))
+    assert [record.prompt for record in read(folder)] == ["üñ"]
+
+
+def test_files_of_other_forms_are_refused_by_name(tmp_path):
+    for name, content, fault in (
+        ("lines.json", b'{"prompt": "a"}\n{"prompt": "b"}', r"Extra data: .*; an object a line is \.jsonl"),
+        ("other.csv", b"prompt\tn\na\t1\n", r"header must have the key 'prompt', got 'prompt\\tn'"),
+        ("wide.csv", "prompt,n\na,1\n".encode("utf-16-le"), r"is it UTF-16 without a byte order mark\?"),
+        ("half.txt", "ab".encode("utf-16")[:-1], "must be the utf-16 that its byte order mark says"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"prompt file .*{name} .*{fault}"):
+            read(tmp_path / name)
+    (tmp_path / "old.txt").write_bytes(b"a red circle\ra blue square\r")
+    (bad,) = read(tmp_path / "old.txt")
+    assert bad.reason == "line 1: must end in LF or CR LF, got a CR alone: 'a red circle\\ra blue square'"
 
 
 def test_a_table_with_its_own_settings_and_columns(tmp_path):

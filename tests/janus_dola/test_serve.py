@@ -170,7 +170,7 @@ LOOKS = [
 ]
 
 
-def test_files_are_those_of_generate_alone_and_among_others(server, mini, tmp_path, monkeypatch, one_rounding):
+def test_files_are_those_of_generate_alone_and_among_others(server, mini, tmp_path, monkeypatch, capsys, one_rounding):
     monkeypatch.setattr(JanusDoLa, "from_pretrained", classmethod(lambda cls, *args, **kwargs: mini))
     wanted = []
     for fields, options in LOOKS:
@@ -179,7 +179,7 @@ def test_files_are_those_of_generate_alone_and_among_others(server, mini, tmp_pa
         with pytest.raises(SystemExit) as ended:
             cli.run(cli.app)
         assert not ended.value.code
-        wanted.append((tmp_path / "0_a_red_circle_p0.png").read_bytes())
+        wanted.append(Path(capsys.readouterr().out.strip()).read_bytes())
     alone = [server.client.images.generate(prompt="a red circle", extra_body=fields) for fields, _ in LOOKS]
     assert [content(answer.data[0]) for answer in alone] == wanted
 

@@ -58,10 +58,11 @@ def test_ctrl_c_during_imports_is_quiet(module, tmp_path):
         "        if name == 'transformers':\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Interrupting())\n"
-        f"sys.argv = ['janus-dola', '--help']; runpy.run_module('{module}', run_name='__main__')\n"
+        "prompts = ['--prompts', 'p.txt'] if 'batch' in sys.argv[1] else ['generate', 'x']\n"
+        f"sys.argv = ['janus-dola', *prompts]; runpy.run_module('{module}', run_name='__main__')\n"
     )
     begin = time.perf_counter()
-    ended = shell("-c", code, cwd=tmp_path)
+    ended = shell("-c", code, module, cwd=tmp_path)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
     assert time.perf_counter() - begin < 30
 
@@ -81,3 +82,51 @@ def test_the_package_imports_torch_only_when_asked(tmp_path):
     assert shell("-c", code, cwd=tmp_path).stdout.split() == [b"True"]
     ended = shell("-c", "import janus_dola; janus_dola.nothing", cwd=tmp_path)
     assert b"module 'janus_dola' has no attribute 'nothing'" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--help"], 0, "generate"),
+        (["--version"], 0, "janus-dola "),
+        (["genrate", "x"], 2, "generate"),
+        (["generate", "--help"], 0, "N-8, N-6, N-4 and N-2"),
+        (["generate", "x", "--alhpa", "1"], 2, "--alpha"),
+        (["generate", "x", "--backend", "gpu"], 2, "reference"),
+        (["batch"], 2, "--prompts"),
+    ],
+)
+def test_help_and_wrong_options_come_without_torch(tmp_path, arguments, status, said):
+    code = (
+        "import runpy, sys, atexit\n"
+        "atexit.register(lambda: print(sorted({'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules))))\n"
+        f"sys.argv = ['janus-dola', *{arguments!r}]; runpy.run_module('janus_dola', run_name='__main__')\n"
+    )
+    ended = shell("-c", code, cwd=tmp_path, COLUMNS="100", NO_COLOR="1")
+    out = ended.stdout.decode().splitlines()
+    assert ended.returncode == status, ended.stderr
+    assert said in " ".join((ended.stdout + ended.stderr).decode().split())
+    assert out[-1] == "[]"
+
+
+def test_versions_are_those_that_are_imported(tmp_path):
+    ended = shell("-m", "janus_dola", "--version", cwd=tmp_path)
+    import torch
+    import transformers
+
+    assert f"(torch {torch.__version__}, transformers {transformers.__version__}, Python 3." in ended.stdout.decode()
+
+
+def test_other_libraries_say_nothing_on_stderr_and_our_warnings_are_kept(tmp_path):
+    code = (
+        "import logging, runpy, sys, warnings\n"
+        "from janus_dola.libraries import import_libraries\n"
+        "from janus_dola.terminal import prepare_streams\n"
+        "prepare_streams(); import_libraries()\n"
+        "import transformers.quantizers.auto  # imports torchao where it is installed\n"
+        "logging.getLogger('torchao').warning('Failed to load')\n"
+        "warnings.warn('will change', FutureWarning)\n"
+        "warnings.warn('ours')\n"
+    )
+    ended = shell("-c", code, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"janus-dola: warning: ours\n")

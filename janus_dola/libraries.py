@@ -1,0 +1,29 @@
+"""Imports torch and transformers for the command line, and sees to it that only janus-dola talks to its user."""
+
+import logging
+import sys
+import warnings
+
+from janus_dola.__main__ import import_quietly
+
+
+def import_libraries() -> None:
+    """Imports what takes seconds, when a command needs it; help and wrong options come without it."""
+    import_quietly("torch")
+    # What transformers imports where it is installed says on stderr which of its parts this machine lacks.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of what libraries will change: not for users
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # images that it warns of carry no recipe
+    import_quietly("janus_dola.pipeline")
+    import huggingface_hub
+    import transformers
+
+    from janus_dola.threads import use_processors
+
+    use_processors()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # what is wrong with a model is said by the one line
+    huggingface_hub.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        huggingface_hub.utils.disable_progress_bars()

@@ -1,0 +1,54 @@
+"""Files that a command writes beside those that are there: it replaces none unasked, and follows no link."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
+    """Before anything is drawn for nothing.
+
+    Args:
+        overwrite: files may be there; links and folders may not.
+    Raises:
+        ValueError: a path is taken.
+    """
+    wanted = list(paths)
+    links = [path for path in wanted if path.is_symlink()]
+    if links:
+        raise ValueError(f"{links[0]} is a link, which is not followed: move it away, or take another --outdir")
+    folders = [path for path in wanted if path.is_dir()]
+    if folders:
+        raise ValueError(f"{folders[0]} is a folder, and an image would have its name: take another --outdir")
+    there = [path for path in wanted if path.exists()]
+    if there and not overwrite:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise ValueError(f"{there[0]}{more} would be replaced: take another --outdir, or --overwrite what is there")
+
+
+def make_folder(outdir: Path) -> None:
+    """Makes the folder for the images, if need be.
+
+    Raises:
+        ValueError: it cannot be made, or not be written to.
+    """
+    try:
+        outdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"outdir {outdir} must be a folder that can be made: {error.strerror}") from error
+    if not os.access(outdir, os.W_OK):
+        raise ValueError(f"outdir {outdir} must be a folder that can be written to")
+
+
+def write_new(path: Path, content: bytes, overwrite: bool) -> None:
+    """Writes a file.
+
+    Raises:
+        FileExistsError: it is there, and `overwrite` is false.
+        OSError: it is a link, or the disk refuses.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if overwrite else os.O_EXCL)
+    # Where a system has no O_NOFOLLOW or O_BINARY, they say nothing.
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+        file.write(content)
