@@ -8,7 +8,10 @@ OF_TRANSFORMERS := tests/janus_dola/test_against_transformers.py tests/janus_dol
 QUICK := tests/janus_dola/test_exact.py tests/janus_dola/test_recorded_tokens.py tests/janus_dola/test_pipeline.py \
 	tests/janus_dola/test_families.py tests/janus_dola/test_engine.py tests/kernels/test_block.py tests/kernels/test_reference.py
 
-.PHONY: help test test-quick test-rounding test-triton test-newest test-compat lint format types demo bench report bench-compare static-report gpu-check tune batch-memory passes train-mini score-mini evaluate-mini clean
+# The newest CPU build of torch that pip's index lists. Without one pip takes the newest torch, with gigabytes for GPUs.
+NEWEST_TORCH = torch$(addprefix ==,$(shell $(PYTHON) -m pip index versions torch 2>/dev/null | grep -oE '[0-9.]+[+]cpu' | head -n 1))
+
+.PHONY: help test test-quick test-rounding test-triton test-newest test-compat test-install lint format types demo bench report bench-compare static-report gpu-check tune batch-memory passes train-mini score-mini evaluate-mini clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -16,7 +19,7 @@ help:  ## this list
 test: .venv/ready  ## run the tests
 	$(BIN)/python -m pytest
 
-test-quick: .venv/ready  ## what the engine promises, in about three minutes
+test-quick: .venv/ready  ## what the engine promises (100 s of processor time)
 	$(BIN)/python -m pytest $(QUICK)
 
 test-rounding: .venv/ready  ## the same with every product perturbed by the size of its rounding
@@ -25,11 +28,14 @@ test-rounding: .venv/ready  ## the same with every product perturbed by the size
 test-triton: .venv/ready .venv-triton-3.6/ready  ## compile the kernels for GPUs by the oldest Triton that is promised
 	PYTHONPATH=$(CURDIR)/.venv-triton-3.6 $(BIN)/python -m pytest tests/bench/test_static_report.py
 
-test-newest: .venv-newest/ready  ## the same with the newest of all dependencies, but for torch
+test-newest: .venv-newest/ready  ## the same with the newest of all dependencies
 	.venv-newest/bin/python -m pytest $(QUICK) $(OF_TRANSFORMERS)
 
 test-compat: .venv-compat/ready  ## run what depends on transformers with transformers 4
 	$(COMPAT)/python -m pytest $(QUICK) $(OF_TRANSFORMERS)
+
+test-install:  ## install it into a fresh environment, and run what the README shows there
+	$(PYTHON) tests/run_readme.py $(NEWEST_TORCH)
 
 lint: .venv/ready  ## check style and format
 	$(BIN)/ruff check .
@@ -42,8 +48,8 @@ format: .venv/ready  ## mend style and format
 types: .venv/ready  ## check the types of the public packages
 	$(BIN)/mypy
 
-demo: .venv/ready  ## draw a contact sheet and layer maps with the mini model
-	$(BIN)/janus-dola demo --outdir demo_out --overwrite
+demo: .venv-demo/ready  ## draw a contact sheet and layer maps with the mini model
+	.venv-demo/bin/janus-dola demo --outdir demo_out --overwrite
 
 bench: .venv/ready  ## time everything on this machine's CPU and write the report (about 5 minutes on 2 cores)
 	$(BIN)/python -m pytest bench/speed --benchmark-only --device cpu --benchmark-columns=median,iqr,rounds \
@@ -110,8 +116,13 @@ evaluate-mini: .venv/ready  ## measure what DoLa does to the mini model's pictur
 
 .venv-newest/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet torch==2.13.0 --editable '.[test]'
+	.venv-newest/bin/python -m pip install --quiet $(NEWEST_TORCH) --editable '.[test]'
+	touch $@
+
+.venv-demo/ready: pyproject.toml tests/constraints.txt
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python -m pip install --quiet --no-compile --constraint tests/constraints.txt --editable .
 	touch $@
 
 clean:  ## remove environments and build products
-	rm -rf .venv .venv-compat .venv-newest .venv-triton-3.6 build dist *.egg-info demo_out
+	rm -rf .venv .venv-compat .venv-demo .venv-install .venv-newest .venv-triton-3.6 build dist *.egg-info demo_out

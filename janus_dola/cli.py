@@ -90,7 +90,7 @@ def _told(error: RuntimeError) -> object:
     """What is said of an error that can happen to a sound command; others are raised again."""
     import torch
 
-    from janus_dola.batch.pool import WorkersLostError
+    from janus_dola.batch.worker import WorkersLostError
     from janus_dola.outputs import NonFiniteError
 
     if isinstance(error, NonFiniteError | WorkersLostError):

@@ -1,13 +1,6 @@
-"""`python -m janus_dola.run_batch_prompts`: the batch command under its original name and flags."""
+"""The name under which the original integration has `janus_dola.original.run_batch_prompts`."""
 
-from janus_dola.__main__ import import_quietly
-
-
-def main() -> None:
-    """Runs the command line with `batch` alone."""
-    cli = import_quietly("janus_dola.cli")
-    cli.run(cli.batch_alone())
-
+from janus_dola.original.run_batch_prompts import main
 
 if __name__ == "__main__":
     main()

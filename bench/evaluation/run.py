@@ -28,7 +28,7 @@ from bench.evaluation.matching import match_temperature
 from bench.evaluation.measure import Sampling, measure
 from bench.evaluation.metrics import METRICS, Bootstrap, per_prompt
 from bench.evaluation.task import Task
-from janus_dola.batch.digests import checked, file_digest, with_checksum
+from janus_dola.batch.files import checked, file_digest, with_checksum
 from janus_dola.batch.formats import parse_json, shown
 from janus_dola.geneval import place_for
 from janus_dola.image_files import Recipe, save_image

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.dola_runtime import (
+from janus_dola.original.dola_runtime import (
     compute_logprobs_from_hidden,
     contrast_with_apc_from_logprobs,
     select_layer_by_jsd,

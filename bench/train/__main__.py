@@ -4,7 +4,7 @@
     python -m bench.train --only backbone # the language model again, on the image tokenizer already in --work
 
 The weights in the repository took an hour for the image tokenizer and 77 minutes for the language model, on 2 CPU cores that
-also ran other work; bench/README.md tells the stages.
+also ran other work, in seven stages that bench/train/README.md tells. This command has not been run from end to end.
 """
 
 from pathlib import Path

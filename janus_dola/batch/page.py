@@ -10,8 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from janus_dola.batch.files import sync_folder, write_whole
-from janus_dola.batch.manifest import Manifest
+from janus_dola.batch.files import Manifest, sync_folder, write_whole
 from janus_dola.layer_map import colour_of_layer, css, css_ramp
 
 PAGE, DATA = "index.html", "index_data.js"

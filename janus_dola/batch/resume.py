@@ -1,4 +1,9 @@
-"""What a folder already holds of a run, and whether it is of the same run."""
+"""What a folder already holds: whose it is, what in it a run may replace, and which images of a run are done.
+
+A run writes into a folder that is empty or that a run began, as its `run.json` shows. With `--overwrite` it takes others,
+too, and deletes there what runs made: files that a manifest names with the digest that they still have. The lines of the
+manifest (an image that was drawn, one that failed, a malformed prompt) are made here, where they are also compared.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -6,11 +11,141 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from janus_dola.batch.entries import Entry, entry_of, names_of
-from janus_dola.batch.manifest import Manifest
-from janus_dola.batch.ownership import unchanged
-from janus_dola.batch.records import Numbered
-from janus_dola.batch.settings import Settings, Task
+from janus_dola.batch.files import (
+    MANIFEST,
+    RUN_FILE,
+    WORK,
+    Entry,
+    Manifest,
+    RunFile,
+    digest,
+    file_digest,
+    is_manifest,
+    telling,
+)
+from janus_dola.batch.page import DATA, PAGE, is_of_page
+from janus_dola.batch.records import BadRecord, Numbered
+from janus_dola.batch.settings import Settings, Task, name_of
+from janus_dola.batch.worker import Drawn, Failed
+
+MAPS = "maps"  # the folder of the layer maps
+_WRITTEN = (WORK, MAPS, MANIFEST, PAGE, DATA, RUN_FILE)  # besides images, of which a link is replaced by the image
+
+
+def names_of(task: Task, settings: Settings) -> tuple[str, str | None]:
+    """Where an image and its layer map lie in the folder; there is no map without DoLa."""
+    fields = {
+        "words": task.prompt,
+        "id": task.index if task.id is None else task.id,
+        "index": task.index,
+        "k": task.k,
+        "number": task.number,
+        "seed": task.seed,
+    }
+    name = name_of(settings.name_template, fields, settings.image_format)
+    return name, f"{MAPS}/{Path(name).stem}.png" if task.drawing.dola is not None else None
+
+
+def entry_of(task: Task) -> Entry:
+    """What the line of an image says whether it was drawn or not."""
+    return {
+        "image": task.number,
+        "index": task.index,
+        "k": task.k,
+        "id": task.id,
+        "prompt": task.prompt,
+        "seed": task.seed,
+        "settings": task.drawing.named(),
+        **({"extra": task.extra} if task.extra else {}),
+    }
+
+
+def drawn_entry(task: Task, drawn: Drawn, settings: Settings) -> Entry:
+    """The line of an image that was drawn; JSD in nats."""
+    name, its_map = names_of(task, settings)
+    return {
+        "file": name,
+        "map": its_map if drawn.layer_map is not None else None,
+        **entry_of(task),
+        "mean_jsd": drawn.mean_jsd,
+        "max_jsd": drawn.max_jsd,
+        "layers": {str(layer): count for layer, count in drawn.layers.items()},
+        "seconds": drawn.seconds,
+        "digest": digest(drawn.content),
+        "map_digest": digest(drawn.layer_map) if drawn.layer_map is not None else None,
+    }
+
+
+def failed_entry(task: Task, failed: Failed) -> Entry:
+    """The line of an image that could not be drawn."""
+    return {"file": None, **entry_of(task), "error": failed.error}
+
+
+def bad_entry(number: int, record: BadRecord) -> Entry:
+    """The line of a malformed prompt, under the number that its first image would have had."""
+    return {"file": None, "image": number, "index": record.index, "k": None, "prompt": None, "error": record.reason}
+
+
+def look_into(outdir: Path, overwrite: bool) -> RunFile | None:
+    """What the run that began a folder had; None where there was no run. Writes nothing.
+
+    Raises:
+        ValueError: the folder holds what is not provably of a run, or a link in place of what a run writes; or, with
+            `overwrite`, what would be in the way.
+        OutDirError: it cannot be read.
+    """
+    if not outdir.exists():
+        return None
+    with telling(outdir):
+        link = next((name for name in _WRITTEN if (outdir / name).is_symlink()), None)
+        if link is not None:
+            raise ValueError(
+                f"outdir {outdir} holds a link {link}, which is not followed. Move it away, or take another --outdir"
+            )
+        with os.scandir(outdir) as inside:
+            other = next((entry.name for entry in inside if entry.name != WORK), None)
+        before = RunFile.read(outdir)
+        if before is None and other is not None and not overwrite:
+            raise ValueError(
+                f"outdir {outdir} must be empty or begun by an earlier run, but holds {other!r} and no run.json. "
+                "Take another --outdir; --overwrite replaces what earlier runs made there, and leaves the rest"
+            )
+        in_the_way = [name for name in (PAGE, DATA) if os.path.lexists(outdir / name) and not is_of_page(outdir / name)]
+        if before is None and os.path.lexists(outdir / MANIFEST) and not is_manifest(outdir / MANIFEST):
+            in_the_way.append(MANIFEST)
+        if in_the_way:
+            raise ValueError(
+                f"outdir {outdir} holds a file {in_the_way[0]} that is not as a run wrote it. "
+                "Move it away, or take another --outdir"
+            )
+        return before
+
+
+def replaceable(outdir: Path, manifest: Manifest, wanted: Iterable[str]) -> list[str]:
+    """The files that the manifest names and that nobody changed since, by name.
+
+    Args:
+        wanted: names of the files that a new run will write.
+    Raises:
+        ValueError: one of those is there and not of a run.
+    """
+    ours = dict.fromkeys(name for entry in manifest for name in unchanged(outdir, entry))
+    theirs = next((name for name in wanted if name not in ours and os.path.lexists(outdir / name)), None)
+    if theirs is not None:
+        raise ValueError(
+            f"outdir {outdir} holds a file {theirs} that is not as an earlier run wrote it, and this run would write one. "
+            "Move it away, or take another --outdir"
+        )
+    return list(ours)
+
+
+def unchanged(outdir: Path, entry: Entry) -> Iterator[str]:
+    """The files of a line of the manifest, image and map, that still have the digest that it gives."""
+    for kind, its_digest in (("file", "digest"), ("map", "map_digest")):
+        name = entry.get(kind)
+        if name and file_digest(outdir / name) == entry[its_digest]:
+            yield name
+
 
 MISSING, DONE, FAILED = 0, 1, 2  # states of an image
 _CHECKED_AT_ONCE = 512

@@ -1,35 +1,66 @@
 """Draws any number of prompts into a folder, and goes on where an earlier run of the same command stopped."""
 
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import FrameType
 
 from tqdm.auto import tqdm
 
-from janus_dola.batch.batches import Batch, batches
-from janus_dola.batch.entries import MAPS, bad_entry, drawn_entry, failed_entry, names_of
-from janus_dola.batch.files import held, sync_folder, telling, write_whole
-from janus_dola.batch.interrupt import Interrupt
-from janus_dola.batch.manifest import NAME as MANIFEST
-from janus_dola.batch.manifest import Manifest
-from janus_dola.batch.names import Distinct
-from janus_dola.batch.ownership import look_into, replaceable
+from janus_dola.batch.files import MANIFEST, Manifest, RunFile, held, sync_folder, telling, write_whole
 from janus_dola.batch.page import write_page
-from janus_dola.batch.pool import Compute, InProcess, Pool, Results
 from janus_dola.batch.records import BadRecord, Numbered, Prompts, Records, numbered, open_records
-from janus_dola.batch.resume import DONE, FAILED, MISSING, delete, states_of
-from janus_dola.batch.run_file import RunFile
-from janus_dola.batch.settings import Settings, Task
-from janus_dola.batch.worker import Failed
+from janus_dola.batch.resume import (
+    DONE,
+    FAILED,
+    MAPS,
+    MISSING,
+    bad_entry,
+    delete,
+    drawn_entry,
+    failed_entry,
+    look_into,
+    names_of,
+    replaceable,
+    states_of,
+)
+from janus_dola.batch.settings import Distinct, Settings, Task
+from janus_dola.batch.worker import Batch, Compute, Failed, InProcess, Pool, Results, batches
 from janus_dola.checks import integer, shown
 from janus_dola.choices import HINT_AT_MINI, MINI
 from janus_dola.models.load import public_name
 from janus_dola.pipeline import JanusDoLa
+
+
+class Interrupt(AbstractContextManager["Interrupt"]):
+    """Notes the first Ctrl-C in `requested`; the second raises KeyboardInterrupt. Does nothing outside the main thread."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> "Interrupt":
+        self._before = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._noted)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _noted(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        tqdm.write("finishing the batch in hand; Ctrl-C again stops at once", file=sys.stderr)
+
 
 _SECONDS_BETWEEN_LINES = 60  # of progress in a log file
 _LINES_AT_ONCE = 512

@@ -121,7 +121,7 @@ def batch(
     index.html to look at them. The model fixes the size of images.
     """
     from janus_dola.batch import Compute, Settings, run_batch
-    from janus_dola.batch.manifest import NAME as MANIFEST
+    from janus_dola.batch.files import MANIFEST
     from janus_dola.batch.page import PAGE
 
     base = parse_seed(seed, outdir)

@@ -117,7 +117,7 @@ def parse_seed(text: str, outdir: Path | None = None) -> int:
         ValueError: it is neither.
     """
     if text in ("random", "-1"):
-        from janus_dola.batch.run_file import RunFile
+        from janus_dola.batch.files import RunFile
 
         begun = None if outdir is None else RunFile.read(outdir)
         return random.getrandbits(48) if begun is None else begun.settings["seed"]

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 import ray
 from ray import serve
 
-from janus_dola.batch.pool import Compute
-from janus_dola.batch.ray_address import connect
-from janus_dola.batch.ray_pool import plan_workers
+from janus_dola.batch.ray_pool import connect, plan_workers
+from janus_dola.batch.worker import Compute
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.service import Options, Service
 from janus_dola.terminal import complain

@@ -40,7 +40,7 @@ def name(row: dict) -> str:
 
 
 def test_every_configuration_of_the_table_was_compiled(report):
-    table = json.loads((ROOT / "kernels" / "launch_table.json").read_text(encoding="utf-8"))
+    table = json.loads((ROOT / "janus_dola" / "kernels" / "launch_table.json").read_text(encoding="utf-8"))
     assert {row["generation"] for row in report} == set(table) == {"sm_80", "sm_89", "sm_90", "sm_100", "gfx942"}
     for generation, kernels in table.items():
         for kernel in ("project", "codebook"):

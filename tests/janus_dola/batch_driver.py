@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from janus_dola import JanusDoLa
-from janus_dola.batch import Compute, Settings, files, manifest, run_batch, runner
+from janus_dola.batch import Compute, Settings, files, run_batch, runner
 
 
 def run(pipe: JanusDoLa, prompts: Path, outdir: Path, sabotage=None) -> int:
@@ -79,9 +79,9 @@ def die_inside_the_manifest(countdown: int):
             die()
 
     def sabotage():
-        manifest.Manifest.append = append
+        files.Manifest.append = append
 
-    append_whole = manifest.Manifest.append
+    append_whole = files.Manifest.append
     return sabotage
 
 
@@ -96,9 +96,9 @@ def die_between_manifest_and_files(countdown: int):
             die()
 
     def sabotage():
-        manifest.Manifest.append = append
+        files.Manifest.append = append
 
-    append_whole = manifest.Manifest.append
+    append_whole = files.Manifest.append
     return sabotage
 
 

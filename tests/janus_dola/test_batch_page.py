@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from janus_dola.batch import Settings, run_batch
-from janus_dola.batch.files import held
-from janus_dola.batch.manifest import Manifest
+from janus_dola.batch.files import Manifest, held
 from janus_dola.batch.page import write_page
 from tests.janus_dola.batch_helpers import SHAPES, lines
 

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from janus_dola.batch import Compute, Settings, ray_address, run_batch
+from janus_dola.batch import Compute, Settings, ray_pool, run_batch
 from janus_dola.batch.ray_pool import plan_workers
 from tests.janus_dola.batch_helpers import SHAPES, lines, pictures, without_seconds
 
@@ -64,8 +64,6 @@ def cluster():
 
 
 def test_a_batch_that_kills_every_worker_fails_and_the_run_goes_on(tmp_path, monkeypatch, cluster):
-    from janus_dola.batch import ray_pool
-
     class Dies(ray_pool._Actor):
         def load(self, settings, compute):
             return "float32", 2, f"pid {os.getpid()} on this"
@@ -113,8 +111,6 @@ def test_workers_fit_the_cluster(resources, compute, plan):
 
 
 def test_a_frozen_worker_is_replaced_and_a_slow_one_is_not(tmp_path, monkeypatch, cluster):
-    from janus_dola.batch import ray_pool
-
     marker = tmp_path / "frozen once"
 
     class Freezes(ray_pool._Actor):
@@ -158,8 +154,8 @@ ANSWERS = {
 @pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "auto"])
 def test_a_port_that_is_not_rays_is_said_soon(tmp_path, monkeypatch, answer, form):
-    assert ray_address._SECONDS <= 5
-    monkeypatch.setattr(ray_address, "_SECONDS", 0.5)
+    assert ray_pool._SECONDS_TO_CONNECT <= 5
+    monkeypatch.setattr(ray_pool, "_SECONDS_TO_CONNECT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
@@ -182,7 +178,7 @@ def test_a_port_that_is_not_rays_is_said_soon(tmp_path, monkeypatch, answer, for
 
 
 def test_rays_own_port_is_known(cluster):
-    ray_address.knock(ray.get_runtime_context().gcs_address)
+    ray_pool.knock(ray.get_runtime_context().gcs_address)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from janus_dola import DoLaConfig
 from janus_dola.batch import Settings
-from janus_dola.batch.batches import batches
 from janus_dola.batch.records import BadRecord, Record, numbered, open_records
+from janus_dola.batch.worker import batches
 from janus_dola.settings import DrawSettings
 from tests.bounds import bounded
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from janus_dola import DoLaConfig, NonFiniteError
 from janus_dola.batch import Compute, Settings, run_batch, runner
-from janus_dola.batch.entries import names_of
 from janus_dola.batch.files import LOCK, WORK
+from janus_dola.batch.resume import names_of
 from janus_dola.batch.settings import Task
 from janus_dola.image_files import read_recipe
 from janus_dola.settings import DrawSettings

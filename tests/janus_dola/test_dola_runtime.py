@@ -1,4 +1,4 @@
-"""The names of the original integration do real work."""
+"""The names of the original integration do real work under their old names; `janus_dola/original/` is behind them."""
 
 import math
 
