@@ -60,7 +60,14 @@ def _images(record: Record) -> str:
 SECTIONS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "Head stage": (
         "Hidden states of all layers to sampled code; `candidates` beside the final layer; guidance 5, alpha 0.1.",
-        lambda record: _listing(record, "test_head_stage", ["shape", "dtype", "images", "candidates", "backend"]),
+        lambda record: "\n".join(
+            _listing(record, test, facts)
+            for test, facts in (
+                ("test_head_stage", ["shape", "dtype", "images", "candidates", "backend"]),
+                ("test_logits", ["shape", "images", "logits"]),
+            )
+            if test == "test_head_stage" or record.select(test)
+        ),
     ),
     "Sweep": (
         "Logits of 5 layers to sampled code.",
@@ -89,8 +96,8 @@ def report(record: Record) -> str:
     text = [
         f"### {record.device}",
         "",
-        f"Made with {made}. Measured ceilings: copy {record.ceilings['bytes_per_second'] / 1e9:.3g} GB/s; matrix products, "
-        f"TFLOP/s: {rates}.",
+        f"Made with {made}. Measured ceilings: {'read' if record.on_gpu else 'copy'} "
+        f"{record.ceilings['bytes_per_second'] / 1e9:.3g} GB/s; matrix products, TFLOP/s: {rates}.",
         "",
     ]
     for name, (what, table) in SECTIONS.items():

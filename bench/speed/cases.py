@@ -11,7 +11,9 @@ from janus_dola.kernels.packed import PackedHalf
 from janus_dola.kernels.types import Decoding, Decodings, Head
 
 CACHE = 64 << 20  # bytes; no less than the second-level cache of the GPUs this runs on
+TIMES_THE_CACHE = {"cuda": 8, "cpu": 2}  # which is not emptied from its oldest entry on: a part would stay over a round
 MOST = 16  # cases of a small head
+SPREADS = {"flat": 0.25, "as drawn": 1.0, "peaked": 4.0}  # of the logits, over those of a plain random head
 GUIDED = Decoding()
 
 
@@ -30,14 +32,30 @@ def guided(case: Case) -> Decodings:
     return GUIDED.repeated(len(case.seeds), case.hidden_states)
 
 
-def random_cases(shape: floor.HeadShape, layers: int, images: int, dtype: torch.dtype, device: str) -> list[Case]:
-    """So many cases that together they do not fit into the cache. Never zeros. float16 on a CPU is packed."""
+def number_of_cases(bytes_of_one: int, device: str, most: int = MOST) -> int:
+    """So many that together they do not fit into the cache; at the most so many, where one is small."""
+    return min(most, -(-TIMES_THE_CACHE[device] * CACHE // bytes_of_one))
+
+
+def random_cases(
+    shape: floor.HeadShape,
+    layers: int,
+    images: int,
+    dtype: torch.dtype,
+    device: str,
+    spread: str = "as drawn",
+) -> list[Case]:
+    """Cases that together do not fit into the cache. Never zeros. float16 on a CPU is packed.
+
+    `spread` is one of `SPREADS`: hundreds of codes are plausible where logits are flat, one or two where they are peaked,
+    and the sweep has most to do in the first.
+    """
     width = shape.hidden if shape.width is None else shape.width
     size = floor.head_stage(shape, layers, images, dtype).bytes
     packed = device == "cpu" and dtype == torch.float16
     dtype = torch.float32 if packed else dtype
     found = []
-    for _ in range(min(MOST, -(-2 * CACHE // size))):
+    for _ in range(number_of_cases(size, device)):
 
         def normal(*sizes: int, scale: float = 1.0) -> Tensor:
             return torch.randn(*sizes, device=device).mul_(scale).to(dtype)
@@ -49,7 +67,7 @@ def random_cases(shape: floor.HeadShape, layers: int, images: int, dtype: torch.
         head = Head(
             norm_weight=normal(shape.hidden, scale=0.1) + 1,
             norm_eps=1e-6,
-            code_weight=matrix(shape.codes, width, 1.7 * width**-0.5),
+            code_weight=matrix(shape.codes, width, SPREADS[spread] * 1.7 * width**-0.5),
             code_bias=normal(shape.codes, scale=0.1),
             proj_weight=None if shape.width is None else matrix(width, shape.hidden, shape.hidden**-0.5),
             proj_bias=None if shape.width is None else normal(width, scale=0.1),

@@ -64,3 +64,22 @@ def test_head_stage(timed, device, backend, shape, images, candidates, dtype):
 
 
 test_head_stage.cases = CASES
+
+
+def test_logits(timed, device, shape, images, logits):
+    """The kernels, where many codes are plausible and where few are: what they do for a code depends on that."""
+    sizes, dtype = floor.SHAPES[shape], torch.bfloat16
+    inputs = cases.random_cases(sizes, 5, images, dtype, device, logits)
+    timed(
+        cases.calls(inputs, stage("triton")), floor.head_stage(sizes, 5, images, dtype), graph=True,
+        shape=shape, images=images, logits=logits, dtype="bfloat16",
+    )  # fmt: skip
+
+
+test_logits.cases = {
+    "cpu": {},
+    "cuda": {
+        f"{shape}-{images}-{logits}": {"shape": shape, "images": images, "logits": logits}
+        for shape in ("1B", "7B") for images in (1, 16) for logits in ("flat", "peaked")
+    },
+}  # fmt: skip

@@ -28,7 +28,7 @@ def test_sweep(timed, device, backend, shape, images):
     work = floor.sweep(sizes, LAYERS, images)
     inputs = [
         (torch.randn(LAYERS, images, sizes.codes, device=device), torch.arange(images, device=device) + i)
-        for i in range(min(64, -(-2 * cases.CACHE // work.bytes)))
+        for i in range(cases.number_of_cases(work.bytes, device, most=64))
     ]
     position = torch.full((images,), 7, device=device)
     sweep = torch_sweep

@@ -100,6 +100,26 @@ def test_the_host_waits_for_nothing(model, monkeypatch, dola, temperature, backe
     assert drawn.tokens.shape == (parts.image_tokens,)
 
 
+@pytest.mark.parametrize("window", [1, 8])
+@torch.no_grad()
+def test_launches_of_a_pass_are_those_of_its_forecast(model, monkeypatch, window):
+    """Six a block, one before the first, the head stage (one operator here), and small ones by torch."""
+    if front.fused is None:
+        pytest.skip("needs Triton")
+    from bench.forecast.whole_pass import small_launches
+
+    parts, weights = model
+    monkeypatch.setattr(front.fused, "obstacle", lambda device, dtype: None)
+    planned = replace(plan(parts, DrawSettings(), "gumbel", "triton", "eager"), window=window)
+    decoder = Decoder(parts, weights, planned, 3, 128)
+    with Launches(monkeypatch) as launches:
+        decoder.step(64)
+    of_blocks = [name for name in launches.names if name.endswith("_kernel")]
+    assert len(of_blocks) == 6 * parts.num_layers + 1
+    assert launches.names.count("janus_dola::early_exit") == 1
+    assert len(launches.names) - len(of_blocks) - 1 == small_launches(window)
+
+
 def test_what_reads_a_value_back_is_seen():
     numbers = torch.zeros(3, device="meta")
     with pytest.raises((RuntimeError, NotImplementedError)):
