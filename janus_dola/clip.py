@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from janus_dola.extras import needed
+from janus_dola.extras import import_extra
 from janus_dola.image_files import read_recipe
 
 Scorer = Callable[[Sequence[Image.Image], Sequence[str]], list[float]]
@@ -54,7 +54,7 @@ def clip_scorer(model: str, device: str | torch.device) -> Scorer:
     Raises:
         ValueError: open_clip is not installed, there is no such model, or its weights cannot be loaded.
     """
-    open_clip = needed("open_clip", "clip", "the CLIP score")
+    open_clip = import_extra("open_clip", "clip", "the CLIP score")
     architecture, separator, weights = model.partition(":")
     if not separator or not weights:
         raise ValueError(f'clip must be ARCHITECTURE:WEIGHTS, such as "ViT-L-14:openai", got {model!r}')

@@ -4,7 +4,7 @@ import importlib
 from types import ModuleType
 
 
-def needed(module: str, extra: str, what: str) -> ModuleType:
+def import_extra(module: str, extra: str, what: str) -> ModuleType:
     """Imports `module`.
 
     Args:

@@ -9,8 +9,8 @@ from PIL import Image
 from bench.evaluation.figures import check_available, draw_figures
 from bench.evaluation.grid import parse_grid
 from bench.evaluation.report import tables
-from bench.evaluation.run import Evaluation, Settings, check_counts
-from bench.evaluation.task import CLIP_SCORE, Judge, Task, geneval_task, mini_task
+from bench.evaluation.run import Evaluation, EvaluationSettings, check_counts
+from bench.evaluation.task import CLIP_SCORE, EvaluationTask, Judge, geneval_task, mini_task
 from janus_dola.clip import clip_scorer
 from janus_dola.models.load import MINI, default_device, resolve
 from janus_dola.pipeline import JanusDoLa
@@ -54,7 +54,7 @@ def run_evaluation(request: Request, progress: bool = False) -> Iterator[str]:
     pipe = JanusDoLa.from_pretrained(folder, request.device, request.dtype)
     for cell in grid.cells():  # settings that this model cannot have
         cell.settings(pipe.parts.num_layers, request.seed)
-    settings = Settings(
+    settings = EvaluationSettings(
         model=request.model,
         revision=commit,
         prompts=task.source,
@@ -75,7 +75,7 @@ def run_evaluation(request: Request, progress: bool = False) -> Iterator[str]:
     yield f"{evaluation['seconds'] / 60:.0f} minutes of drawing and measuring"
 
 
-def _task(request: Request) -> Task:
+def _task(request: Request) -> EvaluationTask:
     if request.images is not None:
         check_counts(request.images, request.parallel_size)
     elif request.parallel_size < 1:

@@ -10,7 +10,7 @@ import numpy as np
 from bench.evaluation.grid import exact
 from bench.evaluation.metrics import METRICS, Metric
 from bench.evaluation.report import Row, groups, headline
-from janus_dola.extras import needed
+from janus_dola.extras import import_extra
 from janus_dola.kernels.reference import LN2
 from janus_dola.layer_map import colour_of_layer, heat
 
@@ -27,7 +27,7 @@ _LEAST_WIDTH, _LEAST_HEIGHT = 9.0, 2.6  # inches: room for titles and colour bar
 
 def check_available() -> None:
     """Raises ValueError where matplotlib is not installed."""
-    needed("matplotlib", "plot", "drawing figures")
+    import_extra("matplotlib", "plot", "drawing figures")
 
 
 def draw_figures(evaluation: dict[str, Any], outdir: Path) -> list[Path]:

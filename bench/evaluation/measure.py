@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.evaluation.sharpness import sharpness
-from bench.evaluation.task import Task
+from bench.evaluation.task import EvaluationTask
 from janus_dola.engine.plan import plan
 from janus_dola.outputs import DrawnImage
 from janus_dola.pipeline import JanusDoLa
@@ -53,7 +53,7 @@ class _Raster:
 
 def measure(
     pipe: JanusDoLa,
-    task: Task,
+    task: EvaluationTask,
     sampling: Sampling,
     keep: Callable[[DrawnImage], None] | None = None,
     progress: Callable[[int], object] = lambda images: None,
@@ -99,7 +99,7 @@ def measure(
     }
 
 
-def drawn_together(pipe: JanusDoLa, task: Task, sampling: Sampling) -> Iterator[list[DrawnImage]]:
+def drawn_together(pipe: JanusDoLa, task: EvaluationTask, sampling: Sampling) -> Iterator[list[DrawnImage]]:
     """The images of a cell in order, some at a time."""
     stream = pipe.stream(
         task.prompts,

@@ -27,7 +27,7 @@ from bench.evaluation.grid import Cell, Grid, layer_set
 from bench.evaluation.matching import match_temperature
 from bench.evaluation.measure import Sampling, measure
 from bench.evaluation.metrics import METRICS, Bootstrap, per_prompt
-from bench.evaluation.task import Task
+from bench.evaluation.task import EvaluationTask
 from janus_dola.batch.files import checked, file_digest, with_checksum
 from janus_dola.batch.formats import parse_json, shown
 from janus_dola.geneval import place_for
@@ -40,7 +40,7 @@ _MATCHED_ON = 64  # images, at most: the first ones of each cell
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """What all cells of an evaluation share.
 
     Raises:
@@ -85,7 +85,13 @@ class Evaluation:
     """
 
     def __init__(
-        self, pipe: JanusDoLa, task: Task, settings: Settings, outdir: Path, match: bool = True, progress: bool = False
+        self,
+        pipe: JanusDoLa,
+        task: EvaluationTask,
+        settings: EvaluationSettings,
+        outdir: Path,
+        match: bool = True,
+        progress: bool = False,
     ) -> None:
         self._pipe, self._task, self._settings, self._outdir, self._match = pipe, task, settings, outdir, match
         self._num_layers = pipe.parts.num_layers

@@ -23,7 +23,7 @@ _MINI_AT_ONCE = 128  # images: four times what a real model's step is worth on a
 
 
 @dataclass(frozen=True)
-class Task:
+class EvaluationTask:
     """Prompts, a judge, and where the images go.
 
     Attributes:
@@ -56,13 +56,15 @@ def captions(count: int) -> list[str]:
     return [caption(random_scene(rng)) for _ in range(count)]
 
 
-def mini_task(prompts: int) -> Task:
+def mini_task(prompts: int) -> EvaluationTask:
     """So many captions for the mini model, judged by its checker."""
     checker = "janus_dola.mini.checker"
-    return Task(captions(prompts), check_pictures, checker, None, f"captions of {MINI}", _MINI_AT_ONCE)
+    return EvaluationTask(captions(prompts), check_pictures, checker, None, f"captions of {MINI}", _MINI_AT_ONCE)
 
 
-def geneval_task(path: Path, prompts: int | None, judge: Judge | None = None, judge_name: str | None = None) -> Task:
+def geneval_task(
+    path: Path, prompts: int | None, judge: Judge | None = None, judge_name: str | None = None
+) -> EvaluationTask:
     """The first prompts (None: all) of a file in GenEval's format, whose images are kept in GenEval's folders.
 
     Raises:
@@ -75,4 +77,4 @@ def geneval_task(path: Path, prompts: int | None, judge: Judge | None = None, ju
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     kept = metadata[:prompts]
     source = f"{path.name}, sha256 {digest}"
-    return Task([entry["prompt"] for entry in kept], judge, judge_name, kept, source)
+    return EvaluationTask([entry["prompt"] for entry in kept], judge, judge_name, kept, source)

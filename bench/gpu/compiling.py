@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction, MockTensor
 
 from bench.speed import floor
 from janus_dola.kernels import block_fused, launch
-from janus_dola.kernels.block import BlockWeights, Matrix, Norm, Rotary, Start
+from janus_dola.kernels.block import BlockWeights, Matrix, Norm, PassStart, Rotary
 from janus_dola.kernels.codebook import codebook
 from janus_dola.kernels.normalise import normalise
 from janus_dola.kernels.project import project
@@ -108,7 +108,7 @@ def _blocks(shape: floor.BlockShape, window: int) -> None:
         heads, heads, size, size**-0.5,
     )  # fmt: skip
     rotary = Rotary(_empty(2048, size), _empty(2048, size))
-    start = Start(_empty(2, dtype=torch.int64), rotary, CAPACITY)
+    start = PassStart(_empty(2, dtype=torch.int64), rotary, CAPACITY)
     block_fused.run_blocks(_empty(2 * window, hidden), [weights] * 2, _empty(2, 2, CAPACITY, 2, heads, size), start, [])
 
 

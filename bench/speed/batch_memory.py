@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import typer
 
 from janus_dola import JanusDoLa
-from janus_dola.batch import Compute, Settings, run_batch
+from janus_dola.batch import Compute, RunSettings, run_batch
 from janus_dola.engine.engine import Engine
 from janus_dola.models import Raster
 
@@ -60,7 +60,7 @@ def measure(prompts: int, batch_size: int = 32) -> list[tuple[int, float]]:
         with lines.open("w") as file:
             file.writelines(f"a large red circle on white, number {number}\n" for number in range(prompts))
         summary = run_batch(
-            lines, Path(folder, "out"), Settings(parallel_size=1), Compute(batch_size=batch_size), pipe=pipe
+            lines, Path(folder, "out"), RunSettings(parallel_size=1), Compute(batch_size=batch_size), pipe=pipe
         )
     assert summary.drawn == prompts, summary
     return found

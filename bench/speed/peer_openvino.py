@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.speed import floor, shapes
 from janus_dola.engine.decode import VISIBLE_MULTIPLE
-from janus_dola.kernels.block import Place, buffer_shape, run_blocks
+from janus_dola.kernels.block import Positions, buffer_shape, run_blocks
 from janus_dola.models.weights import WeightReader
 
 BLOCKS, POSITION, ROUNDS = 4, 40, 40
@@ -61,7 +61,7 @@ def ours(dtype: torch.dtype, rows: int):
     weights = WeightReader(pipe.parts).read()
     buffer = torch.randn(buffer_shape(weights.blocks, rows, VISIBLE_MULTIPLE)).to(pipe.parts.dtype)
     x = torch.randn(rows, weights.code_table.shape[1]).to(pipe.parts.dtype)
-    place = Place.of(torch.full((rows,), POSITION), 1, weights.rotary, VISIBLE_MULTIPLE, VISIBLE_MULTIPLE, 1)
+    place = Positions.of(torch.full((rows,), POSITION), 1, weights.rotary, VISIBLE_MULTIPLE, VISIBLE_MULTIPLE, 1)
     return lambda: run_blocks(x, weights.blocks, buffer, place, [])
 
 

@@ -1,7 +1,7 @@
 """Batch generation: any number of prompts into a folder, resumable, on one GPU or on many."""
 
 from janus_dola.batch.runner import Summary, run_batch
-from janus_dola.batch.settings import Settings
+from janus_dola.batch.settings import RunSettings
 from janus_dola.batch.worker import Compute
 
-__all__ = ["Compute", "Settings", "Summary", "run_batch"]
+__all__ = ["Compute", "RunSettings", "Summary", "run_batch"]

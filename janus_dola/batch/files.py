@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from janus_dola.batch.settings import Settings
+from janus_dola.batch.settings import RunSettings
 
 WORK = ".janus-dola"  # the folder in a folder that a run keeps for itself
 LOCK = f"{WORK}/lock"
@@ -35,14 +35,14 @@ class OutDirError(OSError):
 
 
 @contextmanager
-def held(outdir: Path) -> Iterator[None]:
+def locked_folder(outdir: Path) -> Iterator[None]:
     """Makes a folder ready for one run, and keeps other runs out until that run ends, however it ends.
 
     Raises:
         ValueError: another run is at work there.
         OutDirError: the folder cannot be made or written to.
     """
-    with telling(outdir):
+    with clear_disk_errors(outdir):
         outdir.mkdir(parents=True, exist_ok=True)
         (outdir / WORK).mkdir(exist_ok=True)
         lock = FileLock(outdir / LOCK, timeout=0)
@@ -55,7 +55,7 @@ def held(outdir: Path) -> Iterator[None]:
                 raise
             _warn_once(f"{outdir} has no locks ({error.strerror}): see to it that no other run writes there")
     try:
-        with telling(outdir):
+        with clear_disk_errors(outdir):
             shutil.rmtree(outdir / PARTIAL, ignore_errors=True)  # of a run that was killed
             (outdir / PARTIAL).mkdir(exist_ok=True)
         yield
@@ -65,7 +65,7 @@ def held(outdir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def telling(outdir: Path) -> Iterator[None]:
+def clear_disk_errors(outdir: Path) -> Iterator[None]:
     """Turns whatever the disk refuses into one clear line."""
     try:
         yield
@@ -295,7 +295,7 @@ class RunFile:
     A batch is part of what decides an image's last bit, so a run that goes on draws the same batches.
     """
 
-    settings: dict[str, Any]  # as `Settings.named` gives them
+    settings: dict[str, Any]  # as `RunSettings.named` gives them
     batch_size: int
 
     @classmethod
@@ -325,7 +325,7 @@ class RunFile:
         write_whole(outdir, RUN_FILE, json.dumps(fields, indent=1, ensure_ascii=False).encode("utf-8") + b"\n")
         sync_folder(outdir)
 
-    def differences(self, settings: Settings) -> list[str]:
+    def differences(self, settings: RunSettings) -> list[str]:
         """Which settings differ from these, in words; a dtype that is not given is the same."""
         now = settings.named()
         if settings.dtype is None:

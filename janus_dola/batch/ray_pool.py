@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from janus_dola.batch.settings import Settings
+from janus_dola.batch.settings import RunSettings
 from janus_dola.batch.worker import Batch, Compute, Drawn, Failed, Results, Worker, WorkersLostError
 from janus_dola.pipeline import JanusDoLa
 
@@ -124,14 +124,14 @@ _PATIENCE = 120.0  # seconds without a sign of life, after which a worker is giv
 _PATIENCE_WITH_LOADING = 900.0  # the same before its model is there
 _SECONDS_BETWEEN_CALLS = 10.0  # for a sign of life
 _AHEAD = 2  # batches an actor holds: the next one waits where the model is
-_ATTEMPTS = 3  # times a batch is handed out, when workers die over it
+_ATTEMPTS = 3  # times a batch is submitted out, when workers die over it
 _RESTARTS = 10  # of workers in a row, without an image drawn in between
 
 
 class _Actor:
     """Lives in a process of its own, maybe on another machine."""
 
-    def load(self, settings: Settings, compute: Compute) -> tuple[str, int, str]:
+    def load(self, settings: RunSettings, compute: Compute) -> tuple[str, int, str]:
         """Loads the model: its dtype, the images that fit, and where it is."""
         pipe = JanusDoLa.from_pretrained(
             settings.model, compute.device, settings.dtype, settings.revision, settings.quantize
@@ -167,7 +167,7 @@ def plan_workers(resources: Mapping[str, float], compute: Compute) -> tuple[dict
 
 
 @dataclass
-class _Handed:
+class _Submitted:
     """A batch, and how often a worker died over it."""
 
     batch: Batch
@@ -176,18 +176,18 @@ class _Handed:
 
 @dataclass(eq=False)
 class _Member:
-    """An actor and what it was handed, oldest first."""
+    """An actor and what it was submitted, oldest first."""
 
     handle: Any
     loading: Any  # ObjectRef of load; None once it is ready
     where: str = "a new worker"
-    queue: "deque[tuple[Any, _Handed]]" = field(default_factory=deque)
+    queue: "deque[tuple[Any, _Submitted]]" = field(default_factory=deque)
     call: Any = None  # ObjectRef of is_there
     heard: float = field(default_factory=time.monotonic)  # when it last gave a sign of life
 
 
 class RayPool(AbstractContextManager["RayPool"]):
-    """Actors of Ray, and batches handed out to them one by one.
+    """Actors of Ray, and batches submitted out to them one by one.
 
     Raises:
         ImportError: Ray is not installed.
@@ -196,14 +196,14 @@ class RayPool(AbstractContextManager["RayPool"]):
             small.
     """
 
-    def __init__(self, settings: Settings, compute: Compute, log: Callable[[str], None]) -> None:
+    def __init__(self, settings: RunSettings, compute: Compute, log: Callable[[str], None]) -> None:
         try:
             import ray
         except ImportError:
             raise ImportError("workers and ray_address need Ray: pip install 'janus-dola[ray]'") from None
         self._ray, self._settings, self._compute, self._log = ray, settings, compute, log
         self._members: list[_Member] = []
-        self._retry: deque[_Handed] = deque()
+        self._retry: deque[_Submitted] = deque()
         self._restarts = 0
         self._called = time.monotonic()
         self._ours = connect(ray, compute.ray_address)  # else the caller's own cluster is used, and left as it is
@@ -249,13 +249,13 @@ class RayPool(AbstractContextManager["RayPool"]):
             for member in self._members:
                 if member.loading is not None or len(member.queue) > depth:
                     continue
-                handed = self._retry.popleft() if self._retry else None
-                if handed is None:
+                submitted = self._retry.popleft() if self._retry else None
+                if submitted is None:
                     batch = next(batches, None)
                     if batch is None:
                         return
-                    handed = _Handed(batch)
-                member.queue.append((member.handle.draw.remote(handed.batch), handed))
+                    submitted = _Submitted(batch)
+                member.queue.append((member.handle.draw.remote(submitted.batch), submitted))
 
     def _handle_ready(self) -> list[tuple[Batch, Results]]:
         """Waits until a worker has something, and takes it."""
@@ -284,8 +284,8 @@ class RayPool(AbstractContextManager["RayPool"]):
             self._log(f"worker ready: {member.where}")
             return []
         self._restarts = 0
-        _, handed = member.queue.popleft()
-        return [(handed.batch, found)]
+        _, submitted = member.queue.popleft()
+        return [(submitted.batch, found)]
 
     def _silent(self, members: Iterable[_Member]) -> _Member | None:
         """Calls all members now and then, and returns one that has not answered for too long."""
@@ -316,13 +316,13 @@ class RayPool(AbstractContextManager["RayPool"]):
             raise WorkersLostError(f"{_RESTARTS} workers in a row died without drawing an image; the last: {reason}")
         self._members[self._members.index(member)] = self._member()
         given_up: list[tuple[Batch, Results]] = []
-        for place, (_, handed) in enumerate(member.queue):
-            handed.deaths += place == 0  # the others were only waiting
-            if handed.deaths < _ATTEMPTS:
-                self._retry.append(handed)
+        for place, (_, submitted) in enumerate(member.queue):
+            submitted.deaths += place == 0  # the others were only waiting
+            if submitted.deaths < _ATTEMPTS:
+                self._retry.append(submitted)
             else:
                 failed: Drawn | Failed = Failed(
                     f"{_ATTEMPTS} workers died over the batch with this image; the last: {reason}"
                 )
-                given_up.append((handed.batch, [failed] * len(handed.batch)))
+                given_up.append((submitted.batch, [failed] * len(submitted.batch)))
         return given_up

@@ -18,7 +18,7 @@ from typing import IO, Any, Protocol
 
 from janus_dola.batch import formats
 from janus_dola.batch.formats import MAX_LINE, Fields, Malformed, NotThatFormatError, Piece, Reader, fields_of
-from janus_dola.batch.settings import Settings, Task
+from janus_dola.batch.settings import RunSettings, Task
 from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, integer, shown
 from janus_dola.settings import SETTINGS, DrawSettings
 
@@ -230,7 +230,7 @@ class Records(Protocol):
 
     name: str  # for messages
 
-    def read(self, settings: Settings) -> Iterator[Record | BadRecord]:
+    def read(self, settings: RunSettings) -> Iterator[Record | BadRecord]:
         """The prompts, in order; settings are what their own ones override."""
         ...
 
@@ -263,7 +263,7 @@ class RecordList:
     def __init__(self, prompts: Iterable[str | Mapping[str, Any]], prompt_key: str | None = None) -> None:
         self._prompts, self._prompt_key = list(prompts), prompt_key
 
-    def read(self, settings: Settings) -> Iterator[Record | BadRecord]:
+    def read(self, settings: RunSettings) -> Iterator[Record | BadRecord]:
         """See `Records`."""
         for index, prompt in enumerate(self._prompts):
             yield _record(index, f"prompt {index}", fields_of(prompt, self._prompt_key), settings)
@@ -280,7 +280,7 @@ class RecordFile:
         self._source = source
         self.name = source.name
 
-    def read(self, settings: Settings) -> Iterator[Record | BadRecord]:
+    def read(self, settings: RunSettings) -> Iterator[Record | BadRecord]:
         """See `Records`.
 
         Raises:
@@ -294,7 +294,7 @@ class RecordFile:
         return self._source.changed()
 
 
-def _record(index: int, place: str, found: Fields | Malformed, settings: Settings) -> Record | BadRecord:
+def _record(index: int, place: str, found: Fields | Malformed, settings: RunSettings) -> Record | BadRecord:
     try:
         if isinstance(found, Malformed):
             raise ValueError(found.reason)
@@ -304,7 +304,7 @@ def _record(index: int, place: str, found: Fields | Malformed, settings: Setting
         return BadRecord(index, f"{place}: {reason if len(reason) <= _SHOWN else reason[:_SHOWN] + '...'}")
 
 
-def _checked(index: int, found: Fields, settings: Settings) -> Record:
+def _checked(index: int, found: Fields, settings: RunSettings) -> Record:
     prompt, given = found.prompt, {key: value for key, value in found.more.items() if value is not None}
     of_run = next((key for key in given if key in _OF_RUN), None)
     if of_run is not None:
@@ -372,7 +372,7 @@ def _drawing(given: Mapping[str, Any], of_run: DrawSettings) -> DrawSettings | N
 Numbered = tuple[int, Record | BadRecord, list[Task]]
 
 
-def numbered(records: Iterable[Record | BadRecord], settings: Settings) -> Iterator[Numbered]:
+def numbered(records: Iterable[Record | BadRecord], settings: RunSettings) -> Iterator[Numbered]:
     """Each record with the number of its first image and its images; none for a bad one.
 
     Image k of a record has the number `images of all records before it + k`, and without a seed of its own

@@ -18,21 +18,21 @@ from janus_dola.batch.files import (
     Entry,
     Manifest,
     RunFile,
+    clear_disk_errors,
     digest,
     file_digest,
     is_manifest,
-    telling,
 )
 from janus_dola.batch.page import DATA, PAGE, is_of_page
 from janus_dola.batch.records import BadRecord, Numbered
-from janus_dola.batch.settings import Settings, Task, name_of
+from janus_dola.batch.settings import RunSettings, Task, name_of
 from janus_dola.batch.worker import Drawn, Failed
 
 MAPS = "maps"  # the folder of the layer maps
 _WRITTEN = (WORK, MAPS, MANIFEST, PAGE, DATA, RUN_FILE)  # besides images, of which a link is replaced by the image
 
 
-def names_of(task: Task, settings: Settings) -> tuple[str, str | None]:
+def names_of(task: Task, settings: RunSettings) -> tuple[str, str | None]:
     """Where an image and its layer map lie in the folder; there is no map without DoLa."""
     fields = {
         "words": task.prompt,
@@ -60,7 +60,7 @@ def entry_of(task: Task) -> Entry:
     }
 
 
-def drawn_entry(task: Task, drawn: Drawn, settings: Settings) -> Entry:
+def drawn_entry(task: Task, drawn: Drawn, settings: RunSettings) -> Entry:
     """The line of an image that was drawn; JSD in nats."""
     name, its_map = names_of(task, settings)
     return {
@@ -96,7 +96,7 @@ def look_into(outdir: Path, overwrite: bool) -> RunFile | None:
     """
     if not outdir.exists():
         return None
-    with telling(outdir):
+    with clear_disk_errors(outdir):
         link = next((name for name in _WRITTEN if (outdir / name).is_symlink()), None)
         if link is not None:
             raise ValueError(
@@ -155,7 +155,7 @@ def states_of(
     outdir: Path,
     manifest: Manifest,
     numbered: Iterable[Numbered],
-    settings: Settings,
+    settings: RunSettings,
     images: int,
     overwrite: bool,
     checked: Callable[[int], object],
@@ -214,7 +214,7 @@ def _lines_and_tasks(manifest: Manifest, numbered: Iterable[Numbered]) -> Iterat
                 yield number, entry, task
 
 
-def _same(entry: Entry, task: Task | None, settings: Settings) -> bool:
+def _same(entry: Entry, task: Task | None, settings: RunSettings) -> bool:
     """Whether a line is of this image. A line without an image, of a record that was bad, is of whatever is there now."""
     if entry.get("k") is None:
         return True
@@ -237,7 +237,7 @@ def _up_to_date(entry: Entry, task: Task) -> Entry:
     return {key: value for key, value in entry.items() if key != "extra"} | entry_of(task)
 
 
-def _is_whole(outdir: Path, entry: Entry, task: Task, settings: Settings) -> bool:
+def _is_whole(outdir: Path, entry: Entry, task: Task, settings: RunSettings) -> bool:
     names = [name for name in names_of(task, settings) if name is not None]
     return list(unchanged(outdir, entry)) == names
 

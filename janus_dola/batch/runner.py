@@ -14,7 +14,15 @@ from types import FrameType
 
 from tqdm.auto import tqdm
 
-from janus_dola.batch.files import MANIFEST, Manifest, RunFile, held, sync_folder, telling, write_whole
+from janus_dola.batch.files import (
+    MANIFEST,
+    Manifest,
+    RunFile,
+    clear_disk_errors,
+    locked_folder,
+    sync_folder,
+    write_whole,
+)
 from janus_dola.batch.page import write_page
 from janus_dola.batch.records import BadRecord, Numbered, Prompts, Records, numbered, open_records
 from janus_dola.batch.resume import (
@@ -31,7 +39,7 @@ from janus_dola.batch.resume import (
     replaceable,
     states_of,
 )
-from janus_dola.batch.settings import Distinct, Settings, Task
+from janus_dola.batch.settings import Distinct, RunSettings, Task
 from janus_dola.batch.worker import Batch, Compute, Failed, InProcess, Pool, Results, batches
 from janus_dola.checks import integer, shown
 from janus_dola.choices import HINT_AT_MINI, MINI
@@ -88,7 +96,7 @@ class Summary:
 def run_batch(
     prompts: Prompts,
     outdir: str | Path,
-    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    settings: RunSettings = RunSettings(),  # noqa: B008 (frozen)
     compute: Compute = Compute(),  # noqa: B008 (frozen)
     *,
     prompt_key: str | None = None,
@@ -129,7 +137,7 @@ def run_batch(
     folder, records = Path(outdir), open_records(prompts, prompt_key)
     order = _Order(records, max_prompts, settings, skip_bad)
     look_into(folder, overwrite)  # so that nothing is made where it is refused
-    with held(folder):
+    with locked_folder(folder):
         before = look_into(folder, overwrite)
         differences = before.differences(settings) if before is not None else []
         if differences and not overwrite:
@@ -139,7 +147,7 @@ def run_batch(
             )
         if before is not None and not differences:
             settings = settings.with_dtype(before.settings["dtype"])
-        with telling(folder):
+        with clear_disk_errors(folder):
             manifest = Manifest(folder, order.numbers)
         with closing(manifest), Interrupt() as interrupt:
             run = _Run(folder, order, settings, manifest, interrupt, progress)
@@ -160,7 +168,7 @@ class _Order:
         ValueError: there are none, or bad ones and no leave to skip them.
     """
 
-    def __init__(self, records: Records, max_prompts: int | None, settings: Settings, skip_bad: bool) -> None:
+    def __init__(self, records: Records, max_prompts: int | None, settings: RunSettings, skip_bad: bool) -> None:
         self._records, self._max_prompts, self._settings = records, max_prompts, settings
         self.prompts = self.images = self.numbers = self.bad = 0  # numbers are taken up by bad prompts, too
         first_reason, kept, distinct = "", dict[str, None](), Distinct()
@@ -212,7 +220,7 @@ class _Run:
         self,
         outdir: Path,
         order: _Order,
-        settings: Settings,
+        settings: RunSettings,
         manifest: Manifest,
         interrupt: Interrupt,
         progress: bool,
@@ -252,7 +260,7 @@ class _Run:
                 log(HINT_AT_MINI)
             with _pool(self._settings, compute, pipe, log) as pool:
                 left -= self._draw_missing(pool, compute, before, kept)
-        with telling(self._outdir):
+        with clear_disk_errors(self._outdir):
             self._record_bad()
             self._manifest.compact()
             shown_settings = {**self._settings.named(), "model": public_name(self._settings.model)}
@@ -271,7 +279,7 @@ class _Run:
         """Returns how many images were drawn or failed."""
         size = compute.batch_size or (before.batch_size if before is not None else pool.batch_size)
         self._settings = self._settings.with_dtype(pool.dtype)
-        with telling(self._outdir):
+        with clear_disk_errors(self._outdir):
             if before is None:  # nothing there is of this run
                 numbers = [entry["image"] for entry in self._manifest]
                 delete(self._outdir, self._manifest, self._replaced, numbers)
@@ -280,7 +288,7 @@ class _Run:
         taken = 0
         with self._bar("drawing", self._order.images, kept) as bar:
             for batch, results in pool.run(self._missing(size)):
-                with telling(self._outdir):
+                with clear_disk_errors(self._outdir):
                     stored = self._store(batch, results)
                 taken += stored
                 bar.set_postfix(failed=self._failed, refresh=False)
@@ -345,7 +353,7 @@ def _silent(message: str) -> None:
     pass
 
 
-def _pool(settings: Settings, compute: Compute, pipe: JanusDoLa | None, log: Callable[[str], None]) -> Pool:
+def _pool(settings: RunSettings, compute: Compute, pipe: JanusDoLa | None, log: Callable[[str], None]) -> Pool:
     if compute.uses_ray:
         from janus_dola.batch.ray_pool import RayPool
 

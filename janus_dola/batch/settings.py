@@ -14,7 +14,7 @@ from janus_dola.settings import DrawSettings
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """What a run draws with. A prompt may have its own seed, parallel size and ways to choose codes.
 
     Attributes:
@@ -73,7 +73,7 @@ class Settings:
             **({} if self.revision is None else {"revision": self.revision}),
         }
 
-    def with_dtype(self, dtype: str) -> "Settings":
+    def with_dtype(self, dtype: str) -> "RunSettings":
         """The same in this dtype."""
         return replace(self, dtype=dtype)
 
@@ -91,7 +91,7 @@ class Task:
     id: str | int | None = None  # what the user calls the prompt
     extra: Mapping[str, Any] = field(default_factory=dict)  # what else stood with it, for the manifest
 
-    def recipe(self, settings: Settings) -> Recipe | None:
+    def recipe(self, settings: RunSettings) -> Recipe | None:
         """What its file says it was drawn by, if anything; the dtype of the settings must be known."""
         if not settings.metadata:
             return None

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from janus_dola.batch.settings import Settings, Task
+from janus_dola.batch.settings import RunSettings, Task
 from janus_dola.checks import integer
 from janus_dola.engine.schedule import images_that_fit
 from janus_dola.image_files import encode_image
@@ -79,7 +79,7 @@ class Worker:
         ValueError: the model cannot draw with these settings.
     """
 
-    def __init__(self, pipe: JanusDoLa, settings: Settings, backend: str = "auto", engine: str = "auto") -> None:
+    def __init__(self, pipe: JanusDoLa, settings: RunSettings, backend: str = "auto", engine: str = "auto") -> None:
         self._pipe, self._backend, self._engine = pipe, backend, engine
         self.dtype = str(pipe.parts.stored_dtype).removeprefix("torch.")
         self.settings = settings.with_dtype(self.dtype)
@@ -227,7 +227,7 @@ class InProcess(AbstractContextManager["InProcess"]):
         FileNotFoundError, ValueError: the model cannot be loaded, or cannot draw with these settings.
     """
 
-    def __init__(self, settings: Settings, compute: Compute, pipe: JanusDoLa | None = None) -> None:
+    def __init__(self, settings: RunSettings, compute: Compute, pipe: JanusDoLa | None = None) -> None:
         if pipe is None:
             place = (settings.model, compute.device, settings.dtype, settings.revision, settings.quantize)
             check_before_loading(*place, settings=settings.drawing, backend=compute.backend, engine=compute.engine)

@@ -120,12 +120,12 @@ def batch(
     The same command again goes on where it stopped. OUTDIR gets the images, manifest.jsonl with a line for each, and
     index.html to look at them. The model fixes the size of images.
     """
-    from janus_dola.batch import Compute, Settings, run_batch
+    from janus_dola.batch import Compute, RunSettings, run_batch
     from janus_dola.batch.files import MANIFEST
     from janus_dola.batch.page import PAGE
 
     base = parse_seed(seed, outdir)
-    run = Settings(
+    run = RunSettings(
         model, settings, parallel_size, base, image_format, dtype, quantize, parse_window(window), metadata, name_template,
         revision,
     )  # fmt: skip

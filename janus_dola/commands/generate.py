@@ -39,7 +39,7 @@ from janus_dola.new_files import make_folder, refuse_existing, write_new
 from janus_dola.settings import DrawSettings
 
 if TYPE_CHECKING:
-    from janus_dola.batch import Settings
+    from janus_dola.batch import RunSettings
     from janus_dola.image_files import Recipe
     from janus_dola.pipeline import JanusDoLa
 
@@ -84,7 +84,7 @@ def generate(
 
     A file is named after its prompt, the settings that are not the default ones, and its number.
     """
-    from janus_dola.batch import Settings
+    from janus_dola.batch import RunSettings
     from janus_dola.image_files import read_recipe
     from janus_dola.pipeline import JanusDoLa
     from janus_dola.preflight import check_before_loading
@@ -95,7 +95,7 @@ def generate(
         recipe = read_recipe(from_image)
         model = _model_of(recipe, model if _is_given(context, "model") else None)
         prompts, drawn_dtype = [recipe.prompt], recipe.dtype
-        run = Settings(
+        run = RunSettings(
             model, recipe.settings, 1, recipe.seed, image_format, quantize=recipe.quantize, window=recipe.window,
             metadata=metadata,
         )  # fmt: skip
@@ -103,7 +103,7 @@ def generate(
     else:
         if not prompts:
             raise typer.BadParameter("give a prompt, or --from an image")
-        run = Settings(
+        run = RunSettings(
             model, settings, parallel_size, parse_seed(seed), image_format, quantize=quantize, window=parse_window(window),
             metadata=metadata,
         )  # fmt: skip
@@ -130,7 +130,9 @@ def generate(
             typer.echo(written)
 
 
-def _path(context: typer.Context, prompts: list[str], run: "Settings", with_dola: bool) -> Callable[[int, int], Path]:
+def _path(
+    context: typer.Context, prompts: list[str], run: "RunSettings", with_dola: bool
+) -> Callable[[int, int], Path]:
     """Where image k of prompt i goes."""
     from janus_dola.image_files import stub
     from janus_dola.models.load import public_name
@@ -159,7 +161,7 @@ def _map_of(path: Path) -> Path:
 def _draw_to_files(
     pipe: "JanusDoLa",
     prompts: list[str],
-    run: "Settings",
+    run: "RunSettings",
     path: Callable[[int, int], Path],
     backend: str,
     engine: str,

@@ -82,11 +82,11 @@ def serve(
     quantize: Quantize = None,
 ) -> None:
     """Answer requests for images as OpenAI's clients send them, all drawn in one batch."""
-    from janus_dola.extras import needed
+    from janus_dola.extras import import_extra
     from janus_dola.pipeline import JanusDoLa
 
     for module in ("fastapi", "uvicorn", "prometheus_client"):
-        needed(module, "serve", "janus-dola serve")
+        import_extra(module, "serve", "janus-dola serve")
     from janus_dola.serve.server import run_server
     from janus_dola.serve.service import Options
 

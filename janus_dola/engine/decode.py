@@ -15,7 +15,7 @@ from janus_dola.devices import has_graphs, upload, waits_are_errors
 from janus_dola.engine.graphs import capture
 from janus_dola.engine.plan import Plan
 from janus_dola.engine.slots import Slots
-from janus_dola.kernels.block import Start, buffer_shape, run_whole
+from janus_dola.kernels.block import PassStart, buffer_shape, run_whole
 from janus_dola.kernels.blocks import resolve_blocks
 from janus_dola.kernels.early_exit import early_exit, early_exit_scores
 from janus_dola.kernels.sampling import multinomial
@@ -138,7 +138,7 @@ class Decoder:
         places = slots.places
         fed = slots.fed(places).flatten().repeat(2)
         start = (slots.prompt_tokens + places[:, 0]).flatten()
-        embeddings, place = F.embedding(fed, self.weights.code_table), Start(start, self.weights.rotary, visible)
+        embeddings, place = F.embedding(fed, self.weights.code_table), PassStart(start, self.weights.rotary, visible)
         states = self._run_blocks(embeddings, self.weights.blocks, self.keys_values, place, self.plan.layers)
         seeds = slots.seeds.repeat_interleave(window)
         slots.accept(self._draw(states, slots.decodings, seeds, (places + 1).flatten()))

@@ -112,7 +112,7 @@ class BlockWeights:
 
 
 @dataclass(frozen=True)
-class Place:
+class Positions:
     """Where the new positions of all rows are; the same for every block of a pass."""
 
     cos: Tensor  # [R, W, 1, d], of the rotary embedding
@@ -121,7 +121,9 @@ class Place:
     mask: Tensor  # [R, 1, G W, visible], added to the scores; G query heads share a head of keys
 
     @staticmethod
-    def of(start: Tensor, window: int, rotary: "Rotary", capacity: int, visible: int, heads_together: int) -> "Place":
+    def of(
+        start: Tensor, window: int, rotary: "Rotary", capacity: int, visible: int, heads_together: int
+    ) -> "Positions":
         """For rows whose new positions are start .. start + window - 1.
 
         Args:
@@ -136,7 +138,7 @@ class Place:
         ahead = torch.arange(visible, device=device) > position.unsqueeze(-1)
         mask = torch.zeros(ahead.shape, dtype=dtype, device=device).masked_fill_(ahead, -torch.inf)
         known = position.clamp(max=len(rotary.cos) - 1)  # beyond lie guesses that nobody reads
-        return Place(
+        return Positions(
             rotary.cos[known].unsqueeze(2),
             rotary.sin[known].unsqueeze(2),
             (row * capacity + position).flatten(),
@@ -159,8 +161,8 @@ class Rotary:
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where the new positions of all rows are, before a `Place` is made of it; our own kernels need no more."""
+class PassStart:
+    """Where the new positions of all rows are, before a `Positions` is made of it; our own kernels need no more."""
 
     start: Tensor  # [R] int64, of the new positions of each row
     rotary: Rotary
@@ -189,7 +191,7 @@ def attention(queries: Tensor, keys_values: Tensor, mask: Tensor, scaling: float
     return mixed.unflatten(2, (groups, window)).permute(0, 3, 1, 2, 4).reshape(rows * window, query_heads * size)
 
 
-def block(x: Tensor, weights: BlockWeights, keys_values: Tensor, place: Place) -> Tensor:
+def block(x: Tensor, weights: BlockWeights, keys_values: Tensor, place: Positions) -> Tensor:
     """The block's output for the new positions; their keys and values are written into the buffer.
 
     Args:
@@ -219,9 +221,9 @@ def run_blocks(
     x: Tensor,
     blocks: Sequence[BlockWeights],
     keys_values: Tensor,
-    place: Place,
+    place: Positions,
     layers: Sequence[int],
-    run: Callable[[Tensor, BlockWeights, Tensor, Place], Tensor] = block,
+    run: Callable[[Tensor, BlockWeights, Tensor, Positions], Tensor] = block,
 ) -> Tensor:
     """Runs all blocks, and keeps what those read out leave.
 
@@ -255,7 +257,7 @@ def run_whole(
     rows, length, _ = embeddings.shape
     keys_values = embeddings.new_zeros(buffer_shape(blocks, rows, length))
     start = torch.zeros(rows, dtype=torch.int64, device=embeddings.device)
-    place = Place.of(start, length, rotary, length, length, blocks[0].heads_together)
+    place = Positions.of(start, length, rotary, length, length, blocks[0].heads_together)
     states = run_blocks(embeddings.flatten(0, 1), blocks, keys_values, place, layers)
     return keys_values, states.unflatten(1, (rows, length))
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from janus_dola.kernels import block_matmul
-from janus_dola.kernels.block import BlockWeights, Matrix, Start
+from janus_dola.kernels.block import BlockWeights, Matrix, PassStart
 from janus_dola.kernels.block_attention import attend
 
 # Rows of queries that share keys, and numbers of a head, in a program of the attention kernel.
 _MOST_QUERIES, _MOST_HEAD_SIZE = 64, 128
 
 
-def obstacle(blocks: Sequence[BlockWeights], window: int) -> str | None:
+def why_not(blocks: Sequence[BlockWeights], window: int) -> str | None:
     """What keeps these blocks from our own products, in words that follow "needs"; None if nothing does.
 
     float16 is left to the library: x times the norm's weight, which our products read, can be too large for it.
@@ -41,7 +41,7 @@ def obstacle(blocks: Sequence[BlockWeights], window: int) -> str | None:
     return None
 
 
-def block_with_library(x: Tensor, weights: BlockWeights, keys_values: Tensor, place: Start) -> Tensor:
+def block_with_library(x: Tensor, weights: BlockWeights, keys_values: Tensor, place: PassStart) -> Tensor:
     """A block with the library's norms and products, and our attention and gate; as `block.block`, for `block.run_blocks`.
 
     Args:
@@ -57,9 +57,9 @@ def block_with_library(x: Tensor, weights: BlockWeights, keys_values: Tensor, pl
 
 
 def run_blocks(
-    x: Tensor, blocks: Sequence[BlockWeights], keys_values: Tensor, place: Start, layers: Sequence[int]
+    x: Tensor, blocks: Sequence[BlockWeights], keys_values: Tensor, place: PassStart, layers: Sequence[int]
 ) -> Tensor:
-    """Runs all blocks by our own kernels. See `block.run_blocks`; `obstacle` must be None.
+    """Runs all blocks by our own kernels. See `block.run_blocks`; `why_not` must be None.
 
     Args:
         x: [R * W, D], embeddings.
@@ -81,7 +81,7 @@ def run_blocks(
 
 
 def _block(
-    rows: block_matmul.Rows, weights: BlockWeights, keys_values: Tensor, place: Start, norm_after: Tensor | None
+    rows: block_matmul.Rows, weights: BlockWeights, keys_values: Tensor, place: PassStart, norm_after: Tensor | None
 ) -> block_matmul.Rows:
     qkv, output, gate_up, down = (_plain(m) for m in (weights.qkv, weights.output, weights.gate_up, weights.down))
     mixed = _attend(block_matmul.normed(rows, weights.attention_norm.eps, *qkv), weights, keys_values, place)
@@ -90,7 +90,7 @@ def _block(
     return block_matmul.added(rows.x, gated, *down, norm_weight=norm_after)
 
 
-def _attend(qkv: Tensor, weights: BlockWeights, keys_values: Tensor, place: Start) -> Tensor:
+def _attend(qkv: Tensor, weights: BlockWeights, keys_values: Tensor, place: PassStart) -> Tensor:
     heads = qkv.view(len(qkv), weights.query_heads + 2 * weights.key_value_heads, weights.head_size)
     rotary = place.rotary
     return attend(heads, keys_values, place.start, rotary.cos, rotary.sin, place.visible, weights.scaling)

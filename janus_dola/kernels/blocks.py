@@ -13,7 +13,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from janus_dola.kernels.block import BlockWeights, Place, Start, block, run_blocks
+from janus_dola.kernels.block import BlockWeights, PassStart, Positions, block, run_blocks
 
 try:
     from triton.errors import TritonError
@@ -24,7 +24,7 @@ except ModuleNotFoundError as missing:  # Triton exists for Linux only
         raise
     block_fused, TritonError = None, RuntimeError  # type: ignore[assignment]
 
-Blocks = Callable[[Tensor, Sequence[BlockWeights], Tensor, Start, Sequence[int]], Tensor]
+Blocks = Callable[[Tensor, Sequence[BlockWeights], Tensor, PassStart, Sequence[int]], Tensor]
 CANNOT_RUN = (RuntimeError, TypeError, TritonError)  # what compiling and launching a pass raise
 
 
@@ -41,7 +41,7 @@ def resolve_blocks(backend: str, blocks: Sequence[BlockWeights], window: int, co
     """
     if compiled:
         return partial(_on_tensors, run=_compiled_block())
-    if backend == "triton" and block_fused.obstacle(blocks, window) is None:
+    if backend == "triton" and block_fused.why_not(blocks, window) is None:
         return block_fused.run_blocks
     return _on_tensors
 
@@ -50,16 +50,16 @@ def _on_tensors(
     x: Tensor,
     blocks: Sequence[BlockWeights],
     keys_values: Tensor,
-    start: Start,
+    start: PassStart,
     layers: Sequence[int],
-    run: Callable[[Tensor, BlockWeights, Tensor, Place], Tensor] = block,
+    run: Callable[[Tensor, BlockWeights, Tensor, Positions], Tensor] = block,
 ) -> Tensor:
     rows, capacity = keys_values.shape[1:3]
     together = blocks[0].heads_together
-    place = Place.of(start.start, len(x) // rows, start.rotary, capacity, start.visible, together)
+    place = Positions.of(start.start, len(x) // rows, start.rotary, capacity, start.visible, together)
     return run_blocks(x, blocks, keys_values, place, layers, run)
 
 
 @cache
-def _compiled_block() -> Callable[[Tensor, BlockWeights, Tensor, Place], Tensor]:
+def _compiled_block() -> Callable[[Tensor, BlockWeights, Tensor, Positions], Tensor]:
     return torch.compile(block, fullgraph=True)

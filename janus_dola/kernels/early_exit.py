@@ -35,14 +35,14 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
         ValueError: there is no such backend, or triton cannot run on this device or dtype.
     """
     if backend == "auto":
-        runs = fused is not None and device.type == "cuda" and fused.obstacle(device, dtype) is None
+        runs = fused is not None and device.type == "cuda" and fused.why_not(device, dtype) is None
         return "triton" if runs else "torch"
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {['auto', *BACKENDS]}, got {backend!r}")
     if backend == "triton":
-        obstacle = "Triton, which is not installed" if fused is None else fused.obstacle(device, dtype)
-        if obstacle is not None:
-            raise ValueError(f"backend 'triton' needs {obstacle}; 'auto' takes the fastest that runs here")
+        why_not = "Triton, which is not installed" if fused is None else fused.why_not(device, dtype)
+        if why_not is not None:
+            raise ValueError(f"backend 'triton' needs {why_not}; 'auto' takes the fastest that runs here")
     return backend
 
 

@@ -84,7 +84,7 @@ def _(
     )
 
 
-def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     """What keeps the kernels from running on such tensors, in words that follow "needs"; None if nothing does."""
     if dtype not in DTYPES:
         return f"float16, bfloat16 or float32, got {dtype}"

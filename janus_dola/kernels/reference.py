@@ -26,7 +26,7 @@ from janus_dola.kernels.types import Decodings, Head, Scores, log_of
 LN2 = math.log(2.0)
 
 
-def wide(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """`x` in the precision all arithmetic is done in: float64 stays, everything else becomes float32."""
     return x if x.dtype == torch.float64 else x.float()
 
@@ -40,7 +40,7 @@ def rms_norm(hidden_states: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns:
         [..., D] float32 (float64 for float64 input).
     """
-    h = wide(hidden_states)
+    h = upcast(hidden_states)
     return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps) * weight.to(h.dtype)
 
 

@@ -203,7 +203,7 @@ def _scores_kernel(
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Swept:
     """What the sweep leaves for each image."""
 
     code: Tensor  # [B] int64
@@ -221,7 +221,7 @@ def sweep(
     seeds: Tensor,
     position: Tensor,
     launch: SweepLaunch | None = None,
-) -> Drawn:
+) -> Swept:
     """The premature layer of each image, its JSD, and a code drawn from softmax(F / T).
 
     Args:
@@ -241,7 +241,7 @@ def sweep(
     def new(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
-    found = Drawn(
+    found = Swept(
         code=new(images, dtype=torch.int64),
         layer=new(images, dtype=torch.int64),
         jsd=new(images, dtype=torch.float32),

@@ -33,12 +33,12 @@ def compute_logprobs_from_hidden(h: Tensor, ln_out: nn.Module, phi: nn.Module) -
     Returns:
         [..., V] log-probabilities, float32 or float64.
     """
-    return torch.log_softmax(reference.wide(phi(ln_out(h))), dim=-1)
+    return torch.log_softmax(reference.upcast(phi(ln_out(h))), dim=-1)
 
 
 def jsd_from_logprobs(P: Tensor, Q: Tensor) -> Tensor:
     """Jensen-Shannon divergence of log-probabilities [..., V]: [...], in [0, ln 2] nats."""
-    return reference.jensen_shannon(reference.wide(P), reference.wide(Q))
+    return reference.jensen_shannon(reference.upcast(P), reference.upcast(Q))
 
 
 def select_layer_by_jsd(qN: Tensor, candidates: Mapping[int, Tensor]) -> int | Tensor:
@@ -72,4 +72,4 @@ def contrast_with_apc_from_logprobs(qN: Tensor, qM: Tensor, alpha: float) -> Ten
         ValueError: alpha is out of range.
     """
     check_alpha(alpha)
-    return torch.softmax(reference.contrast(reference.wide(qN), reference.wide(qM), alpha), dim=-1)
+    return torch.softmax(reference.contrast(reference.upcast(qN), reference.upcast(qM), alpha), dim=-1)

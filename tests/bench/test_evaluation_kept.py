@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bench.evaluation import run as run_module
 from bench.evaluation.geneval import read_metadata
 from bench.evaluation.grid import Cell, Grid, exact
-from bench.evaluation.run import Evaluation, Settings
+from bench.evaluation.run import Evaluation, EvaluationSettings
 from bench.evaluation.task import geneval_task
 
 BASELINE = Grid(layers=("final",), alpha=(0.0,))
@@ -26,7 +26,7 @@ def evaluate(mini, tmp_path, monkeypatch):
 
     def run(outdir, seed=0):
         task = geneval_task(prompts, None)
-        shared = Settings("mini", None, task.source, 1, 1, seed, "float32", None)
+        shared = EvaluationSettings("mini", None, task.source, 1, 1, seed, "float32", None)
         measured.clear()
         Evaluation(mini, task, shared, outdir, match=False).run(BASELINE)
         return len(measured)

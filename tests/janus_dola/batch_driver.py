@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from janus_dola import JanusDoLa
-from janus_dola.batch import Compute, Settings, files, run_batch, runner
+from janus_dola.batch import Compute, RunSettings, files, run_batch, runner
 
 
 def run(pipe: JanusDoLa, prompts: Path, outdir: Path, sabotage=None) -> int:
@@ -25,7 +25,7 @@ def run(pipe: JanusDoLa, prompts: Path, outdir: Path, sabotage=None) -> int:
     try:
         if sabotage is not None:
             sabotage()
-        run_batch(prompts, outdir, Settings(parallel_size=2), Compute(batch_size=4), pipe=pipe)
+        run_batch(prompts, outdir, RunSettings(parallel_size=2), Compute(batch_size=4), pipe=pipe)
         os._exit(0)
     finally:
         os._exit(1)

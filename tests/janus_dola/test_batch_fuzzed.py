@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from janus_dola.batch import Settings, files, run_batch
+from janus_dola.batch import RunSettings, files, run_batch
 from janus_dola.image_files import read_recipe
 from tests.janus_dola.batch_helpers import FastPipe, lines
 
@@ -70,7 +70,7 @@ def test_ten_thousand_fuzzed_records(fuzzed, mini, tmp_path, monkeypatch):
     prompts.write_bytes(b"\n".join(fuzzed))
     pipe = FastPipe(mini.model, mini.tokenizer)
     before = tree(tmp_path)
-    summary = run_batch(prompts, outdir, Settings(parallel_size=1, seed=5), skip_bad=True, pipe=pipe)
+    summary = run_batch(prompts, outdir, RunSettings(parallel_size=1, seed=5), skip_bad=True, pipe=pipe)
     assert summary.prompts == len(fuzzed)
     assert summary.drawn > 0.2 * COUNT
     assert summary.failed > 0.1 * COUNT
@@ -100,5 +100,5 @@ def test_ten_thousand_fuzzed_records(fuzzed, mini, tmp_path, monkeypatch):
             recipe = read_recipe(outdir / entry["file"])
             assert recipe.prompt == entry["prompt"] == given_line["prompt"]
             assert recipe.seed == entry["seed"]
-    again = run_batch(prompts, outdir, Settings(parallel_size=1, seed=5), skip_bad=True, pipe=pipe)
+    again = run_batch(prompts, outdir, RunSettings(parallel_size=1, seed=5), skip_bad=True, pipe=pipe)
     assert (again.drawn, again.kept, again.failed) == (0, summary.drawn, summary.failed)

@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from janus_dola.batch import Compute, Settings, files, run_batch
+from janus_dola.batch import Compute, RunSettings, files, run_batch
 from janus_dola.batch.files import checked, digest, file_digest
 from janus_dola.image_files import read_recipe
 from tests.bounds import bounded
 from tests.janus_dola.batch_helpers import SHAPES, lines, pictures, without_seconds
 
-TWO = Settings(parallel_size=2)
+TWO = RunSettings(parallel_size=2)
 FOUR_AT_ONCE = Compute(batch_size=4)
 EXAMPLES = 30
 
@@ -203,7 +203,7 @@ def test_a_folder_that_is_not_of_a_run_is_refused(fast, tmp_path):
 def test_without_its_run_file_a_folder_is_refused_and_overwritten_on_demand(fast, outdir):
     (outdir / "run.json").unlink()
     (outdir / "mine.jpg").write_bytes(b"not of the run")
-    other = Settings(parallel_size=1, seed=70)
+    other = RunSettings(parallel_size=1, seed=70)
     refused(outdir, "must be empty or begun by an earlier run", settings=other, pipe=fast)
     run_batch(["a"], outdir, other, overwrite=True, pipe=fast)
     assert set(pictures(outdir)) == {"0_a_p0.jpg", "maps/0_a_p0.png", "mine.jpg"}
@@ -217,7 +217,7 @@ def test_overwrite_deletes_only_what_is_as_a_run_wrote_it(fast, outdir, lost):
     (outdir / first["file"]).write_bytes(b"retouched")
     if lost:
         (outdir / "run.json").unlink()
-    run_batch(["a"], outdir, Settings(parallel_size=1), overwrite=True, pipe=fast)
+    run_batch(["a"], outdir, RunSettings(parallel_size=1), overwrite=True, pipe=fast)
     assert (outdir / first["file"]).read_bytes() == b"retouched"
     assert not (outdir / second["file"]).exists()
     before = tree(outdir)
@@ -241,7 +241,7 @@ def test_a_foreign_page_is_never_written_over(fast, outdir, tmp_path, name, over
 
 def test_a_run_that_never_began_leaves_a_folder_that_the_next_one_takes(fast, tmp_path):
     with pytest.raises(FileNotFoundError):
-        run_batch(["a"], tmp_path, Settings("no/such/model"))
+        run_batch(["a"], tmp_path, RunSettings("no/such/model"))
     assert run_batch(["a"], tmp_path, TWO, pipe=fast).drawn == 2
 
 
@@ -301,10 +301,10 @@ def test_prompts_that_change_during_a_run(fast, tmp_path, monkeypatch, when):
 
     monkeypatch.setattr(type(fast), "draw", meanwhile)
     with pytest.warns(UserWarning, match="changed during the run, which drew what it held"):
-        summary = run_batch(path, tmp_path / "out", Settings(parallel_size=1), pipe=fast)
+        summary = run_batch(path, tmp_path / "out", RunSettings(parallel_size=1), pipe=fast)
     monkeypatch.undo()
     assert (summary.drawn, summary.prompts) == (2, 2)
     assert [line["prompt"] for line in lines(tmp_path / "out")] == ["a", "b"]
     assert read_recipe(tmp_path / "out" / "1_b_p0.jpg").prompt == "b"
     if when == "grown":
-        assert run_batch(path, tmp_path / "out", Settings(parallel_size=1), pipe=fast).drawn == 1
+        assert run_batch(path, tmp_path / "out", RunSettings(parallel_size=1), pipe=fast).drawn == 1

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_dola.batch import Settings, run_batch
-from janus_dola.batch.files import Manifest, held
+from janus_dola.batch import RunSettings, run_batch
+from janus_dola.batch.files import Manifest, locked_folder
 from janus_dola.batch.page import write_page
 from tests.janus_dola.batch_helpers import SHAPES, lines
 
@@ -29,7 +29,7 @@ def outdir(mini, tmp_path_factory):
         {"prompt": 3},
     ]
     outdir = tmp_path_factory.mktemp("page") / "out #1"
-    run_batch(prompts, outdir, Settings(parallel_size=2), skip_bad=True, pipe=mini)
+    run_batch(prompts, outdir, RunSettings(parallel_size=2), skip_bad=True, pipe=mini)
     return outdir
 
 
@@ -126,7 +126,7 @@ def test_a_prompts_images_stand_in_a_row_and_the_baseline_beside_dola(outdir, br
         "max_jsd": 0.0,
         "mean_jsd": 0.0,
     }
-    with held(copy):
+    with locked_folder(copy):
         manifest = Manifest(copy, last + 2)
         manifest.append(
             {**line, **plain, "layers": {"8": 64}, "image": last + i, "index": 99}
@@ -151,7 +151,7 @@ def test_more_images_than_a_line_has_room_for_go_on_below(outdir, browser, tmp_p
     copy = tmp_path / "copy"
     shutil.copytree(outdir, copy)
     last, (line, *_) = len(lines(outdir)), lines(outdir)
-    with held(copy):
+    with locked_folder(copy):
         manifest = Manifest(copy, last + 9)
         manifest.append({**line, "image": last + i, "k": 2 + i, "seed": 100 + i} for i in range(9))
         write_page(copy, manifest, {})
@@ -183,7 +183,7 @@ def test_ten_thousand_images_open_in_seconds_and_few_are_elements(outdir, browse
     large = tmp_path / "large"
     shutil.copytree(outdir, large)
     some = [line for line in lines(outdir) if line["file"]]
-    with held(large):
+    with locked_folder(large):
         manifest = Manifest(large, 0)
         manifest.append(
             {**(line := some[i % len(some)]), "image": i, "index": i, "prompt": f"{line['prompt']} number {i}"}

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from janus_dola.batch import Compute, Settings, ray_pool, run_batch
+from janus_dola.batch import Compute, RunSettings, ray_pool, run_batch
 from janus_dola.batch.ray_pool import plan_workers
 from tests.janus_dola.batch_helpers import SHAPES, lines, pictures, without_seconds
 
@@ -33,7 +33,7 @@ def test_two_workers_one_killed_half_way_draw_what_one_process_draws(prompts, mi
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as Ray gives each actor; with more, sums are rounded otherwise
     try:
-        run_batch(prompts, alone, Settings(parallel_size=2), Compute(batch_size=2), pipe=mini)
+        run_batch(prompts, alone, RunSettings(parallel_size=2), Compute(batch_size=2), pipe=mini)
     finally:
         torch.set_num_threads(threads)
     with (tmp_path / "log").open("w+") as log:
@@ -77,7 +77,7 @@ def test_a_batch_that_kills_every_worker_fails_and_the_run_goes_on(tmp_path, mon
 
     monkeypatch.setattr(ray_pool, "_Actor", Dies)
     prompts = ["a", "b", "poison", "c", "d", "e"]
-    summary = run_batch(prompts, tmp_path, Settings(parallel_size=1), Compute("cpu", workers=2, batch_size=1))
+    summary = run_batch(prompts, tmp_path, RunSettings(parallel_size=1), Compute("cpu", workers=2, batch_size=1))
     assert (summary.drawn, summary.failed) == (5, 1)
     assert [line["index"] for line in lines(tmp_path) if line["file"] is None] == [2]
     assert lines(tmp_path)[2]["error"].startswith("3 workers died over the batch with this image; the last: ")
@@ -85,7 +85,7 @@ def test_a_batch_that_kills_every_worker_fails_and_the_run_goes_on(tmp_path, mon
 
 def test_a_model_that_is_not_there_is_said_in_one_line(tmp_path, cluster):
     with pytest.raises(FileNotFoundError, match="no/such/model") as raised:
-        run_batch(["a"], tmp_path, Settings("no/such/model"), Compute("cpu", workers=1))
+        run_batch(["a"], tmp_path, RunSettings("no/such/model"), Compute("cpu", workers=1))
     assert len(str(raised.value).splitlines()) == 1
 
 
@@ -132,7 +132,9 @@ def test_a_frozen_worker_is_replaced_and_a_slow_one_is_not(tmp_path, monkeypatch
     monkeypatch.setattr(ray_pool, "_PATIENCE", 2.0)
     monkeypatch.setattr(ray_pool, "_SECONDS_BETWEEN_CALLS", 0.5)
     prompts = ["a", "slow", "poison", "b"]
-    summary = run_batch(prompts, tmp_path / "out", Settings(parallel_size=1), Compute("cpu", workers=1, batch_size=1))
+    summary = run_batch(
+        prompts, tmp_path / "out", RunSettings(parallel_size=1), Compute("cpu", workers=1, batch_size=1)
+    )
     assert marker.exists()
     assert (summary.drawn, summary.failed) == (4, 0)
     a, slow, poison, b = ((tmp_path / "out" / line["file"]).read_bytes() for line in lines(tmp_path / "out"))
@@ -170,7 +172,7 @@ def test_a_port_that_is_not_rays_is_said_soon(tmp_path, monkeypatch, answer, for
         with pytest.raises(
             ConnectionError, match=f"127.0.0.1:{port}' must be of a running Ray cluster, but: "
         ) as raised:
-            run_batch(["a"], tmp_path, Settings(), Compute(ray_address=form.format(port)))
+            run_batch(["a"], tmp_path, RunSettings(), Compute(ray_address=form.format(port)))
         thread.join()
         connections[0].close()
     silent = answer in ("nothing", "greeting")
@@ -192,13 +194,13 @@ def test_what_is_no_address_is_refused(address):
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999"])
 def test_an_address_where_nobody_answers_is_said_at_once(tmp_path, address):
     with pytest.raises(ConnectionError, match=f"ray_address '{address}' must be of a running Ray cluster, but: "):
-        run_batch(["a"], tmp_path, Settings(), Compute(ray_address=address))
+        run_batch(["a"], tmp_path, RunSettings(), Compute(ray_address=address))
 
 
 def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install 'janus-dola\[ray\]'"):
-        run_batch(["a"], tmp_path, Settings(), Compute(workers=2))
+        run_batch(["a"], tmp_path, RunSettings(), Compute(workers=2))
 
 
 def test_workers_have_no_numbered_device():

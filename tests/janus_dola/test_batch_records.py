@@ -8,13 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from janus_dola import DoLaConfig
-from janus_dola.batch import Settings
+from janus_dola.batch import RunSettings
 from janus_dola.batch.records import BadRecord, Record, numbered, open_records
 from janus_dola.batch.worker import batches
 from janus_dola.settings import DrawSettings
 from tests.bounds import bounded
 
-SETTINGS = Settings(parallel_size=2, seed=10)
+SETTINGS = RunSettings(parallel_size=2, seed=10)
 
 
 def read(path, settings=SETTINGS):
@@ -76,7 +76,7 @@ def test_a_line_may_have_its_own_settings(tmp_path):
     path.write_text('{"prompt": "x", "dola": false, "temperature": 0.5}')
     assert read(path)[0].drawing == DrawSettings(5.0, 0.5, None)
     path.write_text('{"prompt": "x", "dola": true, "premature_layer": "final"}')
-    assert read(path, Settings(drawing=DrawSettings(dola=None)))[0].drawing == DrawSettings(
+    assert read(path, RunSettings(drawing=DrawSettings(dola=None)))[0].drawing == DrawSettings(
         dola=DoLaConfig(premature_layer="final")
     )
     path.write_text('{"prompt": "x", "dola": "no"}')
@@ -89,7 +89,7 @@ def test_a_line_may_have_its_own_settings(tmp_path):
         DrawSettings(dola=DoLaConfig(premature_layer=3)),
     ]
     path = tmp_path / "a.jsonl"
-    of_run = Settings(drawing=DrawSettings(dola=DoLaConfig([2, 6], 0.3, 4)))
+    of_run = RunSettings(drawing=DrawSettings(dola=DoLaConfig([2, 6], 0.3, 4)))
     path.write_text('{"prompt": "x", "alpha": 0.2}')
     assert read(path, of_run)[0].drawing == DrawSettings(dola=DoLaConfig([2, 6], 0.2, 4))
 
@@ -144,7 +144,7 @@ def test_malformed_lines_are_reported_with_their_line(tmp_path, line, reason):
 def test_alpha_without_dola_is_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "x", "alpha": 0.2}')
-    (bad,) = read(path, Settings(drawing=DrawSettings(dola=None)))
+    (bad,) = read(path, RunSettings(drawing=DrawSettings(dola=None)))
     assert bad.reason == "line 1: alpha must be left out where there is no DoLa"
 
 

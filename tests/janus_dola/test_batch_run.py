@@ -12,7 +12,7 @@ from filelock import FileLock
 from PIL import Image
 
 from janus_dola import DoLaConfig, NonFiniteError
-from janus_dola.batch import Compute, Settings, run_batch, runner
+from janus_dola.batch import Compute, RunSettings, run_batch, runner
 from janus_dola.batch.files import LOCK, WORK
 from janus_dola.batch.resume import names_of
 from janus_dola.batch.settings import Task
@@ -27,7 +27,7 @@ from tests.janus_dola.batch_helpers import (
     without_seconds,
 )
 
-TWO = Settings(parallel_size=2)
+TWO = RunSettings(parallel_size=2)
 FOUR_AT_ONCE = Compute(batch_size=4)
 
 
@@ -73,17 +73,17 @@ def test_prompts_may_be_added(fast, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Settings(parallel_size=3), "parallel_size 2, now 3"),
-        (Settings(parallel_size=2, seed=4), "seed 0, now 4"),
-        (Settings("other", parallel_size=2), "model mini, now other"),
-        (Settings(parallel_size=2, image_format="png"), "format jpg, now png"),
-        (Settings(parallel_size=2, dtype="bf16"), "dtype float32, now bfloat16"),
-        (Settings(parallel_size=2, drawing=DrawSettings(dola=DoLaConfig(alpha=0.3))), "alpha 0.1, now 0.3"),
+        (RunSettings(parallel_size=3), "parallel_size 2, now 3"),
+        (RunSettings(parallel_size=2, seed=4), "seed 0, now 4"),
+        (RunSettings("other", parallel_size=2), "model mini, now other"),
+        (RunSettings(parallel_size=2, image_format="png"), "format jpg, now png"),
+        (RunSettings(parallel_size=2, dtype="bf16"), "dtype float32, now bfloat16"),
+        (RunSettings(parallel_size=2, drawing=DrawSettings(dola=DoLaConfig(alpha=0.3))), "alpha 0.1, now 0.3"),
         (
-            Settings(parallel_size=2, drawing=DrawSettings(2.0, 0.5)),
+            RunSettings(parallel_size=2, drawing=DrawSettings(2.0, 0.5)),
             "cfg_weight 5.0, now 2.0; temperature 1.0, now 0.5",
         ),
-        (Settings(parallel_size=2, drawing=DrawSettings(dola=None)), "dola True, now False"),
+        (RunSettings(parallel_size=2, drawing=DrawSettings(dola=None)), "dola True, now False"),
     ],
 )
 def test_a_folder_of_other_settings_is_refused(fast, tmp_path, settings, message):
@@ -104,7 +104,7 @@ def test_a_folder_of_other_prompts_is_refused(fast, tmp_path):
 
 def test_overwrite_leaves_what_a_fresh_run_gives(fast, tmp_path):
     for name, prompts, settings in [
-        ("settings", SHAPES[:2], Settings(parallel_size=3, image_format="png")),
+        ("settings", SHAPES[:2], RunSettings(parallel_size=3, image_format="png")),
         ("prompts", ["something else", SHAPES[1]], TWO),
     ]:
         old, fresh = tmp_path / name, tmp_path / f"fresh_{name}"
@@ -122,7 +122,7 @@ def test_overwrite_deletes_nothing_when_the_model_is_not_there(fast, tmp_path):
     run_batch(SHAPES[:3], tmp_path, TWO, pipe=fast)
     before = pictures(tmp_path)
     with pytest.raises(FileNotFoundError, match="no/such/model"):
-        run_batch(SHAPES[:3], tmp_path, Settings("no/such/model"), overwrite=True)
+        run_batch(SHAPES[:3], tmp_path, RunSettings("no/such/model"), overwrite=True)
     assert pictures(tmp_path) == before
 
 
@@ -209,7 +209,7 @@ def test_an_image_too_large_for_the_gpu_fails_alone(fast, tmp_path, monkeypatch)
 
     FAST = FastPipe.draw
     monkeypatch.setattr(FastPipe, "draw", draw)
-    summary = run_batch(["a", "huge", "b"], tmp_path, Settings(parallel_size=1), pipe=fast)
+    summary = run_batch(["a", "huge", "b"], tmp_path, RunSettings(parallel_size=1), pipe=fast)
     assert (summary.drawn, summary.failed) == (2, 1)
     assert lines(tmp_path)[1]["error"] == "out of GPU memory with this image alone"
 
@@ -284,24 +284,24 @@ def test_the_second_ctrl_c_stops_at_once(fast, tmp_path, monkeypatch):
 
 def test_looks_that_alternate_are_drawn_in_full_batches(fast, tmp_path, drawn_prompts):
     prompts = [{"prompt": str(i), "alpha": 0.1 * (i % 3)} for i in range(24)]
-    run_batch(prompts, tmp_path, Settings(parallel_size=1), FOUR_AT_ONCE, pipe=fast)
+    run_batch(prompts, tmp_path, RunSettings(parallel_size=1), FOUR_AT_ONCE, pipe=fast)
     assert [len(batch) for batch in drawn_prompts] == [4] * 6
     assert drawn_prompts[0] == ["0", "3", "6", "9"]
     assert [line["index"] for line in lines(tmp_path)] == list(range(24))
 
 
 def test_images_without_metadata_are_resumed_too(mini, tmp_path):
-    bare = Settings(parallel_size=1, image_format="png", metadata=False)
+    bare = RunSettings(parallel_size=1, image_format="png", metadata=False)
     run_batch(SHAPES[:2], tmp_path, bare, pipe=mini)
     assert [dict(Image.open(path).getexif()) for path in sorted(tmp_path.glob("*.png"))] == [{}, {}]
     assert run_batch(SHAPES[:2], tmp_path, bare, pipe=mini).kept == 2
     with pytest.raises(ValueError, match="metadata False, now None"):
-        run_batch(SHAPES[:2], tmp_path, Settings(parallel_size=1, image_format="png"), pipe=mini)
+        run_batch(SHAPES[:2], tmp_path, RunSettings(parallel_size=1, image_format="png"), pipe=mini)
 
 
 def test_a_negative_prompt_of_the_run_and_one_of_a_line(mini, tmp_path):
     of_run, negative = (
-        Settings(drawing=DrawSettings(negative_prompt="blue"), parallel_size=1, image_format="png"),
+        RunSettings(drawing=DrawSettings(negative_prompt="blue"), parallel_size=1, image_format="png"),
         "a red circle",
     )
     prompts = [SHAPES[0], {"prompt": SHAPES[0], "negative_prompt": negative, "seed": 0}]
@@ -313,11 +313,11 @@ def test_a_negative_prompt_of_the_run_and_one_of_a_line(mini, tmp_path):
         assert drawn.image.tobytes() == Image.open(tmp_path / line["file"]).tobytes()
     assert run_batch(prompts, tmp_path, of_run, pipe=mini).kept == 2
     with pytest.raises(ValueError, match="negative_prompt blue, now None"):
-        run_batch(prompts, tmp_path, Settings(parallel_size=1, image_format="png"), pipe=mini)
+        run_batch(prompts, tmp_path, RunSettings(parallel_size=1, image_format="png"), pipe=mini)
 
 
 def test_files_are_named_by_a_template(fast, tmp_path):
-    named = Settings(parallel_size=2, name_template="{id}-{k}")
+    named = RunSettings(parallel_size=2, name_template="{id}-{k}")
     prompts = [{"prompt": "a", "id": "cat/../7"}, {"prompt": "b"}]
     run_batch(prompts, tmp_path, named, pipe=fast)
     assert [line["file"] for line in lines(tmp_path)] == ["cat_7-0.jpg", "cat_7-1.jpg", "1-0.jpg", "1-1.jpg"]
@@ -336,7 +336,7 @@ def test_files_are_named_by_a_template(fast, tmp_path):
 def test_names_that_two_images_would_share_are_refused(fast, tmp_path, template):
     prompts = [{"prompt": f"A {i}", "id": "x"} for i in range(12)] + ["a 1"]
     with pytest.raises(ValueError, match="name_template must tell all images apart, but two are"):
-        run_batch(prompts, tmp_path / "out", Settings(parallel_size=12, name_template=template), pipe=fast)
+        run_batch(prompts, tmp_path / "out", RunSettings(parallel_size=12, name_template=template), pipe=fast)
     assert not (tmp_path / "out").exists()
 
 
@@ -345,11 +345,11 @@ def test_names_that_two_images_would_share_are_refused(fast, tmp_path, template)
 )
 def test_templates_that_are_none(template):
     with pytest.raises(ValueError, match="name_template must"):
-        Settings(name_template=template)
+        RunSettings(name_template=template)
 
 
 def test_names_are_never_too_long():
-    settings = Settings(name_template="0123456789abcde_{words}{id}{index}{k}{number}{seed}")
+    settings = RunSettings(name_template="0123456789abcde_{words}{id}{index}{k}{number}{seed}")
     task = Task(10**8, 10**7, 65535, "\U0001d552" * 99, 2**63 - 1, DrawSettings(), "\U0001d552" * 99)
     assert max(len(os.fsencode(name.removeprefix("maps/"))) for name in names_of(task, settings)) <= 255
 

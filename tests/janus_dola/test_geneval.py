@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from janus_dola import cli
-from janus_dola.batch import Settings, run_batch
+from janus_dola.batch import RunSettings, run_batch
 from janus_dola.image_files import read_recipe
 from tests.open_clip_stand_in import BLUE, GREEN, RED, stand_in
 
@@ -37,7 +37,7 @@ def draw(fast, tmp_path):
     def run(entries=ENTRIES, image_format="png", name="drawn"):
         prompts = tmp_path / "evaluation_metadata.jsonl"
         prompts.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-        run_batch(prompts, tmp_path / name, Settings(parallel_size=2, image_format=image_format, seed=3), pipe=fast)
+        run_batch(prompts, tmp_path / name, RunSettings(parallel_size=2, image_format=image_format, seed=3), pipe=fast)
         return tmp_path / name
 
     return run

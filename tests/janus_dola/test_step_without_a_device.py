@@ -79,7 +79,7 @@ def test_the_host_waits_for_nothing(model, monkeypatch, dola, temperature, backe
     if front.fused is None:
         pytest.skip("needs Triton")
     parts, weights = model
-    monkeypatch.setattr(front.fused, "obstacle", lambda device, dtype: None)  # runs on "meta" as on a GPU
+    monkeypatch.setattr(front.fused, "why_not", lambda device, dtype: None)  # runs on "meta" as on a GPU
     launches = Launches(monkeypatch)
     planned = replace(plan(parts, DrawSettings(5.0, temperature, dola), sampler, backend, "eager"), window=window)
     decoder = Decoder(parts, weights, planned, 3, 128)
@@ -109,7 +109,7 @@ def test_launches_of_a_pass_are_those_of_its_forecast(model, monkeypatch, window
     from bench.forecast.whole_pass import small_launches
 
     parts, weights = model
-    monkeypatch.setattr(front.fused, "obstacle", lambda device, dtype: None)
+    monkeypatch.setattr(front.fused, "why_not", lambda device, dtype: None)
     planned = replace(plan(parts, DrawSettings(), "gumbel", "triton", "eager"), window=window)
     decoder = Decoder(parts, weights, planned, 3, 128)
     with Launches(monkeypatch) as launches:

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from janus_dola.kernels.block import Matrix, Place, block, run_blocks
+from janus_dola.kernels.block import Matrix, Positions, block, run_blocks
 from janus_dola.models import find_parts
 from janus_dola.models.janus import janus_parts
 from janus_dola.models.weights import WeightReader
@@ -82,7 +82,7 @@ def in_windows(weights, embeddings, layers, widths, capacity=128):
     buffer, found, start = torch.full(shape, 1e4, dtype=embeddings.dtype), [], 0
     groups = weights.blocks[0].query_heads // weights.blocks[0].key_value_heads
     for width in widths:
-        place = Place.of(
+        place = Positions.of(
             torch.tensor([start]), width, weights.rotary, capacity, 64 if start + width <= 64 else 128, groups
         )
         found.append(run_blocks(embeddings[start : start + width], weights.blocks, buffer, place, layers))
@@ -159,7 +159,7 @@ def test_a_block_is_eighteen_operations_at_most_and_transformers_twice_as_many(m
     monkeypatch.undo()  # their norm as it is
     weights = WeightReader(mini.parts).read()
     first = weights.blocks[0]
-    place, x = Place.of(torch.tensor([3, 5]), 4, weights.rotary, 64, 64, 1), torch.randn(8, 192)
+    place, x = Positions.of(torch.tensor([3, 5]), 4, weights.rotary, 64, 64, 1), torch.randn(8, 192)
     buffer = torch.zeros(2, 64, 2, first.key_value_heads, first.head_size)
     with torch.no_grad(), Operations() as ours:
         block(x, first, buffer, place)
@@ -188,7 +188,7 @@ def test_the_bits_of_a_row_do_not_depend_on_its_neighbours_nor_on_how_far_attent
         buffer = torch.randn(shape, generator=generator).to(dtype)
         buffer[:, 0] = mine[1]
         start = torch.tensor([21, *others])
-        place = Place.of(start, window, weights.rotary, 192, visible, 1)
+        place = Positions.of(start, window, weights.rotary, 192, visible, 1)
         with torch.no_grad():
             return run_blocks(x, weights.blocks, buffer, place, [2, 4, 6])[:, :window]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from janus_dola.kernels.block import Matrix, Place, Rotary, Start, attention, run_blocks
+from janus_dola.kernels.block import Matrix, PassStart, Positions, Rotary, attention, run_blocks
 from janus_dola.kernels.blocks import resolve_blocks
 from tests.kernels.blocks import HIDDEN, Launches, in_double, random_block
 from tests.kernels.cases import CPU_BACKENDS
@@ -53,11 +53,11 @@ def test_blocks_are_those_on_tensors(run, heads, key_value_heads, size, window, 
     buffer = torch.randn(2, len(start), CAPACITY, 2, key_value_heads, size, generator=generator).to(dtype)
     rotary, expected_buffer = rotary_of(size, dtype), buffer.double()
     in_full = Rotary(rotary.cos.double(), rotary.sin.double())
-    place = Place.of(start, window, in_full, CAPACITY, visible, heads // key_value_heads)
+    place = Positions.of(start, window, in_full, CAPACITY, visible, heads // key_value_heads)
     expected = run_blocks(x.double(), [in_double(each) for each in blocks], expected_buffer, place, [1])
 
-    assert (block_fused.obstacle(blocks, window) is None) == (dtype != torch.float16)
-    found = RUNS[run](x, blocks, buffer, Start(start, rotary, visible), [1])
+    assert (block_fused.why_not(blocks, window) is None) == (dtype != torch.float16)
+    found = RUNS[run](x, blocks, buffer, PassStart(start, rotary, visible), [1])
     assert found.dtype == buffer.dtype == dtype
     for ours, theirs in ((found, expected), (buffer, expected_buffer)):
         assert (ours.double() - theirs).abs().max() <= TOLERANCE[dtype] * theirs.abs().max()
@@ -125,7 +125,7 @@ def test_the_bits_of_a_row_do_not_depend_on_how_many_others_there_are_nor_where_
         buffer = torch.randn(2, others + 1, CAPACITY, 2, 1, 8, generator=generator).to(dtype)
         start[at], x[at], buffer[:, at] = 70, mine, history
         states = block_fused.run_blocks(
-            x.flatten(0, 1), blocks, buffer, Start(start, rotary_of(8, dtype), visible), [1]
+            x.flatten(0, 1), blocks, buffer, PassStart(start, rotary_of(8, dtype), visible), [1]
         )
         found.append(states.unflatten(1, (-1, window))[:, at])
     for states in found[1:]:
@@ -143,7 +143,7 @@ def test_launches_of_a_block(run, most, monkeypatch):
     start = torch.empty(4, dtype=torch.int64, device="meta")
     rotary = Rotary(*(torch.empty(CAPACITY, 16, dtype=torch.bfloat16, device="meta") for _ in range(2)))
     with Launches(monkeypatch) as launches:
-        found = RUNS[run](x, blocks, buffer, Start(start, rotary, 320), [2, 3])
+        found = RUNS[run](x, blocks, buffer, PassStart(start, rotary, 320), [2, 3])
     assert found.shape == (3, 8, HIDDEN)
     assert len(launches.names) <= 5 * most + 2, launches.names
 
@@ -164,7 +164,7 @@ def test_blocks_that_the_kernels_do_not_serve_run_on_tensors(message):
     own = resolve_blocks("triton", [BLOCK, BLOCK], 2)
     assert own is block_fused.run_blocks
     others = [OTHERS[message]] if "float16" in message else [BLOCK, OTHERS[message]]
-    assert message in block_fused.obstacle(others, 2)
+    assert message in block_fused.why_not(others, 2)
     assert resolve_blocks("triton", others, 2) is resolve_blocks("torch", [BLOCK], 2) is not own
 
 

@@ -5,7 +5,7 @@ from dataclasses import astuple
 import pytest
 import torch
 
-from janus_dola.kernels.block import Place, Rotary, Start, run_blocks
+from janus_dola.kernels.block import PassStart, Positions, Rotary, run_blocks
 from janus_dola.kernels.early_exit import early_exit, early_exit_scores
 from janus_dola.kernels.types import Decoding
 from tests.kernels.blocks import in_double, random_block
@@ -58,9 +58,9 @@ def test_blocks(size, window):
     buffer = torch.randn(2, 2, capacity, 2, shape.heads, size_of_head, generator=generator).bfloat16().cuda()
 
     def on_tensors(x, blocks, rotary, buffer):
-        return run_blocks(x, blocks, buffer, Place.of(start, window, rotary, capacity, capacity, 1), [])
+        return run_blocks(x, blocks, buffer, Positions.of(start, window, rotary, capacity, capacity, 1), [])
 
     exact = on_tensors(x.double(), [in_double(each) for each in blocks], in_full, buffer.double())
     plain = on_tensors(x, blocks, rotary, buffer.clone())
-    ours = block_fused.run_blocks(x, blocks, buffer, Start(start, rotary, capacity), [])
+    ours = block_fused.run_blocks(x, blocks, buffer, PassStart(start, rotary, capacity), [])
     assert (ours - exact).abs().max() <= 2 * (plain - exact).abs().max()
