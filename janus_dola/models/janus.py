@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from janus_dola.kernels.types import Head
 from janus_dola.models.pack import PackedLinear
-from janus_dola.models.parts import JanusParts, Raster, is_as_published, weight_of
+from janus_dola.models.parts import JanusParts, Raster, Vision, is_as_published, weight_of
 from janus_dola.models.prompt import JanusPrompts
 
 
@@ -21,6 +21,7 @@ def janus_parts(
     decode_codes: Callable[[Tensor], Tensor],
     side: int,
     image_size: int,
+    vision: Vision,
 ) -> JanusParts:
     """A Janus taken apart.
 
@@ -30,6 +31,7 @@ def janus_parts(
         code_modules: applied to codes one after the other: embedding, aligner.
         side: codes a side of an image.
         image_size: pixels a side.
+        vision: for questions about pictures.
     Raises:
         ValueError: the activation of the image head is not the exact GELU, the only one that Janus models use.
     """
@@ -76,4 +78,5 @@ def janus_parts(
         raster=Raster(side, side),
         image_size=(image_size, image_size),
         prompts=JanusPrompts,
+        vision=vision,
     )

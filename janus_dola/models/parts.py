@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from janus_dola.kernels.packed import PackedHalf
@@ -95,6 +95,14 @@ class Raster:
 
 
 @dataclass(frozen=True)
+class Vision:
+    """How a model reads pictures, which it does from other features than it draws by."""
+
+    text_model: PreTrainedModel  # with the text head, and transformers' `generate`
+    see: Callable[[Tensor], Tensor]  # [n, 3, H, W] pixels to [n, T, D], what stands for images in a text
+
+
+@dataclass(frozen=True)
 class JanusParts:
     """An image model taken apart. Letters: R rows, B images, T image tokens, D hidden size."""
 
@@ -116,6 +124,7 @@ class JanusParts:
     raster: Raster
     image_size: tuple[int, int]  # width and height, in pixels
     prompts: Callable[[PreTrainedTokenizerBase], Prompts]
+    vision: Vision | None = None  # where it answers questions about pictures
 
     @property
     def head(self) -> Head:

@@ -1,4 +1,4 @@
-"""From words to the pair of token rows an image is drawn from."""
+"""From words to the pair of token rows an image is drawn from, and to the row of a question about pictures."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -9,8 +9,15 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from janus_dola.models.framing import FRAMING_TOKENS, chat_template, special_tokens
-from janus_dola.models.parts import BEGIN_OF_IMAGE, PromptRows, SpecialTokens
+from janus_dola.models.framing import (
+    END_OF_IMAGE,
+    FRAMING_TOKENS,
+    IMAGE_PLACEHOLDER,
+    chat_template,
+    special_tokens,
+    system_prompt,
+)
+from janus_dola.models.parts import BEGIN_OF_IMAGE, PromptRows, SpecialTokens, token_id
 
 _MOST_CHARACTERS = 200_000  # far more than any Janus has room for, and tokenized in a second
 _MARK = "\ue000"  # stands for the words while the template is rendered
@@ -27,13 +34,40 @@ def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, special: Special
         ValueError: the prompt is no valid Unicode or far too long, or the tokenizer's chat template does not print it.
     """
     check_words("prompts", prompt)
-    if prompt.endswith(BEGIN_OF_IMAGE):
-        pieces = [prompt]
-    else:
-        before, after = _frame(tokenizer)
-        first, *others = spelled_out(prompt.strip(), tokenizer)
-        pieces = [before + first, *others]
-        pieces[-1] += after + BEGIN_OF_IMAGE
+    framed = prompt.endswith(BEGIN_OF_IMAGE)
+    pieces = [prompt] if framed else _framed_pieces(prompt, tokenizer, after=BEGIN_OF_IMAGE)
+    return _ids(pieces, tokenizer, special)
+
+
+def question_ids(
+    question: str, images: int, image_tokens: int, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens
+) -> list[int]:
+    """The tokens of a question about pictures: bos, a system prompt if there is one, the chat template around both.
+
+    A picture's place is begin-of-image, `image_tokens` placeholders, end-of-image and a line break. Words are plain text.
+
+    Raises:
+        ValueError: the question is no valid Unicode or far too long, the tokenizer has no token for pictures, or a chat
+            template that does not print the words.
+    """
+    check_words("question", question)
+    for token in (IMAGE_PLACEHOLDER, END_OF_IMAGE):
+        token_id(tokenizer, token)
+    place = f"{BEGIN_OF_IMAGE}{IMAGE_PLACEHOLDER * image_tokens}{END_OF_IMAGE}\n"
+    first, *others = _framed_pieces(question, tokenizer, before=images * place)
+    return _ids([system_prompt(tokenizer) + first, *others], tokenizer, special)
+
+
+def _framed_pieces(words: str, tokenizer: PreTrainedTokenizerBase, before: str = "", after: str = "") -> list[str]:
+    """The chat template around the words, in pieces to be encoded one by one."""
+    start, end = _frame(tokenizer)
+    first, *others = spelled_out(words.strip(), tokenizer)
+    pieces = [start + before + first, *others]
+    pieces[-1] += end + after
+    return pieces
+
+
+def _ids(pieces: Sequence[str], tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> list[int]:
     ids = [number for piece in pieces for number in tokenizer(piece, add_special_tokens=False)["input_ids"]]
     return ids if ids[0] == special.bos else [special.bos, *ids]
 

@@ -5,7 +5,7 @@ import math
 from transformers import JanusForConditionalGeneration, PreTrainedModel
 
 from janus_dola.models.janus import janus_parts
-from janus_dola.models.parts import JanusParts
+from janus_dola.models.parts import JanusParts, Vision
 
 
 def recognises(model: PreTrainedModel) -> bool:
@@ -27,4 +27,5 @@ def parts(model: JanusForConditionalGeneration) -> JanusParts:
         decode_codes=inner.vqmodel.decode,
         side=math.isqrt(inner.vision_model.config.num_image_tokens),
         image_size=inner.vision_model.config.image_size,
+        vision=Vision(model, lambda pixels: inner.aligner(inner.vision_model(pixels).last_hidden_state)),
     )

@@ -17,6 +17,9 @@ from janus_dola.models.pack import PackedLinear
 from janus_dola.models.parts import JanusParts, has_own_forward, is_plain
 
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+# Hooks of these modules only look at what a block takes in: transformers' records outputs for whoever asks for them, ours
+# hidden states while another thread answers a question.
+_ONLY_LOOK = ("transformers.utils.output_capturing", "janus_dola.text.tap")
 _MEMBERS = {
     "": {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
     "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
@@ -159,8 +162,7 @@ def _block_weights(block: Any, index: int) -> BlockWeights:
 def _refuse_changed(module: nn.Module, index: int) -> None:
     """Whatever changes what a module computes without changing its weights would be left out in silence."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    # transformers puts hooks there to record outputs, for whoever asks for them; they change nothing.
-    foreign = [hook for hook in hooks if getattr(hook, "__module__", "") != "transformers.utils.output_capturing"]
+    foreign = [hook for hook in hooks if getattr(hook, "__module__", "") not in _ONLY_LOOK]
     if foreign or has_own_forward(module):
         raise ValueError(
             f"block {index} of the language model must have no forward hooks and no forward of its own, "

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,10 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from janus_dola.config import DoLaConfig
 from janus_dola.kernels.early_exit import early_exit_scores
-from janus_dola.kernels.types import Decoding, log_of
+from janus_dola.kernels.types import Decoding, Scores, log_of
 from janus_dola.text.legacy import legacy_layers, legacy_scores
 from janus_dola.text.parts import TextParts, find_text_parts, text_head
-from janus_dola.text.tap import last_hidden_states
+from janus_dola.text.tap import instead_of_logits, last_hidden_states
 
 _Step = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # logits [B, V] to scores, layer [B], JSD [B]
 
@@ -78,11 +79,14 @@ def dola_generate(
     config.disable_compile = True  # hooks take the hidden states out
     if stream_to is not None:
         stream_to.put(input_ids.cpu())
-    with last_hidden_states(parts, [*read, blocks]) as states:
+    with ExitStack() as hooks:
+        states = hooks.enter_context(last_hidden_states(parts, [*read, blocks]))
         if legacy:
             step = _legacy(parts, read, states)
         elif read:
-            step = _contrast(model, parts, dola, read, states)
+            contrast = _Contrast(model, parts, dola, read, states)
+            hooks.enter_context(instead_of_logits(parts.head, contrast.scores))
+            step = contrast.step
         else:
             step = _plain(dola, blocks)
         scoring = _Scoring(step)
@@ -128,22 +132,28 @@ def _plain(dola: DoLaConfig, blocks: int) -> _Step:
     return step
 
 
-def _contrast(
-    model: PreTrainedModel, parts: TextParts, dola: DoLaConfig, read: list[int], states: dict[int, Tensor]
-) -> _Step:
-    """All layers through the head at once."""
-    head = text_head(model, parts)
-    decoding = Decoding(None, alpha=dola.alpha, premature=None if dola.premature_layer is None else 0)
-    like = head.norm_weight
-    numbers = torch.tensor([*read, len(parts.blocks)], device=like.device)
+class _Contrast:
+    """All layers through the head at once, in place of the model's own product with it."""
 
-    def step(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        stack = torch.stack([states[layer].to(like) for layer in (*read, len(parts.blocks))])
-        found = early_exit_scores(stack, head, decoding)
-        layers = numbers[found.layer].to(logits.device)
-        return found.scores.to(logits), layers, found.jsd.to(logits)
+    def __init__(
+        self, model: PreTrainedModel, parts: TextParts, dola: DoLaConfig, read: list[int], states: dict[int, Tensor]
+    ) -> None:
+        self._head = text_head(model, parts)
+        self._decoding = Decoding(None, alpha=dola.alpha, premature=None if dola.premature_layer is None else 0)
+        self._layers, self._states = [*read, len(parts.blocks)], states
+        self._numbers = torch.tensor(self._layers, device=self._head.norm_weight.device)
+        self._found: Scores
 
-    return step
+    def scores(self) -> Tensor:
+        """Of the pass whose states were taken: [B, V], -inf off the plausible words."""
+        stack = torch.stack([self._states[layer].to(self._head.norm_weight) for layer in self._layers])
+        self._found = early_exit_scores(stack, self._head, self._decoding)
+        return self._found.scores
+
+    def step(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The scores as they are, and what is known of them."""
+        layers = self._numbers[self._found.layer]
+        return scores, layers.to(scores.device), self._found.jsd.to(scores.device)
 
 
 def _legacy(parts: TextParts, read: list[int], states: dict[int, Tensor]) -> _Step:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from janus_dola.kernels.packed import PackedHalf
 from janus_dola.kernels.reference import rms_norm
 from janus_dola.kernels.types import Head
+from janus_dola.models.pack import PackedLinear
 
 _CHANGES_OF_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of a norm computed two ways; 16 bits: 0.05
@@ -34,6 +36,7 @@ def find_text_parts(model: PreTrainedModel) -> TextParts:
     if config.is_encoder_decoder:
         raise ValueError(f"DoLa needs a decoder-only model, got {name}")
     decoder = model.get_decoder()
+    decoder = getattr(decoder, "language_model", decoder)  # transformers 4 gives the whole of Janus
     blocks: Any = getattr(decoder, "layers", None)
     norm: Any = getattr(decoder, "norm", None)
     head = model.get_output_embeddings()
@@ -54,12 +57,14 @@ def text_head(model: PreTrainedModel, parts: TextParts) -> Head:
         value = getattr(config, setting, None)
         if value is not None and value != 1:
             raise ValueError(f"DoLa cannot read the early layers of {name}: {setting} must be unset or 1, got {value}")
-    weight = getattr(head, "weight", None)
-    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
+    weight: Any = head.packed if isinstance(head, PackedLinear) else getattr(head, "weight", None)
+    if isinstance(weight, Tensor) and weight.is_floating_point() and weight.ndim == 2:
+        weight = weight.detach()
+    elif not isinstance(weight, PackedHalf):
         raise ValueError(f"DoLa needs a head that is one dense matrix, and {name} has a {type(head).__name__}")
     scale, eps = _rms_norm(parts.norm, name)
     bias = getattr(head, "bias", None)
-    return Head(scale, eps, weight.detach(), code_bias=None if bias is None else bias.detach())
+    return Head(scale, eps, weight, code_bias=None if bias is None else bias.detach())
 
 
 def _rms_norm(norm: nn.Module, name: str) -> tuple[Tensor, float]:

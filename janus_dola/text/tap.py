@@ -1,7 +1,7 @@
-"""Hidden states of the last position, taken while a model runs."""
+"""Hidden states of the last position, taken while a model runs, and what a model puts out instead of its head's logits."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,25 @@ def last_hidden_states(parts: TextParts, layers: Sequence[int]) -> Iterator[dict
     handles = [modules[layer].register_forward_pre_hook(keep(layer), with_kwargs=True) for layer in layers]
     try:
         yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def instead_of_logits(head: nn.Module, scores: Callable[[], Tensor]) -> Iterator[None]:
+    """Lets the passes of this thread put out scores [R, V] for the last position, and spares them the head's product."""
+    caller = threading.get_ident()
+
+    def no_rows(_: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:
+        return args[0][:0] if threading.get_ident() == caller else None
+
+    def put_out(_: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
+        return scores()[:, None] if threading.get_ident() == caller else None
+
+    handles = [head.register_forward_pre_hook(no_rows), head.register_forward_hook(put_out)]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -65,7 +65,7 @@ def test_stages_come_in_order_and_everything_lies_where_it_is_to(tmp_path):
     machine = Machine(share=0.5)
     on_machine = machine.check(tmp_path / "out")
     (tmp_path / "out").mkdir()
-    assert list(check.STAGES) == ["correct", "head", "step", "images", "rest"]
+    assert list(check.STAGES) == ["correct", "head", "step", "images", "text", "rest"]
     assert sum(on_machine.stage(stage, lambda: CEILINGS) for stage in check.STAGES) == 0
     assert machine.commands[0][1][2] == "bench.gpu.compiling"
     for _, command, _ in machine.commands:
@@ -74,7 +74,7 @@ def test_stages_come_in_order_and_everything_lies_where_it_is_to(tmp_path):
                 assert Path(argument.split("=")[1]).parent == tmp_path / "out"
     record = records.read(tmp_path / "out" / "bench_nvidia_invented.json")
     assert record.on_gpu
-    assert len(record.rows) == 7
+    assert len(record.rows) == 8
     assert record.rows[0].median == 0.5e-3
     names = {path.suffix for path in (tmp_path / "out").iterdir()}
     assert names == {".log", ".json", ".md"}

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.kernels import early_exit, reference
@@ -191,3 +192,8 @@ def test_the_fused_stage_takes_its_head(pipe):
     )
     assert torch.allclose(found.p_hat, expected.p_hat, atol=1e-5)
     assert torch.equal(found.layer, expected.layer)
+
+
+def test_questions_are_for_a_janus(pipe):
+    with pytest.raises(ValueError, match="model must be a Janus to answer questions about pictures, got .* emu3"):
+        pipe.answer(Image.new("RGB", (8, 8)), "what is on it?")

@@ -30,6 +30,15 @@ def test_jensen_shannon_agrees_with_scipy(array):
     assert reference.jensen_shannon(p, q).item() == pytest.approx(np.nan_to_num(expected), abs=1e-7)
 
 
+def test_jensen_shannon_of_many_codes_is_that_of_float64():
+    """More codes than a CPU sums at once, and a last piece that is shorter."""
+    torch.manual_seed(0)
+    log_p, log_q = (8 * torch.randn(2, 3, 10_001)).log_softmax(-1)
+    p, q = log_p.double().exp().numpy(), log_q.double().exp().numpy()
+    expected = jensenshannon(p, q, axis=-1) ** 2
+    assert reference.jensen_shannon(log_p, log_q).numpy() == pytest.approx(expected, abs=2e-6)
+
+
 @given(extreme)
 def test_jensen_shannon_is_bounded_symmetric_and_zero_for_equals(array):
     p, q = log_probabilities(array)

@@ -1,0 +1,153 @@
+"""Janus' other half: answers to questions about pictures, with DoLa or without."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
+
+from janus_dola.checks import integer, number
+from janus_dola.config import DoLaConfig
+from janus_dola.models.framing import IMAGE_PLACEHOLDER, special_tokens
+from janus_dola.models.parts import JanusParts, token_id
+from janus_dola.models.prompt import question_ids
+from janus_dola.text.decode import dola_generate
+from janus_dola.text.pixels import pixels
+
+_MOST_NEW_TOKENS = 65536
+
+
+class Answering:
+    """One question about pictures, ready to be answered.
+
+    Args:
+        parts, tokenizer: of a Janus.
+        images, question, dola, max_new_tokens, temperature: as for `JanusDoLa.answer`.
+    Raises:
+        ValueError: an argument is out of range, or the question has no room in the model.
+    """
+
+    def __init__(
+        self,
+        parts: JanusParts,
+        tokenizer: PreTrainedTokenizerBase,
+        images: Image.Image | Sequence[Image.Image],
+        question: str,
+        dola: DoLaConfig | None,
+        max_new_tokens: int,
+        temperature: float,
+    ) -> None:
+        pictures = _pictures(images)
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError(f"question must be a string with words, got {question!r}")
+        most = integer("max_new_tokens", max_new_tokens, 1, _MOST_NEW_TOKENS)
+        temperature = number("temperature", temperature, " >= 0 (0 is greedy)")
+        if temperature < 0:
+            raise ValueError(f"temperature must be a finite number >= 0 (0 is greedy), got {temperature}")
+        if not (dola is None or isinstance(dola, DoLaConfig)):
+            raise ValueError(f"dola must be a DoLaConfig, or None for plain decoding, got {dola!r}")
+        if dola is not None:
+            dola.layers_to_read(parts.num_layers)  # what is wrong with them is said before anything is computed
+        if parts.vision is None:
+            raise ValueError(
+                f"model must be a Janus to answer questions about pictures, got one of the family {parts.family}"
+            )
+        self._vision, special = parts.vision, special_tokens(tokenizer)
+        ids = question_ids(question, len(pictures), parts.image_tokens, tokenizer, special)
+        room = parts.config.max_position_embeddings - len(ids)
+        if room < 1:
+            raise ValueError(
+                f"question and images must leave room for an answer in {parts.config.max_position_embeddings} tokens, got "
+                f"{len(ids)}, of which each of {len(pictures)} image(s) takes {parts.image_tokens + 2}"
+            )
+        self._parts, self._tokenizer, self._dola = parts, tokenizer, dola
+        self._ids = torch.tensor([ids], device=parts.device)
+        self._pixels = pixels(pictures, parts.image_size[0], tokenizer)
+        sampling: dict[str, Any] = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+        self._config = GenerationConfig(
+            max_new_tokens=min(most, room),
+            do_sample=temperature > 0,
+            guidance_scale=1.0,  # what a checkpoint says of guidance is meant for drawing
+            bos_token_id=special.bos,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=special.pad,
+            **sampling,
+        )
+
+    def text(self) -> str:
+        """The whole answer."""
+        return self._tokenizer.decode(self._generate()[0], skip_special_tokens=True).strip()
+
+    def pieces(self) -> Iterator[str]:
+        """The answer in pieces, as its words are decided. A caller that stops reading ends it."""
+        streamer, stop = TextIteratorStreamer(self._tokenizer, skip_special_tokens=True), threading.Event()
+        failed: list[BaseException] = []
+
+        def stopped(ids: Tensor, scores: object, **more: object) -> Tensor:
+            return torch.full((len(ids),), stop.is_set(), device=ids.device)
+
+        def work() -> None:
+            try:
+                self._generate(streamer, stopping_criteria=StoppingCriteriaList([stopped]))
+            except BaseException as error:  # raised again where it is waited for
+                failed.append(error)
+                streamer.text_queue.put(streamer.stop_signal)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            first = True
+            for piece in streamer:
+                piece = piece.lstrip() if first else piece
+                first = first and not piece
+                if piece:
+                    yield piece
+        finally:
+            stop.set()
+            thread.join()
+        if failed:
+            raise failed[0]
+
+    @torch.no_grad()
+    def _generate(self, streamer: TextIteratorStreamer | None = None, **more: Any) -> Tensor:
+        """Token ids [1, n] of the answer alone."""
+        parts = self._parts
+        embeddings = parts.embed_text(self._ids)
+        features = self._vision.see(self._pixels.to(parts.device, parts.dtype)).flatten(0, 1).to(embeddings.dtype)
+        placeholders = self._ids == token_id(self._tokenizer, IMAGE_PLACEHOLDER)
+        embeddings = embeddings.masked_scatter(placeholders[..., None], features)
+        if self._dola is None:
+            more |= {"streamer": streamer}
+        else:
+            more |= {"custom_generate": dola_generate, "dola": self._dola, "stream_to": streamer}
+        # Not the model's own `generate`, which for Janus drops some arguments on its way to this one.
+        return GenerationMixin.generate(
+            self._vision.text_model,
+            inputs_embeds=embeddings,
+            attention_mask=torch.ones_like(self._ids),
+            generation_config=self._config,
+            **more,
+        )
+
+
+def _pictures(images: object) -> list[Image.Image]:
+    pictures = [images] if isinstance(images, Image.Image) else images
+    if not isinstance(pictures, Sequence) or not all(isinstance(image, Image.Image) for image in pictures):
+        raise ValueError(f"images must be a Pillow image or a list of them, got {_short(images)}")
+    if not pictures:
+        raise ValueError("images must hold at least one image, got none; a question without one is for a text model")
+    return list(pictures)
+
+
+def _short(thing: object) -> str:
+    text = repr(thing)
+    return text if len(text) <= 80 else f"{text[:80]}..."
