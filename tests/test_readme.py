@@ -1,4 +1,4 @@
-"""What the README says is what was measured and what runs."""
+"""What the README and the pages say is what was measured and what runs."""
 
 import json
 import re
@@ -14,11 +14,14 @@ from janus_dola import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SPEED = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_scores_are_those_of_the_committed_results():
     results = json.loads((ROOT / "bench" / "results" / "mini_scores.json").read_text(encoding="utf-8"))
-    assert README.split(score_mini.MARKERS[0])[1].split(score_mini.MARKERS[1])[0] == score_mini.table(results)
+    assert EVALUATION.split(score_mini.MARKERS[0])[1].split(score_mini.MARKERS[1])[0] == score_mini.table(results)
 
 
 def test_the_mini_model_draws_what_its_captions_say():
@@ -28,7 +31,7 @@ def test_the_mini_model_draws_what_its_captions_say():
     assert min(baseline[name] for name in ("size", "colour", "shape", "background")) >= 0.95, baseline
 
 
-CELLS = {  # rows of the README's table on DoLa, and the cells they show
+CELLS = {  # rows of the table on DoLa, and the cells they show
     "baseline": "baseline-cfg{}-t1",
     "DoLa, alpha 0.1 (default)": "auto-alpha0.1-cfg{}-t1",
     "DoLa, alpha 0.5": "auto-alpha0.5-cfg{}-t1",
@@ -45,7 +48,7 @@ def test_what_is_said_of_dola_is_what_was_measured():
         found = json.loads((ROOT / "bench" / "results" / folder / "evaluation.json").read_text(encoding="utf-8"))
         cells |= {cell["name"]: cell for cell in found["cells"]}
     score, variety = (next(m for m in METRICS if m.key == key) for key in ("all four", "differing codes"))
-    section = README.split("## Does DoLa help pictures?")[1].split("\n## ")[0]
+    section = EVALUATION.split("# Does DoLa help pictures?")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| ") and "at cfg" not in line]
     for row in rows:
         label, *shares = (part.strip() for part in row.strip("|").split("|"))
@@ -69,9 +72,28 @@ def test_tables_are_those_of_the_committed_results(name):
     assert (folder / "tables.md").read_text(encoding="utf-8") == tables(evaluation)
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+def test_the_first_screen_says_what_was_measured():
+    """The shares of the picture's five settings, and the one ratio."""
+    shares = []
+    for folder, name in (
+        ("evaluation_1000", "baseline-cfg5-t1"), ("evaluation_1000", "final-alpha0.1-cfg5-t1"),
+        ("evaluation_1000", "auto-alpha0.1-cfg5-t1"), ("evaluation_1000", "auto-alpha0.5-cfg5-t1"),
+        ("evaluation_temperatures", "baseline-cfg5-t0.3"),
+    ):  # fmt: skip
+        found = json.loads((ROOT / "bench" / "results" / folder / "evaluation.json").read_text(encoding="utf-8"))
+        cell = next(cell for cell in found["cells"] if cell["name"] == name)
+        assert found["settings"]["images"] == 1000
+        shares.append(f"{cell['metrics']['all four']['value']['mean']:.1%}")
+    words = " ".join(README.split())
+    assert "of 1,000 images each {} (baseline), {}, {}, {} and {} (temperature 0.3)".format(*shares) in words
+    ratio = re.search(r"1B, 4 blocks, 1 at once: images, DoLa, plain loop over ours \| ([\d.]+ x)", SPEED).group(1)
+    assert f"(1B shape, 4 blocks) is drawn {ratio} as fast as by a plain loop" in words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
 def test_commands_exist(monkeypatch, capsys):

@@ -1,6 +1,6 @@
 """Scores what the mini model draws against its captions: baseline and DoLa, same captions and seeds.
 
-Writes bench/results/mini_scores.json and the table in the README. Captions, checker and measures are those of
+Writes bench/results/mini_scores.json and the table in docs/evaluation.md. Captions, checker and measures are those of
 `python -m bench.evaluation`, which measures more settings with intervals.
 """
 
@@ -16,9 +16,10 @@ from bench.evaluation.measure import Sampling, measure
 from bench.evaluation.task import ALL_FOUR, mini_task
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.mini.pictures import ATTRIBUTES
+from janus_dola.settings import DrawSettings
 
 SCORES = RESULTS / "mini_scores.json"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "evaluation.md"
 MARKERS = ("<!-- mini scores -->\n", "<!-- end of mini scores -->\n")
 METHODS = {"baseline": None, "DoLa": DoLaConfig()}
 OTHER_DTYPES = ("float16", "bfloat16")  # on a CPU float16 is packed
@@ -26,7 +27,7 @@ OTHER_DTYPES = ("float16", "bfloat16")  # on a CPU float16 is packed
 
 def score(pipe: JanusDoLa, images: int, dola: DoLaConfig | None, seed: int) -> dict[str, float]:
     """Shares of images in which each attribute is right, all of them, and the mean number of distinct codes an image has."""
-    sampling = Sampling(dola, cfg_weight=5.0, temperature=1.0, parallel_size=1, seed=seed)
+    sampling = Sampling(DrawSettings(dola=dola), parallel_size=1, seed=seed)
     values = measure(pipe, mini_task(images), sampling)["values"]
     return {name: sum(values[name]) / images for name in (*ATTRIBUTES, ALL_FOUR, "distinct codes")}
 
@@ -67,9 +68,9 @@ def main(
     settings = {"images": images, "seed": seed, "cfg_weight": 5.0, "temperature": 1.0, "dola": asdict(DoLaConfig())}
     results = {"settings": settings, "torch": torch.__version__, "scores": scores, "of other dtypes": found}
     SCORES.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    before, rest = README.read_text(encoding="utf-8").split(MARKERS[0])
+    before, rest = PAGE.read_text(encoding="utf-8").split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
-    README.write_text(before + MARKERS[0] + table(results) + MARKERS[1] + after, encoding="utf-8")
+    PAGE.write_text(before + MARKERS[0] + table(results) + MARKERS[1] + after, encoding="utf-8")
     print(table(results))
 
 

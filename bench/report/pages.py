@@ -1,4 +1,4 @@
-"""`make report`: committed records into tables and plots, in bench/README.md and in the README, between markers."""
+"""`make report`: committed records into tables and plots, in bench/README.md and docs/speed.md, between markers."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from bench.report import tables
 from bench.report.records import Record, committed
 
 REPORT = ROOT / "bench" / "README.md"
-PERFORMANCE = ROOT / "README.md"
+PERFORMANCE = ROOT / "docs" / "speed.md"
 PLOTS = RESULTS / "plots"
 
 

@@ -211,7 +211,7 @@ def on_a_gpu(record: Record | None) -> str:
 
 
 def performance(records: list[Record]) -> str:
-    """The README's tables: one CPU, one GPU."""
+    """The tables of docs/speed.md: one CPU, one GPU."""
     gpu = next((record for record in records if record.on_gpu), None)
     parts = [on_a_cpu(record) for record in records if not record.on_gpu][:1]
     return "\n".join([*parts, on_a_gpu(gpu)])
