@@ -5,12 +5,10 @@ The recipe is JSON in the EXIF field ImageDescription, which JPEG, PNG and WebP 
 
 import io
 import json
-import os
 import re
 import stat
 import struct
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any, cast, get_args
@@ -21,6 +19,7 @@ from janus_dola.checks import Window, check_window, integer
 from janus_dola.choices import ImageFormat, Quantization
 from janus_dola.models.load import parse_dtype
 from janus_dola.models.quantize import check_name
+from janus_dola.new_files import refuse_existing, write_new
 from janus_dola.settings import DrawSettings
 
 STUB_LENGTH = 48
@@ -59,10 +58,13 @@ class Recipe:
     dtype: str
     quantize: Quantization | None = None
     window: Window = "auto"  # codes a pass; the image is the same for any
+    revision: str | None = None  # of the model's repository, where one was named
 
     def to_json(self) -> str:
         """The recipe as one line of JSON."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.revision is None:
+            del own["revision"]
         return json.dumps(own | own.pop("settings").to_json(), ensure_ascii=False)
 
     def summary(self) -> str:
@@ -96,8 +98,8 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"its keys must be {', '.join(sorted(known))}, got {', '.join(given)[:80]!r}")
     if not isinstance(given["dola"], dict | None):
         raise ValueError(f"dola must be null or an object, got {given['dola']!r}")
-    for name in ("model", "prompt", "dtype"):
-        if not isinstance(given[name], str):
+    for name in ("model", "prompt", "dtype", "revision"):
+        if not isinstance(given.get(name, ""), str):
             raise ValueError(f"{name} must be a string, got {given[name]!r}")
     integer("seed", given["seed"], 0, 2**64 - 1)
     parse_dtype(given["dtype"])
@@ -143,24 +145,12 @@ def save_image(image: Image.Image, path: Path, recipe: Recipe | None, overwrite:
     A link at its place is not followed.
 
     Raises:
-        FileExistsError: something is there, and `overwrite` is not set.
+        FileExistsError: a file is there, and `overwrite` is not set; or a link or a folder is.
         ValueError: another ending, or as for `encode_image`.
     """
     content = encode_image(image, cast(ImageFormat, path.suffix[1:]), recipe)
-    if overwrite:
-        path.unlink(missing_ok=True)
-    else:
-        refuse_existing([path])
-    with path.open("xb") as file:
-        file.write(content)
-
-
-def refuse_existing(paths: Sequence[Path]) -> None:
-    """Raises FileExistsError where something is at the place of one of the files."""
-    there = [path for path in paths if os.path.lexists(path)]
-    if there:
-        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise FileExistsError(f"overwrite must be set to replace what is there: {there[0]}{more}")
+    refuse_existing([path], overwrite)
+    write_new(path, content, overwrite)
 
 
 def read_recipe(path: Path) -> Recipe:

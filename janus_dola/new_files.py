@@ -1,4 +1,4 @@
-"""Files that a command writes beside those that are there: it replaces none unasked, and follows no link."""
+"""Files that are written beside those that are there: none is replaced unasked, and no link is followed."""
 
 import os
 from collections.abc import Iterable
@@ -11,19 +11,22 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
     Args:
         overwrite: files may be there; links and folders may not.
     Raises:
-        ValueError: a path is taken.
+        FileExistsError: a path is taken.
     """
     wanted = list(paths)
     links = [path for path in wanted if path.is_symlink()]
     if links:
-        raise ValueError(f"{links[0]} is a link, which is not followed: move it away, or take another --outdir")
+        raise FileExistsError(f"{links[0]} is a link, which is not followed: move it away, or take another folder")
     folders = [path for path in wanted if path.is_dir()]
     if folders:
-        raise ValueError(f"{folders[0]} is a folder, and an image would have its name: take another --outdir")
+        raise FileExistsError(f"{folders[0]} is a folder, and an image would have its name: take another folder")
     there = [path for path in wanted if path.exists()]
     if there and not overwrite:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise ValueError(f"{there[0]}{more} would be replaced: take another --outdir, or --overwrite what is there")
+        raise FileExistsError(
+            f"{there[0]}{more} would be replaced: take another folder, or overwrite what is there "
+            "(--overwrite, overwrite=True)"
+        )
 
 
 def make_folder(outdir: Path) -> None:

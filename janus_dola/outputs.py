@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from janus_dola.image_files import ImageFormat, Recipe, file_name, refuse_existing, save_image
+from janus_dola.image_files import ImageFormat, Recipe, file_name, save_image
 from janus_dola.layer_map import columns_of, layer_map
+from janus_dola.new_files import refuse_existing
 
 
 class NonFiniteError(RuntimeError):
@@ -126,7 +127,8 @@ class GenerationOutput:
         Returns:
             the files, prompt by prompt.
         Raises:
-            FileExistsError: a file is there, and `overwrite` is not set; nothing has been written then.
+            FileExistsError: a file is there, and `overwrite` is not set, or a link or a folder is; nothing has been written
+                then.
             OSError: a file cannot be written.
             ValueError: another format, or a prompt that is too long for it (JPEG: 64 kB).
         """
@@ -136,8 +138,7 @@ class GenerationOutput:
             for row in self.drawn
             for each in row
         ]
-        if not overwrite:
-            refuse_existing([path for _, path in files])
+        refuse_existing([path for _, path in files], overwrite)
         folder.mkdir(parents=True, exist_ok=True)
         return [each.save(path, overwrite) for each, path in files]
 

@@ -51,7 +51,7 @@ class JanusDoLa:
         parts: where the pieces of the model are; `parts.device` and `parts.dtype` are its own.
         prompts: makes token ids of words.
         engine: draws codes; keeps memory for the next call, which `engine.release()` gives back.
-        model_name, quantize: what recipes say of the model.
+        model_name, revision, quantize: what recipes say of the model.
     Raises:
         ValueError: the model is of no such family, or the tokenizer lacks its tokens.
     """
@@ -62,6 +62,7 @@ class JanusDoLa:
         self.parts: JanusParts = find_parts(model)
         self.prompts = self.parts.prompts(self.tokenizer)
         self.engine = Engine(self.parts)
+        self.revision: str | None = None
         self.model_name = public_name(getattr(model, "name_or_path", "") or type(model).__name__)
         self.quantize: Quantization | None = None
         self._packs = False  # whether float16 on a CPU is packed: where a model was loaded here
@@ -99,7 +100,8 @@ class JanusDoLa:
         pipe = cls(loaded, own_tokenizer)
         if quantize is not None:
             quantize_blocks(pipe.parts, quantize)
-        pipe.model_name, pipe.quantize, pipe._packs = public_name(model), quantize, quantize is None
+        pipe.model_name, pipe.revision = public_name(model), revision
+        pipe.quantize, pipe._packs = quantize, quantize is None
         return pipe
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> "JanusDoLa":
@@ -370,7 +372,7 @@ class JanusDoLa:
     def _recipe(self, settings: DrawSettings, window: Window) -> Recipe:
         """Of images that are drawn now, but for prompt and seed."""
         dtype = str(self.parts.stored_dtype).removeprefix("torch.")
-        return Recipe(self.model_name, "", 0, settings, dtype, self.quantize, window)
+        return Recipe(self.model_name, "", 0, settings, dtype, self.quantize, window, self.revision)
 
     def _jobs(self, prompts: Iterable[str], parallel_size: int, seed: int, settings: DrawSettings) -> Iterator[Job]:
         negative = self._negative_ids(settings.negative_prompt)  # is wrong before anything is drawn

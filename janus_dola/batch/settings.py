@@ -98,7 +98,7 @@ class Task:
         assert settings.dtype is not None
         return Recipe(
             public_name(settings.model), self.prompt, self.seed, self.drawing, settings.dtype, settings.quantize,
-            settings.window,
+            settings.window, settings.revision,
         )  # fmt: skip
 
 

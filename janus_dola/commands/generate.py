@@ -86,6 +86,7 @@ def generate(
     """
     from janus_dola.batch import RunSettings
     from janus_dola.image_files import read_recipe
+    from janus_dola.models.load import public_name
     from janus_dola.pipeline import JanusDoLa
     from janus_dola.preflight import check_before_loading
 
@@ -94,10 +95,12 @@ def generate(
         _refuse_other_settings(context)
         recipe = read_recipe(from_image)
         model = _model_of(recipe, model if _is_given(context, "model") else None)
+        if public_name(model) == recipe.model:
+            revision = revision or recipe.revision
         prompts, drawn_dtype = [recipe.prompt], recipe.dtype
         run = RunSettings(
             model, recipe.settings, 1, recipe.seed, image_format, quantize=recipe.quantize, window=recipe.window,
-            metadata=metadata,
+            metadata=metadata, revision=revision,
         )  # fmt: skip
         path_by = partial(_path_again, outdir, from_image, image_format, compare)
     else:
@@ -105,7 +108,7 @@ def generate(
             raise typer.BadParameter("give a prompt, or --from an image")
         run = RunSettings(
             model, settings, parallel_size, parse_seed(seed), image_format, quantize=quantize, window=parse_window(window),
-            metadata=metadata,
+            metadata=metadata, revision=revision,
         )  # fmt: skip
         path_by = partial(_path, context, prompts, run)
     if run.drawing.dola is None and (compare or layer_map):
@@ -118,12 +121,12 @@ def generate(
         wanted += [_map_of(paths[0](*number)) for number in numbers]
     refuse_existing(wanted, overwrite)
     check_before_loading(
-        run.model, device, drawn_dtype, revision, run.quantize,
+        run.model, device, drawn_dtype, run.revision, run.quantize,
         settings=run.drawing, backend=backend, engine=engine, prompts=prompts,
     )  # fmt: skip
     make_folder(outdir)
     hint_at_mini(run.model)
-    pipe = JanusDoLa.from_pretrained(run.model, device, drawn_dtype, revision, run.quantize)
+    pipe = JanusDoLa.from_pretrained(run.model, device, drawn_dtype, run.revision, run.quantize)
     for each, path in zip(runs, paths, strict=True):
         with_map = layer_map and each.drawing.dola is not None
         for written in _draw_to_files(pipe, prompts, each, path, backend, engine, with_map, overwrite):

@@ -309,7 +309,7 @@ def test_without_matplotlib_nothing_is_drawn(call, tmp_path, monkeypatch):
         (["--images", "0"], "images must be a multiple of parallel_size, 4, got 0"),
         (["--parallel-size", "0"], "parallel_size must be an int >= 1, got 0"),
         (["--images", "4", "--seed", "-1"], "seed must be an int >= 0, got -1"),
-        (["--images", "4", "--revision", "main"], "revision goes with a repository on the hub, not with the model 'mini'"),
+        (["--images", "4", "--revision", "main"], "revision goes with a repository on the hub, not with 'mini', got 'main'"),
         (["--model", "other"], "prompts must be given for the model 'other'"),
         (["--clip", "Tiny:here"], "clip goes with prompts"),
         (["--prompts", "missing.jsonl"], "No such file"),

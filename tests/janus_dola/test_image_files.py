@@ -23,7 +23,7 @@ RECIPE = Recipe("mini", 'ein roter Kreis, 赤い円 😀\n"x"', 2**62, SETTINGS,
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("dola", [None, DoLaConfig(), DoLaConfig([2, 4], 0.25), DoLaConfig(premature_layer="final")])
 def test_recipe_survives_in_every_format(ending, dola, tmp_path):
-    recipe = replace(RECIPE, settings=DrawSettings(5.0, 0.7, dola))
+    recipe = replace(RECIPE, settings=DrawSettings(5.0, 0.7, dola), revision="v1" if dola else None)
     path = tmp_path / f"a.{ending}"
     save_image(Image.new("RGB", (64, 64), "red"), path, recipe)
     assert read_recipe(path) == recipe

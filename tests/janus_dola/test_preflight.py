@@ -180,7 +180,9 @@ def test_a_revision_is_what_is_asked_of_the_hub_and_loaded(call, tmp_path, descr
         assert json.loads((tmp_path / "out_dola" / "run.json").read_text())["settings"]["revision"] == "v2"
         assert "revision v2, now None" in call(command, *more, "--model", "some/janus")[2]
     if command == "generate":
-        assert (tmp_path / "generated_samples" / "0_x_model-some_janus_revision-v2_p0.png").exists()
+        drawn = tmp_path / "generated_samples" / "0_x_model-some_janus_revision-v2_p0.png"
+        assert call(command, "--from", drawn)[0] == 0
+        assert (asked[1:], loaded[1:]) == ([("some/janus", "v2")], [("some/janus", "v2")])
 
 
 def test_a_revision_goes_with_a_repository_only(call, tmp_path, description):
