@@ -20,6 +20,7 @@ from janus_dola import JanusDoLa, cli
 from janus_dola.image_files import read_recipe
 from janus_dola.mini.pictures import ATTRIBUTES, caption, draw, random_scene
 from janus_dola.settings import DrawSettings
+from tests.geneval_scorer import walk
 from tests.open_clip_stand_in import BLUE, GREEN, RED, stand_in
 
 GRID = ["--grid", "alpha=0.1", "layers=auto,final", "cfg=5", "temperature=1"]
@@ -209,18 +210,10 @@ def test_genevals_scorer_finds_what_it_reads(call, tmp_path, prompt_file, mini):
     assert sorted(path.name for path in images.iterdir()) == ["auto-alpha0.2-cfg5-t1", "baseline-cfg5-t1"]
     drawn = mini.generate([entry["prompt"] for entry in ENTRIES], 2, dola=None, seed=3)
     found = {}
-    for folder in (images / "baseline-cfg5-t1").iterdir():
-        if not folder.is_dir() or not folder.name.isdigit():
-            continue
-        with (folder / "metadata.jsonl").open() as file:
-            metadata = json.load(file)
-        names = sorted(path.name for path in (folder / "samples").iterdir() if re.match(r"\d+\.png", path.name))
-        assert names == ["00000.png", "00001.png"]
-        index = int(folder.name)
-        assert folder.name == f"{index:0>5}"
+    for index, metadata, paths in walk(images / "baseline-cfg5-t1"):
         found[index] = metadata
-        for k, name in enumerate(names):
-            path = folder / "samples" / name
+        assert len(paths) == 2
+        for k, path in enumerate(paths):
             assert Image.open(path).tobytes() == drawn.images[index][k].tobytes()
             assert read_recipe(path).seed == 3 + 2 * index + k
     assert [found[index] for index in range(3)] == ENTRIES

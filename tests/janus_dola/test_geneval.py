@@ -1,7 +1,6 @@
 """`janus-dola geneval` and `clip`: what is measured on the images of a batch run."""
 
 import json
-import re
 import sys
 
 import pytest
@@ -10,6 +9,7 @@ from PIL import Image
 from janus_dola import cli
 from janus_dola.batch import RunSettings, run_batch
 from janus_dola.image_files import read_recipe
+from tests.geneval_scorer import walk
 from tests.open_clip_stand_in import BLUE, GREEN, RED, stand_in
 
 ENTRIES = [
@@ -47,23 +47,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*keys that set nothing are kept
 
 
 def test_genevals_scorer_finds_what_it_reads(call, draw, tmp_path):
-    """Walks the folders as GenEval's evaluation/evaluate_images.py does."""
+    """As its scorer finds it."""
     drawn = draw()
     status, out, err = call("geneval", drawn, "--outdir", tmp_path / "out")
     assert (status, out, err) == (0, f"6 images of 3 prompts in {tmp_path / 'out'}\n", "")
     found = {}
-    for folder in (tmp_path / "out").iterdir():
-        if not folder.is_dir() or not folder.name.isdigit():
-            continue
-        with (folder / "metadata.jsonl").open() as file:
-            metadata = json.load(file)
-        names = sorted(path.name for path in (folder / "samples").iterdir() if re.match(r"\d+\.png", path.name))
-        assert names == ["00000.png", "00001.png"]
-        index = int(folder.name)
-        assert folder.name == f"{index:0>5}"
+    for index, metadata, paths in walk(tmp_path / "out"):
         found[index] = metadata
-        for k, name in enumerate(names):
-            recipe = read_recipe(folder / "samples" / name)
+        assert len(paths) == 2
+        for k, path in enumerate(paths):
+            recipe = read_recipe(path)
             assert (recipe.prompt, recipe.seed) == (metadata["prompt"], 3 + 2 * index + k)
     assert [found[index] for index in range(3)] == ENTRIES
 
