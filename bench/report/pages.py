@@ -38,7 +38,7 @@ def results(records: list[Record]) -> str:
         from bench.report.plots import PLOTS as EACH
 
         pictures = [f"![{plot.__name__}](results/plots/{file_name(record)}_{plot.__name__}.svg)" for plot in EACH]
-        text += [tables.report(record), "\n".join(pictures) + "\n"]
+        text += [tables.made_with(record), "\n".join(pictures) + "\n", tables.report(record)]
     if not any(record.on_gpu for record in records):
         text.append(f"### GPU\n\n{tables.NOT_MEASURED}: `make gpu-check` on a machine with one fills this in.\n")
     return "\n".join(text)

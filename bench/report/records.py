@@ -43,6 +43,12 @@ class Record:
         """Whether that is a GPU."""
         return not self.device.startswith("CPU")
 
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether the processor multiplies bfloat16 in units of its own: faster than float32."""
+        rates = self.ceilings["operations_per_second"]
+        return rates["bfloat16"] > rates["float32"]
+
     def select(self, test: str, **facts: object) -> list[Row]:
         """The rows of a test with these facts, in the order they were run."""
         return [row for row in self.rows if row.test == test and row.has(**facts)]

@@ -1,4 +1,4 @@
-"""Tables of the report and of the README, from records alone."""
+"""Tables of bench/README.md and of docs/speed.md, from records alone."""
 
 from collections.abc import Callable, Iterable
 
@@ -6,6 +6,7 @@ from bench.report.records import Record, Row
 
 NOT_MEASURED = "not measured"
 _ON_A_CPU = ("float32", "float16")  # float16 is packed
+_ROWS_BOUND_BY_CALLS = 32  # of the mini model on a CPU, two an image and code (bench/findings.md, the window "auto")
 
 
 def markdown(columns: list[str], rows: Iterable[list]) -> str:
@@ -27,26 +28,34 @@ def spread(row: Row) -> str:
     return f"{time(row.median)} ({time(row.low)} - {time(row.high)})"
 
 
-def _share(row: Row) -> str:
-    return f"{row.median / row.floor:.2f} x" if row.floor else ""
+def _measures_python(record: Record, row: Row) -> bool:
+    """Whether a row takes as long as Python does to call its operations, whatever the machine could do."""
+    mini = "mini" in (row.facts.get("shape"), row.facts.get("model"))
+    return not record.on_gpu and mini and 2 * row.facts["images"] * row.facts.get("window", 1) <= _ROWS_BOUND_BY_CALLS
 
 
-def _floor(row: Row) -> str:
-    return time(row.floor) if row.floor else ""
+def _over_floor(record: Record, row: Row) -> list[str]:
+    """The floor, and how often the median has room for it."""
+    if _measures_python(record, row):
+        return ["", "calls"]
+    return [time(row.floor), f"{row.median / row.floor:.2f} x"] if row.floor else ["", ""]
 
 
 def _listing(record: Record, test: str, facts: list[str]) -> str:
-    rows = record.select(test)
-    if not rows:
-        return NOT_MEASURED + "\n"
-    body = [[*(row.facts[name] for name in facts), spread(row), _floor(row), _share(row)] for row in rows]
-    return markdown([*facts, "median (quartiles)", "floor", "over floor"], body)
+    rows = _shown(record, test)
+    body = [[*(row.facts[name] for name in facts), spread(row), *_over_floor(record, row)] for row in rows]
+    return markdown([*facts, "median (quartiles)", "floor", "over floor"], body) if body else ""
+
+
+def _shown(record: Record, test: str) -> list[Row]:
+    """The rows of a test, without those in bfloat16 on a CPU that has no units for it: torch emulates them there."""
+    return [row for row in record.select(test) if record.has_bfloat16 or row.facts.get("dtype") != "bfloat16"]
 
 
 def _images(record: Record) -> str:
     rows = record.select("test_image")
     if not rows:
-        return NOT_MEASURED + "\n"
+        return ""
     facts = ["model", "dtype", "images", "loop", "window", "way"]
     body = [
         [*(row.facts[name] for name in facts), f"{row.facts['codes_a_pass']:.2f}", spread(row),
@@ -59,18 +68,20 @@ def _images(record: Record) -> str:
 
 SECTIONS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "Head stage": (
-        "Hidden states of all layers to sampled code; `candidates` beside the final layer; guidance 5, alpha 0.1.",
+        "Hidden states of all layers to sampled code; `candidates` beside the final layer; guidance 5, alpha 0.1. "
+        "On a CPU weights in bfloat16 are widened to float32 at every call, and those in float16 are packed.",
         lambda record: "\n".join(
-            _listing(record, test, facts)
-            for test, facts in (
-                ("test_head_stage", ["shape", "dtype", "images", "candidates", "backend"]),
-                ("test_logits", ["shape", "images", "logits"]),
+            filter(
+                None,
+                (
+                    _listing(record, "test_head_stage", ["shape", "dtype", "images", "candidates", "backend"]),
+                    _listing(record, "test_logits", ["shape", "images", "logits"]),
+                ),
             )
-            if test == "test_head_stage" or record.select(test)
         ),
     ),
     "Sweep": (
-        "Logits of 5 layers to sampled code.",
+        "Logits of 5 layers to sampled code. The floor counts what is read, not exponentials and logarithms.",
         lambda record: _listing(record, "test_sweep", ["shape", "images", "backend"]),
     ),
     "Launches": (
@@ -81,7 +92,10 @@ SECTIONS: dict[str, tuple[str, Callable[[Record], str]]] = {
         "Over images half way drawn: `window` codes of each fed, the codes that follow decided.",
         lambda record: _listing(record, "test_step", ["model", "dtype", "images", "window", "engine", "way"]),
     ),
-    "Whole images": ("Prompt to pictures.", _images),
+    "Whole images": (
+        "Prompt to pictures. On a CPU calls from Python take most of the time of few images of the mini model.",
+        _images,
+    ),
     "Tokens of text": (
         'By transformers\' `generate`, random weights; DoLa and the old one (legacy) with `dola_layers="high"`.',
         lambda record: _listing(record, "test_text", ["shape", "dtype", "sequences", "way"]),
@@ -93,19 +107,24 @@ SECTIONS: dict[str, tuple[str, Callable[[Record], str]]] = {
 }
 
 
-def report(record: Record) -> str:
-    """All tables of one record."""
+def made_with(record: Record) -> str:
+    """The machine of a record, and what it was measured to be capable of."""
     made = ", ".join(f"{name} {value}" for name, value in record.made_with.items() if name != "device")
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in record.ceilings["operations_per_second"].items())
-    text = [
-        f"### {record.device}",
-        "",
-        f"Made with {made}. Measured ceilings: {'read' if record.on_gpu else 'copy'} "
-        f"{record.ceilings['bytes_per_second'] / 1e9:.3g} GB/s; matrix products, TFLOP/s: {rates}.",
-        "",
-    ]
-    for name, (what, table) in SECTIONS.items():
-        text += [f"#### {name}", "", what, "", table(record)]
+    left_out = "" if record.has_bfloat16 else " It has no units for bfloat16: rows in bfloat16 are left out."
+    return (
+        f"### {record.device}\n\nMade with {made}. Measured ceilings: {'read' if record.on_gpu else 'copy'} "
+        f"{record.ceilings['bytes_per_second'] / 1e9:.3g} GB/s; matrix products, TFLOP/s: {rates}.{left_out}\n"
+    )
+
+
+def report(record: Record) -> str:
+    """All tables of one record; what it did not measure is named behind them."""
+    found = {name: (what, table(record)) for name, (what, table) in SECTIONS.items()}
+    text = [f"#### {name}\n\n{what}\n\n{table}" for name, (what, table) in found.items() if table]
+    left_out = [name for name, (_, table) in found.items() if not table]
+    if left_out:
+        text.append(f"{NOT_MEASURED.capitalize()} here: {', '.join(left_out)}.\n")
     return "\n".join(text)
 
 
@@ -114,7 +133,7 @@ def _ratio(over: float | None, under: float | None) -> str:
 
 
 def on_a_cpu(record: Record) -> str:
-    """The README's ratios of a CPU."""
+    """The ratios of a CPU in docs/speed.md."""
 
     def stage(backend: str, dtype: str) -> float | None:
         return record.median("test_head_stage", shape="1B", images=4, candidates=4, backend=backend, dtype=dtype)
@@ -152,7 +171,7 @@ def on_a_cpu(record: Record) -> str:
 
 
 def on_a_gpu(record: Record | None) -> str:
-    """The README's targets, and how far they are met on a GPU."""
+    """The targets in docs/speed.md, and how far they are met on a GPU."""
 
     def worst(shape: str) -> str:
         rows = record.select("test_head_stage", shape=shape, candidates=4, backend="triton") if record else []

@@ -80,8 +80,27 @@ def test_a_gpu_fills_the_table_of_targets(gpu):
     expected = ["1.20 x", "1.20 x", "20.00 x", "2.00 x", "1.01 x", "79%", "6.00 x", "6.00 x", "2.50 x", "20.0 MB"]
     assert cells(tables.on_a_gpu(gpu)) == expected
     assert cells(tables.on_a_gpu(None)) == [tables.NOT_MEASURED] * len(expected)
-    assert gpu.device in tables.report(gpu)
+    assert gpu.device in tables.made_with(gpu)
+    assert "Not measured here: Sweep, Launches, Tokens of text, Pieces of other libraries." in tables.report(gpu)
     assert pages.file_name(gpu) == "nvidia_invented"
+
+
+def test_rows_that_measure_something_else_say_so_or_go(content, tmp_path):
+    def stage(shape, images, dtype):
+        record = records.read(path)
+        start = f"| {shape} | {dtype} | {images} | "
+        return [line.split("|")[-2].strip() for line in tables.report(record).splitlines() if line.startswith(start)]
+
+    path = tmp_path / "bench_cpu.json"
+    path.write_text(json.dumps(content))
+    assert set(stage("mini", 4, "float32")[:2]) == {"calls"}  # a call of Python takes longer than its operations
+    assert all(share.endswith(" x") for share in stage("1B", 4, "bfloat16"))
+    rates = content["ceilings"]["operations_per_second"]
+    rates["bfloat16"] = rates["float32"] / 2
+    path.write_text(json.dumps(content))
+    assert stage("1B", 4, "float32")
+    assert stage("1B", 4, "bfloat16") == []
+    assert "rows in bfloat16 are left out" in tables.made_with(records.read(path))
 
 
 def test_the_time_of_a_round_is_shared_by_its_calls(gpu):
