@@ -113,9 +113,8 @@ def run_batch(
 
     Args:
         prompts: a file (.json, .jsonl, .csv, .tsv, .txt), a folder with a .txt file for each, "-" for stdin, or strings and
-            mappings with the keys of a JSON line: prompt, id, seed, parallel_size, cfg_weight, alpha, candidate_layers,
-            negative_prompt.
-            Other keys are kept in the manifest.
+            mappings with the keys of a JSON line: prompt, id, seed, parallel_size, and those of `settings.SETTINGS`. Other
+            keys are kept in the manifest.
         outdir: made if need be.
         settings: what is drawn; a prompt's own ones go first.
         compute: on what.
