@@ -102,6 +102,22 @@ def test_links_lead_somewhere(page):
             assert place in {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}, place
 
 
+@pytest.mark.parametrize("name", ["drawing.md", "batch.md"])
+def test_python_of_the_pages_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page, names = (ROOT / "docs" / name).read_text(encoding="utf-8"), {}
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for block in blocks:
+        exec(block, names)
+    names |= {"prompts": ["a red cross", "a blue circle"], "seeds": [3, 4]}
+    table = page.partition("| you write | you get |\n|---|---|\n")[2].partition("\n\n")[0]
+    for line in table.splitlines():
+        for code in re.findall(r"`([^`]+)`", line.split(" | ")[0]):
+            eval(code, names)
+    assert blocks
+    assert bool(table) == (name == "drawing.md")
+
+
 def test_commands_exist(monkeypatch, capsys):
     for command in re.findall(r"^    janus-dola (\w+)", README, re.MULTILINE):
         monkeypatch.setattr(sys, "argv", ["janus-dola", command, "--help"])
