@@ -14,8 +14,7 @@ from janus_dola.models.parts import JanusParts
 from janus_dola.settings import DrawSettings
 
 Sampler = Literal["gumbel", "multinomial"]
-SAMPLERS = ("gumbel", "multinomial")
-ENGINES = get_args(EngineName)
+SAMPLERS, ENGINES = get_args(Sampler), get_args(EngineName)
 
 
 @dataclass(frozen=True)
