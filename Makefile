@@ -66,7 +66,7 @@ bench-compare: .venv/ready  ## make bench-compare A.json B.json: what got slower
 %.json: ;
 
 static-report: .venv/ready .venv-triton-3.6/ready  ## compile the fused kernels for GPUs that are not here, report and forecast
-	$(BIN)/python -m bench.forecast.static_report
+	$(BIN)/python -m bench.forecast.static_report --instrumented
 	PYTHONPATH=.venv-triton-3.6 $(BIN)/python -m bench.forecast.head_stage
 	$(BIN)/python -m bench.forecast.head_stage
 	PYTHONPATH=.venv-triton-3.6 $(BIN)/python -m bench.forecast.whole_pass

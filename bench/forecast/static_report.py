@@ -5,6 +5,8 @@
 Compiles every kernel in every configuration of the launch table for each GPU generation, and reads off the result:
 registers, spills, shared memory, the matrix instruction, how wide weights are loaded, the cycles of the loop, and the bytes
 that the launch asks for against the fewest that the case needs.
+
+With `--instrumented` every kernel for sm_90 is compiled with each of Triton's sanitizers as well, which takes minutes.
 """
 
 import inspect
@@ -15,6 +17,7 @@ import subprocess
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +31,7 @@ from triton.compiler import ASTSource
 from bench import RESULTS
 from bench.forecast import cycles
 from bench.speed import floor
-from janus_dola.kernels import block_attention, block_matmul, codebook, matmul, normalise, project, sweep
+from janus_dola.kernels import block_attention, block_matmul, codebook, matmul, normalise, project, sweep, truncate
 from janus_dola.kernels.launch import TABLE
 
 TARGETS = {
@@ -51,9 +54,12 @@ POINTERS = {
     "position_ptr": "*i64", "code_ptr": "*i64", "layer_ptr": "*i64", "finite_ptr": "*i1", "arrived_ptr": "*i32",
     "cfg_weight_ptr": "*fp32", "temperature_ptr": "*fp32", "log_alpha_ptr": "*fp32", "premature_ptr": "*i64",
     "mixed_ptr": "*fp32", "maximum_ptr": "*fp32", "total_ptr": "*fp32", "squares_ptr": "*fp32", "start_ptr": "*i64",
+    "top_k_ptr": "*i64", "top_p_ptr": "*fp32",
 }  # fmt: skip
 FLOATS = ("eps", "scaling")
 ALIGNED_SIZES = ("D", "E", "V", "tiles", "inputs_a_split", "stride", "K", "width", "positions", "capacity")
+# Triton's sanitizers, of copies beside the program, numbers and alignment. GSan asks for a driver to compile.
+SANITIZERS, SANITIZED = ("consan", "fpsan", "iisan"), "sm_90"
 SHAPE, LAYERS, IMAGES = floor.SHAPES["7B"], 5, 16
 
 
@@ -93,6 +99,10 @@ def cases(generation: str, table: dict) -> list[Case]:
         found.append(replace(case, requested=bytes_of, needed=bytes_of))
     constants = {"FINAL": LAYERS - 1, "BLOCK_V": table["sweep"]["block_codes"]}
     found.append(Case(generation, "scores", "4 candidates", 32, constants, table["sweep"]["num_warps"]))
+    # Of images that truncate; F goes through the sweep again, as logits of the final layer alone
+    options = truncate.launch_options(SHAPE.codes)
+    warps = options.pop("num_warps")
+    found.append(Case(generation, "truncate", "top-k and top-p", 32, options, warps))
     # Sizes that Triton compiles differently: 1, and those that are not multiples of 16
     for kernel in ("project", "codebook", "normalise", "activate", "sweep"):
         case = next(case for case in found if case.kernel == kernel)
@@ -169,6 +179,7 @@ KERNELS = {
     "codebook": codebook._codebook_kernel,
     "sweep": sweep._sweep_kernel,
     "scores": sweep._scores_kernel,
+    "truncate": truncate._truncate_kernel,
     "normed": block_matmul._normed_kernel,
     "attention": block_attention._attention_kernel,
     "combine": block_attention._combine_kernel,
@@ -179,8 +190,8 @@ KERNELS = {
 PRODUCTS = ("project", "codebook", "normed", "added")
 
 
-def compiled(case: Case) -> triton.compiler.CompiledKernel:
-    """Compiles a case, as a launch with such arguments would."""
+def compiled(case: Case, sanitizer: str | None = None) -> triton.compiler.CompiledKernel:
+    """Compiles a case, as a launch with such arguments would; with a sanitizer in it, if one is named."""
     kernel = KERNELS[case.kernel]
     weights = "*bf16" if case.bits == 16 else "*fp32"
     of_head = case.kernel in ("project", "activate", "normalise", "codebook")  # multiplies in float16
@@ -202,10 +213,23 @@ def compiled(case: Case) -> triton.compiler.CompiledKernel:
         attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
     )
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}
+    options |= {"instrumentation_mode": sanitizer} if sanitizer else {}
     return triton.compile(source, target=TARGETS[case.generation], options=options)
 
 
-def build(case: Case) -> dict:
+def instrumented(case: Case) -> dict[str, str]:
+    """Whether a case compiles with each sanitizer: "compiles", or what the compiler said."""
+    found = {}
+    for sanitizer in SANITIZERS:
+        try:
+            compiled(case, sanitizer)
+            found[sanitizer] = "compiles"
+        except Exception as error:  # whatever it is, the report says it
+            found[sanitizer] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def build(case: Case, with_sanitizers: bool = False) -> dict:
     """Compiles a case and reads the result."""
     found = compiled(case)
     assembly = found.asm["amdgcn"] if case.generation == "gfx942" else found.asm["ptx"]
@@ -227,7 +251,7 @@ def build(case: Case) -> dict:
         "counts_in_order": counts_in_order(found.asm["ptx"]) if case.kernel == "sweep" and "ptx" in found.asm else None,
         "requested_bytes": case.requested,
         "needed_bytes": case.needed,
-    }
+    } | ({"instrumented": instrumented(case)} if with_sanitizers and case.generation == SANITIZED else {})
 
 
 def resources(generation: str, asm: dict) -> tuple[int, int]:
@@ -325,15 +349,30 @@ def markdown(rows: list[dict]) -> str:
                 f"{row['requested_bytes'] / row['needed_bytes']:.2f}" if row["requested_bytes"] else "",
             ]
             text.append("| " + " | ".join(map(str, cells)) + " |")
+    checked = [row for row in rows if "instrumented" in row]
+    if checked:
+        text += ["", f"## Compiled with Triton's sanitizers, {SANITIZED}", ""]
+        for sanitizer in SANITIZERS:
+            said = [row["instrumented"][sanitizer] for row in checked]
+            text.append(f"- {sanitizer}: {said.count('compiles')} of {len(said)} configurations compile")
+            bad = [row for row in checked if row["instrumented"][sanitizer] != "compiles"]
+            text += [f"  - {r['kernel']}, {r['configuration']}: {r['instrumented'][sanitizer]}" for r in bad]
     return "\n".join(text) + "\n"
 
 
-def main(outdir: Annotated[Path, typer.Option(help="Where the report goes.")] = RESULTS) -> None:
+def main(
+    outdir: Annotated[Path, typer.Option(help="Where the report goes.")] = RESULTS,
+    with_sanitizers: Annotated[
+        bool, typer.Option("--instrumented", help="With Triton's sanitizers as well; takes minutes.")
+    ] = False,
+) -> None:
     """Compile every kernel for every GPU generation and report on the result."""
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     todo = [case for generation in TARGETS for case in cases(generation, table[generation])]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        rows = list(tqdm(pool.map(build, todo), total=len(todo), unit="kernel"))
+        rows = list(
+            tqdm(pool.map(partial(build, with_sanitizers=with_sanitizers), todo), total=len(todo), unit="kernel")
+        )
     outdir.mkdir(parents=True, exist_ok=True)
     (outdir / "static_report.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (outdir / "static_report.md").write_text(markdown(rows), encoding="utf-8")

@@ -8,7 +8,7 @@
     step      one pass over images half way drawn
     images    whole images, beside the plain loop and transformers
     text      tokens of an 8B text model, with DoLa and without
-    rest      all tests that need a GPU, compute-sanitizer, other libraries' pieces
+    rest      all tests that need a GPU, the sanitizers of CUDA and of Triton, other libraries' pieces
 
 What is found is written as it comes, into $OUT or bench/results: check_<gpu>.md and bench_<gpu>.json, from which
 `make report` makes the pages. A part that is not done in its time is ended and said to be so. Exits with 1 when anything
@@ -64,7 +64,7 @@ def _times(file: str, seconds: int, *arguments: str) -> Part:
 def _sanitizer(tool: str) -> Part:
     only = "tests/kernels/test_fused_on_gpu.py::test_all_rows_and_layers[2-3]"
     command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *PYTEST, only)
-    return Part(tool, command, 140, "sanitizer")
+    return Part(tool, command, 120, "sanitizer")
 
 
 STAGES = {
@@ -78,10 +78,11 @@ STAGES = {
     "images": [_times("test_generation", 200, "-k", "1B"), _times("test_generation", 360, "-k", "7B")],
     "text": [_times("test_text", 300)],
     "rest": [
-        _tests("engine tests", 170, "tests/janus_dola/test_engine_on_gpu.py"),
+        _tests("engine tests", 150, "tests/janus_dola/test_engine_on_gpu.py"),
         _times("test_pieces", 60),
-        _tests("kernel tests", 200, "tests/kernels/test_fused_on_gpu.py"),
+        _tests("kernel tests", 170, "tests/kernels/test_fused_on_gpu.py"),
         _sanitizer("memcheck"),
+        Part("consan", (sys.executable, "-m", "bench.gpu.sanitized"), 70, "sanitizer"),
     ],
 }
 

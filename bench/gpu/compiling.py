@@ -1,4 +1,4 @@
-"""All Triton compilations of a quick check, known beforehand and made by all processors at once.
+"""All Triton compilations of the stage `correct`, known beforehand and made by all processors at once.
 
     python -m bench.gpu.compiling # `make gpu-check` begins with it
 
@@ -27,10 +27,16 @@ from janus_dola.kernels.codebook import codebook
 from janus_dola.kernels.normalise import normalise
 from janus_dola.kernels.project import project
 from janus_dola.kernels.sweep import scores, sweep
+from janus_dola.kernels.truncate import race_of, truncate
 from janus_dola.kernels.types import Decoding, Head
 
 SHAPES = ("1B", "7B")
+MINI = floor.BlockShape("mini", 192, 8, 6, 512)
+# Of the mini model in the tests of the engines: slots and codes a pass, layers that are read, positions looked at.
+MINI_PASSES = ((1, 1), (6, 1), (16, 1), (4, 1), (4, 8), (8, 1), (8, 2), (8, 4), (8, 8), (8, 16), (8, 32))
+MINI_LAYERS, MINI_VISIBLE = (4, 1), (64, 128)
 IMAGES, WINDOWS, LAYERS, CAPACITY = (1, 4, 16), (1, 8), 5, 640
+TRUNCATED = 4  # images drawn with top-k and top-p
 BUDGET = 60  # compilations of the quick set
 
 
@@ -82,34 +88,62 @@ def quick(generation: str) -> list[Compilation]:
             head = Head(_empty(hidden), 1e-6, _empty(codes, width), _empty(codes), _empty(width, hidden), _empty(width))
             for images in IMAGES:
                 for layers in (LAYERS, 1):
-                    _head_stage(head, images, layers)
+                    _head_stage(head, images, layers, truncates=images == TRUNCATED)
             for window in WINDOWS:
-                _blocks(floor.BLOCKS[name], window)
+                _blocks(floor.BLOCKS[name], 1, window, CAPACITY)
     return list(dict.fromkeys(found))
 
 
-def _head_stage(head: Head, images: int, layers: int) -> None:
+def engines(generation: str) -> list[Compilation]:
+    """Of the mini model in float32, which the tests of the engines draw with: head stage and blocks of all their passes."""
+    hidden, width, codes = astuple(floor.SHAPES["mini"])
+    weights = (
+        _empty(*size, dtype=torch.float32) for size in ((hidden,), (codes, width), (codes,), (width, hidden), (width,))
+    )
+    norm, *matrices = weights
+    head = Head(norm, 1e-6, *matrices)
+    with recorded(generation) as found:
+        for slots, window in MINI_PASSES:
+            for layers in MINI_LAYERS:
+                _head_stage(head, slots * window, layers)
+            for visible in MINI_VISIBLE:
+                _blocks(MINI, slots, window, visible, torch.float32)
+    return list(dict.fromkeys(found))
+
+
+def _head_stage(head: Head, images: int, layers: int, truncates: bool = False) -> None:
     decodings = Decoding().repeated(images, _empty(1, dtype=torch.float32))
     arrived = _empty(images, dtype=torch.int32)
     seeds = _empty(images, dtype=torch.int64)
-    normed = normalise(_empty(layers, 2 * images, len(head.norm_weight)), head, None, arrived)
+    hidden_states = _empty(layers, 2 * images, len(head.norm_weight), dtype=head.norm_weight.dtype)
+    normed = normalise(hidden_states, head, None, arrived)
     logits = codebook(project(normed, head, decodings.cfg_weight), head)
     drawn = sweep(*logits, arrived, decodings, seeds, seeds)
-    if layers > 1:
-        scores(*logits, drawn.layer, decodings)
+    if layers > 1 or head.norm_weight.dtype == torch.float32:
+        wanted = scores(*logits, drawn.layer, decodings)
+        if truncates:
+            truncating = Decoding(top_k=1).repeated(images, _empty(1, dtype=torch.float32))
+            truncate(wanted, truncating)
+            sweep(*race_of(wanted), arrived, truncating, seeds, seeds)
 
 
-def _blocks(shape: floor.BlockShape, window: int) -> None:
+def _blocks(
+    shape: floor.BlockShape, slots: int, window: int, visible: int, dtype: torch.dtype = torch.bfloat16
+) -> None:
     """Two of them: the first has other sums of squares before it, and none follows the last."""
-    hidden, heads, size = shape.hidden, shape.heads, shape.head_size
+    hidden, heads, size, rows = shape.hidden, shape.heads, shape.head_size, 2 * slots
+
+    def new(*sizes: int) -> Tensor:
+        return _empty(*sizes, dtype=dtype)
+
     weights = BlockWeights(
-        Norm(_empty(hidden), 1e-6), Matrix(_empty(3 * hidden, hidden)), Matrix(_empty(hidden, hidden)),
-        Norm(_empty(hidden), 1e-6), Matrix(_empty(2 * shape.inner, hidden)), Matrix(_empty(hidden, shape.inner)),
+        Norm(new(hidden), 1e-6), Matrix(new(3 * hidden, hidden)), Matrix(new(hidden, hidden)),
+        Norm(new(hidden), 1e-6), Matrix(new(2 * shape.inner, hidden)), Matrix(new(hidden, shape.inner)),
         heads, heads, size, size**-0.5,
     )  # fmt: skip
-    rotary = Rotary(_empty(2048, size), _empty(2048, size))
-    start = PassStart(_empty(2, dtype=torch.int64), rotary, CAPACITY)
-    block_fused.run_blocks(_empty(2 * window, hidden), [weights] * 2, _empty(2, 2, CAPACITY, 2, heads, size), start, [])
+    start = PassStart(_empty(rows, dtype=torch.int64), Rotary(new(2048, size), new(2048, size)), visible)
+    keys_values = new(2, rows, max(visible, CAPACITY), 2, heads, size)
+    block_fused.run_blocks(new(rows * window, hidden), [weights] * 2, keys_values, start, [])
 
 
 def _empty(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -125,8 +159,9 @@ def compile_here(todo: Compilation) -> str:
 
 
 def main() -> None:
-    """Compile what the quick check needs."""
-    todo = quick(launch.generation_of(torch.device("cuda")))
+    """Compile what the stage `correct` needs: the quick set first."""
+    generation = launch.generation_of(torch.device("cuda"))
+    todo = list(dict.fromkeys(quick(generation) + engines(generation)))
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         done = list(pool.map(compile_here, todo))
     print(f"{len(done)} kernels compiled with triton {triton.__version__}")

@@ -4,6 +4,7 @@ A pass is the same sequence of kernels each time (but for how far attention look
 leaves everything there, so that it can be captured in a CUDA graph.
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ from janus_dola.engine.graphs import capture
 from janus_dola.engine.plan import Plan
 from janus_dola.engine.slots import Slots
 from janus_dola.kernels.block import PassStart, buffer_shape, run_whole
-from janus_dola.kernels.blocks import resolve_blocks
+from janus_dola.kernels.blocks import CANNOT_RUN, resolve_blocks
 from janus_dola.kernels.early_exit import early_exit, early_exit_scores
 from janus_dola.kernels.sampling import multinomial
 from janus_dola.kernels.types import Decoding, Decodings, EarlyExit
@@ -62,6 +63,7 @@ class Decoder:
         self.prompts: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # of passes, by the visible length, made when first needed
         self._captures = plan.engine != "eager" and has_graphs(parts.device)
+        self.strict, self._gave_up = True, False  # is a capture that fails an error; did one fail that was none
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None
 
     def admit(
@@ -120,13 +122,20 @@ class Decoder:
             generator.set_state(state)
 
     def run(self, visible: int) -> None:
-        """One pass, from its graph where there is one. The argument is that of `step`."""
+        """One pass, from its graph where there is one. After a capture failed it has none, unless `strict`. As `step`."""
         if visible in self.graphs:
             self.graphs[visible].replay()
             return
         self.step(visible)  # loads what it needs, which must not happen while capturing
-        if self._captures:
+        if not self._captures or (self._gave_up and not self.strict):
+            return
+        try:
             self.graphs[visible] = capture(lambda: self.step(visible), self.parts.device, self._pool, self.generator)
+        except CANNOT_RUN as error:
+            if self.strict or isinstance(error, torch.OutOfMemoryError):
+                raise
+            self._gave_up = True
+            warnings.warn(f"a pass could not be captured, and runs without a graph instead: {error}", stacklevel=2)
 
     def step(self, visible: int) -> None:
         """One pass: feeds W codes of each slot, and takes those that it decides. Nothing in it waits for the device.
@@ -140,8 +149,7 @@ class Decoder:
         start = (slots.prompt_tokens + places[:, 0]).flatten()
         embeddings, place = F.embedding(fed, self.weights.code_table), PassStart(start, self.weights.rotary, visible)
         states = self._run_blocks(embeddings, self.weights.blocks, self.keys_values, place, self.plan.layers)
-        seeds = slots.seeds.repeat_interleave(window)
-        slots.accept(self._draw(states, slots.decodings, seeds, (places + 1).flatten()))
+        slots.accept(self._draw(states, slots.decodings, slots.seeds.repeat_interleave(window), (places + 1).flatten()))
 
     def _draw(self, hidden_states: Tensor, decodings: Decodings, seeds: Tensor, position: Tensor) -> EarlyExit:
         head, backend = self.weights.head, self.plan.backend
@@ -151,9 +159,7 @@ class Decoder:
         code = multinomial(found.scores, decodings.temperature, found.finite, self.generator)
         return EarlyExit(code, found.layer, found.jsd, found.finite)
 
-    def serves(
-        self, weights: Weights, plan: Plan, slots: int, capacity: int, generator: torch.Generator | None
-    ) -> bool:
-        """Whether it is what these arguments would make."""
+    def serves(self, weights: Weights, *needs: object) -> bool:
+        """Whether it is what these arguments would make, in the same order."""
         mine = self.plan, len(self.slots.seeds), self.capacity, self.generator
-        return mine == (plan, slots, capacity, generator) and self.weights.lie_where(weights)
+        return mine == needs and self.weights.lie_where(weights)

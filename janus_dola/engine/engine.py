@@ -77,22 +77,20 @@ class Engine:
             needs = plan, slots, positions(self._parts, longest, plan.window), generator
             weights = self.weights.read()
             if kept is not None and kept.serves(weights, *needs):
-                kept.plan = plan  # may have another decoding
+                kept.plan, kept.strict = plan, strict  # the plan may have another decoding
                 return kept
             del kept  # its memory is free for the new one
             try:
                 decoder = Decoder(self._parts, weights, *needs)
                 decoder.try_out()
+                decoder.strict = strict
                 return decoder
-            except torch.OutOfMemoryError:
-                raise
             except CANNOT_RUN as error:
-                if strict or plan.engine == "eager":
+                if strict or plan.engine == "eager" or isinstance(error, torch.OutOfMemoryError):
                     raise
                 self._failed.add(plan.engine)
-                warnings.warn(
-                    f"engine {plan.engine!r} failed, and passes run eagerly on tensors instead: {error}", stacklevel=2
-                )
+                told = f"engine {plan.engine!r} failed, and passes run eagerly on tensors instead: {error}"
+                warnings.warn(told, stacklevel=2)
             return Decoder(self._parts, weights, plan.simplest, *needs[1:])
 
     def give_back(self, decoder: Decoder) -> None:
@@ -164,13 +162,9 @@ class Drawing:
         return done
 
     def _pass(self) -> None:
-        written = [
-            longest_of([job]) + most - 1 + self._window
-            for job, most in zip(self.jobs, self._most, strict=True)
-            if job is not None
-        ]
+        written = max(longest_of([job]) + most for job, most in zip(self.jobs, self._most, strict=True) if job)
         with undisturbed(self.decoder.parts.device):
-            self.decoder.run(visible_length(max(written)))
+            self.decoder.run(visible_length(written - 1 + self._window))
         self._passes += 1
         self._most = [min(most + self._window, self._length) for most in self._most]
         if self._window == 1:  # nothing to be told

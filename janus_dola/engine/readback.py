@@ -25,14 +25,13 @@ class Readback:
         else:
             self._queued.append((tag, numbers.clone(), None))
 
-    def arrived(self, everything: bool = False) -> Iterator[tuple[Any, list[int]]]:
-        """What has arrived, oldest first; waits only where the host is too far ahead, or for everything."""
+    def arrived(self) -> Iterator[tuple[Any, list[int]]]:
+        """What has arrived, oldest first; waits only where the host is too far ahead."""
         while self._queued:
             tag, numbers, event = self._queued[0]
-            if event is not None:
-                if everything or len(self._queued) > _AHEAD:
-                    event.synchronize()
-                elif not event.query():
+            if event is not None and not event.query():
+                if len(self._queued) <= _AHEAD:
                     return
+                event.synchronize()
             self._queued.popleft()
             yield tag, numbers.tolist()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from janus_dola.kernels.types import Decodings
 
-_AT_ONCE = 4096
+_AT_ONCE, _WARPS = 4096, 16
 _LOWEST, _HIGHEST = tl.constexpr(-(2**31)), tl.constexpr(2**31 - 1)
 
 
@@ -81,6 +81,11 @@ def _truncate_kernel(
             tl.store(scores_ptr + v, tl.where(key >= least, score, float("-inf")), mask=v < V)
 
 
+def launch_options(codes: int) -> dict[str, int]:
+    """Codes that a program looks at in one go, and its warps."""
+    return {"BLOCK_V": min(_AT_ONCE, triton.next_power_of_2(codes)), "num_warps": _WARPS}
+
+
 def truncate(scores: Tensor, decodings: Decodings) -> None:
     """Sets F of the codes that are not drawn from to -inf.
 
@@ -90,9 +95,8 @@ def truncate(scores: Tensor, decodings: Decodings) -> None:
     """
     images, codes = scores.shape
     _truncate_kernel[(images,)](
-        scores, decodings.temperature, decodings.top_k, decodings.top_p, codes,
-        BLOCK_V=min(_AT_ONCE, triton.next_power_of_2(codes)), num_warps=8,
-    )  # fmt: skip
+        scores, decodings.temperature, decodings.top_k, decodings.top_p, codes, **launch_options(codes)
+    )
 
 
 def race_of(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:

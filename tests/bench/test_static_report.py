@@ -102,8 +102,8 @@ def test_the_committed_forecast_is_of_the_present_kernels(forecast):
     assert committed[version] == rows, "run make static-report"
 
 
-def test_all_kernels_of_a_block_were_compiled_for_every_gpu(report):
-    kernels = {"normed", "attention", "combine", "added", "gate", "weigh"}
+def test_all_kernels_of_a_block_and_that_of_top_k_and_top_p_were_compiled_for_every_gpu(report):
+    kernels = {"normed", "attention", "combine", "added", "gate", "weigh", "truncate"}
     for generation in ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942"):
         assert kernels <= {row["kernel"] for row in report if row["generation"] == generation}
 
@@ -126,3 +126,5 @@ def test_the_committed_forecast_of_a_pass_reaches_its_share_of_the_floor():
 def test_the_committed_report_is_of_the_present_table(report):
     committed = json.loads((ROOT / "bench" / "results" / "static_report.json").read_text(encoding="utf-8"))
     assert [name(row) for row in committed] == [name(row) for row in report], "run make static-report"
+    said = [row["instrumented"] for row in committed if row["generation"] == "sm_90"]
+    assert all(each == dict.fromkeys(("consan", "fpsan", "iisan"), "compiles") for each in said)

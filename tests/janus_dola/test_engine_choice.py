@@ -155,6 +155,35 @@ def test_a_failed_capture_is_told_once_and_the_images_come_all_the_same(mini, st
         mini.generate(PROMPTS, seed=4, strict=True)
 
 
+def test_a_capture_that_fails_in_the_middle_of_an_image_is_told_once_and_the_pass_runs(mini, steps, monkeypatch):
+    """A length that was not tried out: what was captured before is replayed on, and no other length is captured."""
+    prompt = "a green cross" + " and a green cross" * 20  # looks at 64, 128 and 192 positions; 128 is not tried out
+    expected, captures = mini.generate(prompt, seed=4, engine="eager", window=1).tokens, []
+
+    def fail_after_two(*arguments):
+        captures.append(arguments)
+        if len(captures) > 2:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return steps.capture(*arguments)
+
+    monkeypatch.setattr(decode, "capture", fail_after_two)
+    with pytest.warns(UserWarning, match="could not be captured, and runs without a graph instead: operation") as told:
+        assert torch.equal(mini.generate(prompt, seed=4, window=1).tokens, expected)
+    replayed = steps.replays
+    assert len(told) == 1
+    assert replayed > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(mini.generate(prompt, seed=4, window=1).tokens, expected)
+    assert steps.replays == 2 * replayed
+    assert len(captures) == 3
+    assert len(steps) == 1
+    assert sorted(steps.decoders[0].graphs) == [64, 192]
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        mini.generate(prompt, seed=4, window=1, strict=True)
+    assert len(captures) == 4
+
+
 def test_a_pass_that_waits_never_gets_to_a_capture(mini, steps, monkeypatch):
     """The second pass that is tried out may not wait; a capture of it would leave the process in disorder."""
     expected, modes, captured = mini.generate(PROMPTS, seed=4, engine="eager").tokens, ["default"], []

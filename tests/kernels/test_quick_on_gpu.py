@@ -36,6 +36,12 @@ def test_head_stage(size, sharpness):
         first = early_exit(hidden, head, Decoding(), seeds, position, "triton")
         again = early_exit(hidden, head, Decoding(), seeds, position, "triton")
         assert torch.equal(first.code, again.code)
+        if images == compiling.TRUNCATED:
+            few = Decoding(top_k=50, top_p=0.9)
+            left = early_exit_scores(hidden, head, few, "triton").scores > -torch.inf
+            drawn = early_exit(hidden, head, few, seeds, position, "triton").code
+            assert ((left.sum(1) >= 1) & (left.sum(1) <= 50)).all()
+            assert left.gather(1, drawn[:, None]).all()
 
 
 @pytest.mark.parametrize("window", [1, 8])
