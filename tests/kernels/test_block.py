@@ -59,7 +59,9 @@ def read(model: LlamaModel):
     """The weights of its blocks, and its rotary table."""
     head = torch.nn.Linear(40, 40, dtype=model.dtype), torch.nn.GELU(), torch.nn.Linear(40, 16, dtype=model.dtype)
     codes = torch.nn.Embedding(16, 40, dtype=model.dtype), torch.nn.Identity()
-    parts = janus_parts("transformers", model, head, "head", codes, decode_codes=None, side=2, image_size=8)
+    parts = janus_parts(
+        "transformers", model, head, "head", codes, decode_codes=None, side=2, image_size=8, vision=None
+    )
     return WeightReader(parts).read()
 
 
