@@ -1,4 +1,4 @@
-"""Fast image generation with DeepSeek Janus, with and without DoLa decoding."""
+"""Image generation with DeepSeek Janus, with and without DoLa decoding: an image depends on its seed alone."""
 
 from importlib import import_module
 from importlib.metadata import version
