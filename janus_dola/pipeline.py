@@ -123,8 +123,7 @@ class JanusDoLa:
         return self
 
     def __repr__(self) -> str:
-        stored = str(self.parts.stored_dtype).removeprefix("torch.")
-        return f"JanusDoLa({self.model_name!r}, {self.quantize or stored} on {self.parts.device})"
+        return f"JanusDoLa({self.model_name!r}, {self.quantize or self.parts.stored_as} on {self.parts.device})"
 
     def generate(
         self,
@@ -371,8 +370,7 @@ class JanusDoLa:
 
     def _recipe(self, settings: DrawSettings, window: Window) -> Recipe:
         """Of images that are drawn now, but for prompt and seed."""
-        dtype = str(self.parts.stored_dtype).removeprefix("torch.")
-        return Recipe(self.model_name, "", 0, settings, dtype, self.quantize, window, self.revision)
+        return Recipe(self.model_name, "", 0, settings, self.parts.stored_as, self.quantize, window, self.revision)
 
     def _jobs(self, prompts: Iterable[str], parallel_size: int, seed: int, settings: DrawSettings) -> Iterator[Job]:
         negative = self._negative_ids(settings.negative_prompt)  # is wrong before anything is drawn

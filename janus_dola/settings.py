@@ -104,8 +104,8 @@ class DrawSettings:
             ValueError: a value is out of range, or of DoLa where there is none.
             TypeError: there is no such setting.
         """
-        of_dola = {name: value for name, value in given.items() if name in _OF_DOLA}
-        rest = {name: value for name, value in given.items() if name not in _OF_DOLA}
+        of_dola = {name: value for name, value in given.items() if name in OF_DOLA}
+        rest = {name: value for name, value in given.items() if name not in OF_DOLA}
         wanted = rest.pop("dola", self.dola is not None)
         if isinstance(wanted, Mapping):
             of_dola, wanted = dict(wanted), True
@@ -152,7 +152,7 @@ def _settings() -> dict[str, Setting]:
     return found
 
 
+OF_DOLA = tuple(field.name for field in fields(DoLaConfig))  # names of settings that do nothing without it
 _ALWAYS = ("cfg_weight", "temperature", "dola")
 _DEFAULTS = {field.name: field.default for field in fields(DrawSettings)}
-_OF_DOLA = tuple(field.name for field in fields(DoLaConfig))
 SETTINGS = _settings()

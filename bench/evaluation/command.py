@@ -61,7 +61,7 @@ def run_evaluation(request: Request, progress: bool = False) -> Iterator[str]:
         images=len(task.prompts) * request.parallel_size,
         parallel_size=request.parallel_size,
         seed=request.seed,
-        dtype=str(pipe.parts.stored_dtype).removeprefix("torch."),
+        dtype=pipe.parts.stored_as,
         judge=task.judge_name,
     )
     evaluation = Evaluation(pipe, task, settings, request.outdir, request.match, progress).run(grid)

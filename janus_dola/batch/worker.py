@@ -81,7 +81,7 @@ class Worker:
 
     def __init__(self, pipe: JanusDoLa, settings: RunSettings, backend: str = "auto", engine: str = "auto") -> None:
         self._pipe, self._backend, self._engine = pipe, backend, engine
-        self.dtype = str(pipe.parts.stored_dtype).removeprefix("torch.")
+        self.dtype = pipe.parts.stored_as
         self.settings = settings.with_dtype(self.dtype)
         # Checks the settings; without a prompt there is nothing to draw.
         pipe.stream((), settings=settings.drawing, backend=backend, engine=engine)

@@ -184,7 +184,7 @@ def _draw_to_files(
         window=run.window,
         progress=sys.stderr.isatty(),
     )
-    run = run.with_dtype(str(pipe.parts.stored_dtype).removeprefix("torch."))
+    run = run.with_dtype(pipe.parts.stored_as)
     for number, found in enumerate(drawn):
         prompt = prompts[found.prompt]
         task = Task(number, found.prompt, found.k, prompt, found.seed, run.drawing)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from janus_dola.choices import ImageFormat
+from janus_dola.settings import OF_DOLA
 
 # Options that leave a picture as it is, or stand in its name by other means.
 _ELSEWHERE = {
@@ -23,7 +24,6 @@ _ELSEWHERE = {
     "layer_map",
     "overwrite",
 }
-_OF_DOLA = {"alpha", "candidate_layers", "premature_layer"}
 _LONGEST_NAME, _LONGEST_SETTINGS, _LONGEST_VALUE = 230, 120, 32  # of the 255 bytes of a name
 
 
@@ -36,7 +36,7 @@ def settings_named(values: Mapping[str, object], defaults: Mapping[str, object])
     found = []
     for name, default in defaults.items():
         value = values.get(name, default)
-        if name in _ELSEWHERE or value == default or (name in _OF_DOLA and not values["dola"]):
+        if name in _ELSEWHERE or value == default or (name in OF_DOLA and not values["dola"]):
             continue
         option = name.replace("_", "-")
         if isinstance(value, bool):

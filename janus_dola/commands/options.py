@@ -4,7 +4,6 @@ import functools
 import inspect
 import random
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -21,12 +20,10 @@ from janus_dola.choices import (
     Quantization,
     WindowName,
 )
-from janus_dola.config import DoLaConfig
-from janus_dola.settings import SETTINGS, DrawSettings, Setting
+from janus_dola.settings import OF_DOLA, SETTINGS, DrawSettings, Setting
 
 # The panels of --help.
 DRAWN, CONTRAST, FILES, MACHINE = "What is drawn", "DoLa", "Files", "Model and machine"
-_OF_DOLA = {field.name for field in fields(DoLaConfig)}
 
 Model = Annotated[
     str,
@@ -148,7 +145,7 @@ def takes_settings(command: Callable) -> Callable:
 
 def takes_dola(command: Callable) -> Callable:
     """Gives a command the options of DoLa alone in place of its parameter `dola`."""
-    of_dola = {name: setting for name, setting in SETTINGS.items() if name == "dola" or name in _OF_DOLA}
+    of_dola = {name: setting for name, setting in SETTINGS.items() if name == "dola" or name in OF_DOLA}
     return _with_options(command, "dola", of_dola, lambda settings: settings.dola)
 
 
@@ -173,7 +170,7 @@ def _with_options(
 def _option(name: str, setting: Setting) -> inspect.Parameter:
     """How the command line shows a setting."""
     names = ["--dola/--no-dola"] if name == "dola" else []
-    panel = CONTRAST if name == "dola" or name in _OF_DOLA else DRAWN
+    panel = CONTRAST if name == "dola" or name in OF_DOLA else DRAWN
     option = typer.Option(*names, rich_help_panel=panel, help=setting.help, show_default=setting.nothing or True)
     default = setting.default
     # What is made of words is a word here.

@@ -24,9 +24,8 @@ from janus_dola.kernels.packed import PackedHalf
 from janus_dola.kernels.types import Decodings, Head, Scores, log_of
 
 LN2 = math.log(2.0)
-_CODES_AT_ONCE = (
-    4096  # what lies between two steps of a divergence then stays in a CPU's cache: about four times as fast
-)
+# What lies between two steps of a divergence then stays in a CPU's cache: about four times as fast.
+_CODES_AT_ONCE = 4096
 
 
 def upcast(x: Tensor) -> Tensor:

@@ -117,9 +117,8 @@ class JanusParts:
     read_head: Callable[[], Head]  # the weights of the early-exit stage, as they are now
     code_modules: tuple[nn.Module, ...]  # that embed codes
     embed_codes: Callable[[Tensor], Tensor]  # [R] rows of the code table to [R, D], what they are fed back as
-    code_weights: Callable[
-        [], list[Tensor] | None
-    ]  # all that `embed_codes` computes with; None where it is not only that
+    # all that `embed_codes` computes with; None where it is not only that
+    code_weights: Callable[[], list[Tensor] | None]
     decode_codes: Callable[[Tensor], Tensor]  # [B, T] codes to [B, 3, H, W] pixels, in [-1, 1] but for overshoot
     raster: Raster
     image_size: tuple[int, int]  # width and height, in pixels
@@ -159,6 +158,11 @@ class JanusParts:
     def stored_dtype(self) -> torch.dtype:
         """The dtype of the weights: that of the hidden states, but for packed ones."""
         return torch.float16 if isinstance(self.image_head[0], PackedLinear) else self.dtype
+
+    @property
+    def stored_as(self) -> str:
+        """The name of `stored_dtype`, as recipes and runs have it: "bfloat16"."""
+        return str(self.stored_dtype).removeprefix("torch.")
 
 
 def weight_of(linear: Any) -> Tensor | PackedHalf:

@@ -122,8 +122,7 @@ class Reader:
         count = body.n or 1
         seed = random.randint(0, _MAX_RANDOM_SEED - MAX_IMAGES) if body.seed is None else body.seed
         partials = body.partial_images or 0
-        dtype = str(self.parts.stored_dtype).removeprefix("torch.")
-        recipe = Recipe(self.name, body.prompt, seed, settings, dtype, self._quantize)
+        recipe = Recipe(self.name, body.prompt, seed, settings, self.parts.stored_as, self._quantize)
         jobs = [Job(next(self._numbers), 0, k, rows, seed + k, decoding) for k in range(count)]
         return Wanted(
             [Asked(job, layers, partials, tell) for job in jobs],

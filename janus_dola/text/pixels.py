@@ -50,9 +50,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if 0 in image.size:
         raise ValueError(f"images must have pixels, got one of {image.width} x {image.height}")
     mode, image = image.mode, ImageOps.exif_transpose(image)
-    if mode.startswith(
-        "I"
-    ):  # of 16 bits, or of 8 where "I" holds no more; Pillow would cut off what is brighter than 8
+    # "I" is of 16 bits, or of 8 where it holds no more; Pillow would cut off what is brighter than 8.
+    if mode.startswith("I"):
         levels = np.asarray(image, np.int64).clip(0, 65535)
         wide = mode != "I" or levels.max() > 255
         image = Image.fromarray((levels // 257 if wide else levels).astype(np.uint8))
