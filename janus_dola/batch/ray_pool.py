@@ -120,9 +120,11 @@ def _frame(kind: int, flags: int = 0, stream: int = 0, content: bytes = b"") -> 
     return len(content).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + content
 
 
-_PATIENCE = 120.0  # seconds without a sign of life, after which a worker is given up
-_PATIENCE_WITH_LOADING = 900.0  # the same before its model is there
 _SECONDS_BETWEEN_CALLS = 10.0  # for a sign of life
+# How often a call may be found unanswered before its worker is given up. Looks are counted and no clock is read, so that
+# a machine that was paused or is too busy to look is too busy to give up.
+_PATIENCE = 12
+_PATIENCE_WITH_LOADING = 90  # the same before its model is there
 _AHEAD = 2  # batches an actor holds: the next one waits where the model is
 _ATTEMPTS = 3  # times a batch is submitted out, when workers die over it
 _RESTARTS = 10  # of workers in a row, without an image drawn in between
@@ -183,7 +185,7 @@ class _Member:
     where: str = "a new worker"
     queue: "deque[tuple[Any, _Submitted]]" = field(default_factory=deque)
     call: Any = None  # ObjectRef of is_there
-    heard: float = field(default_factory=time.monotonic)  # when it last gave a sign of life
+    unanswered: int = 0  # how often the call was found without an answer
 
 
 class RayPool(AbstractContextManager["RayPool"]):
@@ -265,7 +267,7 @@ class RayPool(AbstractContextManager["RayPool"]):
             ready, _ = self._ray.wait(list(waiting), num_returns=1, timeout=_SECONDS_BETWEEN_CALLS)
             silent = self._silent(waiting.values())
             if silent is not None:
-                seconds = round(time.monotonic() - silent.heard)
+                seconds = round(silent.unanswered * _SECONDS_BETWEEN_CALLS)
                 return self._replace(silent, TimeoutError(f"no sign of life for {seconds} s"))
         member = waiting[ready[0]]
         try:
@@ -278,7 +280,7 @@ class RayPool(AbstractContextManager["RayPool"]):
             return self._replace(member, error)
         if member.loading is not None:
             dtype, fits, member.where = found
-            member.loading, member.heard = None, time.monotonic()
+            member.loading, member.unanswered = None, 0
             self.dtype = self.dtype or dtype
             self.batch_size = min(self.batch_size or fits, fits)
             self._log(f"worker ready: {member.where}")
@@ -288,17 +290,18 @@ class RayPool(AbstractContextManager["RayPool"]):
         return [(submitted.batch, found)]
 
     def _silent(self, members: Iterable[_Member]) -> _Member | None:
-        """Calls all members now and then, and returns one that has not answered for too long."""
+        """Calls all members now and then, and returns one that has left its call unanswered for too long."""
         now = time.monotonic()
         if now - self._called < _SECONDS_BETWEEN_CALLS:
             return None
         self._called = now
         for member in members:
-            if member.call is not None and self._ray.wait([member.call], timeout=0)[0]:
-                member.call, member.heard = None, now
-            if member.call is None:
+            if member.call is None or self._ray.wait([member.call], timeout=0)[0]:
                 member.call = member.handle.is_there.options(concurrency_group="life").remote()
-            if now - member.heard > (_PATIENCE if member.loading is None else _PATIENCE_WITH_LOADING):
+                member.unanswered = 0
+                continue
+            member.unanswered += 1
+            if member.unanswered >= (_PATIENCE if member.loading is None else _PATIENCE_WITH_LOADING):
                 return member
         return None
 

@@ -112,8 +112,15 @@ def test_workers_fit_the_cluster(resources, compute, plan):
 
 def test_a_frozen_worker_is_replaced_and_a_slow_one_is_not(tmp_path, monkeypatch, cluster):
     marker = tmp_path / "frozen once"
+    patience = 16  # calls a quarter of a second apart
 
     class Freezes(ray_pool._Actor):
+        calls = 0
+
+        def is_there(self):
+            self.calls += 1
+            return True
+
         def load(self, settings, compute):
             return "float32", 2, f"pid {os.getpid()} on this"
 
@@ -121,16 +128,19 @@ def test_a_frozen_worker_is_replaced_and_a_slow_one_is_not(tmp_path, monkeypatch
             from janus_dola.batch.worker import Drawn
 
             if any(task.prompt == "poison" for task in batch) and not marker.exists():
+                while len(list(tmp_path.rglob("*.jpg"))) < 2:  # else a finished image may be lost with the process
+                    time.sleep(0.1)
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGSTOP)
                 time.sleep(60)  # this thread may go on for a moment
             if batch[0].prompt == "slow":
-                time.sleep(3)
+                while self.calls <= patience:  # longer than a silent one is waited for
+                    time.sleep(0.1)
             return [Drawn(str(os.getpid()).encode(), None, 0.0, 0.0, {}, 0.0)] * len(batch)
 
     monkeypatch.setattr(ray_pool, "_Actor", Freezes)
-    monkeypatch.setattr(ray_pool, "_PATIENCE", 2.0)
-    monkeypatch.setattr(ray_pool, "_SECONDS_BETWEEN_CALLS", 0.5)
+    monkeypatch.setattr(ray_pool, "_PATIENCE", patience)
+    monkeypatch.setattr(ray_pool, "_SECONDS_BETWEEN_CALLS", 0.25)
     prompts = ["a", "slow", "poison", "b"]
     summary = run_batch(
         prompts, tmp_path / "out", RunSettings(parallel_size=1), Compute("cpu", workers=1, batch_size=1)
