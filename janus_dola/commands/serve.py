@@ -15,6 +15,7 @@ from janus_dola.commands.options import (
     Engine,
     Model,
     Quantize,
+    Revision,
     hint_at_mini,
     number_or_text,
 )
@@ -28,6 +29,7 @@ ADDRESS, REPLICAS = "Address and clients", "More than one engine"
 
 def serve(
     model: Model = MINI,
+    revision: Revision = None,
     host: Annotated[
         str, typer.Option(rich_help_panel=ADDRESS, help="Address to listen at; 0.0.0.0 is all of this machine's.")
     ] = "127.0.0.1",
@@ -96,10 +98,10 @@ def serve(
     if api_key is None and not _is_loopback(host):
         complain(f"warning: anybody who reaches {host} can draw; --api-key asks for a key")
     hint_at_mini(model)
-    options = Options(model, quantize, most, max_waiting, backend, engine)
+    options = Options(model, most, max_waiting, backend, engine)
 
     def load() -> "JanusDoLa":
-        return JanusDoLa.from_pretrained(model, device, dtype, quantize=quantize)
+        return JanusDoLa.from_pretrained(model, device, dtype, revision, quantize)
 
     rest = (options, load, host, port, grace, api_key, allow_origin or ())
     if replicas is None and ray_address is None:

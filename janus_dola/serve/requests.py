@@ -13,7 +13,6 @@ from janus_dola.config import DoLaConfig
 from janus_dola.engine.schedule import Job
 from janus_dola.image_files import ImageFormat, Recipe
 from janus_dola.models.parts import PromptRows
-from janus_dola.models.quantize import Quantization
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.worker import Asked, Event
 from janus_dola.settings import SETTINGS, DrawSettings, Setting
@@ -92,8 +91,8 @@ class Reader:
         name: of the model, as the server was started with it.
     """
 
-    def __init__(self, pipe: JanusDoLa, name: str, quantize: Quantization | None) -> None:
-        self.parts, self.name, self._quantize = pipe.parts, name, quantize
+    def __init__(self, pipe: JanusDoLa, name: str) -> None:
+        self.pipe, self.parts, self.name = pipe, pipe.parts, name
         self._prompts = self.parts.prompts(pipe.tokenizer)
         self._numbers = itertools.count()
         self.size = "{}x{}".format(*self.parts.image_size)
@@ -122,7 +121,10 @@ class Reader:
         count = body.n or 1
         seed = random.randint(0, _MAX_RANDOM_SEED - MAX_IMAGES) if body.seed is None else body.seed
         partials = body.partial_images or 0
-        recipe = Recipe(self.name, body.prompt, seed, settings, self.parts.stored_as, self._quantize)
+        pipe = self.pipe
+        recipe = Recipe(
+            pipe.model_name, body.prompt, seed, settings, pipe.parts.stored_as, pipe.quantize, revision=pipe.revision
+        )
         jobs = [Job(next(self._numbers), 0, k, rows, seed + k, decoding) for k in range(count)]
         return Wanted(
             [Asked(job, layers, partials, tell) for job in jobs],

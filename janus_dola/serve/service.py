@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from janus_dola.models.quantize import Quantization
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.files import Files
 from janus_dola.serve.metrics import Metrics
@@ -18,7 +17,6 @@ class Options:
 
     Attributes:
         model: its name, as `JanusDoLa.from_pretrained` takes it.
-        quantize: of the model.
         slots: images drawn at once, at most; None is as many as fit.
         max_waiting: images that may wait.
         backend, engine: as for `JanusDoLa.generate`.
@@ -26,7 +24,6 @@ class Options:
     """
 
     model: str
-    quantize: Quantization | None = None
     slots: int | None = None
     max_waiting: int = 256
     backend: str = "auto"
@@ -71,7 +68,7 @@ class Service:
     def _get_ready(self) -> None:
         options = self.options
         try:
-            reader = Reader(self._load(), options.model, options.quantize)
+            reader = Reader(self._load(), options.model)
             with self._lock:
                 if self._closed:
                     return

@@ -1,5 +1,6 @@
 """Who is drawn when, and what happens to each image, without HTTP."""
 
+import copy
 import queue
 import threading
 from dataclasses import dataclass, replace
@@ -113,7 +114,7 @@ def test_nobody_is_overtaken_by_more_than_one_turn_of_each_kind(arrivals, slots)
 
 @pytest.fixture(scope="module")
 def reader(mini):
-    return Reader(mini, "mini", None)
+    return Reader(mini, "mini")
 
 
 @pytest.fixture
@@ -134,6 +135,14 @@ def ask(worker, reader):
         return wanted, told
 
     return ask
+
+
+def test_recipes_name_the_models_folder_and_its_revision_and_not_its_path(mini):
+    pipe = copy.copy(mini)
+    pipe.model_name, pipe.revision = "folder", "v1"
+    recipe = Reader(pipe, "/home/me/folder").read(ImagesRequest(prompt="a red circle", seed=3), print).recipes[0]
+    assert (recipe.model, recipe.revision, recipe.seed) == ("folder", "v1", 3)
+    assert "/home/me" not in recipe.to_json()
 
 
 def finished(told, images):
