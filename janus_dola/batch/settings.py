@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, Window, check_window, integer
-from janus_dola.image_files import STUB_LENGTH, ImageFormat, Recipe, file_name, stub
-from janus_dola.models.load import parse_dtype, public_name
+from janus_dola.image_files import STUB_LENGTH, ImageFormat, file_name, stub
+from janus_dola.models.load import parse_dtype
 from janus_dola.models.quantize import Quantization
 from janus_dola.settings import DrawSettings
 
@@ -90,16 +90,6 @@ class Task:
     drawing: DrawSettings
     id: str | int | None = None  # what the user calls the prompt
     extra: Mapping[str, Any] = field(default_factory=dict)  # what else stood with it, for the manifest
-
-    def recipe(self, settings: RunSettings) -> Recipe | None:
-        """What its file says it was drawn by, if anything; the dtype of the settings must be known."""
-        if not settings.metadata:
-            return None
-        assert settings.dtype is not None
-        return Recipe(
-            public_name(settings.model), self.prompt, self.seed, self.drawing, settings.dtype, settings.quantize,
-            settings.window, settings.revision,
-        )  # fmt: skip
 
 
 FIELDS = ("words", "id", "index", "k", "number", "seed")

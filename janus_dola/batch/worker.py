@@ -148,7 +148,8 @@ class Worker:
 
     def _encoded(self, task: Task, image: DrawnImage, seconds: float) -> Drawn | Failed:
         try:
-            content = encode_image(image.image, self.settings.image_format, task.recipe(self.settings))
+            recipe = image.recipe if self.settings.metadata else None
+            content = encode_image(image.image, self.settings.image_format, recipe)
         except ValueError as error:
             return Failed(str(error))
         png = None

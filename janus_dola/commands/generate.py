@@ -171,7 +171,6 @@ def _draw_to_files(
     with_map: bool,
     overwrite: bool,
 ) -> Iterator[Path]:
-    from janus_dola.batch.settings import Task
     from janus_dola.image_files import encode_image
 
     drawn = pipe.stream(
@@ -184,12 +183,10 @@ def _draw_to_files(
         window=run.window,
         progress=sys.stderr.isatty(),
     )
-    run = run.with_dtype(pipe.parts.stored_as)
-    for number, found in enumerate(drawn):
-        prompt = prompts[found.prompt]
-        task = Task(number, found.prompt, found.k, prompt, found.seed, run.drawing)
+    for found in drawn:
         file = path(found.prompt, found.k)
-        write_new(file, encode_image(found.image, run.image_format, task.recipe(run)), overwrite)
+        recipe = found.recipe if run.metadata else None
+        write_new(file, encode_image(found.image, run.image_format, recipe), overwrite)
         yield file
         if with_map:
             write_new(_map_of(file), encode_image(found.layer_map(), "png", None), overwrite)

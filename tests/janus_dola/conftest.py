@@ -1,8 +1,10 @@
+import copy
 import sys
 
 import pytest
 
 from janus_dola import JanusDoLa, cli
+from janus_dola.models.load import public_name
 from tests.janus_dola.batch_helpers import FastPipe
 
 
@@ -28,7 +30,13 @@ def drawn_prompts(fast, monkeypatch):
 @pytest.fixture
 def call(monkeypatch, capsys, mini):
     """Runs the command line in this process on the mini model; returns exit status, stdout and stderr."""
-    monkeypatch.setattr(JanusDoLa, "from_pretrained", classmethod(lambda cls, *args, **kwargs: mini))
+
+    def load(cls, model, device=None, dtype=None, revision=None, quantize=None):
+        pipe = copy.copy(mini)
+        pipe.model_name, pipe.revision = public_name(model), revision
+        return pipe
+
+    monkeypatch.setattr(JanusDoLa, "from_pretrained", classmethod(load))
 
     def run(*arguments, app=cli.app):
         monkeypatch.setattr(sys, "argv", ["janus-dola", *map(str, arguments)])

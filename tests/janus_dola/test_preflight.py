@@ -154,8 +154,8 @@ def test_each_way_of_having_no_model_has_its_own_line(call, monkeypatch, tmp_pat
 
 
 @pytest.mark.parametrize("command", ["generate", "batch", "profile", "demo"])
-def test_a_revision_is_what_is_asked_of_the_hub_and_loaded(call, tmp_path, description, monkeypatch, mini, command):
-    asked, loaded = [], []
+def test_a_revision_is_what_is_asked_of_the_hub_and_loaded(call, tmp_path, description, monkeypatch, command):
+    asked, loaded, mini = [], [], JanusDoLa.from_pretrained
     monkeypatch.setattr(
         sys.modules["janus_dola.models.load"],
         "snapshot_download",
@@ -166,7 +166,7 @@ def test_a_revision_is_what_is_asked_of_the_hub_and_loaded(call, tmp_path, descr
         loaded.append((model, revision))
         if command == "demo":
             raise ValueError("and so on")
-        return mini
+        return mini(model, revision=revision)
 
     monkeypatch.setattr(JanusDoLa, "from_pretrained", classmethod(load))
     monkeypatch.chdir(tmp_path)
