@@ -44,6 +44,16 @@ class Rounding:
         def perturbed_attention(query, key, value, *arguments, **options):
             return self._perturbed(attention(query, key, value, *arguments, **options), ("attention", *query.shape))
 
+        onednn = torch.ops.mkldnn._linear_pointwise
+
+        def perturbed_onednn(x, weight, *rest):
+            return self._perturbed(onednn(x, weight, *rest), ("linear", *x.shape))
+
+        def perturbed_onednn_added(x, *rest):
+            return self._perturbed(onednn.binary(x, *rest), ("addmm", *x.shape))
+
+        perturbed_onednn.binary = perturbed_onednn_added
+        monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", perturbed_onednn)
         monkeypatch.setattr(F, "linear", perturbed_linear)
         monkeypatch.setattr(torch, "addmm", perturbed_addmm)
         monkeypatch.setattr(F, "scaled_dot_product_attention", perturbed_attention)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from janus_dola.kernels.packed import PackedHalf
 
-# From this size of a weight on oneDNN is faster; below, what it takes to begin is longer than the product.
-_LARGE_WEIGHT = 1 << 20
+# Up to these sizes what oneDNN takes to begin is a good part of a product.
+_SMALL_WEIGHT, _FEW_ROWS = 1 << 20, 4
 
 
 class Product(Protocol):
@@ -45,7 +45,7 @@ class Matrix:
         """[N, K] to [N, O]."""
         if isinstance(self.weight, PackedHalf):
             return self._biased(self.weight(rows))
-        if _onednn_is_faster(rows, self.weight):
+        if _by_onednn(rows, self.weight):
             return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
         return F.linear(rows, self.weight, self.bias)
 
@@ -53,7 +53,7 @@ class Matrix:
         """residual [N, O] + the product of rows [N, K]."""
         if isinstance(self.weight, PackedHalf):
             return self(rows).add_(residual)
-        if _onednn_is_faster(rows, self.weight):
+        if _by_onednn(rows, self.weight):
             product = torch.ops.mkldnn._linear_pointwise
             return product.binary(rows, residual, self.weight, self.bias, "add")
         return self._biased(torch.addmm(residual, rows, self.weight.T))
@@ -62,10 +62,14 @@ class Matrix:
         return product if self.bias is None else product.add_(self.bias)
 
 
-def _onednn_is_faster(rows: Tensor, weight: Tensor) -> bool:
-    """On a CPU, torch's own product of a few rows with a large float32 weight takes up to three times as long."""
-    large = rows.device.type == "cpu" and rows.dtype == torch.float32 and weight.numel() >= _LARGE_WEIGHT
-    return large and torch.backends.mkldnn.is_available()
+def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
+    """Whether a float32 product on a CPU is oneDNN's.
+
+    torch's own takes up to three times as long with a large weight, and with many rows up to twice; and with 5 to 11 rows on
+    two threads the bits of a row depend on its place (bench/findings.md).
+    """
+    large = weight.numel() >= _SMALL_WEIGHT or len(rows) > _FEW_ROWS
+    return large and rows.device.type == "cpu" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 @dataclass(frozen=True)

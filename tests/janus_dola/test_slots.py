@@ -34,19 +34,25 @@ def half(mini) -> dict[torch.dtype, JanusDoLa]:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "window"), [(torch.float32, 1), (torch.float32, 8), (torch.bfloat16, 4), (torch.float16, 4)], ids=str
+    ("dtype", "slots", "window"),
+    [
+        *((torch.float32, 2, 1), (torch.float32, 2, 8), (torch.float32, 3, 1), (torch.float32, 5, 1)),
+        *((torch.bfloat16, 2, 4), (torch.float16, 2, 4)),
+    ],
+    ids=str,
 )
-def test_bits_of_an_image_do_not_depend_on_its_neighbours(half, dtype, window):
-    """With the same number of slots and the same window: whoever is beside it, and whenever it joins."""
+def test_bits_of_an_image_do_not_depend_on_its_neighbours(half, dtype, slots, window):
+    """With the same number of slots and the same window: whoever is beside it, where it is, and whenever it joins."""
     pipe = half[dtype]
 
     def codes_of(jobs, index):
-        drawn = pipe.engine.draw(iter(jobs), plan_of(pipe), window, lambda longest: 2, Progress())
+        drawn = pipe.engine.draw(iter(jobs), plan_of(pipe), window, lambda longest: slots, Progress())
         return {job.index: codes for job, codes in drawn}[index]
 
-    alone = codes_of([Job(i, i, 0, pipe.encode((PROMPTS[0], "x")[i])[0], 7 + i) for i in range(2)], 0)
+    first = [PROMPTS[0], *["x"] * (slots - 1)]
+    alone = codes_of([Job(i, i, 0, pipe.encode(prompt)[0], 7 + i) for i, prompt in enumerate(first)], 0)
     for before in ([FILLERS[1]], [FILLERS[2], *FILLERS[:2]]):
-        prompts = [*before, PROMPTS[0], FILLERS[2]]
+        prompts = [*before, PROMPTS[0], *FILLERS[2:] * (slots - 1)]
         at = len(before)
         seeds = [100 + i for i in range(len(prompts))]
         seeds[at] = 7
