@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from janus_dola.kernels import block
+
 RELATIVE = {torch.float32: 1e-7, torch.float64: 1e-16, torch.bfloat16: 0.0, torch.float16: 0.0}
 
 
@@ -44,16 +46,16 @@ class Rounding:
         def perturbed_attention(query, key, value, *arguments, **options):
             return self._perturbed(attention(query, key, value, *arguments, **options), ("attention", *query.shape))
 
-        onednn = torch.ops.mkldnn._linear_pointwise
+        onednn, onednn_added = block._onednn, block._onednn_added
 
-        def perturbed_onednn(x, weight, *rest):
-            return self._perturbed(onednn(x, weight, *rest), ("linear", *x.shape))
+        def perturbed_onednn(x, weight, bias):
+            return self._perturbed(onednn(x, weight, bias), ("linear", *x.shape))
 
-        def perturbed_onednn_added(x, *rest):
-            return self._perturbed(onednn.binary(x, *rest), ("addmm", *x.shape))
+        def perturbed_onednn_added(residual, x, weight, bias):
+            return self._perturbed(onednn_added(residual, x, weight, bias), ("linear", *x.shape))
 
-        perturbed_onednn.binary = perturbed_onednn_added
-        monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", perturbed_onednn)
+        monkeypatch.setattr(block, "_onednn", perturbed_onednn)
+        monkeypatch.setattr(block, "_onednn_added", perturbed_onednn_added)
         monkeypatch.setattr(F, "linear", perturbed_linear)
         monkeypatch.setattr(torch, "addmm", perturbed_addmm)
         monkeypatch.setattr(F, "scaled_dot_product_attention", perturbed_attention)

@@ -22,6 +22,7 @@ from janus_dola.kernels.packed import PackedHalf
 
 # Up to these sizes what oneDNN takes to begin is a good part of a product.
 _SMALL_WEIGHT, _FEW_ROWS = 1 << 20, 4
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()  # asked here, since torch's compiler cannot look into the question
 
 
 class Product(Protocol):
@@ -46,7 +47,7 @@ class Matrix:
         if isinstance(self.weight, PackedHalf):
             return self._biased(self.weight(rows))
         if _by_onednn(rows, self.weight):
-            return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
+            return _onednn(rows, self.weight, self.bias)
         return F.linear(rows, self.weight, self.bias)
 
     def added_to(self, residual: Tensor, rows: Tensor) -> Tensor:
@@ -54,12 +55,21 @@ class Matrix:
         if isinstance(self.weight, PackedHalf):
             return self(rows).add_(residual)
         if _by_onednn(rows, self.weight):
-            product = torch.ops.mkldnn._linear_pointwise
-            return product.binary(rows, residual, self.weight, self.bias, "add")
+            if torch.compiler.is_compiling():  # the compiler does not know that product, and fuses the sum itself
+                return residual + self(rows)
+            return _onednn_added(residual, rows, self.weight, self.bias)
         return self._biased(torch.addmm(residual, rows, self.weight.T))
 
     def _biased(self, product: Tensor) -> Tensor:
         return product if self.bias is None else product.add_(self.bias)
+
+
+def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+
+
+def _onednn_added(residual: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.binary(rows, residual, weight, bias, "add")
 
 
 def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
@@ -69,7 +79,7 @@ def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
     two threads the bits of a row depend on its place (bench/findings.md).
     """
     large = weight.numel() >= _SMALL_WEIGHT or len(rows) > _FEW_ROWS
-    return large and rows.device.type == "cpu" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return large and rows.device.type == "cpu" and rows.dtype == torch.float32 and _HAS_ONEDNN
 
 
 @dataclass(frozen=True)

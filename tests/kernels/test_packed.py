@@ -32,7 +32,8 @@ def test_the_product_misses_the_exact_one_by_rounding_of_float32_alone(rows, out
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 6, 7, 10, 16, 31, 64, 80])
 @pytest.mark.parametrize(
-    ("outputs", "inputs", "packed"), [(512, 192, True), (77, 45, True), (1200, 1000, True), (1200, 1000, False), (576, 192, False)]
+    ("outputs", "inputs", "packed"),
+    [(512, 192, True), (77, 45, True), (1200, 1000, True), (1200, 1000, False), (576, 192, False)],
 )
 def test_the_bits_of_a_row_do_not_depend_on_its_neighbours_nor_on_its_place(rows, outputs, inputs, packed):
     generator = torch.Generator().manual_seed(rows)
