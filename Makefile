@@ -17,8 +17,9 @@ NEWEST_TORCH = torch$(addprefix ==,$(shell $(PYTHON) -m pip index versions torch
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
+# Two processes at once, each with torch's default of threads: these outnumber the cores, so none may spin while it waits.
 test: .venv/ready  ## run the tests
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-quick: .venv/ready  ## what the engine promises (100 s of processor time)
 	$(BIN)/python -m pytest $(QUICK)
