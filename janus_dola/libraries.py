@@ -10,9 +10,7 @@ from janus_dola.__main__ import import_quietly
 def import_libraries() -> None:
     """Imports what takes seconds, when a command needs it; help and wrong options come without it."""
     import_quietly("torch")
-    # What transformers imports where it is installed says on stderr which of its parts this machine lacks.
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    mute_torchao()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of what libraries will change: not for users
     warnings.filterwarnings("ignore", module=r"PIL\.")  # images that it warns of carry no recipe
     import_quietly("janus_dola.pipeline")
@@ -27,3 +25,9 @@ def import_libraries() -> None:
     huggingface_hub.logging.set_verbosity_error()
     if not sys.stderr.isatty():
         huggingface_hub.utils.disable_progress_bars()
+
+
+def mute_torchao() -> None:
+    """transformers imports torchao where it is installed, which says on stderr what of it this machine lacks."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,4 +1,3 @@
-import logging
+from janus_dola.libraries import mute_torchao
 
-for name in ("torchao", "torch.utils._pytree"):  # what this machine lacks for them, said when transformers imports them
-    logging.getLogger(name).setLevel(logging.ERROR)
+mute_torchao()
