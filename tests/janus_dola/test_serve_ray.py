@@ -2,14 +2,13 @@
 
 import asyncio
 import importlib.util
-import os
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import openai
+import psutil
 import pytest
 
 pytestmark = pytest.mark.skipif(
@@ -19,30 +18,19 @@ pytestmark = pytest.mark.skipif(
 
 def replicas(server):
     """Processes of Ray Serve that draw, and come from this one."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"ServeReplica:janus-dola" in title and comes_from(int(process.name), server):
-            found.append(int(process.name))
-    return found
+    return [process for process in psutil.Process(server).children(recursive=True) if draws(process)]
 
 
-def comes_from(process, ancestor):
-    while process > 1 and process != ancestor:
-        process = int(statistics_of(process)[1])
-    return process == ancestor
+def draws(process):
+    try:
+        return "ServeReplica:janus-dola" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # Ray ends workers that it does not need
+        return False
 
 
 def processor_time(process):
-    fields = statistics_of(process)
-    return int(fields[11]) + int(fields[12])
-
-
-def statistics_of(process):
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    """Seconds."""
+    return sum(process.cpu_times()[:2])
 
 
 def test_requests_spread_and_all_are_answered_though_a_replica_is_killed(tmp_path):
@@ -67,12 +55,10 @@ def test_requests_spread_and_all_are_answered_though_a_replica_is_killed(tmp_pat
 
                 async with client:
                     first = await asyncio.gather(*map(ask, range(16)))
-                    assert all(
-                        processor_time(process) - idle[process] > 20 for process in ours
-                    )  # hundredths of a second
+                    assert all(processor_time(process) - idle[process] > 0.2 for process in ours)
                     coming = asyncio.gather(*map(ask, range(16)))
                     await asyncio.sleep(0.5)
-                    os.kill(min(ours), signal.SIGKILL)
+                    ours[0].kill()
                     assert await coming == first
                     with pytest.raises(openai.BadRequestError, match="b64_json"):
                         await client.images.generate(prompt="a", response_format="url")
