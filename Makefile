@@ -7,7 +7,7 @@ OF_TRANSFORMERS := tests/janus_dola/test_against_transformers.py tests/janus_dol
 	tests/janus_dola/test_text.py tests/janus_dola/test_answer.py tests/janus_dola/test_pack.py \
 	tests/janus_dola/test_emu3.py
 QUICK := tests/janus_dola/test_exact.py tests/janus_dola/test_recorded_tokens.py tests/janus_dola/test_pipeline.py \
-	tests/janus_dola/test_families.py tests/janus_dola/test_engine.py tests/kernels/test_block.py tests/kernels/test_reference.py
+	tests/janus_dola/test_families.py tests/janus_dola/test_engine.py tests/kernels/test_block_torch.py tests/kernels/test_reference.py
 
 # The newest CPU build of torch that pip's index lists. Without one pip takes the newest torch, with gigabytes for GPUs.
 NEWEST_TORCH = torch$(addprefix ==,$(shell $(PYTHON) -m pip index versions torch 2>/dev/null | grep -oE '[0-9.]+[+]cpu' | head -n 1))

@@ -1,12 +1,17 @@
-"""The name under which the original integration has `janus_dola.original.dola_runtime`."""
+"""The steps of DoLa as functions of one distribution each, for readers and for other decode loops.
 
-from janus_dola.original.dola_runtime import (
-    compute_logprobs_from_hidden,
-    contrast_with_apc_from_logprobs,
-    jsd_from_logprobs,
-    sanitize_candidate_layers,
-    select_layer_by_jsd,
-)
+These are the reference implementation under the names of the original integration; the engine runs the same formulas for
+all layers and images at once. Natural logarithms; float32 inside (float64 for float64 input).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from janus_dola.kernels import reference
+from janus_dola.kernels.params import check_alpha
+from janus_dola.settings import sanitize_candidate_layers
 
 __all__ = [
     "compute_logprobs_from_hidden",
@@ -15,3 +20,56 @@ __all__ = [
     "sanitize_candidate_layers",
     "select_layer_by_jsd",
 ]
+
+
+def compute_logprobs_from_hidden(h: Tensor, ln_out: nn.Module, phi: nn.Module) -> Tensor:
+    """LN_out -> head -> log_softmax.
+
+    Args:
+        h: [..., D], the output of a block *before* the final norm. (`outputs.hidden_states[-1]` of Hugging Face has been
+            through that norm already.)
+        ln_out: the model's final RMSNorm.
+        phi: its output head.
+    Returns:
+        [..., V] log-probabilities, float32 or float64.
+    """
+    return torch.log_softmax(reference.upcast(phi(ln_out(h))), dim=-1)
+
+
+def jsd_from_logprobs(P: Tensor, Q: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of log-probabilities [..., V]: [...], in [0, ln 2] nats."""
+    return reference.jensen_shannon(reference.upcast(P), reference.upcast(Q))
+
+
+def select_layer_by_jsd(qN: Tensor, candidates: Mapping[int, Tensor]) -> int | Tensor:
+    """The candidate layer that diverges most from the final one, the lowest on an exact tie.
+
+    Args:
+        qN: [..., V] log-probabilities of the final layer.
+        candidates: those of each candidate layer, by layer index.
+    Returns:
+        the layer of each distribution: [...] int64, or an int where `qN` is a single one.
+    Raises:
+        ValueError: there is no candidate.
+    """
+    if not candidates:
+        raise ValueError("candidates must hold at least one layer, got none")
+    layers = sorted(candidates)
+    jsd = torch.stack([jsd_from_logprobs(qN, candidates[layer]) for layer in layers])
+    chosen = torch.tensor(layers, device=qN.device)[reference.select_premature(jsd)]
+    return int(chosen) if chosen.ndim == 0 else chosen
+
+
+def contrast_with_apc_from_logprobs(qN: Tensor, qM: Tensor, alpha: float) -> Tensor:
+    """p_hat = softmax(log q_N - log q_M) over the codes with q_N >= alpha max q_N.
+
+    Args:
+        qN, qM: [..., V] log-probabilities of the final and of the premature layer.
+        alpha: in [0, 1].
+    Returns:
+        [..., V] probabilities.
+    Raises:
+        ValueError: alpha is out of range.
+    """
+    check_alpha(alpha)
+    return torch.softmax(reference.contrast(reference.upcast(qN), reference.upcast(qM), alpha), dim=-1)

@@ -1,5 +1,108 @@
-"""The name under which the original integration has `janus_dola.original.generation_inference`."""
+"""`generate` and `generate_with_dola`, callable like the function in the script of DeepSeek's repository.
 
-from janus_dola.original.generation_inference import generate, generate_with_dola
+Both draw with torch.multinomial from torch's global generator, as that script does, and save `img_{k}.jpg`.
+"""
 
-__all__ = ["generate", "generate_with_dola"]
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from janus_dola.outputs import GenerationOutput
+from janus_dola.pipeline import JanusDoLa
+from janus_dola.settings import DoLaConfig
+
+
+def generate(
+    mmgpt: PreTrainedModel,
+    vl_chat_processor: ProcessorMixin | PreTrainedTokenizerBase,
+    prompt: str,
+    temperature: float = 1.0,
+    parallel_size: int = 16,
+    cfg_weight: float = 5.0,
+    image_token_num_per_image: int | None = None,
+    img_size: int | None = None,
+    patch_size: int | None = None,
+    outdir: str | Path = "generated_samples",
+) -> GenerationOutput:
+    """Plain decoding: draws `parallel_size` images and saves them to `outdir`.
+
+    Args:
+        mmgpt: DeepSeek's `MultiModalityCausalLM` or transformers' `JanusForConditionalGeneration`.
+        vl_chat_processor: its processor, or its tokenizer.
+        prompt: plain words, or a text already in the chat format that ends with `<begin_of_image>`.
+        temperature, parallel_size, cfg_weight: as in `JanusDoLa.generate`.
+        image_token_num_per_image, img_size, patch_size: codes per image, pixels a side, pixels a side of one code; they are
+            the model's (of Janus-Pro 576, 384 and 16) and None stands for that.
+        outdir: made if need be.
+    Raises:
+        ValueError: an argument is out of range, or a size is not that of the model; nothing has been drawn then.
+    """
+    sizes = (image_token_num_per_image, img_size, patch_size)
+    return _draw(mmgpt, vl_chat_processor, prompt, temperature, parallel_size, cfg_weight, sizes, outdir, None)
+
+
+def generate_with_dola(
+    mmgpt: PreTrainedModel,
+    vl_chat_processor: ProcessorMixin | PreTrainedTokenizerBase,
+    prompt: str,
+    temperature: float = 1.0,
+    parallel_size: int = 16,
+    cfg_weight: float = 5.0,
+    image_token_num_per_image: int | None = None,
+    img_size: int | None = None,
+    patch_size: int | None = None,
+    outdir: str | Path = "generated_samples",
+    alpha: float = 0.1,
+    candidate_layers: Sequence[int] | Literal["auto"] = "auto",
+) -> GenerationOutput:
+    """DoLa decoding; `alpha` and `candidate_layers` as in `DoLaConfig`, the rest as in `generate`."""
+    dola = DoLaConfig(candidate_layers=candidate_layers, alpha=alpha)
+    sizes = (image_token_num_per_image, img_size, patch_size)
+    return _draw(mmgpt, vl_chat_processor, prompt, temperature, parallel_size, cfg_weight, sizes, outdir, dola)
+
+
+def _draw(
+    model: PreTrainedModel,
+    processor: ProcessorMixin | PreTrainedTokenizerBase,
+    prompt: str,
+    temperature: float,
+    parallel_size: int,
+    cfg_weight: float,
+    sizes: tuple[int | None, int | None, int | None],
+    outdir: str | Path,
+    dola: DoLaConfig | None,
+) -> GenerationOutput:
+    if not isinstance(outdir, str | Path):
+        raise ValueError(f"outdir must be a path, got {outdir!r}")
+    pipe = JanusDoLa(model, getattr(processor, "tokenizer", processor))
+    _check_sizes(pipe, sizes)
+    drawn = pipe.generate(
+        prompt,
+        parallel_size,
+        dola=dola,
+        cfg_weight=cfg_weight,
+        temperature=temperature,
+        seed=None,
+        sampler="multinomial",
+    )
+    folder = Path(outdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, image in enumerate(drawn.images[0]):
+        image.save(folder / f"img_{k}.jpg")
+    return drawn
+
+
+def _check_sizes(pipe: JanusDoLa, sizes: tuple[int | None, int | None, int | None]) -> None:
+    """Raises ValueError where a size that was given is not that of the model."""
+    image_model, (width, _) = pipe.image_model, pipe.image_model.image_size
+    of_model = {
+        "image_token_num_per_image": image_model.image_tokens,
+        "img_size": width,
+        "patch_size": width // image_model.raster.columns,
+    }
+    for (name, right), given in zip(of_model.items(), sizes, strict=True):
+        if given is not None and not (isinstance(given, Real) and given == right):
+            raise ValueError(f"{name} must be None or that of this model, {right}, got {given!r}")

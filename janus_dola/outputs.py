@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from janus_dola.image_files import ImageFormat, Recipe, file_name, save_image
-from janus_dola.layer_map import columns_of, layer_map
-from janus_dola.new_files import refuse_existing
+from janus_dola.arguments import ImageFormat
+from janus_dola.images.files import file_name, refuse_existing
+from janus_dola.images.layer_map import columns_of, layer_map
+from janus_dola.images.recipe import Recipe, save_image
 
 
 class NonFiniteError(RuntimeError):

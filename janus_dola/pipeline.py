@@ -1,8 +1,11 @@
 """`JanusDoLa`: the public API. Prompts in; images, codes and what DoLa did at each code out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -10,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from typing_extensions import Unpack
 
-from janus_dola.checks import (
+from janus_dola.arguments import (
     MAX_PARALLEL_SIZE,
     MAX_SEED,
     Window,
@@ -21,22 +24,36 @@ from janus_dola.checks import (
     seeds_of,
     strings,
 )
-from janus_dola.config import DoLaConfig
-from janus_dola.drawing import Drawer, all_of, each_of, jobs_of
 from janus_dola.engine.engine import Engine
-from janus_dola.engine.plan import Plan, Sampler, plan
-from janus_dola.engine.schedule import Job
-from janus_dola.image_files import Recipe
-from janus_dola.models import JanusParts, PromptRows, find_parts, load
-from janus_dola.models.load import public_name
-from janus_dola.models.move import move_model
-from janus_dola.models.pack import pack_for_cpu
-from janus_dola.models.quantize import Quantization, check_quantization, quantize_blocks
+from janus_dola.engine.images import Drawer, all_of, each_of, jobs_of
+from janus_dola.engine.jobs import Job
+from janus_dola.engine.plan import Plan, Sampler, plan, resolve_launch
+from janus_dola.engine.progress import Callback
+from janus_dola.engine.scoring import CodeScores, check_codes, log_probabilities, scores_of_images
+from janus_dola.images.recipe import Recipe
+from janus_dola.kernels.head import resolve_backend
+from janus_dola.models import ImageModel, PromptRows, adapt
+from janus_dola.models.checkpoint.load import load, load_skeleton, load_tokenizer, public_name, resolve
+from janus_dola.models.packed_linear import pack_for_cpu
+from janus_dola.models.placement import device_and_dtype
+from janus_dola.models.storage import Quantization, check_quantization, move_model, quantize_blocks
 from janus_dola.outputs import DrawnImage, GenerationOutput
-from janus_dola.progress import Callback
-from janus_dola.settings import Changes, DrawSettings, with_changes
-from janus_dola.teacher_forcing import CodeScores, check_codes, log_probabilities, scores_of_images
+from janus_dola.settings import Changes, DoLaConfig, DrawSettings, with_changes
 from janus_dola.text.answer import Answering
+
+_Method = TypeVar("_Method", bound=Callable)
+
+
+def accepts_engine(method: _Method) -> _Method:
+    """Lets a method take `engine=`, the first name of its parameter `launch`."""
+
+    @functools.wraps(method)
+    def renamed(*args: Any, **kwargs: Any) -> Any:
+        if "engine" in kwargs:
+            kwargs["launch"] = kwargs.pop("engine")
+        return method(*args, **kwargs)
+
+    return cast(_Method, renamed)
 
 
 class JanusDoLa:
@@ -48,7 +65,7 @@ class JanusDoLa:
         tokenizer: the tokenizer that belongs to it, or the processor that holds it.
     Attributes:
         model, tokenizer: what was given or loaded.
-        parts: where the pieces of the model are; `parts.device` and `parts.dtype` are its own.
+        image_model: where the pieces of the model are; `image_model.device` and `image_model.dtype` are its own.
         prompts: makes token ids of words.
         engine: draws codes; keeps memory for the next call, which `engine.release()` gives back.
         model_name, revision, quantize: what recipes say of the model.
@@ -59,9 +76,9 @@ class JanusDoLa:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> None:
         self.model = model
         self.tokenizer = tokenizer.tokenizer if isinstance(tokenizer, ProcessorMixin) else tokenizer
-        self.parts: JanusParts = find_parts(model)
-        self.prompts = self.parts.prompts(self.tokenizer)
-        self.engine = Engine(self.parts)
+        self.image_model: ImageModel = adapt(model)
+        self.prompts = self.image_model.prompts(self.tokenizer)
+        self.engine = Engine(self.image_model)
         self.revision: str | None = None
         self.model_name = public_name(getattr(model, "name_or_path", "") or type(model).__name__)
         self.quantize: Quantization | None = None
@@ -87,7 +104,7 @@ class JanusDoLa:
                 where images are few.
             revision: of the repository.
             quantize: "int8" or "fp8" stores the weights of the blocks in 8 bits (needs the extra `quantize`): half the
-                memory of 16 bits, and some tokens come out differently. On a GPU it is slow but with the engine "compile".
+                memory of 16 bits, and some tokens come out differently. On a GPU it is slow but with launch="compile".
         Raises:
             FileNotFoundError: no checkpoint is there.
             ValueError: the checkpoint is not a Janus model, the dtype or the quantisation is unknown.
@@ -99,7 +116,7 @@ class JanusDoLa:
             pack_for_cpu(loaded)
         pipe = cls(loaded, own_tokenizer)
         if quantize is not None:
-            quantize_blocks(pipe.parts, quantize)
+            quantize_blocks(pipe.image_model, quantize)
         pipe.model_name, pipe.revision = public_name(model), revision
         pipe.quantize, pipe._packs = quantize, quantize is None
         return pipe
@@ -115,16 +132,17 @@ class JanusDoLa:
         Raises:
             ValueError: there is no such device or dtype, or the weights are in 8 bits and shall have another dtype.
         """
-        move_model(self.model, self.parts, device, dtype)
+        move_model(self.model, self.image_model, device, dtype)
         if self._packs:
             pack_for_cpu(self.model)
-        self.parts = find_parts(self.model)
-        self.engine = Engine(self.parts)
+        self.image_model = adapt(self.model)
+        self.engine = Engine(self.image_model)
         return self
 
     def __repr__(self) -> str:
-        return f"JanusDoLa({self.model_name!r}, {self.quantize or self.parts.stored_as} on {self.parts.device})"
+        return f"JanusDoLa({self.model_name!r}, {self.quantize or self.image_model.stored_as} on {self.image_model.device})"
 
+    @accepts_engine
     def generate(
         self,
         prompts: str | Sequence[str],
@@ -134,7 +152,7 @@ class JanusDoLa:
         seed: int | Sequence[int] | None = 0,
         sampler: Sampler = "gumbel",
         backend: str = "auto",
-        engine: str = "auto",
+        launch: str = "auto",
         window: Window = "auto",
         strict: bool = False,
         progress: bool = False,
@@ -152,7 +170,7 @@ class JanusDoLa:
                 prompt. The sampler "multinomial" seeds one torch generator for the whole batch with `seed`; None is torch's
                 global one, as upstream loops use.
             sampler: "gumbel" (counter-based noise) or "multinomial" (torch.multinomial, to match other loops draw for draw).
-            backend: of the early-exit stage: "auto", "reference", "torch" or "triton" (fused kernels, on a GPU). With
+            backend: of the head stage: "auto", "reference", "torch" or "triton" (fused kernels, on a GPU). With
                 "triton" the blocks run by our kernels, too, unless they are float16 or quantized, have an adapter, or the
                 engine is "compile"; the others leave them to torch and cuBLAS.
             engine: how a pass is run: "auto", "graph" (one CUDA graph replayed for each pass), "compile" (torch.compile of
@@ -172,7 +190,7 @@ class JanusDoLa:
             torch.OutOfMemoryError: not one image fits into memory or, with the sampler "multinomial", not all at once.
         """
         prompts, settings = strings(prompts), with_changes(settings, changes)
-        planned = plan(self.parts, settings, sampler, backend, engine)
+        planned = plan(self.image_model, settings, sampler, backend, launch)
         window = check_window(window, sampler)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
         images = len(prompts) * parallel_size
@@ -181,9 +199,9 @@ class JanusDoLa:
         most, generator = None, None
         if sampler == "multinomial":  # draws of one generator for all images, so all together
             most = len(jobs)
-            generator = None if seed is None else torch.Generator(self.parts.device).manual_seed(keys[0])
+            generator = None if seed is None else torch.Generator(self.image_model.device).manual_seed(keys[0])
         recipe = self._recipe(settings, window)
-        drawer = Drawer(self.parts, self.engine, planned, window, recipe, most, generator, strict)
+        drawer = Drawer(self.image_model, self.engine, planned, window, recipe, most, generator, strict)
         drawn = all_of(drawer.draw_what_fits(jobs, progress, callback))
         if sampler == "multinomial" and seed is None:
             drawn = [replace(image, seed=-1) for image in drawn]
@@ -191,6 +209,7 @@ class JanusDoLa:
 
     __call__ = generate
 
+    @accepts_engine
     def stream(
         self,
         prompts: str | Iterable[str],
@@ -199,7 +218,7 @@ class JanusDoLa:
         *,
         seed: int = 0,
         backend: str = "auto",
-        engine: str = "auto",
+        launch: str = "auto",
         window: Window = "auto",
         strict: bool = False,
         max_images: int | None = None,
@@ -213,7 +232,7 @@ class JanusDoLa:
 
         Args:
             prompts: read as they are needed.
-            parallel_size, settings, seed, backend, engine, window, strict, callback, changes: as for `generate` with the
+            parallel_size, settings, seed, backend, launch, window, strict, callback, changes: as for `generate` with the
                 sampler "gumbel".
             max_images: images drawn at once; None is as many as fit into memory. Where they turn out not to, half as many.
             progress: shows a bar with tokens per second.
@@ -224,13 +243,15 @@ class JanusDoLa:
             torch.OutOfMemoryError: not one image fits into memory.
         """
         settings = with_changes(settings, changes)
-        planned = plan(self.parts, settings, "gumbel", backend, engine)
+        planned = plan(self.image_model, settings, "gumbel", backend, launch)
         window = check_window(window)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
         seed = integer("seed", seed, 0, MAX_SEED - parallel_size)
         most = None if max_images is None else integer("max_images", max_images, 1, MAX_PARALLEL_SIZE, "None or ")
         jobs = self._jobs(iterable_of_strings(prompts), parallel_size, seed, settings)
-        drawer = Drawer(self.parts, self.engine, planned, window, self._recipe(settings, window), most, strict=strict)
+        drawer = Drawer(
+            self.image_model, self.engine, planned, window, self._recipe(settings, window), most, strict=strict
+        )
         return each_of(drawer.draw_what_fits(jobs, progress, callback))
 
     def draw(
@@ -240,7 +261,7 @@ class JanusDoLa:
         settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
         *,
         backend: str = "auto",
-        engine: str = "auto",
+        launch: str = "auto",
         window: Window = "auto",
         **changes: Unpack[Changes],
     ) -> list[DrawnImage]:
@@ -249,7 +270,7 @@ class JanusDoLa:
         Args:
             prompts: at least one; the same one several times gives several images of it.
             seeds: one for each image, 0 .. 2**63 - 1.
-            settings, backend, engine, window, changes: as for `generate` with the sampler "gumbel".
+            settings, backend, launch, window, changes: as for `generate` with the sampler "gumbel".
         Returns:
             the images in order; `prompt` counts them, and `k` is 0.
         Raises:
@@ -262,11 +283,11 @@ class JanusDoLa:
             raise ValueError(f"seeds must be one for each of at least one prompt, got {len(seeds)} for {len(prompts)}")
         keys = [integer("seeds", seed, 0, MAX_SEED) for seed in seeds]
         settings = with_changes(settings, changes)
-        planned = plan(self.parts, settings, "gumbel", backend, engine)
+        planned = plan(self.image_model, settings, "gumbel", backend, launch)
         window = check_window(window)
         jobs = [replace(job, seed=keys[job.index]) for job in self._jobs(prompts, 1, 0, settings)]
         recipe = self._recipe(settings, window)
-        return all_of(Drawer(self.parts, self.engine, planned, window, recipe, len(jobs)).draw(iter(jobs)))
+        return all_of(Drawer(self.image_model, self.engine, planned, window, recipe, len(jobs)).draw(iter(jobs)))
 
     def log_probs(
         self,
@@ -290,8 +311,8 @@ class JanusDoLa:
             ValueError: an argument is out of range.
         """
         planned, rows = self._given_codes(prompts, tokens, with_changes(settings, changes))
-        temperature, found = planned.decoding.temperature, []
-        of_images = scores_of_images(self.parts, self.engine.weights.read(), rows, tokens, planned)
+        temperature, found = planned.params.temperature, []
+        of_images = scores_of_images(self.image_model, self.engine.weights.read(), rows, tokens, planned)
         for codes, scores in zip(tokens.flatten(0, 1), of_images, strict=True):
             of_codes = log_probabilities(scores.scores, codes.to(scores.scores.device), temperature)
             found.append(of_codes.cpu())
@@ -315,8 +336,8 @@ class JanusDoLa:
             ValueError: an argument is out of range.
         """
         planned, rows = self._given_codes(prompts, tokens, with_changes(settings, changes))
-        found = scores_of_images(self.parts, self.engine.weights.read(), rows, tokens, planned)
-        return CodeScores.of(found, tokens.shape, planned, self.parts.num_layers)
+        found = scores_of_images(self.image_model, self.engine.weights.read(), rows, tokens, planned)
+        return CodeScores.of(found, tokens.shape, planned, self.image_model.num_layers)
 
     def encode(self, prompts: str | Sequence[str], negative_prompt: str | None = None) -> list[PromptRows]:
         """The token ids that images of prompts are drawn from: for each prompt a conditional and an unconditional row.
@@ -353,7 +374,7 @@ class JanusDoLa:
         Raises:
             ValueError: an argument is out of range, or the question has no room. Nothing has been computed then.
         """
-        asked = Answering(self.parts, self.tokenizer, images, question, dola, max_new_tokens, temperature)
+        asked = Answering(self.image_model, self.tokenizer, images, question, dola, max_new_tokens, temperature)
         return asked.pieces() if stream else asked.text()
 
     def check_prompt(self, prompt: str) -> None:
@@ -365,12 +386,14 @@ class JanusDoLa:
     ) -> tuple[Plan, list[PromptRows]]:
         """How the codes of images were drawn, and from which rows; checks all of it."""
         rows = self.encode(prompts, settings.negative_prompt)
-        check_codes(tokens, len(rows), self.parts)
-        return plan(self.parts, settings), rows
+        check_codes(tokens, len(rows), self.image_model)
+        return plan(self.image_model, settings), rows
 
     def _recipe(self, settings: DrawSettings, window: Window) -> Recipe:
         """Of images that are drawn now, but for prompt and seed."""
-        return Recipe(self.model_name, "", 0, settings, self.parts.stored_as, self.quantize, window, self.revision)
+        return Recipe(
+            self.model_name, "", 0, settings, self.image_model.stored_as, self.quantize, window, self.revision
+        )
 
     def _jobs(self, prompts: Iterable[str], parallel_size: int, seed: int, settings: DrawSettings) -> Iterator[Job]:
         negative = self._negative_ids(settings.negative_prompt)  # is wrong before anything is drawn
@@ -383,11 +406,46 @@ class JanusDoLa:
         return None if prompt is None else self._prompt_ids(prompt, "negative_prompt")
 
     def _prompt_ids(self, prompt: str, name: str = "prompts") -> list[int]:
-        ids, length = self.prompts.ids(prompt), self.parts.raster.length
-        room = self.parts.config.max_position_embeddings - length
+        ids, length = self.prompts.ids(prompt), self.image_model.raster.length
+        room = self.image_model.config.max_position_embeddings - length
         if len(ids) > room:
             raise ValueError(
                 f"{name} must leave room for {length} image tokens: at most {room} tokens each, "
                 f"got one of {len(ids)} tokens: {prompt[:40]!r}"
             )
         return ids
+
+
+def check_before_loading(
+    model: str | Path,
+    device: str | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    quantize: str | None = None,
+    *,
+    settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
+    backend: str = "auto",
+    launch: str = "auto",
+    prompts: Iterable[str] = (),
+) -> None:
+    """Checks what is asked for against the description of a model, and against this machine.
+
+    Args:
+        model, device, dtype, revision, quantize: as for `JanusDoLa.from_pretrained`.
+        settings, backend, launch, prompts: as for `JanusDoLa.generate`.
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as `from_pretrained` and `generate` would.
+    """
+    check_quantization(quantize)
+    on, stored = device_and_dtype(device, dtype)
+    resolve_backend(backend, on, stored)
+    resolve_launch(launch, on)
+    folder = resolve(model, revision, weights=False)
+    pipe = JanusDoLa(load_skeleton(folder), load_tokenizer(folder))
+    if settings.dola is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # drawing says it
+            settings.dola.layers_to_read(pipe.image_model.num_layers)
+    negative = () if settings.negative_prompt is None else (settings.negative_prompt,)
+    for prompt in (*prompts, *negative):
+        pipe.check_prompt(prompt)

@@ -1,6 +1,13 @@
-"""The name under which the original integration has `janus_dola.original.run_batch_prompts`."""
+"""`python -m janus_dola.run_batch_prompts`: the batch command under its original name and flags."""
 
-from janus_dola.original.run_batch_prompts import main
+from janus_dola.cli.startup import import_quietly
+
+
+def main() -> None:
+    """Runs the command line with `batch` alone."""
+    app = import_quietly("janus_dola.cli.app")
+    app.run(app.batch_alone())
+
 
 if __name__ == "__main__":
     main()

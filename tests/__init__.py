@@ -1,3 +1,3 @@
-from janus_dola.libraries import mute_torchao
+from janus_dola.cli.startup import mute_torchao
 
 mute_torchao()

@@ -57,7 +57,7 @@ def deepseek(mini) -> JanusDoLa:
 @pytest.fixture(scope="session")
 def mini_hidden_states(mini) -> torch.Tensor:
     """[4, 8, 192]: layers 2, 4, 6 and 8 of the mini model for four images, in the middle of being drawn."""
-    from janus_dola.kernels.block import run_whole
+    from janus_dola.kernels.block_torch import run_whole
     from janus_dola.models.weights import WeightReader
 
     words = [
@@ -67,10 +67,10 @@ def mini_hidden_states(mini) -> torch.Tensor:
         "a large yellow triangle on black",
     ]
     codes = mini.generate(words, seed=7).tokens[:, 0, :30]
-    weights, rows = WeightReader(mini.parts).read(), []
+    weights, rows = WeightReader(mini.image_model).read(), []
     for side in (0, 1):
         for both, drawn in zip(mini.encode(words), codes, strict=True):
-            text = mini.parts.embed_text(torch.tensor(both[side]))
+            text = mini.image_model.embed_text(torch.tensor(both[side]))
             whole = torch.cat([text, weights.code_table[drawn]])[None].detach()
             _, states = run_whole(whole, weights.blocks, weights.rotary, [2, 4, 6])
             rows.append(states[:, 0, -1])

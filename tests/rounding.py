@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from janus_dola.kernels import block
+from janus_dola.kernels import block_torch as block
 
 RELATIVE = {torch.float32: 1e-7, torch.float64: 1e-16, torch.bfloat16: 0.0, torch.float16: 0.0}
 

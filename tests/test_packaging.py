@@ -54,7 +54,7 @@ def test_wheel_holds_both_packages_and_no_kernels_of_its_own(built):
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"janus_dola"}
     ours = {str(path.relative_to(ROOT)) for path in (ROOT / "janus_dola").rglob("*") if path.is_file()}
     wanted = {name for name in ours if "__pycache__" not in name}
-    assert {"janus_dola/kernels/launch_table.json", "janus_dola/mini/checkpoint/model.safetensors"} < wanted
+    assert {"janus_dola/kernels/gpu/launch_table.json", "janus_dola/mini/checkpoint/model.safetensors"} < wanted
     assert wanted <= set(names)
     with tarfile.open(built[1]) as source:
         assert any(name.endswith("kernels/reference.py") for name in source.getnames())
@@ -64,7 +64,7 @@ def test_wheel_draws_outside_the_repository(built, tmp_path):
     run("-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", built[0], cwd=tmp_path)
     where = run("-c", "import janus_dola; print(janus_dola.__file__)", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert where.startswith(str(tmp_path / "site"))
-    out = run("-m", "janus_dola.cli", "generate", "a red circle", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    out = run("-m", "janus_dola.cli.app", "generate", "a red circle", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert out == "generated_samples/0_a_red_circle_p0.png\n"
     assert (tmp_path / out.strip()).stat().st_size > 500
 

@@ -10,7 +10,7 @@ import pytest
 from bench.evaluation.metrics import METRICS, shown
 from bench.evaluation.report import tables
 from bench.experiments import score_mini
-from janus_dola import cli
+from janus_dola.cli import app as cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from bench.evaluation.command import Request, run_evaluation
-from janus_dola import cli
-from janus_dola.choices import MINI
-from janus_dola.commands.options import (
+from janus_dola.arguments import MINI
+from janus_dola.cli import app as cli
+from janus_dola.cli.options import (
     Device,
     Dtype,
     Model,

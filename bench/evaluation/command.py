@@ -11,8 +11,10 @@ from bench.evaluation.grid import parse_grid
 from bench.evaluation.report import tables
 from bench.evaluation.run import Evaluation, EvaluationSettings, check_counts
 from bench.evaluation.task import CLIP_SCORE, EvaluationTask, Judge, geneval_task, mini_task
-from janus_dola.clip import clip_scorer
-from janus_dola.models.load import MINI, default_device, resolve
+from janus_dola.arguments import MINI
+from janus_dola.evaluate.clip import clip_scorer
+from janus_dola.models.checkpoint.load import resolve
+from janus_dola.models.placement import default_device
 from janus_dola.pipeline import JanusDoLa
 
 _CAPTIONS_DRAWN = 1000  # images per cell of the mini model, unless told otherwise
@@ -53,7 +55,7 @@ def run_evaluation(request: Request, progress: bool = False) -> Iterator[str]:
         raise ValueError(f"revision goes with a repository on the hub, not with the model {request.model!r}")
     pipe = JanusDoLa.from_pretrained(folder, request.device, request.dtype)
     for cell in grid.cells():  # settings that this model cannot have
-        cell.settings(pipe.parts.num_layers, request.seed)
+        cell.settings(pipe.image_model.num_layers, request.seed)
     settings = EvaluationSettings(
         model=request.model,
         revision=commit,
@@ -61,7 +63,7 @@ def run_evaluation(request: Request, progress: bool = False) -> Iterator[str]:
         images=len(task.prompts) * request.parallel_size,
         parallel_size=request.parallel_size,
         seed=request.seed,
-        dtype=pipe.parts.stored_as,
+        dtype=pipe.image_model.stored_as,
         judge=task.judge_name,
     )
     evaluation = Evaluation(pipe, task, settings, request.outdir, request.match, progress).run(grid)

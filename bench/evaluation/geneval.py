@@ -1,10 +1,10 @@
-"""GenEval's prompts, read from its file. `janus_dola.geneval` says where its scorer looks for images."""
+"""GenEval's prompts, read from its file. `janus_dola.evaluate.geneval` says where its scorer looks for images."""
 
 from pathlib import Path
 from typing import Any
 
 from janus_dola.batch.formats import parse_json, shown
-from janus_dola.geneval import KEYS
+from janus_dola.evaluate.geneval import KEYS
 
 
 def read_metadata(path: Path) -> list[dict[str, Any]]:

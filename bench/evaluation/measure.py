@@ -69,8 +69,8 @@ def measure(
         ("jsd", nats); "seconds".
     """
     begin = time.perf_counter()
-    planned = plan(pipe.parts, sampling.settings)
-    raster = _Raster(list(planned.layers), pipe.parts.image_tokens)
+    planned = plan(pipe.image_model, sampling.settings)
+    raster = _Raster(list(planned.layers), pipe.image_model.image_tokens)
     values: dict[str, list[float]] = {}
     tokens: list[Tensor] = []
     for images in drawn_together(pipe, task, sampling):

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from bench.evaluation.task import ALL_FOUR, CLIP_SCORE
-from janus_dola.mini.pictures import ATTRIBUTES
+from bench.mini.pictures import ATTRIBUTES
 
 RESAMPLES = 10_000
 _AT_ONCE = 1000  # resamples

@@ -30,9 +30,9 @@ from bench.evaluation.metrics import METRICS, Bootstrap, per_prompt
 from bench.evaluation.task import EvaluationTask
 from janus_dola.batch.files import checked, file_digest, with_checksum
 from janus_dola.batch.formats import parse_json, shown
-from janus_dola.geneval import place_for
-from janus_dola.image_files import Recipe, save_image
-from janus_dola.models.load import public_name
+from janus_dola.evaluate.geneval import place_for
+from janus_dola.images.recipe import Recipe, save_image
+from janus_dola.models.checkpoint.load import public_name
 from janus_dola.outputs import DrawnImage
 from janus_dola.pipeline import JanusDoLa
 
@@ -94,7 +94,7 @@ class Evaluation:
         progress: bool = False,
     ) -> None:
         self._pipe, self._task, self._settings, self._outdir, self._match = pipe, task, settings, outdir, match
-        self._num_layers = pipe.parts.num_layers
+        self._num_layers = pipe.image_model.num_layers
         self._baseline_entropies: dict[tuple[float, float], float] = {}  # by guidance and temperature
         _claim(outdir / "settings.json", asdict(settings))
         self._bar = tqdm(unit="image", disable=not progress)
@@ -309,6 +309,6 @@ def _made_with(pipe: JanusDoLa) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "device": str(pipe.parts.device),
+        "device": str(pipe.image_model.device),
         "threads": torch.get_num_threads(),
     }

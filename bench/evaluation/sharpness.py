@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from janus_dola.engine.scoring import log_distributions
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.settings import DrawSettings
-from janus_dola.teacher_forcing import log_distributions
 
 
 @dataclass(frozen=True)

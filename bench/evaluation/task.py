@@ -10,9 +10,9 @@ from typing import Any
 from PIL import Image
 
 from bench.evaluation.geneval import read_metadata
-from janus_dola.mini.checker import check
-from janus_dola.mini.pictures import ATTRIBUTES, caption, random_scene
-from janus_dola.models.load import MINI
+from bench.mini.judge import check
+from bench.mini.pictures import ATTRIBUTES, caption, random_scene
+from janus_dola.arguments import MINI
 
 # Scores of a list of images, one list of numbers per score.
 Judge = Callable[[Sequence[Image.Image], Sequence[str]], Mapping[str, list[float]]]
@@ -58,7 +58,7 @@ def captions(count: int) -> list[str]:
 
 def mini_task(prompts: int) -> EvaluationTask:
     """So many captions for the mini model, judged by its checker."""
-    checker = "janus_dola.mini.checker"
+    checker = "bench.mini.judge"
     return EvaluationTask(captions(prompts), check_pictures, checker, None, f"captions of {MINI}", _MINI_AT_ONCE)
 
 

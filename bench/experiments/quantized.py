@@ -13,11 +13,11 @@ import typer
 from torch import Tensor
 
 from bench import RESULTS
+from bench.mini.judge import check
+from bench.mini.pictures import caption, random_scene
 from janus_dola import JanusDoLa
 from janus_dola.kernels.sampling import gumbel_max
-from janus_dola.mini.checker import check
-from janus_dola.mini.pictures import caption, random_scene
-from janus_dola.models.quantize import QUANTIZATIONS
+from janus_dola.models.storage import QUANTIZATIONS
 
 FILE = RESULTS / "quantized_mini.json"
 

@@ -14,8 +14,8 @@ import typer
 from bench import RESULTS, ROOT
 from bench.evaluation.measure import Sampling, measure
 from bench.evaluation.task import ALL_FOUR, mini_task
+from bench.mini.pictures import ATTRIBUTES
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.mini.pictures import ATTRIBUTES
 from janus_dola.settings import DrawSettings
 
 SCORES = RESULTS / "mini_scores.json"

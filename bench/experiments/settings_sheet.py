@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 
 from bench import RESULTS
 from bench.evaluation.task import captions
+from bench.mini.judge import check
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.layer_map import font
-from janus_dola.mini.checker import check
+from janus_dola.images.layer_map import font
 from janus_dola.settings import DrawSettings
 
 FILE = RESULTS / "settings_sheet.png"

@@ -18,13 +18,13 @@ from bench import RESULTS
 from bench.report.tables import markdown
 from bench.speed.passes import METHODS, captions
 from janus_dola import JanusDoLa
-from janus_dola.engine.decode import Decoder, visible_length
+from janus_dola.engine.capacity import positions
+from janus_dola.engine.decoder import Decoder, visible_length
 from janus_dola.engine.plan import plan
-from janus_dola.engine.schedule import positions
-from janus_dola.kernels.early_exit import early_exit_scores
+from janus_dola.kernels.head import head_scores
 from janus_dola.kernels.philox import gumbel_noise
-from janus_dola.kernels.types import Decodings, EarlyExit
-from janus_dola.models.parts import PromptRows
+from janus_dola.kernels.types import SampledCodes, SamplingTensors
+from janus_dola.models.model import PromptRows
 from janus_dola.settings import DrawSettings
 
 FILE = RESULTS / "tree_drafts_mini.json"
@@ -59,11 +59,11 @@ class Racing(Decoder):
 
     order: Tensor
 
-    def _draw(self, hidden_states: Tensor, decodings: Decodings, seeds: Tensor, position: Tensor) -> EarlyExit:
-        found = early_exit_scores(hidden_states, self.weights.head, decodings, self.plan.backend)
-        race = found.scores / decodings.temperature.unsqueeze(1) + gumbel_noise(seeds, position, found.scores.shape[1])
+    def _draw(self, hidden_states: Tensor, sampling: SamplingTensors, seeds: Tensor, position: Tensor) -> SampledCodes:
+        found = head_scores(hidden_states, self.weights.head, sampling, self.plan.backend)
+        race = found.scores / sampling.temperature.unsqueeze(1) + gumbel_noise(seeds, position, found.scores.shape[1])
         self.order = race.argsort(-1, descending=True)[:, :8]
-        return EarlyExit(self.order[:, 0], found.layer, found.jsd, found.finite)
+        return SampledCodes(self.order[:, 0], found.layer, found.jsd, found.finite)
 
 
 class Drawn(NamedTuple):
@@ -79,12 +79,12 @@ class Grower:
     """Draws images one by one with a tree of guesses."""
 
     def __init__(self, pipe: JanusDoLa, settings: DrawSettings, tree: Tree, rows: PromptRows) -> None:
-        self.tree, self.rows, self.length = tree, rows, pipe.parts.raster.length
-        self.stride = pipe.parts.raster.stride
+        self.tree, self.rows, self.length = tree, rows, pipe.image_model.raster.length
+        self.stride = pipe.image_model.raster.stride
         window = max(tree.chain, tree.depth + 1)
-        capacity = positions(pipe.parts, max(map(len, rows)), window)
-        planned = replace(plan(pipe.parts, settings, engine="eager"), window=window)
-        self.decoder = Racing(pipe.parts, pipe.engine.weights.read(), planned, 1 + tree.branches, capacity)
+        capacity = positions(pipe.image_model, max(map(len, rows)), window)
+        planned = replace(plan(pipe.image_model, settings, launch="eager"), window=window)
+        self.decoder = Racing(pipe.image_model, pipe.engine.weights.read(), planned, 1 + tree.branches, capacity)
         self.limits = [tree.chain] + [tree.depth + 1] * tree.branches
 
     @torch.inference_mode()
@@ -148,7 +148,7 @@ def measured(pipe: JanusDoLa, prompts: list[str], settings: DrawSettings, tree: 
     assert all(torch.equal(some.codes, codes) for some, codes in zip(drawn, expected, strict=True)), tree
     passes = sum(image.passes for image in drawn)
     return {
-        "codes_a_pass": (pipe.parts.raster.length - 1) * len(drawn) / passes,
+        "codes_a_pass": (pipe.image_model.raster.length - 1) * len(drawn) / passes,
         "first_right": sum(image.first_right for image in drawn) / passes,
         "branch_right": sum(image.branch_right for image in drawn) / passes,
         "passes_deviation": statistics.pstdev(image.passes for image in drawn),

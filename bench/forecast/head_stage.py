@@ -1,4 +1,4 @@
-"""A forecast of the early-exit stage on an H100, from compiled kernels alone. Nothing is measured.
+"""A forecast of the head stage on an H100, from compiled kernels alone. Nothing is measured.
 
     python -m bench.forecast.head_stage   # part of `make static-report`; adds this Triton's columns to forecast.json
 
@@ -27,7 +27,7 @@ from bench import RESULTS
 from bench.forecast import cycles, static_report
 from bench.forecast.static_report import Case
 from bench.speed import floor
-from janus_dola.kernels.launch import TABLE, matmul_launch, sweep_launch
+from janus_dola.kernels.gpu.launch import TABLE, matmul_launch, sweep_launch
 
 GPU, MULTIPROCESSORS, CLOCK = "sm_90", 132, 1.755e9
 MEMORY, CACHE = 3.0e12, 5.5e12  # bytes a second
@@ -101,8 +101,11 @@ def launches(shape: str, images: int) -> list[Launch]:
     work = floor.codebook(sizes, LAYERS, images, DTYPE)
     product("codebook", pairs, sizes.codes, sizes.width, work, 4 * pairs * sizes.codes)
     case = static_report.sweep_case(GPU, table["sweep"], "4 candidates", LAYERS - 1)
-    parts, turns = case.constants["PARTS"], -(-sizes.codes // (case.constants["PARTS"] * sweep_launch(GPU).block_codes))
-    small(case, images * parts, floor.sweep(sizes, LAYERS, images).bytes, turns)
+    image_model, turns = (
+        case.constants["PARTS"],
+        -(-sizes.codes // (case.constants["PARTS"] * sweep_launch(GPU).block_codes)),
+    )
+    small(case, images * image_model, floor.sweep(sizes, LAYERS, images).bytes, turns)
     return found
 
 

@@ -31,8 +31,8 @@ from triton.compiler import ASTSource
 from bench import RESULTS
 from bench.forecast import cycles
 from bench.speed import floor
-from janus_dola.kernels import block_attention, block_matmul, codebook, matmul, normalise, project, sweep, truncate
-from janus_dola.kernels.launch import TABLE
+from janus_dola.kernels.gpu import attention, block_matmul, codebook, matmul, normalise, project, sweep, truncate
+from janus_dola.kernels.gpu.launch import TABLE
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -115,7 +115,7 @@ def cases(generation: str, table: dict) -> list[Case]:
 def block_cases(generation: str, shape: floor.BlockShape, window: int = 1) -> list[Case]:
     """The kernels of a block, in the order in which they are launched (`gate` stands beside the library's products)."""
     hidden, heads, size, inner = shape.hidden, shape.heads, shape.head_size, shape.inner
-    attention = {"WINDOW": window, "SIZE": size, "BLOCK_SIZE": size, "CHUNK": block_attention.CHUNK}
+    attending = {"WINDOW": window, "SIZE": size, "BLOCK_SIZE": size, "CHUNK": attention.CHUNK}
     queries = {"HEADS": heads, "GROUPS": 1, "BLOCK_QUERIES": max(16, triton.next_power_of_2(window))}
 
     def product(kernel: str, what: str, outputs: int, constants: dict) -> Case:
@@ -129,8 +129,8 @@ def block_cases(generation: str, shape: floor.BlockShape, window: int = 1) -> li
     added = {"HAS_BIAS": False, "HAS_NORM": True}
     return [
         product("normed", f"qkv, {shape.name}", 3 * hidden, normed | {"GATED": False}),
-        Case(generation, "attention", f"window {window}, {heads} heads", 16, attention | queries, 4),
-        Case(generation, "combine", f"window {window}, 16 chunks", 16, attention | {"CHUNKS_PADDED": 16}, 4),
+        Case(generation, "attention", f"window {window}, {heads} heads", 16, attending | queries, 4),
+        Case(generation, "combine", f"window {window}, 16 chunks", 16, attending | {"CHUNKS_PADDED": 16}, 4),
         product("added", f"output, {shape.name}", hidden, added),
         product("normed", f"gate and up, {shape.name}", 2 * inner, normed | {"GATED": True}),
         product("added", f"down, {shape.name}", hidden, added),
@@ -164,10 +164,10 @@ def matmul_case(generation: str, kernel: str, entry: dict) -> Case:
 
 def sweep_case(generation: str, launch: dict, what: str, candidates: int) -> Case:
     """The sweep over so many candidates of the 7B shape."""
-    parts, races = min(-(-SHAPE.codes // launch["block_codes"]), launch["max_parts"]), max(1, candidates)
+    image_model, races = min(-(-SHAPE.codes // launch["block_codes"]), launch["max_parts"]), max(1, candidates)
     constants = {
-        "CANDIDATES": candidates, "PARTS": parts, "BLOCK_V": launch["block_codes"],
-        "RACES_PADDED": triton.next_power_of_2(races), "PARTS_PADDED": triton.next_power_of_2(parts),
+        "CANDIDATES": candidates, "PARTS": image_model, "BLOCK_V": launch["block_codes"],
+        "RACES_PADDED": triton.next_power_of_2(races), "PARTS_PADDED": triton.next_power_of_2(image_model),
     }  # fmt: skip
     return Case(generation, "sweep", what, 32, constants, launch["num_warps"])
 
@@ -181,8 +181,8 @@ KERNELS = {
     "scores": sweep._scores_kernel,
     "truncate": truncate._truncate_kernel,
     "normed": block_matmul._normed_kernel,
-    "attention": block_attention._attention_kernel,
-    "combine": block_attention._combine_kernel,
+    "attention": attention._attention_kernel,
+    "combine": attention._combine_kernel,
     "added": block_matmul._added_kernel,
     "gate": block_matmul._gate_kernel,
     "weigh": block_matmul._weigh_kernel,

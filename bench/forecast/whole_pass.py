@@ -21,7 +21,7 @@ from bench.forecast import cycles, head_stage, static_report
 from bench.forecast.head_stage import AROUND, CACHE, CLOCK, DTYPE, GAP, GPU, MEMORY, MULTIPROCESSORS, Launch
 from bench.forecast.static_report import Case
 from bench.speed import floor
-from janus_dola.kernels.block_attention import CHUNK
+from janus_dola.kernels.gpu.attention import CHUNK
 
 VISIBLE = 384  # positions, half way through an image
 SMALL = 1.6e-6  # seconds of a small launch by torch, gap included

@@ -4,7 +4,7 @@
     make gpu-check                          # all of them, the most valuable first; STAGE=head for one
 
     correct   kernels compiled by all processors at once, then the head stage and the blocks against float64
-    head      the early-exit stage and its launches against the floor
+    head      the head stage and its launches against the floor
     step      one pass over images half way drawn
     images    whole images, beside the plain loop and transformers
     text      tokens of an 8B text model, with DoLa and without
@@ -62,7 +62,7 @@ def _times(file: str, seconds: int, *arguments: str) -> Part:
 
 
 def _sanitizer(tool: str) -> Part:
-    only = "tests/kernels/test_fused_on_gpu.py::test_all_rows_and_layers[2-3]"
+    only = "tests/kernels/test_head_triton_on_gpu.py::test_all_rows_and_layers[2-3]"
     command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *PYTEST, only)
     return Part(tool, command, 120, "sanitizer")
 
@@ -80,7 +80,7 @@ STAGES = {
     "rest": [
         _tests("engine tests", 150, "tests/janus_dola/test_engine_on_gpu.py"),
         _times("test_pieces", 60),
-        _tests("kernel tests", 170, "tests/kernels/test_fused_on_gpu.py"),
+        _tests("kernel tests", 170, "tests/kernels/test_head_triton_on_gpu.py"),
         _sanitizer("memcheck"),
         Part("consan", (sys.executable, "-m", "bench.gpu.sanitized"), 70, "sanitizer"),
     ],

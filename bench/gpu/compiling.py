@@ -21,14 +21,15 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction, MockTensor
 
 from bench.speed import floor
-from janus_dola.kernels import block_fused, launch
-from janus_dola.kernels.block import BlockWeights, Matrix, Norm, PassStart, Rotary
-from janus_dola.kernels.codebook import codebook
-from janus_dola.kernels.normalise import normalise
-from janus_dola.kernels.project import project
-from janus_dola.kernels.sweep import scores, sweep
-from janus_dola.kernels.truncate import race_of, truncate
-from janus_dola.kernels.types import Decoding, Head
+from janus_dola.kernels import block_triton
+from janus_dola.kernels.block_torch import BlockWeights, Matrix, Norm, PassStart, Rotary
+from janus_dola.kernels.gpu import launch
+from janus_dola.kernels.gpu.codebook import codebook
+from janus_dola.kernels.gpu.normalise import normalise
+from janus_dola.kernels.gpu.project import project
+from janus_dola.kernels.gpu.sweep import scores, sweep
+from janus_dola.kernels.gpu.truncate import race_of, truncate
+from janus_dola.kernels.types import Head, SamplingParams, SamplingTensors
 
 SHAPES = ("1B", "7B")
 MINI = floor.BlockShape("mini", 192, 8, 6, 512)
@@ -112,17 +113,17 @@ def engines(generation: str) -> list[Compilation]:
 
 
 def _head_stage(head: Head, images: int, layers: int, truncates: bool = False) -> None:
-    decodings = Decoding().repeated(images, _empty(1, dtype=torch.float32))
+    sampling = SamplingTensors.repeat(SamplingParams(), images, _empty(1, dtype=torch.float32))
     arrived = _empty(images, dtype=torch.int32)
     seeds = _empty(images, dtype=torch.int64)
     hidden_states = _empty(layers, 2 * images, len(head.norm_weight), dtype=head.norm_weight.dtype)
     normed = normalise(hidden_states, head, None, arrived)
-    logits = codebook(project(normed, head, decodings.cfg_weight), head)
-    drawn = sweep(*logits, arrived, decodings, seeds, seeds)
+    logits = codebook(project(normed, head, sampling.cfg_weight), head)
+    drawn = sweep(*logits, arrived, sampling, seeds, seeds)
     if layers > 1 or head.norm_weight.dtype == torch.float32:
-        wanted = scores(*logits, drawn.layer, decodings)
+        wanted = scores(*logits, drawn.layer, sampling)
         if truncates:
-            truncating = Decoding(top_k=1).repeated(images, _empty(1, dtype=torch.float32))
+            truncating = SamplingTensors.repeat(SamplingParams(top_k=1), images, _empty(1, dtype=torch.float32))
             truncate(wanted, truncating)
             sweep(*race_of(wanted), arrived, truncating, seeds, seeds)
 
@@ -143,7 +144,7 @@ def _blocks(
     )  # fmt: skip
     start = PassStart(_empty(rows, dtype=torch.int64), Rotary(new(2048, size), new(2048, size)), visible)
     keys_values = new(2, rows, max(visible, CAPACITY), 2, heads, size)
-    block_fused.run_blocks(new(rows * window, hidden), [weights] * 2, keys_values, start, [])
+    block_triton.run_blocks(new(rows * window, hidden), [weights] * 2, keys_values, start, [])
 
 
 def _empty(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

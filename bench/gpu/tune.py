@@ -25,11 +25,11 @@ from bench.speed import floor
 from bench.speed.cases import guided, random_cases
 from bench.speed.timing import in_graph
 from bench.speed.timing import seconds as seconds_of
-from janus_dola.kernels.codebook import codebook
-from janus_dola.kernels.launch import TABLE, MatmulLaunch, SweepLaunch, generation_of
-from janus_dola.kernels.normalise import normalise
-from janus_dola.kernels.project import project
-from janus_dola.kernels.sweep import sweep
+from janus_dola.kernels.gpu.codebook import codebook
+from janus_dola.kernels.gpu.launch import TABLE, MatmulLaunch, SweepLaunch, generation_of
+from janus_dola.kernels.gpu.normalise import normalise
+from janus_dola.kernels.gpu.project import project
+from janus_dola.kernels.gpu.sweep import sweep
 
 LAYERS = 5
 SHAPES = ("1B", "7B")

@@ -90,7 +90,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Record], str]]] = {
     ),
     "Pass": (
         "Over images half way drawn: `window` codes of each fed, the codes that follow decided.",
-        lambda record: _listing(record, "test_step", ["model", "dtype", "images", "window", "engine", "way"]),
+        lambda record: _listing(record, "test_step", ["model", "dtype", "images", "window", "launch", "way"]),
     ),
     "Whole images": (
         "Prompt to pictures. On a CPU calls from Python take most of the time of few images of the mini model.",
@@ -190,10 +190,10 @@ def on_a_gpu(record: Record | None) -> str:
         return of("test_image", model=model, images=images, loop=loop, way=way, window=window)
 
     def step(way: str) -> float | None:
-        return of("test_step", model="7B", images=16, window=1, engine="graph", way=way)
+        return of("test_step", model="7B", images=16, window=1, launch="graph", way=way)
 
     def share() -> str:
-        facts = {"model": "7B", "images": 16, "window": 1, "engine": "graph", "way": "DoLa"}
+        facts = {"model": "7B", "images": 16, "window": 1, "launch": "graph", "way": "DoLa"}
         rows = record.select("test_step", **facts) if record else []
         return f"{rows[0].floor / rows[0].median:.0%}" if rows and rows[0].floor else NOT_MEASURED
 

@@ -26,11 +26,11 @@ _CODES = 4
 def short_mini() -> JanusDoLa:
     """The mini model with images of few codes."""
     pipe = JanusDoLa.from_pretrained("mini", device="cpu")
-    whole, decode = pipe.parts.image_tokens, pipe.parts.decode_codes
-    pipe.parts = replace(
-        pipe.parts, raster=Raster(1, _CODES), decode_codes=lambda codes: decode(F.pad(codes, (0, whole - _CODES)))
+    whole, decode = pipe.image_model.image_tokens, pipe.image_model.to_pixels
+    pipe.image_model = replace(
+        pipe.image_model, raster=Raster(1, _CODES), to_pixels=lambda codes: decode(F.pad(codes, (0, whole - _CODES)))
     )
-    pipe.engine = Engine(pipe.parts)
+    pipe.engine = Engine(pipe.image_model)
     return pipe
 
 

@@ -1,4 +1,4 @@
-"""Random inputs of the early-exit stage that do not fit into a cache together, and how a benchmark calls with them."""
+"""Random inputs of the head stage that do not fit into a cache together, and how a benchmark calls with them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from torch import Tensor
 
 from bench.speed import floor
 from janus_dola.kernels.packed import PackedHalf
-from janus_dola.kernels.types import Decoding, Decodings, Head
+from janus_dola.kernels.types import Head, SamplingParams, SamplingTensors
 
 CACHE = 64 << 20  # bytes; no less than the second-level cache of the GPUs this runs on
 TIMES_THE_CACHE = {"cuda": 8, "cpu": 2}  # which is not emptied from its oldest entry on: a part would stay over a round
 MOST = 16  # cases of a small head
 SPREADS = {"flat": 0.25, "as drawn": 1.0, "peaked": 4.0}  # of the logits, over those of a plain random head
-GUIDED = Decoding()
+GUIDED = SamplingParams()
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Case:
     position: Tensor  # [B]
 
 
-def guided(case: Case) -> Decodings:
+def guided(case: Case) -> SamplingTensors:
     """The default settings for each image of a case."""
-    return GUIDED.repeated(len(case.seeds), case.hidden_states)
+    return SamplingTensors.repeat(GUIDED, len(case.seeds), case.hidden_states)
 
 
 def number_of_cases(bytes_of_one: int, device: str, most: int = MOST) -> int:

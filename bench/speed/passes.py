@@ -14,10 +14,10 @@ import typer
 from torch import Tensor
 
 from bench import RESULTS
+from bench.mini.pictures import caption, random_scene
 from bench.report import pages
 from bench.report.tables import markdown
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.mini.pictures import caption, random_scene
 
 FILE = RESULTS / "passes_mini.json"
 WINDOWS = (1, 4, 8, 16, 32)
@@ -36,7 +36,7 @@ def captions(count: int) -> list[str]:
 def drawing_codes_only(dtype: str) -> JanusDoLa:
     """The mini model; its pictures, which in 16 bits take a CPU seconds each, are one pixel."""
     pipe = JanusDoLa.from_pretrained("mini", device="cpu", dtype=dtype)
-    pipe.parts = replace(pipe.parts, decode_codes=lambda codes: torch.zeros(len(codes), 3, 1, 1))
+    pipe.image_model = replace(pipe.image_model, to_pixels=lambda codes: torch.zeros(len(codes), 3, 1, 1))
     return pipe
 
 
@@ -47,7 +47,7 @@ def passes(pipe: JanusDoLa, prompts: list[str], dola: DoLaConfig | None, window:
     return {
         "mean": mean,
         "deviation": statistics.pstdev(of_each),
-        "codes_a_pass": (pipe.parts.image_tokens - 1) / mean,
+        "codes_a_pass": (pipe.image_model.image_tokens - 1) / mean,
     }
 
 
@@ -112,7 +112,7 @@ def main(
     for dtype in DTYPES:
         pipe = drawing_codes_only(dtype)
         results["settings"] = {
-            "captions": images, "captions_of_dtypes": images_of_dtypes, "image_tokens": pipe.parts.image_tokens,
+            "captions": images, "captions_of_dtypes": images_of_dtypes, "image_tokens": pipe.image_model.image_tokens,
         }  # fmt: skip
         for name, dola in METHODS.items():
             if dtype == "float32":

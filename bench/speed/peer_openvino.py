@@ -16,8 +16,8 @@ import typer
 from torch import Tensor, nn
 
 from bench.speed import floor, shapes
-from janus_dola.engine.decode import VISIBLE_MULTIPLE
-from janus_dola.kernels.block import Positions, buffer_shape, run_blocks
+from janus_dola.engine.decoder import VISIBLE_MULTIPLE
+from janus_dola.kernels.block_torch import Positions, buffer_shape, run_blocks
 from janus_dola.models.weights import WeightReader
 
 BLOCKS, POSITION, ROUNDS = 4, 40, 40
@@ -58,9 +58,9 @@ class Step(nn.Module):
 def ours(dtype: torch.dtype, rows: int):
     """A step of our blocks."""
     pipe = shapes.random_janus("1B", blocks=BLOCKS, codes_a_side=5, dtype=dtype)
-    weights = WeightReader(pipe.parts).read()
-    buffer = torch.randn(buffer_shape(weights.blocks, rows, VISIBLE_MULTIPLE)).to(pipe.parts.dtype)
-    x = torch.randn(rows, weights.code_table.shape[1]).to(pipe.parts.dtype)
+    weights = WeightReader(pipe.image_model).read()
+    buffer = torch.randn(buffer_shape(weights.blocks, rows, VISIBLE_MULTIPLE)).to(pipe.image_model.dtype)
+    x = torch.randn(rows, weights.code_table.shape[1]).to(pipe.image_model.dtype)
     place = Positions.of(torch.full((rows,), POSITION), 1, weights.rotary, VISIBLE_MULTIPLE, VISIBLE_MULTIPLE, 1)
     return lambda: run_blocks(x, weights.blocks, buffer, place, [])
 
@@ -68,12 +68,12 @@ def ours(dtype: torch.dtype, rows: int):
 def theirs(rows: int, folder: Path) -> dict:
     """A step by OpenVINO, in each precision."""
     pipe = shapes.random_janus("1B", blocks=BLOCKS, codes_a_side=5)
-    heads = pipe.parts.config.num_attention_heads
-    hidden = pipe.parts.config.hidden_size
+    heads = pipe.image_model.config.num_attention_heads
+    hidden = pipe.image_model.config.hidden_size
     size = hidden // heads
     cache = torch.randn(BLOCKS, rows, heads, POSITION, size)
     given = torch.randn(rows, hidden), cache, cache.clone(), torch.randn(size), torch.randn(size)
-    model = ov.convert_model(Step(pipe.parts.blocks, heads).eval(), example_input=given)
+    model = ov.convert_model(Step(pipe.image_model.blocks, heads).eval(), example_input=given)
     ov.save_model(model, folder / "step.xml", compress_to_fp16=True)
     found = {}
     for name, options in {"its choice": {}, "float32": {"INFERENCE_PRECISION_HINT": "f32"}}.items():

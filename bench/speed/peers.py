@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.original.dola_runtime import (
+from janus_dola.dola_runtime import (
     compute_logprobs_from_hidden,
     contrast_with_apc_from_logprobs,
     select_layer_by_jsd,
@@ -18,7 +18,7 @@ from janus_dola.original.dola_runtime import (
 
 def _rows(pipe: JanusDoLa, prompt: str, images: int) -> Tensor:
     """[2 images, S] token ids, conditional rows first."""
-    rows = torch.tensor(pipe.encode(prompt)[0], device=pipe.parts.device)
+    rows = torch.tensor(pipe.encode(prompt)[0], device=pipe.image_model.device)
     return rows.repeat_interleave(images, 0)
 
 
@@ -38,7 +38,7 @@ def seed_loop(
     """
     model = pipe.model.model
     ln_out, phi = model.language_model.norm, model.generation_head
-    layers = [] if dola is None else dola.layers_to_read(pipe.parts.num_layers)
+    layers = [] if dola is None else dola.layers_to_read(pipe.image_model.num_layers)
 
     def guided(log_probabilities: Tensor) -> Tensor:
         conditional, unconditional = log_probabilities.chunk(2)
@@ -46,7 +46,7 @@ def seed_loop(
 
     inputs = model.language_model.get_input_embeddings()(_rows(pipe, prompt, images))
     cache, tokens = None, []
-    for _ in range(most or pipe.parts.image_tokens):
+    for _ in range(most or pipe.image_model.image_tokens):
         output = model.language_model(
             inputs_embeds=inputs, past_key_values=cache, use_cache=True, output_hidden_states=True
         )
@@ -73,7 +73,7 @@ def seed_loop(
 @torch.no_grad()
 def transformers_generate(pipe: JanusDoLa, prompt: str, images: int, cfg_weight: float = 5.0) -> Tensor:
     """transformers' own image generation, drawing from torch's global generator: [images, T] codes."""
-    ids = torch.tensor([pipe.encode(prompt)[0].conditional], device=pipe.parts.device)
+    ids = torch.tensor([pipe.encode(prompt)[0].conditional], device=pipe.image_model.device)
     return pipe.model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), generation_mode="image", guidance_scale=cfg_weight,
         num_return_sequences=images, do_sample=True, top_k=0,

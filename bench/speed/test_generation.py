@@ -3,7 +3,7 @@
 import torch
 
 from bench.speed import models, peers
-from janus_dola.pictures import to_images
+from janus_dola.engine.pixels import to_images
 
 PROMPT = "a large red circle on white"
 CUT = 64  # codes of the plain loop on a GPU, where its time is scaled to whole images: for it, since no picture is decoded
@@ -11,20 +11,20 @@ CUT = 64  # codes of the plain loop on a GPU, where its time is scaled to whole 
 
 def ours(engine):
     def draw(pipe, images, dola, window):
-        return pipe.generate(PROMPT, images, dola=dola, engine=engine, window=window, strict=True).passes
+        return pipe.generate(PROMPT, images, dola=dola, launch=engine, window=window, strict=True).passes
 
     return draw
 
 
 def plain_loop(pipe, images, dola, window):
-    if pipe.parts.device.type == "cuda":  # cut; `test_image` scales
+    if pipe.image_model.device.type == "cuda":  # cut; `test_image` scales
         peers.seed_loop(pipe, PROMPT, images, dola, most=CUT)
     else:
-        to_images(pipe.parts, peers.seed_loop(pipe, PROMPT, images, dola))
+        to_images(pipe.image_model, peers.seed_loop(pipe, PROMPT, images, dola))
 
 
 def transformers_loop(pipe, images, dola, window):
-    to_images(pipe.parts, peers.transformers_generate(pipe, PROMPT, images))
+    to_images(pipe.image_model, peers.transformers_generate(pipe, PROMPT, images))
 
 
 # Each returns the passes that images took, or None for one code a pass.
@@ -61,8 +61,8 @@ def test_image(timed, device, benchmark, name, dtype, images, loop, window, way)
         model=name, images=images, loop=loop, window=window, way=way, dtype=dtype,
     )  # fmt: skip
     if loop == "plain loop" and device == "cuda":
-        benchmark.extra_info["calls"] = CUT / pipe.parts.image_tokens
-    of_each = 1.0 if passes[-1] is None else ((pipe.parts.image_tokens - 1) / passes[-1].float()).mean().item()
+        benchmark.extra_info["calls"] = CUT / pipe.image_model.image_tokens
+    of_each = 1.0 if passes[-1] is None else ((pipe.image_model.image_tokens - 1) / passes[-1].float()).mean().item()
     benchmark.extra_info["codes_a_pass"] = of_each
     if device == "cuda":
         benchmark.extra_info["memory_bytes"] = torch.cuda.max_memory_allocated() - before

@@ -1,10 +1,10 @@
-"""Times the early-exit stage, hidden states to sampled code: each backend, shape, number of images and of candidates."""
+"""Times the head stage, hidden states to sampled code: each backend, shape, number of images and of candidates."""
 
 import torch
 
 from bench.speed import cases, floor
-from janus_dola.kernels import batched
-from janus_dola.kernels.early_exit import early_exit
+from janus_dola.kernels import head_torch
+from janus_dola.kernels.head import sample_codes
 from janus_dola.kernels.sampling import gumbel_max
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,7 +38,7 @@ CASES = {
 
 def batched_stage(case):
     """The torch backend without its checks, which torch.compile takes whole."""
-    found = batched.early_exit_scores(case.hidden_states, case.head, cases.GUIDED)
+    found = head_torch.head_scores(case.hidden_states, case.head, cases.GUIDED)
     return gumbel_max(found.scores, 1.0, case.seeds, case.position)
 
 
@@ -48,7 +48,7 @@ def stage(backend):
         torch.compiler.reset()
         return torch.compile(batched_stage, fullgraph=True)
     name = backend.removesuffix(", eager")
-    return lambda case: early_exit(case.hidden_states, case.head, cases.GUIDED, case.seeds, case.position, name)
+    return lambda case: sample_codes(case.hidden_states, case.head, cases.GUIDED, case.seeds, case.position, name)
 
 
 def test_head_stage(timed, device, backend, shape, images, candidates, dtype):

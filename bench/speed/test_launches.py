@@ -1,4 +1,4 @@
-"""Times the parts of the early-exit stage: its sweep (logits to sampled code) in torch, and each fused launch alone."""
+"""Times the parts of the head stage: its sweep (logits to sampled code) in torch, and each fused launch alone."""
 
 import torch
 
@@ -47,10 +47,10 @@ test_sweep.cases = {
 
 def test_launch(timed, device, launch, shape, images):
     """One of the steps of the triton backend."""
-    from janus_dola.kernels.codebook import codebook
-    from janus_dola.kernels.normalise import normalise
-    from janus_dola.kernels.project import project
-    from janus_dola.kernels.sweep import sweep
+    from janus_dola.kernels.gpu.codebook import codebook
+    from janus_dola.kernels.gpu.normalise import normalise
+    from janus_dola.kernels.gpu.project import project
+    from janus_dola.kernels.gpu.sweep import sweep
 
     sizes, dtype = floor.SHAPES[shape], torch.bfloat16
     inputs = cases.random_cases(sizes, LAYERS, images, dtype, device)
@@ -60,11 +60,11 @@ def test_launch(timed, device, launch, shape, images):
     folded = [project(x, c.head, w) for x, c, w in zip(normed, inputs, weights, strict=True)]
     logits = [codebook(x, c.head) for x, c in zip(folded, inputs, strict=True)]
 
-    decodings = cases.guided(inputs[0])
+    sampling = cases.guided(inputs[0])
 
-    def count_and_sweep(case, zeros, parts):
+    def count_and_sweep(case, zeros, image_model):
         zeros.zero_()  # what `normalise` does otherwise
-        sweep(*parts, zeros, decodings, case.seeds, case.position)
+        sweep(*image_model, zeros, sampling, case.seeds, case.position)
 
     every = list(zip(inputs, arrived, normed, folded, logits, strict=True))
     calls = {

@@ -25,9 +25,9 @@ def flashinfer(images, device):
 
 
 def ours(images, device):
-    from janus_dola.kernels.codebook import codebook
-    from janus_dola.kernels.sweep import sweep
-    from janus_dola.kernels.types import Head
+    from janus_dola.kernels.gpu.codebook import codebook
+    from janus_dola.kernels.gpu.sweep import sweep
+    from janus_dola.kernels.types import Head, SamplingTensors
 
     weight = torch.randn(CODES, 256, device=device, dtype=torch.float16)
     head = Head(torch.ones(256, device=device, dtype=torch.float16), 1e-6, weight)
@@ -35,11 +35,11 @@ def ours(images, device):
     arrived = torch.zeros(images, device=device, dtype=torch.int32)
     seeds, position = torch.arange(images, device=device), torch.full((images,), 7, device=device)
 
-    decodings = cases.GUIDED.repeated(images, parts[0])
+    sampling = SamplingTensors.repeat(cases.GUIDED, images, parts[0])
 
     def run():
         arrived.zero_()
-        sweep(*parts, arrived, decodings, seeds, position)
+        sweep(*parts, arrived, sampling, seeds, position)
 
     return run
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 
 from bench.speed import floor, models
+from janus_dola.cli.profiling import half_way
 from janus_dola.engine.plan import plan
-from janus_dola.kernels.block import buffer_shape
-from janus_dola.profiling import half_way
+from janus_dola.kernels.block_torch import buffer_shape
 from janus_dola.settings import DrawSettings
 
 HEADS = {"mini": "mini", "1B, 4 blocks": "1B", "1B": "1B", "7B": "7B"}
@@ -15,19 +15,19 @@ HEADS = {"mini": "mini", "1B, 4 blocks": "1B", "1B": "1B", "7B": "7B"}
 
 def table(names, dtypes, images, windows, engines):
     return {
-        f"{name}-{dtype}-{count}-{window}-{engine}-{way}": {
-            "name": name, "dtype": dtype, "images": count, "window": window, "engine": engine, "way": way,
+        f"{name}-{dtype}-{count}-{window}-{launch}-{way}": {
+            "name": name, "dtype": dtype, "images": count, "window": window, "launch": launch, "way": way,
         }
-        for name in names for dtype in dtypes for count in images for window in windows for engine in engines
+        for name in names for dtype in dtypes for count in images for window in windows for launch in engines
         for way in models.DOLA
     }  # fmt: skip
 
 
 @torch.no_grad()
-def test_step(timed, device, name, dtype, images, window, engine, way):
+def test_step(timed, device, name, dtype, images, window, launch, way):
     pipe = models.model(name, device, dtype)
-    parts = pipe.parts
-    planned = replace(plan(parts, DrawSettings(dola=models.dola_of(name, way)), engine=engine), window=window)
+    image_model = pipe.image_model
+    planned = replace(plan(image_model, DrawSettings(dola=models.dola_of(name, way)), launch=launch), window=window)
     decoder, visible = half_way(pipe, images, planned)
     blocks = decoder.weights.blocks
     matrices = (matrix for block in blocks for matrix in (block.qkv, block.output, block.gate_up, block.down))
@@ -36,10 +36,10 @@ def test_step(timed, device, name, dtype, images, window, engine, way):
     timed(
         [lambda: decoder.run(visible)],
         floor.decode_pass(
-            weights, key_values, floor.SHAPES[HEADS[name]], len(planned.layers) + 1, images, window, parts.dtype,
-            parts.stored_dtype,
+            weights, key_values, floor.SHAPES[HEADS[name]], len(planned.layers) + 1, images, window, image_model.dtype,
+            image_model.stored_dtype,
         ),
-        model=name, images=images, window=window, engine=engine, way=way, dtype=dtype,
+        model=name, images=images, window=window, launch=launch, way=way, dtype=dtype,
     )  # fmt: skip
 
 

@@ -26,13 +26,12 @@ from transformers import (
 )
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from bench.mini.pictures import IMAGE_SIZE, Scene, draw, random_caption, random_scene
 from bench.train.image_tokenizer import HIDDEN, VQ_CONFIG, encode
 from bench.train.tokenizer import BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE, build_tokenizer
-from janus_dola.mini.pictures import IMAGE_SIZE, Scene, draw, random_caption, random_scene
-from janus_dola.models import find_parts
-from janus_dola.models.framing import special_tokens
-from janus_dola.models.parts import SpecialTokens
-from janus_dola.models.prompt import prompt_ids, unconditional
+from janus_dola.models import adapt
+from janus_dola.models.model import SpecialTokens
+from janus_dola.models.prompts import prompt_ids, special_tokens, unconditional
 
 BLOCKS, HEADS, INTERMEDIATE = 8, 6, 512
 GUIDANCE = (1.0, 7.0)
@@ -113,7 +112,7 @@ def train_backbone(
     model = build_model(tokenizer, vq)
     if start is not None:
         model.load_state_dict(JanusForConditionalGeneration.from_pretrained(start, dtype=torch.float32).state_dict())
-    parts = find_parts(model)
+    image_model = adapt(model)
     special = special_tokens(tokenizer)
     started = time.time()
     scenes, codes = codes_of_pictures(vq, pictures, rng)
@@ -142,9 +141,9 @@ def train_backbone(
         attended = torch.cat([attended, torch.ones(len(attended), 63, dtype=torch.bool)], 1).long()
         targets = codes[chosen]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            drawn = parts.embed_codes(targets[:, :-1]).repeat(2, 1, 1)
-            hidden = parts.backbone(
-                inputs_embeds=torch.cat([parts.embed_text(prompt_tokens), drawn], 1), attention_mask=attended,
+            drawn = image_model.embed_codes(targets[:, :-1]).repeat(2, 1, 1)
+            hidden = image_model.backbone(
+                inputs_embeds=torch.cat([image_model.embed_text(prompt_tokens), drawn], 1), attention_mask=attended,
                 position_ids=(attended.cumsum(-1) - 1).clamp(min=0), use_cache=False,
             ).last_hidden_state[:, -64:]  # fmt: skip
             logits = model.model.generation_head(hidden).float()

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from janus_dola.mini.pictures import draw, random_scene
+from bench.mini.pictures import draw, random_scene
 
 CODES, CODE_DIM, HIDDEN = 512, 8, 192
 CROP = 32

@@ -5,8 +5,8 @@ import random
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from janus_dola.mini.pictures import random_caption, random_scene
-from janus_dola.models.parts import BEGIN_OF_IMAGE
+from bench.mini.pictures import random_caption, random_scene
+from janus_dola.models.model import BEGIN_OF_IMAGE
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 IMAGE, END_OF_IMAGE = "<image_placeholder>", "<end_of_image>"

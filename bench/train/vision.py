@@ -23,15 +23,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig
 
+from bench.mini.pictures import BACKGROUNDS, COLOURS, IMAGE_SIZE, SHAPES, SIZES, Scene, caption, draw, random_scene
 from bench.train.__main__ import CHECKPOINT
 from bench.train.backbone import save
 from bench.train.image_tokenizer import encode
 from janus_dola import JanusDoLa
-from janus_dola.mini.pictures import BACKGROUNDS, COLOURS, IMAGE_SIZE, SHAPES, SIZES, Scene, caption, draw, random_scene
-from janus_dola.models import find_parts
-from janus_dola.models.framing import special_tokens
-from janus_dola.models.load import MINI, load
-from janus_dola.models.prompt import question_ids
+from janus_dola.arguments import MINI
+from janus_dola.models import adapt
+from janus_dola.models.checkpoint.load import load
+from janus_dola.models.prompts import question_ids, special_tokens
 from janus_dola.text.pixels import pixels
 
 CHOICES = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES, "background": tuple(BACKGROUNDS)}
@@ -141,12 +141,12 @@ def main(
     torch.manual_seed(0)
     rng = random.Random(0)
     model = build(old)
-    parts = find_parts(model)
+    image_model = adapt(model)
     special = special_tokens(tokenizer)
     started = time.time()
     scenes, seen = pictures(model, count, rng, tokenizer)
     print(f"{len(scenes)} pictures, {time.time() - started:.0f} s", flush=True)
-    asked = [question_ids(question, 1, parts.image_tokens, tokenizer, special) for question in QUESTIONS]
+    asked = [question_ids(question, 1, image_model.image_tokens, tokenizer, special) for question in QUESTIONS]
     answers = {text: tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in map(caption, scenes)}
     for name, weight in model.named_parameters():
         weight.requires_grad_(name.startswith(TRAINED))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from janus_dola.checks import shown
+from janus_dola.arguments import shown
 from janus_dola.settings import SETTINGS
 
 MAX_LINE = 2**20  # bytes

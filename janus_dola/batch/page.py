@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_dola.batch.files import Manifest, sync_folder, write_whole
-from janus_dola.layer_map import colour_of_layer, css, css_ramp
+from janus_dola.images.layer_map import colour_of_layer, css, css_ramp
 
 PAGE, DATA = "index.html", "index_data.js"
 _HEAD = 400  # bytes, which tell our files from others

@@ -138,7 +138,7 @@ class _Actor:
         pipe = JanusDoLa.from_pretrained(
             settings.model, compute.device, settings.dtype, settings.revision, settings.quantize
         )
-        self._worker = Worker(pipe, settings, compute.backend, compute.engine)
+        self._worker = Worker(pipe, settings, compute.backend, compute.launch)
         return self._worker.dtype, self._worker.batch_size, f"pid {os.getpid()} on {socket.gethostname()}"
 
     def draw(self, batch: Batch) -> Results:

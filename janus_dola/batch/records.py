@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from janus_dola.arguments import MAX_PARALLEL_SIZE, MAX_SEED, integer, shown
 from janus_dola.batch import formats
 from janus_dola.batch.formats import MAX_LINE, Fields, Malformed, NotThatFormatError, Piece, Reader, fields_of
 from janus_dola.batch.settings import RunSettings, Task
-from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, integer, shown
 from janus_dola.settings import SETTINGS, DrawSettings
 
 _READERS: dict[str, Reader] = {

@@ -14,6 +14,7 @@ from types import FrameType
 
 from tqdm.auto import tqdm
 
+from janus_dola.arguments import HINT_AT_MINI, MINI, integer, shown
 from janus_dola.batch.files import (
     MANIFEST,
     Manifest,
@@ -41,9 +42,7 @@ from janus_dola.batch.resume import (
 )
 from janus_dola.batch.settings import Distinct, RunSettings, Task
 from janus_dola.batch.worker import Batch, Compute, Failed, InProcess, Pool, Results, batches
-from janus_dola.checks import integer, shown
-from janus_dola.choices import HINT_AT_MINI, MINI
-from janus_dola.models.load import public_name
+from janus_dola.models.checkpoint.load import public_name
 from janus_dola.pipeline import JanusDoLa
 
 

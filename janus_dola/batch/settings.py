@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from janus_dola.checks import MAX_PARALLEL_SIZE, MAX_SEED, Window, check_window, integer
-from janus_dola.image_files import STUB_LENGTH, ImageFormat, file_name, stub
-from janus_dola.models.load import parse_dtype
-from janus_dola.models.quantize import Quantization
+from janus_dola.arguments import MAX_PARALLEL_SIZE, MAX_SEED, ImageFormat, Window, check_window, integer
+from janus_dola.images.files import STUB_LENGTH, file_name, stub
+from janus_dola.models.placement import parse_dtype
+from janus_dola.models.storage import Quantization
 from janus_dola.settings import DrawSettings
 
 

@@ -14,14 +14,13 @@ from typing import Protocol
 
 import torch
 
+from janus_dola.arguments import integer
 from janus_dola.batch.settings import RunSettings, Task
-from janus_dola.checks import integer
-from janus_dola.engine.schedule import images_that_fit
-from janus_dola.image_files import encode_image
-from janus_dola.layer_map import counts_of, small_map
+from janus_dola.engine.capacity import images_that_fit
+from janus_dola.images.layer_map import counts_of, small_map
+from janus_dola.images.recipe import encode_image
 from janus_dola.outputs import DrawnImage, NonFiniteError
-from janus_dola.pipeline import JanusDoLa
-from janus_dola.preflight import check_before_loading
+from janus_dola.pipeline import JanusDoLa, check_before_loading
 from janus_dola.settings import DrawSettings
 
 Batch = list[Task]
@@ -73,24 +72,24 @@ class Worker:
 
     Args:
         settings: of the run.
-        backend: of the early-exit stage.
-        engine: how a step is run.
+        backend: of the head stage.
+        launch: how a pass is run.
     Raises:
         ValueError: the model cannot draw with these settings.
     """
 
-    def __init__(self, pipe: JanusDoLa, settings: RunSettings, backend: str = "auto", engine: str = "auto") -> None:
-        self._pipe, self._backend, self._engine = pipe, backend, engine
-        self.dtype = pipe.parts.stored_as
+    def __init__(self, pipe: JanusDoLa, settings: RunSettings, backend: str = "auto", launch: str = "auto") -> None:
+        self._pipe, self._backend, self._launch = pipe, backend, launch
+        self.dtype = pipe.image_model.stored_as
         self.settings = settings.with_dtype(self.dtype)
         # Checks the settings; without a prompt there is nothing to draw.
-        pipe.stream((), settings=settings.drawing, backend=backend, engine=engine)
+        pipe.stream((), settings=settings.drawing, backend=backend, launch=launch)
         self._limit: int | None = None  # images at once, once memory ran out
 
     @property
     def batch_size(self) -> int:
         """How many images to draw at once: what fits into memory."""
-        return images_that_fit(self._pipe.parts, _USUAL_PROMPT)
+        return images_that_fit(self._pipe.image_model, _USUAL_PROMPT)
 
     def draw(self, batch: Sequence[Task]) -> list[Drawn | Failed]:
         """Draws a batch of images of the same settings; what cannot be drawn fails alone."""
@@ -142,7 +141,7 @@ class Worker:
             [task.seed for task in tasks],
             settings=drawing,
             backend=self._backend,
-            engine=self._engine,
+            launch=self._launch,
             window=self.settings.window,
         )
 
@@ -177,8 +176,8 @@ class Compute:
 
     Attributes:
         device: of the model; None is a GPU where there is one.
-        backend: of the early-exit stage: "auto", "reference", "torch" or "triton".
-        engine: how a step is run: "auto", "graph", "compile" or "eager".
+        backend: of the head stage: "auto", "reference", "torch" or "triton".
+        launch: how a pass is run: "auto", "graph", "compile" or "eager".
         workers: Ray actors; None is this process alone or, with `ray_address`, one for each GPU there.
         ray_address: of a Ray cluster: "auto", "host:6379" or "ray://host:10001". None with `workers` starts one on this
             machine. A Ray that this process already is connected to is used as it is.
@@ -189,7 +188,7 @@ class Compute:
 
     device: str | None = None
     backend: str = "auto"
-    engine: str = "auto"
+    launch: str = "auto"
     workers: int | None = None
     ray_address: str | None = None
     batch_size: int | None = None
@@ -231,9 +230,9 @@ class InProcess(AbstractContextManager["InProcess"]):
     def __init__(self, settings: RunSettings, compute: Compute, pipe: JanusDoLa | None = None) -> None:
         if pipe is None:
             place = (settings.model, compute.device, settings.dtype, settings.revision, settings.quantize)
-            check_before_loading(*place, settings=settings.drawing, backend=compute.backend, engine=compute.engine)
+            check_before_loading(*place, settings=settings.drawing, backend=compute.backend, launch=compute.launch)
             pipe = JanusDoLa.from_pretrained(*place)
-        self._worker = Worker(pipe, settings, compute.backend, compute.engine)
+        self._worker = Worker(pipe, settings, compute.backend, compute.launch)
         self.dtype = self._worker.dtype
         self.batch_size = self._worker.batch_size
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from janus_dola.devices import stream_for
+from janus_dola.engine.devices import stream_for
 
 
 def capture(

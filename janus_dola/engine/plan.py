@@ -6,15 +6,15 @@ from typing import Literal, get_args
 
 import torch
 
-from janus_dola.choices import EngineName
-from janus_dola.devices import has_graphs
-from janus_dola.kernels.early_exit import resolve_backend
-from janus_dola.kernels.types import Decoding
-from janus_dola.models.parts import JanusParts
+from janus_dola.arguments import LaunchName
+from janus_dola.engine.devices import has_graphs
+from janus_dola.kernels.head import resolve_backend
+from janus_dola.kernels.types import SamplingParams
+from janus_dola.models.model import ImageModel
 from janus_dola.settings import DrawSettings
 
 Sampler = Literal["gumbel", "multinomial"]
-SAMPLERS, ENGINES = get_args(Sampler), get_args(EngineName)
+SAMPLERS, LAUNCHES = get_args(Sampler), get_args(LaunchName)
 
 
 @dataclass(frozen=True)
@@ -22,28 +22,28 @@ class Plan:
     """Which layers are read at each token, how a pass is run, and how a token is chosen where an image does not say."""
 
     layers: tuple[int, ...]  # tapped, in ascending order; the final layer N comes after them
-    decoding: Decoding = field(compare=False)  # of other images the same passes draw
+    params: SamplingParams = field(compare=False)  # of other images the same passes draw
     sampler: Sampler
-    backend: str  # of the early-exit stage: "reference", "torch" or "triton"; and of the blocks, where it is "triton"
-    engine: str  # "graph", "compile" or "eager"
+    backend: str  # of the head stage: "reference", "torch" or "triton"; and of the blocks, where it is "triton"
+    launch: str  # "graph", "compile" or "eager"
     window: int = 1  # W, codes fed a pass for each image
-    kind: Hashable = field(init=False)  # of the images' decodings
+    kind: Hashable = field(init=False)  # of the images' params
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kind", self.decoding.kind)
+        object.__setattr__(self, "kind", self.params.kind)
 
     @property
     def simplest(self) -> "Plan":
         """The same images by what runs everywhere."""
-        return replace(self, engine="eager", backend="torch")
+        return replace(self, launch="eager", backend="torch")
 
 
 def plan(
-    parts: JanusParts,
+    image_model: ImageModel,
     settings: DrawSettings,
     sampler: Sampler = "gumbel",
     backend: str = "auto",
-    engine: str = "auto",
+    launch: str = "auto",
 ) -> Plan:
     """Turns the settings of a user into a plan for a model.
 
@@ -52,28 +52,28 @@ def plan(
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {list(SAMPLERS)}, got {sampler!r}")
-    layers = () if settings.dola is None else tuple(settings.dola.layers_to_read(parts.num_layers))
+    layers = () if settings.dola is None else tuple(settings.dola.layers_to_read(image_model.num_layers))
     return Plan(
         layers,
-        settings.decoding(layers),
+        settings.sampling_params(layers),
         sampler,
-        resolve_backend(backend, parts.device, parts.dtype),
-        resolve_engine(engine, parts.device),
+        resolve_backend(backend, image_model.device, image_model.dtype),
+        resolve_launch(launch, image_model.device),
     )
 
 
-def resolve_engine(engine: str, device: torch.device) -> str:
-    """The engine that a name stands for: "auto" is "graph" on a CUDA device, and "eager" elsewhere.
+def resolve_launch(launch: str, device: torch.device) -> str:
+    """The way to run a pass that a name stands for: "auto" is "graph" on a CUDA device, and "eager" elsewhere.
 
     Raises:
-        ValueError: there is no such engine, or graphs do not exist on this device.
+        ValueError: there is no such way, or graphs do not exist on this device.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {list(ENGINES)}, got {engine!r}")
-    if engine == "auto":
+    if launch not in LAUNCHES:
+        raise ValueError(f"launch must be one of {list(LAUNCHES)}, got {launch!r}")
+    if launch == "auto":
         return "graph" if has_graphs(device) else "eager"
-    if engine == "graph" and not has_graphs(device):
+    if launch == "graph" and not has_graphs(device):
         raise ValueError(
-            f"engine 'graph' needs a CUDA device, got {device.type}; 'auto' takes the fastest that runs here"
+            f"launch 'graph' needs a CUDA device, got {device.type}; 'auto' takes the fastest that runs here"
         )
-    return engine
+    return launch

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from janus_dola.kernels.types import Decodings, EarlyExit
-from janus_dola.models.parts import Raster
+from janus_dola.kernels.types import SampledCodes, SamplingTensors
+from janus_dola.models.model import Raster
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Slots:
     An empty slot is one whose image is done: it is fed all the same, and nothing comes of it.
     """
 
-    def __init__(self, slots: int, raster: Raster, window: int, layers: Tensor, decodings: Decodings):
+    def __init__(self, slots: int, raster: Raster, window: int, layers: Tensor, sampling: SamplingTensors):
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(slots, *shape, dtype=dtype, device=layers.device)
 
@@ -48,17 +48,19 @@ class Slots:
         self.prompt_tokens = torch.stack([zeros() + 1] * 2)  # [2, S], of both rows
         self.decided = zeros() + raster.length  # how many positions are
         self.passes = zeros()
-        self.decodings = decodings  # [S * W], an image's repeated for each code fed
+        self.sampling = sampling  # [S * W], an image's repeated for each code fed
         self.tokens = zeros(positions)  # decided codes, then guesses
         self.layers = zeros(positions)  # indices into the stack
-        self.jsd = zeros(positions, dtype=decodings.temperature.dtype)
+        self.jsd = zeros(positions, dtype=sampling.temperature.dtype)
         self.finite = zeros(dtype=torch.bool)
         self._ahead = torch.arange(window, device=layers.device)
         self._codes = raster.places.to(layers.device)
 
-    def admit(self, slots: Tensor, lengths: Tensor, seeds: Tensor, decodings: Decodings, first: EarlyExit) -> None:
+    def admit(
+        self, slots: Tensor, lengths: Tensor, seeds: Tensor, sampling: SamplingTensors, first: SampledCodes
+    ) -> None:
         """Images begin in these slots with their first code, which the prompt gave. All [n] int64; lengths [2n]."""
-        self.decodings.put(slots, decodings, self.window)
+        self.sampling.put(slots, sampling, self.window)
         self.seeds[slots] = seeds
         self.prompt_tokens[:, slots] = lengths.view(2, -1)
         self.decided[slots] = 1
@@ -77,7 +79,7 @@ class Slots:
         """The codes at these places, decided or guessed."""
         return self._raster.with_line_ends(places, self.tokens.gather(1, places))
 
-    def accept(self, found: EarlyExit) -> None:
+    def accept(self, found: SampledCodes) -> None:
         """Takes what a pass found of the W codes fed to each slot; fields are [S * W]."""
         places = self.places
         fed = self.fed(places)

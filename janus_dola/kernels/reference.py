@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from janus_dola.kernels.packed import PackedHalf
-from janus_dola.kernels.types import Decodings, Head, Scores, log_of
+from janus_dola.kernels.types import Head, SamplingTensors, Scores, log_of
 
 LN2 = math.log(2.0)
 # What lies between two steps of a divergence then stays in a CPU's cache: about four times as fast.
@@ -157,35 +157,35 @@ def truncate(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) 
     return scores.masked_fill(scores < least, -math.inf)
 
 
-def decide(logits: Tensor, finite: Tensor, decodings: Decodings) -> Scores:
+def decide(logits: Tensor, finite: Tensor, sampling: SamplingTensors) -> Scores:
     """From guided logits to the contrasted distribution.
 
     Args:
         logits: [L, B, V], the final layer last.
         finite: [B] bool, whether the hidden states behind them are finite.
-        decodings: of each image; guidance is in the logits already.
+        sampling: of each image; guidance is in the logits already.
     """
     log_q = torch.log_softmax(logits, -1)
     finite = finite & (logits.amax((0, 2)) < math.inf) & (logits.amin((0, 2)) > -math.inf)  # not so for NaN either
-    admitted = _plausible(log_q[-1], decodings.log_alpha.unsqueeze(-1))
+    admitted = _plausible(log_q[-1], sampling.log_alpha.unsqueeze(-1))
     final, batch = logits.shape[0] - 1, logits.shape[1]
     layer = torch.full((batch,), final, device=logits.device)
     if final == 0:  # nothing to contrast with
         scores = _contrast(log_q[0], torch.zeros_like(log_q[0]), admitted)
-        return Scores(_truncated(scores, decodings), layer, logits.new_zeros(batch), finite)
+        return Scores(_truncated(scores, sampling), layer, logits.new_zeros(batch), finite)
     jsd = jensen_shannon(log_q[final], log_q[:final])
-    layer = torch.where(decodings.premature < 0, select_premature(jsd), decodings.premature)
+    layer = torch.where(sampling.premature < 0, select_premature(jsd), sampling.premature)
     image = torch.arange(batch, device=logits.device)
     none = layer == final  # no contrast, as if log q_M were 0
     scores = _contrast(log_q[final], log_q[layer, image].masked_fill(none.unsqueeze(-1), 0.0), admitted)
     jsd = jsd[layer.clamp(max=final - 1), image].masked_fill(none, 0.0)
-    return Scores(_truncated(scores, decodings), layer, jsd, finite)
+    return Scores(_truncated(scores, sampling), layer, jsd, finite)
 
 
-def _truncated(scores: Tensor, decodings: Decodings) -> Tensor:
-    if decodings.top_k is None or decodings.top_p is None:
+def _truncated(scores: Tensor, sampling: SamplingTensors) -> Tensor:
+    if sampling.top_k is None or sampling.top_p is None:
         return scores
-    return truncate(scores, decodings.temperature, decodings.top_k, decodings.top_p)
+    return truncate(scores, sampling.temperature, sampling.top_k, sampling.top_p)
 
 
 def finite_images(hidden_states: Tensor, images: int) -> Tensor:
@@ -193,11 +193,11 @@ def finite_images(hidden_states: Tensor, images: int) -> Tensor:
     return hidden_states.abs().amax((0, 2)).unflatten(0, (-1, images)).amax(0) < math.inf
 
 
-def early_exit_scores(hidden_states: Tensor, head: Head, decodings: Decodings) -> Scores:
-    """The whole stage, one pass over the head per layer. See `janus_dola.kernels.early_exit` for the arguments."""
+def head_scores(hidden_states: Tensor, head: Head, sampling: SamplingTensors) -> Scores:
+    """The whole stage, one pass over the head per layer. See `janus_dola.kernels.head` for the arguments."""
     logits = []
     for layer in hidden_states:
         z = apply_head(rms_norm(layer, head.norm_weight, head.norm_eps), head)
-        logits.append(guide(z, decodings.cfg_weight))
-    finite = finite_images(hidden_states, len(decodings.temperature))
-    return decide(torch.stack(logits), finite, decodings)
+        logits.append(guide(z, sampling.cfg_weight))
+    finite = finite_images(hidden_states, len(sampling.temperature))
+    return decide(torch.stack(logits), finite, sampling)

@@ -1,4 +1,4 @@
-"""What goes into the early-exit stage and what comes out.
+"""What goes into the head stage and what comes out.
 
 Letters: L layers, R rows, B images, D hidden size, E head width, V codes.
 """
@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from janus_dola.kernels.decoding import Decoding, log_of
 from janus_dola.kernels.packed import PackedHalf
+from janus_dola.kernels.params import SamplingParams, log_of
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ BY_JSD = -1  # in place of an index: the layer with the largest JSD
 
 
 @dataclass(frozen=True)
-class Decodings:
-    """`Decoding` of B images as tensors, so that images of different settings share a pass, and a graph reads them anew."""
+class SamplingTensors:
+    """`SamplingParams` of B images as tensors: images of different settings share a pass, and a graph reads them anew."""
 
     cfg_weight: Tensor | None  # [B] float32 (float64 for float64 hidden states); None: no guidance for any image
     temperature: Tensor  # [B], the same dtype
@@ -84,7 +84,7 @@ class Decodings:
     top_p: Tensor | None = None  # [B], the dtype of the temperature; 1 for all codes
 
     @classmethod
-    def repeated(cls, decoding: Decoding, images: int, like: Tensor) -> "Decodings":
+    def repeat(cls, params: SamplingParams, images: int, like: Tensor) -> "SamplingTensors":
         """One for so many images, on the device of a tensor and as precise as its arithmetic."""
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
 
@@ -92,33 +92,33 @@ class Decodings:
             return torch.full((images,), value, dtype=dtype, device=like.device)
 
         return cls(
-            None if decoding.cfg_weight is None else full(decoding.cfg_weight, dtype),
-            full(decoding.temperature, dtype),
-            full(log_of(decoding.alpha), dtype),
-            full(BY_JSD if decoding.premature is None else decoding.premature, torch.int64),
-            full(decoding.top_k, torch.int64) if decoding.truncates else None,
-            full(decoding.top_p, dtype) if decoding.truncates else None,
+            None if params.cfg_weight is None else full(params.cfg_weight, dtype),
+            full(params.temperature, dtype),
+            full(log_of(params.alpha), dtype),
+            full(BY_JSD if params.premature is None else params.premature, torch.int64),
+            full(params.top_k, torch.int64) if params.truncates else None,
+            full(params.top_p, dtype) if params.truncates else None,
         )
 
     @classmethod
-    def of(cls, decodings: Sequence[Decoding], like: Tensor) -> "Decodings":
+    def of(cls, sampling: Sequence[SamplingParams], like: Tensor) -> "SamplingTensors":
         """Guided settings of images of one kind, on the device of a float32 or float64 tensor, without waiting for it."""
         dtype, device = like.dtype, like.device
 
         def column(values: list, dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
-        truncates = any(each.truncates for each in decodings)
+        truncates = any(each.truncates for each in sampling)
         return cls(
-            column([each.cfg_weight for each in decodings], dtype),
-            column([each.temperature for each in decodings], dtype),
-            column([log_of(each.alpha) for each in decodings], dtype),
-            column([BY_JSD if each.premature is None else each.premature for each in decodings], torch.int64),
-            column([each.top_k for each in decodings], torch.int64) if truncates else None,
-            column([each.top_p for each in decodings], dtype) if truncates else None,
+            column([each.cfg_weight for each in sampling], dtype),
+            column([each.temperature for each in sampling], dtype),
+            column([log_of(each.alpha) for each in sampling], dtype),
+            column([BY_JSD if each.premature is None else each.premature for each in sampling], torch.int64),
+            column([each.top_k for each in sampling], torch.int64) if truncates else None,
+            column([each.top_p for each in sampling], dtype) if truncates else None,
         )
 
-    def put(self, slots: Tensor, others: "Decodings", window: int) -> None:
+    def put(self, slots: Tensor, others: "SamplingTensors", window: int) -> None:
         """Images of the same kind take the place of those in some slots, whose settings stand here `window` times each.
 
         Args:
@@ -149,7 +149,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class EarlyExit:
+class SampledCodes:
     """One decoded token per image."""
 
     code: Tensor  # [B] int64

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from janus_dola.kernels.block import BlockWeights, Matrix, Norm, Product, Rotary
+from janus_dola.kernels.block_torch import BlockWeights, Matrix, Norm, Product, Rotary
 from janus_dola.kernels.types import Head
-from janus_dola.models.pack import PackedLinear
-from janus_dola.models.parts import JanusParts, has_own_forward, is_plain
+from janus_dola.models.inspection import has_own_forward, is_plain
+from janus_dola.models.model import ImageModel
+from janus_dola.models.packed_linear import PackedLinear
 
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 # Hooks of these modules only look at what a block takes in: transformers' records outputs for whoever asks for them, ours
 # hidden states while another thread answers a question.
-_ONLY_LOOK = ("transformers.utils.output_capturing", "janus_dola.text.tap")
+_ONLY_LOOK = ("transformers.utils.output_capturing", "janus_dola.text.hooks")
 _MEMBERS = {
     "": {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
     "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
@@ -59,8 +60,8 @@ class Weights:
 class WeightReader:
     """Reads the weights of a model each time drawing begins."""
 
-    def __init__(self, parts: JanusParts) -> None:
-        self._parts = parts
+    def __init__(self, image_model: ImageModel) -> None:
+        self._image_model = image_model
         # Both tables, and what each was made of.
         self._code_table: tuple[Tensor, list[Tensor]] | None = None
         self._rotary: tuple[Rotary, list[Tensor]] | None = None
@@ -72,21 +73,21 @@ class WeightReader:
         Raises:
             ValueError: the model has parts that a step written out on tensors would leave out.
         """
-        parts = self._parts
-        _refuse_offloaded(parts)
-        blocks = tuple(_block_weights(block, index) for index, block in enumerate(parts.blocks))
-        return Weights(blocks, self._rotary_table(), parts.head, self._table())
+        image_model = self._image_model
+        _refuse_offloaded(image_model)
+        blocks = tuple(_block_weights(block, index) for index, block in enumerate(image_model.blocks))
+        return Weights(blocks, self._rotary_table(), image_model.head, self._table())
 
     def _rotary_table(self) -> Rotary:
         """By transformers' own module, which knows every kind of scaling."""
-        parts = self._parts
-        module: Any = parts.backbone.rotary_emb
+        image_model = self._image_model
+        module: Any = image_model.backbone.rotary_emb
         if module.rope_type not in _ROPE_TYPES:
             raise ValueError(f"rope_type must be one of {list(_ROPE_TYPES)}, got {module.rope_type!r}")
-        like = torch.empty(0, dtype=parts.dtype, device=parts.device)
+        like = torch.empty(0, dtype=image_model.dtype, device=image_model.device)
         now = [module.inv_freq * module.attention_scaling, like]
         if self._rotary is None or not _equal(self._rotary[1], now):
-            positions = torch.arange(parts.config.max_position_embeddings, device=parts.device).unsqueeze(0)
+            positions = torch.arange(image_model.config.max_position_embeddings, device=image_model.device).unsqueeze(0)
             cos, sin = module(like, positions)
             self._rotary = Rotary.of(cos[0], sin[0]), now
         return self._rotary[0]
@@ -96,10 +97,10 @@ class WeightReader:
 
         What it is made of is compared by value: an update through `.data` leaves no other trace.
         """
-        now = self._parts.code_weights()
+        now = self._image_model.code_weights()
         if self._code_table is None or now is None or not _equal(self._code_table[1], now):
-            rows = self._parts.head.num_codes + (self._parts.raster.line_end is not None)
-            table = self._parts.embed_codes(torch.arange(rows, device=self._parts.device)).contiguous()
+            rows = self._image_model.head.num_codes + (self._image_model.raster.line_end is not None)
+            table = self._image_model.embed_codes(torch.arange(rows, device=self._image_model.device)).contiguous()
             self._code_table = table, [weight.detach().clone() for weight in now or []]
         return self._code_table[0]
 
@@ -121,8 +122,14 @@ def _addresses(thing: object) -> list[object]:
     return [thing]
 
 
-def _refuse_offloaded(parts: JanusParts) -> None:
-    modules = [parts.final_norm, parts.embed_text, *parts.image_head, *parts.code_modules, *parts.blocks]
+def _refuse_offloaded(image_model: ImageModel) -> None:
+    modules = [
+        image_model.final_norm,
+        image_model.embed_text,
+        *image_model.image_head,
+        *image_model.code_modules,
+        *image_model.blocks,
+    ]
     if any(weight.is_meta for module in modules for weight in module.parameters()):
         raise ValueError("model must be on one device as a whole, got weights that are offloaded (device 'meta')")
 

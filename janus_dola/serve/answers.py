@@ -5,8 +5,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from janus_dola.image_files import encode_image
-from janus_dola.layer_map import counts_of, small_map
+from janus_dola.images.layer_map import counts_of, small_map
+from janus_dola.images.recipe import encode_image
 from janus_dola.serve.requests import Wanted
 from janus_dola.serve.worker import Finished, Partial
 

@@ -81,7 +81,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         loop = asyncio.get_running_loop()
         wanted = reader.read(body, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
         worker.ask(wanted.images)
-        answers = Answers(wanted, reader.size, reader.parts.image_tokens, int(time.time()))
+        answers = Answers(wanted, reader.size, reader.image_model.image_tokens, int(time.time()))
         happening = _until_done(request, worker, wanted, events)
         if body.stream:
             return StreamingResponse(_streamed(happening, answers), media_type="text/event-stream")

@@ -3,7 +3,7 @@
 import json
 from importlib.resources import files
 
-from janus_dola.layer_map import colour_of_layer, css, css_ramp
+from janus_dola.images.layer_map import colour_of_layer, css, css_ramp
 
 _LAYERS = 128  # as many as `small_map` can show
 _PLACE = "/*SERVER*/null"

@@ -14,9 +14,9 @@ from ray import serve
 
 from janus_dola.batch.ray_pool import connect, plan_workers
 from janus_dola.batch.worker import Compute
+from janus_dola.cli.terminal import complain
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.service import Options, Service
-from janus_dola.terminal import complain
 
 _NAME = "janus-dola"
 

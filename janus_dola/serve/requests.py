@@ -8,14 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, create_model
 
-from janus_dola.checks import MAX_SEED
-from janus_dola.config import DoLaConfig
-from janus_dola.engine.schedule import Job
-from janus_dola.image_files import ImageFormat, Recipe
-from janus_dola.models.parts import PromptRows
+from janus_dola.arguments import MAX_SEED, ImageFormat
+from janus_dola.engine.jobs import Job
+from janus_dola.images.recipe import Recipe
+from janus_dola.models.model import PromptRows
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.worker import Asked, Event
-from janus_dola.settings import SETTINGS, DrawSettings, Setting
+from janus_dola.settings import SETTINGS, DoLaConfig, DrawSettings, Setting
 
 MAX_IMAGES = 10  # of a request
 MAX_PROMPT_TOKENS = 512
@@ -92,11 +91,13 @@ class Reader:
     """
 
     def __init__(self, pipe: JanusDoLa, name: str) -> None:
-        self.pipe, self.parts, self.name = pipe, pipe.parts, name
-        self._prompts = self.parts.prompts(pipe.tokenizer)
+        self.pipe, self.image_model, self.name = pipe, pipe.image_model, name
+        self._prompts = self.image_model.prompts(pipe.tokenizer)
         self._numbers = itertools.count()
-        self.size = "{}x{}".format(*self.parts.image_size)
-        self.longest = min(MAX_PROMPT_TOKENS, self.parts.config.max_position_embeddings - self.parts.raster.length)
+        self.size = "{}x{}".format(*self.image_model.image_size)
+        self.longest = min(
+            MAX_PROMPT_TOKENS, self.image_model.config.max_position_embeddings - self.image_model.raster.length
+        )
 
     def read(self, body: ImagesRequest, tell: Callable[[Event], object]) -> Wanted:
         """The images that a request asks for.
@@ -117,15 +118,21 @@ class Reader:
         settings = self._settings(body)
         rows = self._rows(body.prompt, settings.negative_prompt)
         layers = self._layers(settings.dola)
-        decoding = settings.decoding(layers)
+        params = settings.sampling_params(layers)
         count = body.n or 1
         seed = random.randint(0, _MAX_RANDOM_SEED - MAX_IMAGES) if body.seed is None else body.seed
         partials = body.partial_images or 0
         pipe = self.pipe
         recipe = Recipe(
-            pipe.model_name, body.prompt, seed, settings, pipe.parts.stored_as, pipe.quantize, revision=pipe.revision
+            pipe.model_name,
+            body.prompt,
+            seed,
+            settings,
+            pipe.image_model.stored_as,
+            pipe.quantize,
+            revision=pipe.revision,
         )
-        jobs = [Job(next(self._numbers), 0, k, rows, seed + k, decoding) for k in range(count)]
+        jobs = [Job(next(self._numbers), 0, k, rows, seed + k, params) for k in range(count)]
         return Wanted(
             [Asked(job, layers, partials, tell) for job in jobs],
             [replace(recipe, seed=job.seed) for job in jobs],
@@ -136,7 +143,7 @@ class Reader:
 
     def _settings(self, body: ImagesRequest) -> DrawSettings:
         given = body.model_dump(include=set(SETTINGS))
-        last = self.parts.num_layers - 1
+        last = self.image_model.num_layers - 1
         layers, forced = given["candidate_layers"], given["premature_layer"]
         if layers != "auto" and not all(1 <= layer <= last for layer in layers):
             raise InvalidError("candidate_layers", f"candidate_layers must lie in 1 .. {last}, got {layers}")
@@ -166,6 +173,6 @@ class Reader:
     def _layers(self, dola: DoLaConfig | None) -> tuple[int, ...]:
         """Which layers the passes read: the candidates, so that most requests can share passes, or a forced layer alone
         that is not among them."""
-        shared = tuple(replace(dola or DoLaConfig(), premature_layer=None).layers_to_read(self.parts.num_layers))
+        shared = tuple(replace(dola or DoLaConfig(), premature_layer=None).layers_to_read(self.image_model.num_layers))
         forced = None if dola is None else dola.premature_layer
         return (forced,) if isinstance(forced, int) and forced not in shared else shared

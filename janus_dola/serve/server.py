@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import uvicorn
 
+from janus_dola.cli.terminal import complain
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.app import make_app
 from janus_dola.serve.service import Options, Service
-from janus_dola.terminal import complain
 
 
 def run_server(

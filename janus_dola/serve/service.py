@@ -19,7 +19,7 @@ class Options:
         model: its name, as `JanusDoLa.from_pretrained` takes it.
         slots: images drawn at once, at most; None is as many as fit.
         max_waiting: images that may wait.
-        backend, engine: as for `JanusDoLa.generate`.
+        backend, launch: as for `JanusDoLa.generate`.
         addresses: whether images can be asked for by `url`.
     """
 
@@ -27,7 +27,7 @@ class Options:
     slots: int | None = None
     max_waiting: int = 256
     backend: str = "auto"
-    engine: str = "auto"
+    launch: str = "auto"
     addresses: bool = True
 
 
@@ -73,8 +73,8 @@ class Service:
                 if self._closed:
                     return
                 worker = Worker(
-                    reader.parts, options.slots, reader.longest, options.max_waiting, self.metrics,
-                    options.backend, options.engine,
+                    reader.image_model, options.slots, reader.longest, options.max_waiting, self.metrics,
+                    options.backend, options.launch,
                 )  # fmt: skip
                 self._ready = reader, worker
         except Exception as error:  # whatever it is, the one who started the server is told

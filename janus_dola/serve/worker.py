@@ -10,15 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from janus_dola.drawing import out_of_memory
-from janus_dola.engine.engine import Drawing, Engine
+from janus_dola.engine.capacity import bucket_of, images_that_fit, window_of
+from janus_dola.engine.engine import Engine
+from janus_dola.engine.images import out_of_memory
+from janus_dola.engine.jobs import Job
+from janus_dola.engine.pixels import start_pixels
 from janus_dola.engine.plan import plan
-from janus_dola.engine.schedule import Job, bucket_of, images_that_fit, window_of
+from janus_dola.engine.progress import Progress
+from janus_dola.engine.runner import SlotRunner
 from janus_dola.engine.slots import Codes
-from janus_dola.models.parts import JanusParts
+from janus_dola.models.model import ImageModel
 from janus_dola.outputs import NonFiniteError
-from janus_dola.pictures import start_decoding
-from janus_dola.progress import Progress
 from janus_dola.serve.metrics import Metrics
 from janus_dola.serve.queue import FairQueue
 from janus_dola.settings import DrawSettings
@@ -78,39 +80,39 @@ class Asked:
     @property
     def kind(self) -> Hashable:
         """Images of equal kinds can share passes."""
-        return self.layers, self.job.decoding and self.job.decoding.kind
+        return self.layers, self.job.params and self.job.params.kind
 
 
 class Worker:
     """Draws what is put into its queue, till it is closed.
 
     Args:
-        parts: of the model.
+        image_model: of the model.
         slots: images drawn at once, at most; None is as many as fit.
         longest: tokens of a prompt, at most.
         max_waiting: images that may wait.
         metrics: is kept up to date.
-        backend, engine: as for `JanusDoLa.generate`.
+        backend, launch: as for `JanusDoLa.generate`.
     """
 
     def __init__(
         self,
-        parts: JanusParts,
+        image_model: ImageModel,
         slots: int | None,
         longest: int,
         max_waiting: int,
         metrics: Metrics,
         backend: str = "auto",
-        engine: str = "auto",
+        launch: str = "auto",
     ) -> None:
-        self.parts, self.longest = parts, longest
+        self.image_model, self.longest = image_model, longest
         self.queue: FairQueue[Asked] = FairQueue(max_waiting)
         self._metrics = metrics
-        self._plan = plan(parts, DrawSettings(dola=None), backend=backend, engine=engine)
-        self._engine = Engine(parts)
-        self.most = slots or images_that_fit(parts, longest)
+        self._plan = plan(image_model, DrawSettings(dola=None), backend=backend, launch=launch)
+        self._engine = Engine(image_model)
+        self.most = slots or images_that_fit(image_model, longest)
         # On a GPU empty slots cost next to nothing, and another number of slots means new graphs.
-        self._least = self.most if parts.device.type == "cuda" else 1
+        self._least = self.most if image_model.device.type == "cuda" else 1
         self._busy, self._drawn = 0.0, 0  # seconds of drawing, and images
         self._pictures = ThreadPoolExecutor(1, "pictures")  # are decoded while drawing goes on
         self._closing = False
@@ -160,7 +162,7 @@ class Worker:
     def _with_fewer(self, live: dict[int, Asked]) -> None:
         """Half as many slots from now on; the images of a turn that ran out of memory begin anew."""
         self._engine.release()
-        if self.parts.device.type == "cuda":
+        if self.image_model.device.type == "cuda":
             torch.cuda.empty_cache()
         if self.most == 1:
             for image in live.values():
@@ -179,12 +181,12 @@ class Worker:
         planned = replace(
             self._plan,
             layers=first.layers,
-            decoding=first.job.decoding or self._plan.decoding,
-            window=window_of(slots, self.parts),
+            params=first.job.params or self._plan.params,
+            window=window_of(slots, self.image_model),
         )
         decoder = self._engine.take(planned, slots, self.longest)
         try:
-            drawing = Drawing(decoder, Progress())
+            drawing = SlotRunner(decoder, Progress())
             drawing.admit([0], [first.job])
             self._fill(drawing, live)
             while live and not self._closing:
@@ -216,7 +218,7 @@ class Worker:
         """Whether a turn goes on with further images; else it ends soon, and the next has more slots, or far fewer."""
         return self._size(images) <= slots < 4 * self._size(images)
 
-    def _fill(self, drawing: Drawing, live: dict[int, Asked]) -> None:
+    def _fill(self, drawing: SlotRunner, live: dict[int, Asked]) -> None:
         """Images that wait begin in the free slots."""
         for slot, job in enumerate(drawing.jobs):
             image = self.queue.take() if job is None else None
@@ -230,17 +232,17 @@ class Worker:
         self._pictures.submit(self._told, image, lambda: self._finished(image, codes))
 
     def _finished(self, image: Asked, codes: Codes) -> Finished:
-        picture, found = start_decoding(self.parts, codes.tokens)(), codes.cpu()
+        picture, found = start_pixels(self.image_model, codes.tokens)(), codes.cpu()
         if picture is None or not found.finite:
             raise NonFiniteError([image.job.k])
         self._metrics.images.inc()
-        self._metrics.codes.inc(self.parts.image_tokens)
+        self._metrics.codes.inc(self.image_model.image_tokens)
         self._metrics.seconds.observe(time.monotonic() - image.asked_at)
         return Finished(image.job.k, picture, found)
 
-    def _show(self, image: Asked, drawing: Drawing, slot: int) -> None:
+    def _show(self, image: Asked, drawing: SlotRunner, slot: int) -> None:
         """Sends a picture of an image on its way, where it is time for the next."""
-        total, decided = self.parts.raster.length, drawing.least[slot]
+        total, decided = self.image_model.raster.length, drawing.least[slot]
         if image.partials_told < image.partials and decided * (image.partials + 1) >= total * (image.partials_told + 1):
             # Several may have been passed at once: each is sent once, so that the last is the furthest.
             number = min(image.partials, decided * (image.partials + 1) // total) - 1
@@ -249,10 +251,10 @@ class Worker:
             self._pictures.submit(self._told, image, lambda: self._partial(image, number, tokens, decided))
 
     def _partial(self, image: Asked, number: int, tokens: Tensor, decided: int) -> Partial:
-        picture = start_decoding(self.parts, tokens)()
+        picture = start_pixels(self.image_model, tokens)()
         if picture is None:
             raise NonFiniteError([image.job.k])
-        raster = self.parts.raster
+        raster = self.image_model.raster
         size, (row, column) = picture.width // raster.columns, divmod(decided, raster.stride)
         picture.paste(_GREY, (column * size, row * size, picture.width, (row + 1) * size))
         picture.paste(_GREY, (0, min((row + 1) * size, picture.height), picture.width, picture.height))

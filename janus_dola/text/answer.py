@@ -15,11 +15,10 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from janus_dola.checks import integer, number
-from janus_dola.config import DoLaConfig
-from janus_dola.models.framing import IMAGE_PLACEHOLDER, special_tokens
-from janus_dola.models.parts import JanusParts, token_id
-from janus_dola.models.prompt import question_ids
+from janus_dola.arguments import integer, number
+from janus_dola.models.model import ImageModel
+from janus_dola.models.prompts import IMAGE_PLACEHOLDER, question_ids, special_tokens, token_id
+from janus_dola.settings import DoLaConfig
 from janus_dola.text.decode import dola_generate
 from janus_dola.text.pixels import pixels
 
@@ -30,7 +29,7 @@ class Answering:
     """One question about pictures, ready to be answered.
 
     Args:
-        parts, tokenizer: of a Janus.
+        image_model, tokenizer: of a Janus.
         images, question, dola, max_new_tokens, temperature: as for `JanusDoLa.answer`.
     Raises:
         ValueError: an argument is out of range, or the question has no room in the model.
@@ -38,7 +37,7 @@ class Answering:
 
     def __init__(
         self,
-        parts: JanusParts,
+        image_model: ImageModel,
         tokenizer: PreTrainedTokenizerBase,
         images: Image.Image | Sequence[Image.Image],
         question: str,
@@ -56,22 +55,22 @@ class Answering:
         if not (dola is None or isinstance(dola, DoLaConfig)):
             raise ValueError(f"dola must be a DoLaConfig, or None for plain decoding, got {dola!r}")
         if dola is not None:
-            dola.layers_to_read(parts.num_layers)  # what is wrong with them is said before anything is computed
-        if parts.vision is None:
+            dola.layers_to_read(image_model.num_layers)  # what is wrong with them is said before anything is computed
+        if image_model.vision is None:
             raise ValueError(
-                f"model must be a Janus to answer questions about pictures, got one of the family {parts.family}"
+                f"model must be a Janus to answer questions about pictures, got one of the family {image_model.family}"
             )
-        self._vision, special = parts.vision, special_tokens(tokenizer)
-        ids = question_ids(question, len(pictures), parts.image_tokens, tokenizer, special)
-        room = parts.config.max_position_embeddings - len(ids)
+        self._vision, special = image_model.vision, special_tokens(tokenizer)
+        ids = question_ids(question, len(pictures), image_model.image_tokens, tokenizer, special)
+        room = image_model.config.max_position_embeddings - len(ids)
         if room < 1:
             raise ValueError(
-                f"question and images must leave room for an answer in {parts.config.max_position_embeddings} tokens, got "
-                f"{len(ids)}, of which each of {len(pictures)} image(s) takes {parts.image_tokens + 2}"
+                f"question and images must leave room for an answer in {image_model.config.max_position_embeddings} "
+                f"tokens, got {len(ids)}, of which each of {len(pictures)} image(s) takes {image_model.image_tokens + 2}"
             )
-        self._parts, self._tokenizer, self._dola = parts, tokenizer, dola
-        self._ids = torch.tensor([ids], device=parts.device)
-        self._pixels = pixels(pictures, parts.image_size[0], tokenizer)
+        self._image_model, self._tokenizer, self._dola = image_model, tokenizer, dola
+        self._ids = torch.tensor([ids], device=image_model.device)
+        self._pixels = pixels(pictures, image_model.image_size[0], tokenizer)
         sampling: dict[str, Any] = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
         self._config = GenerationConfig(
             max_new_tokens=min(most, room),
@@ -120,9 +119,11 @@ class Answering:
     @torch.no_grad()
     def _generate(self, streamer: TextIteratorStreamer | None = None, **more: Any) -> Tensor:
         """Token ids [1, n] of the answer alone."""
-        parts = self._parts
-        embeddings = parts.embed_text(self._ids)
-        features = self._vision.see(self._pixels.to(parts.device, parts.dtype)).flatten(0, 1).to(embeddings.dtype)
+        image_model = self._image_model
+        embeddings = image_model.embed_text(self._ids)
+        features = (
+            self._vision.see(self._pixels.to(image_model.device, image_model.dtype)).flatten(0, 1).to(embeddings.dtype)
+        )
         placeholders = self._ids == token_id(self._tokenizer, IMAGE_PLACEHOLDER)
         embeddings = embeddings.masked_scatter(placeholders[..., None], features)
         if self._dola is None:

@@ -18,12 +18,12 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from janus_dola.config import DoLaConfig
-from janus_dola.kernels.early_exit import early_exit_scores
-from janus_dola.kernels.types import Decoding, Scores, log_of
+from janus_dola.kernels.head import head_scores
+from janus_dola.kernels.types import SamplingParams, Scores, log_of
+from janus_dola.settings import DoLaConfig
+from janus_dola.text.hooks import last_hidden_states, replace_head
 from janus_dola.text.legacy import legacy_layers, legacy_scores
-from janus_dola.text.parts import TextParts, find_text_parts, text_head
-from janus_dola.text.tap import instead_of_logits, last_hidden_states
+from janus_dola.text.model import TextModel, find_text_model, text_head
 
 _Step = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # logits [B, V] to scores, layer [B], JSD [B]
 
@@ -64,14 +64,14 @@ def dola_generate(
     """
     if generation_config.num_beams not in (None, 1):
         raise ValueError(f"num_beams must be 1 with DoLa, got {generation_config.num_beams}")
-    parts = find_text_parts(model)
+    text_model = find_text_model(model)
     dola_layers = generation_config.dola_layers
     if dola is not None and dola_layers is not None:
         raise ValueError(f"dola_layers must be left out where dola is given, got {dola_layers!r}")
     if legacy and dola_layers is None:
         raise ValueError('legacy must come with dola_layers ("low", "high" or a list), got None')
-    blocks = len(parts.blocks)
-    named = None if dola_layers is None else legacy_layers(dola_layers, blocks, parts.tied)
+    blocks = len(text_model.blocks)
+    named = None if dola_layers is None else legacy_layers(dola_layers, blocks, text_model.tied)
     if dola is None:
         dola = DoLaConfig() if named is None else DoLaConfig([layer for layer in named if layer > 0] or [0])
     read = named if legacy and named is not None else dola.layers_to_read(blocks)
@@ -80,12 +80,12 @@ def dola_generate(
     if stream_to is not None:
         stream_to.put(input_ids.cpu())
     with ExitStack() as hooks:
-        states = hooks.enter_context(last_hidden_states(parts, [*read, blocks]))
+        states = hooks.enter_context(last_hidden_states(text_model, [*read, blocks]))
         if legacy:
-            step = _legacy(parts, read, states)
+            step = _legacy(text_model, read, states)
         elif read:
-            contrast = _Contrast(model, parts, dola, read, states)
-            hooks.enter_context(instead_of_logits(parts.head, contrast.scores))
+            contrast = _Contrast(model, text_model, dola, read, states)
+            hooks.enter_context(replace_head(text_model.head, contrast.scores))
             step = contrast.step
         else:
             step = _plain(dola, blocks)
@@ -136,18 +136,23 @@ class _Contrast:
     """All layers through the head at once, in place of the model's own product with it."""
 
     def __init__(
-        self, model: PreTrainedModel, parts: TextParts, dola: DoLaConfig, read: list[int], states: dict[int, Tensor]
+        self,
+        model: PreTrainedModel,
+        text_model: TextModel,
+        dola: DoLaConfig,
+        read: list[int],
+        states: dict[int, Tensor],
     ) -> None:
-        self._head = text_head(model, parts)
-        self._decoding = Decoding(None, alpha=dola.alpha, premature=None if dola.premature_layer is None else 0)
-        self._layers, self._states = [*read, len(parts.blocks)], states
+        self._head = text_head(model, text_model)
+        self._decoding = SamplingParams(None, alpha=dola.alpha, premature=None if dola.premature_layer is None else 0)
+        self._layers, self._states = [*read, len(text_model.blocks)], states
         self._numbers = torch.tensor(self._layers, device=self._head.norm_weight.device)
         self._found: Scores
 
     def scores(self) -> Tensor:
         """Of the pass whose states were taken: [B, V], -inf off the plausible words."""
         stack = torch.stack([self._states[layer].to(self._head.norm_weight) for layer in self._layers])
-        self._found = early_exit_scores(stack, self._head, self._decoding)
+        self._found = head_scores(stack, self._head, self._decoding)
         return self._found.scores
 
     def step(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,9 +161,9 @@ class _Contrast:
         return scores, layers.to(scores.device), self._found.jsd.to(scores.device)
 
 
-def _legacy(parts: TextParts, read: list[int], states: dict[int, Tensor]) -> _Step:
+def _legacy(text_model: TextModel, read: list[int], states: dict[int, Tensor]) -> _Step:
     def step(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        early = torch.stack([parts.head(states[layer]).to(logits.device) for layer in read])
+        early = torch.stack([text_model.head(states[layer]).to(logits.device) for layer in read])
         scores, index, divergence = legacy_scores(logits, early)
         rows = len(logits)
         return scores, torch.tensor(read, device=logits.device)[index].repeat(rows), divergence.repeat(rows)

@@ -16,9 +16,10 @@ from bench.evaluation.geneval import read_metadata
 from bench.evaluation.measure import Sampling, measure
 from bench.evaluation.report import tables
 from bench.evaluation.task import ALL_FOUR, check_pictures, mini_task
-from janus_dola import JanusDoLa, cli
-from janus_dola.image_files import read_recipe
-from janus_dola.mini.pictures import ATTRIBUTES, caption, draw, random_scene
+from bench.mini.pictures import ATTRIBUTES, caption, draw, random_scene
+from janus_dola import JanusDoLa
+from janus_dola.cli import app as cli
+from janus_dola.images.recipe import read_recipe
 from janus_dola.settings import DrawSettings
 from tests.geneval_scorer import walk
 from tests.open_clip_stand_in import BLUE, GREEN, RED, stand_in

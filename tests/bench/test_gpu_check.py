@@ -104,7 +104,7 @@ import sys
 for name in ("ijson", "torchao", "ray"):
     sys.modules[name] = None
 from bench.gpu import check, compiling, tune
-import tests.kernels.test_quick_on_gpu, tests.kernels.test_fused_on_gpu, tests.janus_dola.test_engine_on_gpu
+import tests.kernels.test_quick_on_gpu, tests.kernels.test_head_triton_on_gpu, tests.janus_dola.test_engine_on_gpu
 for generation in ("sm_80", "sm_90"):
     for todo in (compiling.quick(generation), compiling.engines(generation)):
         print(len(todo), len({c.kernel for c in todo}))

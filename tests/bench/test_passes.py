@@ -13,12 +13,12 @@ from janus_dola import DoLaConfig
 def test_passes_of_images(mini):
     prompts = passes.captions(3)
     one = passes.passes(mini, prompts, None, window=1)
-    assert one == {"mean": mini.parts.image_tokens - 1, "deviation": 0, "codes_a_pass": 1}
+    assert one == {"mean": mini.image_model.image_tokens - 1, "deviation": 0, "codes_a_pass": 1}
     drawn = mini.generate(prompts, dola=DoLaConfig(), window=8).passes.double()
     eight = passes.passes(mini, prompts, DoLaConfig(), window=8)
     assert eight["mean"] == pytest.approx(drawn.mean().item())
     assert eight["deviation"] == pytest.approx(drawn.std(correction=0).item())
-    assert eight["codes_a_pass"] == pytest.approx((mini.parts.image_tokens - 1) / drawn.mean().item())
+    assert eight["codes_a_pass"] == pytest.approx((mini.image_model.image_tokens - 1) / drawn.mean().item())
 
 
 def test_codes_that_differ_are_counted_for_each_ten_thousand():

@@ -37,7 +37,7 @@ def gpu(content, tmp_path):
         add("test_head_stage", 24e-3, backend="reference", **stage)
         add("test_head_stage", 2.4e-3, backend="torch, compiled", **stage)
     for way, seconds, memory in (("baseline", 10e-3, 5_000_000), ("DoLa", 10.1e-3, 25_000_000)):
-        step = {"model": "7B", "images": 16, "engine": "graph", "way": way, "bytes": 8 * 10**9, "operations": 0}
+        step = {"model": "7B", "images": 16, "launch": "graph", "way": way, "bytes": 8 * 10**9, "operations": 0}
         add("test_step", seconds, window=1, **step)
         add("test_step", 2 * seconds, window=8, **step)
         for model, images in (("1B", 1), ("1B", 4), ("7B", 1), ("7B", 16)):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from janus_dola import DrawnImage, JanusDoLa
-from janus_dola.image_files import Recipe
+from janus_dola.images.recipe import Recipe
 
 SHAPES = [
     f"a {size} {colour} {shape}"
@@ -22,9 +22,9 @@ SHAPES = [
 class FastPipe(JanusDoLa):
     """The mini model, but for the drawing: each image is a surface of the colour that its seed gives."""
 
-    def draw(self, prompts, seeds, settings, *, backend="auto", engine="auto", window="auto"):
+    def draw(self, prompts, seeds, settings, *, backend="auto", launch="auto", window="auto"):
         if settings.dola is not None:
-            settings.dola.layers_to_read(self.parts.num_layers)
+            settings.dola.layers_to_read(self.image_model.num_layers)
         return [
             DrawnImage(
                 i,

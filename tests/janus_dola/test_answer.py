@@ -10,12 +10,11 @@ import transformers
 from PIL import Image
 from transformers import JanusForConditionalGeneration
 
+from bench.mini.judge import look
+from bench.mini.pictures import Scene, caption, draw, random_scene
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.mini.checker import look
-from janus_dola.mini.pictures import Scene, caption, draw, random_scene
-from janus_dola.models.framing import IMAGE_PLACEHOLDER
-from janus_dola.models.load import load
-from janus_dola.models.prompt import question_ids
+from janus_dola.models.checkpoint.load import load
+from janus_dola.models.prompts import IMAGE_PLACEHOLDER, question_ids
 from janus_dola.text.pixels import pixels
 from tests.deepseek_stand_in import MultiModalityCausalLM
 
@@ -60,11 +59,12 @@ def converted(deepseek_pipe, tmp_path_factory):
 
 def text_of_transformers(model, pipe, images, question, tokens):
     """What transformers' own `generate(generation_mode="text")` answers."""
-    parts, tokenizer = pipe.parts, pipe.tokenizer
-    ids = torch.tensor([question_ids(question, len(images), parts.image_tokens, tokenizer, pipe.prompts.special)])
+    image_model, tokenizer = pipe.image_model, pipe.tokenizer
+    ids = torch.tensor([question_ids(question, len(images), image_model.image_tokens, tokenizer, pipe.prompts.special)])
     model.config.image_token_id = tokenizer.get_vocab()[IMAGE_PLACEHOLDER]
     out = model.generate(
-        input_ids=ids, pixel_values=pixels(images, parts.image_size[0], tokenizer), attention_mask=torch.ones_like(ids),
+        input_ids=ids, pixel_values=pixels(images, image_model.image_size[0], tokenizer),
+        attention_mask=torch.ones_like(ids),
         generation_mode="text", max_new_tokens=tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
@@ -96,7 +96,7 @@ def test_a_streamed_answer_is_the_same_in_pieces(name, mini, random_pipe, deepse
 def test_a_stream_that_nobody_reads_on_ends(random_pipe):
     before = threading.active_count()
     passes = []
-    handle = random_pipe.parts.final_norm.register_forward_hook(lambda *_: passes.append(1))
+    handle = random_pipe.image_model.final_norm.register_forward_hook(lambda *_: passes.append(1))
     pieces = random_pipe.answer(picture(), QUESTION, max_new_tokens=300, stream=True)
     next(pieces)
     pieces.close()
@@ -115,13 +115,13 @@ def test_a_drawing_that_begins_during_an_answer_is_the_same(mini):
     def draw_meanwhile(*_):
         if threading.get_ident() == here or drawn:
             return
-        assert any(block._forward_pre_hooks for block in mini.parts.blocks)  # the answer's own
+        assert any(block._forward_pre_hooks for block in mini.image_model.blocks)  # the answer's own
         drawn.append(None)
         thread = threading.Thread(target=lambda: drawn.append(mini.generate("a red circle", **settings)))
         thread.start()
         thread.join()
 
-    handle = mini.parts.final_norm.register_forward_hook(draw_meanwhile)
+    handle = mini.image_model.final_norm.register_forward_hook(draw_meanwhile)
     try:
         assert "".join(mini.answer(picture(3), QUESTION, stream=True)).strip() == whole
     finally:
@@ -131,7 +131,7 @@ def test_a_drawing_that_begins_during_an_answer_is_the_same(mini):
 
 def test_what_fails_in_a_stream_is_raised_where_it_is_read(random_pipe, monkeypatch):
     asked = random_pipe.answer(picture(), QUESTION, stream=True)
-    monkeypatch.setattr(random_pipe.parts.embed_text, "forward", lambda _: 1 / 0)
+    monkeypatch.setattr(random_pipe.image_model.embed_text, "forward", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(asked)
 
@@ -273,7 +273,7 @@ def test_settings_beside_the_tokenizer(mini, tmp_path):
 
 
 def test_the_command(tmp_path, capsys):
-    from janus_dola.cli import app, run
+    from janus_dola.cli.app import app, run
 
     def shell(*arguments):
         with pytest.raises(SystemExit) as left:

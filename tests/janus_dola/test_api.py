@@ -14,7 +14,7 @@ from PIL import Image
 
 import janus_dola
 from janus_dola import DoLaConfig, DrawnImage, JanusDoLa
-from janus_dola.image_files import read_recipe
+from janus_dola.images.recipe import read_recipe
 from janus_dola.kernels.packed import can_pack
 
 ROOT = Path(__file__).parents[2]
@@ -198,7 +198,7 @@ def test_a_model_that_was_moved_is_one_that_was_loaded_there(dtype):
     before = pipe(PROMPTS[0], seed=3).tokens
     assert pipe.to(dtype=dtype) is pipe
     loaded = JanusDoLa.from_pretrained("mini", device="cpu", dtype=dtype)
-    assert pipe.parts.stored_dtype == loaded.parts.stored_dtype == getattr(torch, dtype)
+    assert pipe.image_model.stored_dtype == loaded.image_model.stored_dtype == getattr(torch, dtype)
     found, expected = state(pipe), state(loaded)
     assert found.keys() == expected.keys()
     for name in expected:
@@ -207,7 +207,7 @@ def test_a_model_that_was_moved_is_one_that_was_loaded_there(dtype):
     assert torch.equal(pipe(PROMPTS[0], seed=3).tokens, loaded(PROMPTS[0], seed=3).tokens)
     assert pipe(PROMPTS[0]).drawn[0][0].recipe.dtype == dtype
     pipe.to("cpu", torch.float32)
-    assert pipe.parts.dtype == pipe.parts.stored_dtype == torch.float32
+    assert pipe.image_model.dtype == pipe.image_model.stored_dtype == torch.float32
     if dtype == "float16":  # in which the mini model's weights are kept
         assert torch.equal(pipe(PROMPTS[0], seed=3).tokens, before)
 
@@ -216,8 +216,8 @@ def test_a_model_that_was_moved_is_one_that_was_loaded_there(dtype):
 def test_a_model_already_in_memory_is_moved_and_not_packed(mini, deepseek):
     for pipe in (mini, deepseek):
         own = JanusDoLa(copy.deepcopy(pipe.model), pipe.tokenizer).to("cpu", "float16")
-        assert own.parts.dtype == torch.float16
-        assert own(PROMPTS[0]).tokens.shape == (1, 1, own.parts.image_tokens)
+        assert own.image_model.dtype == torch.float16
+        assert own(PROMPTS[0]).tokens.shape == (1, 1, own.image_model.image_tokens)
 
 
 def test_where_a_model_cannot_go(mini):
@@ -225,4 +225,4 @@ def test_where_a_model_cannot_go(mini):
         mini.to("nowhere")
     with pytest.raises(ValueError, match="dtype must be one of"):
         mini.to(dtype="int8")
-    assert mini.parts.dtype == torch.float32
+    assert mini.image_model.dtype == torch.float32

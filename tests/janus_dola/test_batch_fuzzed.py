@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from janus_dola.batch import RunSettings, files, run_batch
-from janus_dola.image_files import read_recipe
+from janus_dola.images.recipe import read_recipe
 from tests.janus_dola.batch_helpers import FastPipe, lines
 
 NASTY = [

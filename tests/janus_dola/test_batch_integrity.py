@@ -15,7 +15,7 @@ from PIL import Image
 
 from janus_dola.batch import Compute, RunSettings, files, run_batch
 from janus_dola.batch.files import checked, digest, file_digest
-from janus_dola.image_files import read_recipe
+from janus_dola.images.recipe import read_recipe
 from tests.bounds import bounded
 from tests.janus_dola.batch_helpers import SHAPES, lines, pictures, without_seconds
 

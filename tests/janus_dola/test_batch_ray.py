@@ -17,7 +17,7 @@ from tests.janus_dola.batch_helpers import SHAPES, lines, pictures, without_seco
 
 ray = pytest.importorskip("ray")
 COMMAND = [
-    sys.executable, "-m", "janus_dola.cli", "batch", "--prompts", "prompts.json", "--parallel-size", "2",
+    sys.executable, "-m", "janus_dola.cli.app", "batch", "--prompts", "prompts.json", "--parallel-size", "2",
     "--batch-size", "2", "--device", "cpu",
 ]  # fmt: skip
 

@@ -16,7 +16,7 @@ from janus_dola.batch import Compute, RunSettings, run_batch, runner
 from janus_dola.batch.files import LOCK, WORK
 from janus_dola.batch.resume import names_of
 from janus_dola.batch.settings import Task
-from janus_dola.image_files import read_recipe
+from janus_dola.images.recipe import read_recipe
 from janus_dola.settings import DrawSettings
 from tests.janus_dola.batch_helpers import (
     SHAPES,
@@ -357,7 +357,7 @@ def test_names_are_never_too_long():
 def test_the_shell_says_what_happened(tmp_path):
     """The command in a process of its own: files from stdin, failures, Ctrl-C between two batches, the next run."""
     command = [
-        sys.executable, "-m", "janus_dola.cli", "batch", "--prompts", "-", "--outdir", "out", "--batch-size", "2",
+        sys.executable, "-m", "janus_dola.cli.app", "batch", "--prompts", "-", "--outdir", "out", "--batch-size", "2",
         "--parallel-size", "2", "--skip-bad",
     ]  # fmt: skip
     prompts = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in SHAPES[:6]) + "{\n"

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from janus_dola import DoLaConfig, JanusDoLa, cli
-from janus_dola.models.framing import PAD
-from janus_dola.models.load import load_skeleton
+from janus_dola import DoLaConfig, JanusDoLa
+from janus_dola.cli import app as cli
+from janus_dola.models.checkpoint.load import load_skeleton
+from janus_dola.models.prompts import PAD
 from janus_dola.models.reading import UnreadableModelError
 from tests.bounds import bounded
 
@@ -65,14 +66,14 @@ def load(folder):
 def test_checkpoint_draws_what_the_model_in_memory_draws(form, whole, deepseek):
     loaded = load(whole[form])
     assert type(loaded.model).__name__ == "JanusForConditionalGeneration"
-    assert loaded.parts.image_tokens == deepseek.parts.image_tokens
+    assert loaded.image_model.image_tokens == deepseek.image_model.image_tokens
     for config in (None, DoLaConfig()):
         expected = deepseek.generate(["a red circle", "x"], 2, dola=config, seed=5)
         found = loaded.generate(["a red circle", "x"], 2, dola=config, seed=5)
         assert torch.equal(found.tokens, expected.tokens)
         assert torch.equal(found.premature_layers, expected.premature_layers)
     codes = torch.arange(32).reshape(2, 16)
-    pixels = [pipe.parts.decode_codes(codes).detach() for pipe in (loaded, deepseek)]
+    pixels = [pipe.image_model.to_pixels(codes).detach() for pipe in (loaded, deepseek)]
     assert torch.allclose(*pixels, atol=1e-4)
     ours, theirs = loaded.model.state_dict(), deepseek.model.state_dict()
     assert torch.equal(ours["lm_head.weight"], theirs["language_model.lm_head.weight"])
@@ -458,7 +459,7 @@ def test_info_looks_at_a_checkpoint_whose_parts_name_a_dtype(folder, status_of, 
     edit_json(there / "config.json", lambda config: config["text_config"].update(dtype="bfloat16"))
     assert status_of("info", there)[0] == 0
     assert {weight.dtype for weight in load_skeleton(there).parameters()} == {torch.float32}
-    assert load(there).parts.dtype == torch.float32
+    assert load(there).image_model.dtype == torch.float32
 
 
 @pytest.mark.parametrize("form", ["bin", "safetensors"])
@@ -477,7 +478,7 @@ def test_info_reads_no_weights_of_a_deepseek_folder(folder, form, deepseek):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model = load_skeleton(there)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
-    assert model.model.vision_model.config.num_image_tokens == deepseek.parts.image_tokens
+    assert model.model.vision_model.config.num_image_tokens == deepseek.image_model.image_tokens
     assert model.model.generation_embeddings.weight.shape == (48, 8)
     assert model.device.type == "meta"
 
@@ -503,7 +504,7 @@ def test_info_needs_no_weights_of_a_published_deepseek_checkpoint(tmp_path, monk
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
     asked = []
     monkeypatch.setattr(
-        sys.modules["janus_dola.models.load"],
+        sys.modules["janus_dola.models.checkpoint.load"],
         "snapshot_download",
         lambda name, **given: asked.append(given["allow_patterns"]) or tmp_path,
     )

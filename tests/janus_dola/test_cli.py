@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from janus_dola import DoLaConfig, cli
-from janus_dola.image_files import read_recipe
-from janus_dola.models.load import resolve
+from janus_dola import DoLaConfig
+from janus_dola.cli import app as cli
+from janus_dola.images.recipe import read_recipe
+from janus_dola.models.checkpoint.load import resolve
 from janus_dola.settings import DrawSettings
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from janus_dola.config import DoLaConfig, auto_candidate_layers, sanitize_candidate_layers
+from janus_dola.settings import DoLaConfig, auto_candidate_layers, sanitize_candidate_layers
 
 
 @pytest.mark.parametrize(

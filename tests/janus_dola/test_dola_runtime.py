@@ -13,15 +13,15 @@ from janus_dola.dola_runtime import (
     select_layer_by_jsd,
 )
 from janus_dola.generation_inference import generate, generate_with_dola
-from janus_dola.kernels import batched
-from janus_dola.kernels.types import Decoding
+from janus_dola.kernels import head_torch
+from janus_dola.kernels.types import SamplingParams, SamplingTensors
 
 
 def test_the_functions_compose_to_what_the_engine_computes(mini, mini_hidden_states):
     model = mini.model.model
     norm, head = model.language_model.norm, model.generation_head
-    each = Decoding(1.0, 1.0, 0.1).repeated(mini_hidden_states.shape[1] // 2, mini_hidden_states)
-    found = batched.early_exit_scores(mini_hidden_states, mini.parts.head, each)
+    each = SamplingTensors.repeat(SamplingParams(1.0, 1.0, 0.1), mini_hidden_states.shape[1] // 2, mini_hidden_states)
+    found = head_torch.head_scores(mini_hidden_states, mini.image_model.head, each)
     with torch.no_grad():
         q = [compute_logprobs_from_hidden(h[:4], norm, head) for h in mini_hidden_states]  # cfg_weight 1: conditional
     layers = select_layer_by_jsd(q[3], dict(enumerate(q[:3])))

@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.kernels import early_exit, reference
+from janus_dola.kernels import head as sample_codes
+from janus_dola.kernels import reference
 from janus_dola.kernels.sampling import gumbel_max
-from janus_dola.models import find_parts
+from janus_dola.models import adapt
 from janus_dola.settings import DrawSettings
 from tests.janus_dola import emu3
 from tests.janus_dola.emu3 import CODES, COLUMNS, ROWS
@@ -67,9 +68,9 @@ def test_pixels_are_those_of_its_own_decoder(pipe, by_transformers):
         PROMPT, dola=None, cfg_weight=WEIGHT, temperature=0.0, negative_prompt=by_transformers[0]
     ).tokens[0]
     expected = pipe.model.decode_image_tokens(image_tokens=sequence, height=ROWS, width=COLUMNS)
-    assert torch.equal(pipe.parts.decode_codes(codes), expected)
+    assert torch.equal(pipe.image_model.to_pixels(codes), expected)
     assert expected.shape == (1, 3, 2 * ROWS, 2 * COLUMNS)
-    assert pipe.parts.image_size == (2 * COLUMNS, 2 * ROWS)
+    assert pipe.image_model.image_size == (2 * COLUMNS, 2 * ROWS)
 
 
 def by_formulas(pipe, codes, seed, negative, temperature):
@@ -160,7 +161,7 @@ def test_codes_that_do_not_follow_each_other_are_refused(pipe):
     other = emu3.model(pipe.tokenizer)
     other.model.vocabulary_mapping = type(other.model.vocabulary_mapping)(fewer)
     with pytest.raises(ValueError, match="vocabulary_map must have tokens for 48 codes, one after the other, got 47"):
-        find_parts(other)
+        adapt(other)
 
 
 def test_a_tokenizer_of_another_family_is_refused(pipe, mini):
@@ -173,7 +174,7 @@ def test_what_else_a_pipe_does(pipe):
     settings = {"dola": DOLA, "cfg_weight": WEIGHT, "seed": 7}
     told = []
     out = pipe.generate([PROMPT, "x"], callback=lambda done, of: told.append((done, of)), **settings)
-    assert told[-1] == (2 * pipe.parts.raster.length, 2 * pipe.parts.raster.length)
+    assert told[-1] == (2 * pipe.image_model.raster.length, 2 * pipe.image_model.raster.length)
     assert "10x8 pixels, 5x4 codes" in repr(out)
     assert out.layer_map(0, 0).size == (832, 376)
     streamed = list(pipe.stream([PROMPT, "x"], max_images=1, **settings))
@@ -183,12 +184,12 @@ def test_what_else_a_pipe_does(pipe):
 
 
 def test_the_fused_stage_takes_its_head(pipe):
-    if early_exit.fused is None:
+    if sample_codes.fused is None:
         pytest.skip("needs Triton")
-    states = torch.randn(4, 2, pipe.parts.head.hidden_size, generator=torch.Generator().manual_seed(2))
-    decoding = DrawSettings(WEIGHT, 1.0, DOLA).decoding(DOLA.candidate_layers)
+    states = torch.randn(4, 2, pipe.image_model.head.hidden_size, generator=torch.Generator().manual_seed(2))
+    params = DrawSettings(WEIGHT, 1.0, DOLA).params(DOLA.candidate_layers)
     expected, found = (
-        early_exit.early_exit_scores(states, pipe.parts.head, decoding, each) for each in ("torch", "triton")
+        sample_codes.head_scores(states, pipe.image_model.head, params, each) for each in ("torch", "triton")
     )
     assert torch.allclose(found.p_hat, expected.p_hat, atol=1e-5)
     assert torch.equal(found.layer, expected.layer)

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from janus_dola import DoLaConfig
-from janus_dola.engine.decode import Decoder
+from janus_dola.engine.decoder import Decoder
 
 PROMPTS = ["a large red circle on white", "a green cross"]  # of different lengths
 # What makes the host wait for the device: a number read, or a shape that depends on numbers.
@@ -48,7 +48,7 @@ def test_the_host_reads_nothing_in_a_pass_and_with_one_code_a_pass_nothing_betwe
         inside.extend(waits.found[before:])
 
     monkeypatch.setattr(Decoder, "step", watched)
-    monkeypatch.setattr("janus_dola.kernels.early_exit.gumbel_max", lambda scores, *_: scores.argmax(-1))
+    monkeypatch.setattr("janus_dola.kernels.head.gumbel_max", lambda scores, *_: scores.argmax(-1))
     for name in METHODS:
         method = getattr(torch.Tensor, name)
 
@@ -107,5 +107,5 @@ def test_fifty_generations_leave_nothing_behind_even_without_the_garbage_collect
 @pytest.mark.parametrize("implementation", ["eager", "flash_attention_2"])
 def test_tokens_do_not_depend_on_how_the_model_would_compute_attention(mini, monkeypatch, implementation):
     expected = mini.generate(PROMPTS, seed=3).tokens
-    monkeypatch.setattr(mini.parts.config, "_attn_implementation", implementation)
+    monkeypatch.setattr(mini.image_model.config, "_attn_implementation", implementation)
     assert torch.equal(mini.generate(PROMPTS, seed=3).tokens, expected)

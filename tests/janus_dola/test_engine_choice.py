@@ -9,8 +9,9 @@ import torch
 from torch._dynamo.utils import counters
 
 from janus_dola import DoLaConfig
-from janus_dola.engine import decode, engine, plan
-from janus_dola.kernels import blocks
+from janus_dola.engine import decoder as decode
+from janus_dola.engine import engine, plan
+from janus_dola.kernels import block as blocks
 
 PROMPTS = ["a large red circle on white", "a small blue square on grey", "a green cross"]
 LONG = "a large red circle on white" + " and a green cross" * 30
@@ -23,7 +24,7 @@ class Captured:
         self.decoders, self.replays, try_out = [], 0, decode.Decoder.try_out
 
         def noted(decoder):
-            if decoder.plan.engine != "eager":
+            if decoder.plan.launch != "eager":
                 self.decoders.append(decoder)
             try_out(decoder)
 
@@ -48,7 +49,7 @@ def steps(mini, monkeypatch):
         monkeypatch.setattr(module, "has_graphs", lambda device: True)
     for name in ("get_sync_debug_mode", "set_sync_debug_mode", "graph_pool_handle"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
-    monkeypatch.setattr(mini, "engine", engine.Engine(mini.parts))
+    monkeypatch.setattr(mini, "engine", engine.Engine(mini.image_model))
     return Captured(monkeypatch)
 
 
@@ -56,7 +57,7 @@ def steps(mini, monkeypatch):
 @pytest.mark.parametrize("dola", [None, DoLaConfig()], ids=["baseline", "dola"])
 def test_batches_filled_up_to_a_bucket_draw_the_same(mini, steps, dola, sampler):
     for prompts in (PROMPTS, PROMPTS[:1]):
-        expected = mini.generate(prompts, dola=dola, sampler=sampler, seed=4, engine="eager")
+        expected = mini.generate(prompts, dola=dola, sampler=sampler, seed=4, launch="eager")
         found = mini.generate(prompts, dola=dola, sampler=sampler, seed=4)
         assert torch.equal(found.tokens, expected.tokens)
         assert torch.allclose(found.jsd, expected.jsd, atol=1e-5)
@@ -77,14 +78,14 @@ def test_graphs_are_kept_for_calls_of_the_same_kind(mini, steps):
 def test_other_settings_of_an_image_need_no_other_graph(mini, steps):
     """Guidance, temperature, plausibility: read from the device in each pass."""
     looks = [{}, {"temperature": 0.0}, {"cfg_weight": 2.0}, {"dola": DoLaConfig(alpha=0.5)}]
-    expected = [mini.generate(PROMPTS, seed=4, engine="eager", **look).tokens for look in looks]
+    expected = [mini.generate(PROMPTS, seed=4, launch="eager", **look).tokens for look in looks]
     for look, tokens in zip(looks, expected, strict=True):
         assert torch.equal(mini.generate(PROMPTS, seed=4, **look).tokens, tokens)
     assert len(steps) == 1
 
 
 def test_graphs_are_not_shared_by_calls_at_the_same_time(mini, steps):
-    expected = mini.generate(PROMPTS, seed=4, engine="eager").tokens[:, 0]
+    expected = mini.generate(PROMPTS, seed=4, launch="eager").tokens[:, 0]
     for image in mini.stream(PROMPTS, seed=4, max_images=2):
         assert torch.equal(mini.generate(PROMPTS[:2], seed=4).tokens[:, 0], expected[:2])
         assert torch.equal(image.tokens, expected[image.prompt])
@@ -93,14 +94,14 @@ def test_graphs_are_not_shared_by_calls_at_the_same_time(mini, steps):
 
 def test_graphs_of_weights_that_moved_are_made_anew(mini, steps):
     expected = mini.generate(PROMPTS, seed=4).tokens
-    linear = mini.parts.blocks[0].mlp.down_proj
+    linear = mini.image_model.blocks[0].mlp.down_proj
     linear.weight.data = linear.weight.data.clone()
     assert torch.equal(mini.generate(PROMPTS, seed=4).tokens, expected)
     assert len(steps) == 2
 
 
 def test_a_longer_prompt_gets_graphs_of_its_own(mini, steps):
-    expected = mini.generate(LONG, engine="eager").tokens
+    expected = mini.generate(LONG, launch="eager").tokens
     mini.generate("a green cross")
     assert torch.equal(mini.generate(LONG).tokens, expected)
     short, long = steps.decoders
@@ -117,7 +118,7 @@ def test_a_length_is_captured_when_it_is_first_looked_at_and_replayed_from_then_
 
 
 def test_a_call_leaves_nothing_to_the_next(mini, steps):
-    expected = mini.generate(PROMPTS, seed=4, engine="eager").tokens
+    expected = mini.generate(PROMPTS, seed=4, launch="eager").tokens
     mini.generate(PROMPTS[::-1], seed=1)
     decoder = steps.decoders[0]
     for name in ("seeds", "layers", "jsd", "passes", "tokens"):
@@ -135,18 +136,18 @@ def test_a_stream_that_is_left_gives_its_decoder_back(mini, steps):
     assert mini.engine.kept_bytes == 0
     stream.close()
     assert mini.engine.kept_bytes > 0
-    expected = mini.generate(PROMPTS, seed=4, engine="eager").tokens
+    expected = mini.generate(PROMPTS, seed=4, launch="eager").tokens
     assert torch.equal(mini.generate(PROMPTS, seed=4).tokens, expected)
 
 
 def test_a_failed_capture_is_told_once_and_the_images_come_all_the_same(mini, steps, monkeypatch):
-    expected = mini.generate(PROMPTS, seed=4, engine="eager").tokens
+    expected = mini.generate(PROMPTS, seed=4, launch="eager").tokens
 
     def fail(*_):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(decode, "capture", fail)
-    with pytest.warns(UserWarning, match="engine 'graph' failed, and passes run eagerly on tensors instead: operation"):
+    with pytest.warns(UserWarning, match="launch 'graph' failed, and passes run eagerly on tensors instead: operation"):
         assert torch.equal(mini.generate(PROMPTS, seed=4).tokens, expected)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -158,7 +159,7 @@ def test_a_failed_capture_is_told_once_and_the_images_come_all_the_same(mini, st
 def test_a_capture_that_fails_in_the_middle_of_an_image_is_told_once_and_the_pass_runs(mini, steps, monkeypatch):
     """A length that was not tried out: what was captured before is replayed on, and no other length is captured."""
     prompt = "a green cross" + " and a green cross" * 20  # looks at 64, 128 and 192 positions; 128 is not tried out
-    expected, captures = mini.generate(prompt, seed=4, engine="eager", window=1).tokens, []
+    expected, captures = mini.generate(prompt, seed=4, launch="eager", window=1).tokens, []
 
     def fail_after_two(*arguments):
         captures.append(arguments)
@@ -186,7 +187,7 @@ def test_a_capture_that_fails_in_the_middle_of_an_image_is_told_once_and_the_pas
 
 def test_a_pass_that_waits_never_gets_to_a_capture(mini, steps, monkeypatch):
     """The second pass that is tried out may not wait; a capture of it would leave the process in disorder."""
-    expected, modes, captured = mini.generate(PROMPTS, seed=4, engine="eager").tokens, ["default"], []
+    expected, modes, captured = mini.generate(PROMPTS, seed=4, launch="eager").tokens, ["default"], []
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     monkeypatch.setattr(decode, "capture", lambda *_: captured.append(1))
@@ -198,7 +199,7 @@ def test_a_pass_that_waits_never_gets_to_a_capture(mini, steps, monkeypatch):
         step(decoder, visible)
 
     monkeypatch.setattr(decode.Decoder, "step", reads)
-    with pytest.warns(UserWarning, match="engine 'graph' failed, .*: called a synchronizing CUDA operation"):
+    with pytest.warns(UserWarning, match="launch 'graph' failed, .*: called a synchronizing CUDA operation"):
         assert torch.equal(mini.generate(PROMPTS, seed=4).tokens, expected)
     assert modes == ["default", "error", "default"]
     assert captured == []
@@ -237,10 +238,10 @@ def traced(monkeypatch):
 @pytest.mark.parametrize(("sampler", "window"), [("gumbel", 4), ("multinomial", 1)])
 def test_a_compiled_block_draws_the_same_and_is_compiled_once_for_all(mini, traced, sampler, window):
     # After this transformers 5 has hooks in the blocks, for good.
-    mini.parts.backbone(inputs_embeds=torch.zeros(1, 1, 192), output_hidden_states=True, output_attentions=True)
+    mini.image_model.backbone(inputs_embeds=torch.zeros(1, 1, 192), output_hidden_states=True, output_attentions=True)
     settings = {"seed": 4, "sampler": sampler, "window": window}
     expected = mini.generate(PROMPTS, **settings).tokens
-    found = mini.generate(PROMPTS, **settings, engine="compile", strict=True).tokens
+    found = mini.generate(PROMPTS, **settings, launch="compile", strict=True).tokens
     assert torch.equal(found, expected)
     # one for the first length that attention looks at, one for all further ones; not one for each block
     assert counters["stats"]["unique_graphs"] == 2
@@ -256,7 +257,7 @@ class NoResources(blocks.TritonError):
 
 @pytest.mark.parametrize("error", [RuntimeError("no compiler"), TypeError("no compiler"), NoResources()], ids=type)
 def test_a_model_that_cannot_be_compiled_runs_eagerly(mini, monkeypatch, error):
-    monkeypatch.setattr(mini, "engine", engine.Engine(mini.parts))
+    monkeypatch.setattr(mini, "engine", engine.Engine(mini.image_model))
 
     def fail(self):
         raise error
@@ -264,13 +265,13 @@ def test_a_model_that_cannot_be_compiled_runs_eagerly(mini, monkeypatch, error):
     expected = mini.generate(PROMPTS, seed=4).tokens
     monkeypatch.setattr(decode.Decoder, "try_out", fail)
     with pytest.warns(
-        UserWarning, match="engine 'compile' failed, and passes run eagerly on tensors instead: no compiler"
+        UserWarning, match="launch 'compile' failed, and passes run eagerly on tensors instead: no compiler"
     ):
-        assert torch.equal(mini.generate(PROMPTS, seed=4, engine="compile").tokens, expected)
+        assert torch.equal(mini.generate(PROMPTS, seed=4, launch="compile").tokens, expected)
 
 
 @pytest.mark.parametrize("name", ["graph", "fast"])
 def test_an_engine_that_is_not_there_is_refused(mini, name):
     message = "needs a CUDA device, got cpu" if name == "graph" else "must be one of"
-    with pytest.raises(ValueError, match=f"engine.*{message}"):
-        mini.generate(PROMPTS, engine=name)
+    with pytest.raises(ValueError, match=f"launch.*{message}"):
+        mini.generate(PROMPTS, launch=name)

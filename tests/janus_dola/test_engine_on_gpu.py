@@ -8,12 +8,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.speed import shapes
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.checks import WINDOWS
-from janus_dola.engine.decode import Decoder
-from janus_dola.engine.engine import Drawing, Engine
+from janus_dola.arguments import WINDOWS
+from janus_dola.cli.profiling import half_way
+from janus_dola.engine.capacity import positions
+from janus_dola.engine.decoder import Decoder
+from janus_dola.engine.engine import Engine
 from janus_dola.engine.plan import plan
-from janus_dola.engine.schedule import positions
-from janus_dola.profiling import half_way
+from janus_dola.engine.runner import SlotRunner
 from janus_dola.settings import DrawSettings
 from tests.janus_dola.ties import assert_same_but_for_ties
 
@@ -45,45 +46,45 @@ def errors_on_waiting(run):
 
 def watch_passes(monkeypatch):
     """From now on what waits for the GPU in a pass raises. Returns the list of passes, which grows."""
-    run, seen = Drawing._pass, []
+    run, seen = SlotRunner._pass, []
 
     def watched(drawing):
         errors_on_waiting(lambda: run(drawing))
         seen.append(drawing)
 
-    monkeypatch.setattr(Drawing, "_pass", watched)
+    monkeypatch.setattr(SlotRunner, "_pass", watched)
     return seen
 
 
 @pytest.mark.parametrize(("sampler", "window"), [("multinomial", 1), *(("gumbel", window) for window in WINDOWS)])
 @pytest.mark.parametrize("dola", [None, DoLaConfig()], ids=["baseline", "dola"])
 def test_all_engines_and_windows_draw_the_same_tokens(pipe, dola, sampler, window):
-    expected = pipe.generate(PROMPTS, 2, dola=dola, seed=4, sampler=sampler, engine="eager", window=1)
-    for engine in ("eager", "graph", "compile"):
-        drawn = pipe.generate(PROMPTS, 2, dola=dola, seed=4, sampler=sampler, engine=engine, window=window, strict=True)
+    expected = pipe.generate(PROMPTS, 2, dola=dola, seed=4, sampler=sampler, launch="eager", window=1)
+    for launch in ("eager", "graph", "compile"):
+        drawn = pipe.generate(PROMPTS, 2, dola=dola, seed=4, sampler=sampler, launch=launch, window=window, strict=True)
         if sampler == "gumbel":
             assert_same_but_for_ties(pipe, PROMPTS, drawn.tokens, expected, dola=dola)
-        elif engine != "compile":  # whose products are the library's
-            assert torch.equal(drawn.tokens, expected.tokens), engine
-        assert (drawn.tokens == expected.tokens).all(-1).float().mean() > 0.5, engine
+        elif launch != "compile":  # whose products are the library's
+            assert torch.equal(drawn.tokens, expected.tokens), launch
+        assert (drawn.tokens == expected.tokens).all(-1).float().mean() > 0.5, launch
         same = drawn.tokens == expected.tokens
-        assert (drawn.premature_layers == expected.premature_layers)[same].float().mean() > 0.9, engine
-        assert (drawn.passes < pipe.parts.image_tokens - 1).all() == (window > 1), engine
+        assert (drawn.premature_layers == expected.premature_layers)[same].float().mean() > 0.9, launch
+        assert (drawn.passes < pipe.image_model.image_tokens - 1).all() == (window > 1), launch
 
 
 @pytest.mark.parametrize("window", [1, 8])
 def test_graphs_draw_anew_for_other_seeds_and_prompts(pipe, window):
     for seed, prompts in ((1, PROMPTS), (2, PROMPTS[::-1]), (3, PROMPTS[:1]), (1, PROMPTS)):
-        expected = pipe.generate(prompts, seed=seed, engine="eager", window=window)
-        drawn = pipe.generate(prompts, seed=seed, engine="graph", window=window, strict=True)
+        expected = pipe.generate(prompts, seed=seed, launch="eager", window=window)
+        drawn = pipe.generate(prompts, seed=seed, launch="graph", window=window, strict=True)
         assert_same_but_for_ties(pipe, prompts, drawn.tokens, expected)
 
 
-@pytest.mark.parametrize("engine", ["eager", "graph"])
+@pytest.mark.parametrize("launch", ["eager", "graph"])
 @pytest.mark.parametrize("window", [1, 8])
-def test_images_that_join_others_are_those_drawn_alone(wide, engine, window):
+def test_images_that_join_others_are_those_drawn_alone(wide, launch, window):
     """bfloat16, bit for bit: two slots, and an image begins in each whenever another is done."""
-    settings = {"dola": WIDE_DOLA, "seed": 9, "engine": engine, "window": window, "max_images": 2, "strict": True}
+    settings = {"dola": WIDE_DOLA, "seed": 9, "launch": launch, "window": window, "max_images": 2, "strict": True}
     together = list(wide.stream(PROMPTS, 3, **settings))
     for place, found in enumerate(together):
         settings["seed"] = 9 + place
@@ -100,10 +101,10 @@ def test_tokens_are_those_of_the_cpu(pipe):
     assert same.all(-1).float().mean() > 0.7  # an image may turn where two codes are all but equal
 
 
-@pytest.mark.parametrize("engine", ["eager", "graph"])
+@pytest.mark.parametrize("launch", ["eager", "graph"])
 @pytest.mark.parametrize(("sampler", "window"), [("multinomial", 1), ("gumbel", 1), ("gumbel", 8)])
-def test_the_host_waits_for_nothing_in_a_pass(pipe, monkeypatch, sampler, window, engine):
-    settings = {"sampler": sampler, "window": window, "engine": engine, "strict": True}
+def test_the_host_waits_for_nothing_in_a_pass(pipe, monkeypatch, sampler, window, launch):
+    settings = {"sampler": sampler, "window": window, "launch": launch, "strict": True}
     pipe.generate(PROMPTS, **settings)  # compiles
     passes = watch_passes(monkeypatch)
     drawn = pipe.generate(PROMPTS, **settings)
@@ -111,33 +112,33 @@ def test_the_host_waits_for_nothing_in_a_pass(pipe, monkeypatch, sampler, window
 
 
 def test_the_host_waits_for_nothing_while_images_begin(pipe, monkeypatch):
-    pipe.generate(PROMPTS, engine="graph", strict=True)
+    pipe.generate(PROMPTS, launch="graph", strict=True)
     admit, calls = Decoder.admit, []
 
     def watched(decoder, *arguments):
         calls.append(errors_on_waiting(lambda: admit(decoder, *arguments)))
 
     monkeypatch.setattr(Decoder, "admit", watched)
-    pipe.generate(PROMPTS, engine="graph", strict=True)
+    pipe.generate(PROMPTS, launch="graph", strict=True)
     assert len(calls) == len(PROMPTS)
 
 
 @pytest.mark.parametrize("window", [1, 8])
 def test_a_pass_is_one_launch(pipe, monkeypatch, window):
-    pipe.generate(PROMPTS, engine="graph", window=window, strict=True)
+    pipe.generate(PROMPTS, launch="graph", window=window, strict=True)
     passes = watch_passes(monkeypatch)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
-        pipe.generate(PROMPTS, engine="graph", window=window, strict=True)
+        pipe.generate(PROMPTS, launch="graph", window=window, strict=True)
     launches = [event for event in recorded.events() if event.name == "cudaGraphLaunch"]
     assert len(launches) == len(passes)
-    assert (len(passes) == pipe.parts.image_tokens - 1) == (window == 1)
+    assert (len(passes) == pipe.image_model.image_tokens - 1) == (window == 1)
 
 
 @pytest.mark.parametrize("window", [1, 8])
 def test_attention_never_takes_the_slow_path(wide, window):
     """No kernel of a softmax written out, though every row has a mask of its own."""
     decoder, visible = half_way(
-        wide, 2, replace(plan(wide.parts, DrawSettings(dola=None), engine="eager"), window=window)
+        wide, 2, replace(plan(wide.image_model, DrawSettings(dola=None), launch="eager"), window=window)
     )
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as recorded, torch.no_grad():
@@ -145,25 +146,25 @@ def test_attention_never_takes_the_slow_path(wide, window):
         torch.cuda.synchronize()
     seen = [event.name for event in recorded.events()]
     attention = [name for name in seen if any(word in name.lower() for word in ("fmha", "flash", "attention", "sdpa"))]
-    assert len(attention) >= wide.parts.num_layers, seen
+    assert len(attention) >= wide.image_model.num_layers, seen
 
 
-def peak(pipe, dola, engine, window):
+def peak(pipe, dola, launch, window):
     """Bytes at the most, of a generation whose graphs and kernels are ready, the model included."""
-    pipe.generate(PROMPTS[:1], 16, dola=dola, engine=engine, window=window, strict=True)
+    pipe.generate(PROMPTS[:1], 16, dola=dola, launch=launch, window=window, strict=True)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    pipe.generate(PROMPTS[:1], 16, dola=dola, engine=engine, window=window, strict=True)
+    pipe.generate(PROMPTS[:1], 16, dola=dola, launch=launch, window=window, strict=True)
     return torch.cuda.max_memory_allocated()
 
 
 @pytest.mark.parametrize("window", [1, 8])
-@pytest.mark.parametrize("engine", ["eager", "graph"])
-def test_dola_adds_hidden_states_and_logits_and_no_more(wide, engine, window):
-    baseline = peak(wide, None, engine, window)
-    wide.engine.release()
-    with_dola = peak(wide, WIDE_DOLA, engine, window)
-    wide.engine.release()
+@pytest.mark.parametrize("launch", ["eager", "graph"])
+def test_dola_adds_hidden_states_and_logits_and_no_more(wide, launch, window):
+    baseline = peak(wide, None, launch, window)
+    wide.launch.release()
+    with_dola = peak(wide, WIDE_DOLA, launch, window)
+    wide.launch.release()
     layers, rows, hidden, codes = 3, 32 * window, 4096, 16384
     states = 2 * layers * rows * hidden * 2  # each layer's, and all of them stacked
     folded, logits = layers * rows // 2 * hidden * 2, layers * rows // 2 * codes * 4
@@ -173,11 +174,11 @@ def test_dola_adds_hidden_states_and_logits_and_no_more(wide, engine, window):
 @pytest.mark.parametrize("window", [1, 8])
 def test_images_need_their_keys_and_values_and_little_else(wide, window):
     """16 images of 4 blocks of the 7B shape; what a pass needs is freed by the next block."""
-    wide.generate(PROMPTS[:1], engine="eager")  # makes the table of codes, which stays
-    wide.engine.release()
+    wide.generate(PROMPTS[:1], launch="eager")  # makes the table of codes, which stays
+    wide.launch.release()
     before = torch.cuda.memory_allocated()
     rows, prompt = 32, len(wide.encode(PROMPTS[0])[0].conditional)
-    keys_values = 4 * rows * positions(wide.parts, prompt, window) * 2 * 4096 * 2
+    keys_values = 4 * rows * positions(wide.image_model, prompt, window) * 2 * 4096 * 2
     of_a_pass = rows * window * (2 * 11008 + 8 * 4096) * 2 + rows // 2 * window * 16384 * 4 * 2
     of_pictures = 64 * MIB
     assert peak(wide, None, "eager", window) - before <= keys_values + of_a_pass + of_pictures
@@ -187,7 +188,7 @@ def test_images_need_their_keys_and_values_and_little_else(wide, window):
 def test_fifty_generations_leave_nothing_behind(pipe, window):
     sizes = []
     for seed in range(50):
-        pipe.generate(PROMPTS, seed=seed, engine="graph", window=window, strict=True)
+        pipe.generate(PROMPTS, seed=seed, launch="graph", window=window, strict=True)
         sizes.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
     assert sizes[-1] == sizes[5]
 
@@ -200,23 +201,23 @@ def let_passes_read_back(pipe, monkeypatch):
         step(decoder, visible)
         decoder.slots.decided.sum().item()
 
-    monkeypatch.setattr(pipe, "engine", Engine(pipe.parts))
+    monkeypatch.setattr(pipe, "engine", Engine(pipe.image_model))
     monkeypatch.setattr(Decoder, "step", reads)
 
 
 @pytest.mark.parametrize("window", [1, 8])
 def test_a_pass_that_cannot_be_captured_falls_back(pipe, monkeypatch, window):
-    expected = pipe.generate(PROMPTS, seed=4, engine="eager")
+    expected = pipe.generate(PROMPTS, seed=4, launch="eager")
     let_passes_read_back(pipe, monkeypatch)
-    with pytest.warns(UserWarning, match="engine 'graph' failed, and passes run eagerly on tensors instead"):
-        drawn = pipe.generate(PROMPTS, seed=4, engine="graph", window=window)
+    with pytest.warns(UserWarning, match="launch 'graph' failed, and passes run eagerly on tensors instead"):
+        drawn = pipe.generate(PROMPTS, seed=4, launch="graph", window=window)
     assert_same_but_for_ties(pipe, PROMPTS, drawn.tokens, expected)
 
 
 def test_a_pass_that_cannot_be_captured_is_an_error_if_asked_for(pipe, monkeypatch):
     let_passes_read_back(pipe, monkeypatch)
     with pytest.raises(RuntimeError, match="synchronizing"):
-        pipe.generate(PROMPTS, seed=4, engine="graph", strict=True)
+        pipe.generate(PROMPTS, seed=4, launch="graph", strict=True)
 
 
 def test_pictures_decoded_beside_the_next_batch_are_those_of_the_codes(pipe):

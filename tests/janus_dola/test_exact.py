@@ -5,10 +5,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from janus_dola.engine.engine import Drawing
+from janus_dola.engine.jobs import Job
 from janus_dola.engine.plan import plan
-from janus_dola.engine.schedule import Job
-from janus_dola.progress import Progress
+from janus_dola.engine.progress import Progress
+from janus_dola.engine.runner import SlotRunner
 from janus_dola.settings import DrawSettings
 from tests.janus_dola.recorded import PROMPTS, SEED, SETTINGS, Recorded, recorded
 
@@ -58,7 +58,7 @@ def test_images_are_those_recorded(mini, name, window, slots, order):
 
 def draw(pipe, prompts, seeds, window, slots, **look):
     """The codes of images with seeds of their own, at most so many at once."""
-    planned = plan(pipe.parts, DrawSettings(**look))
+    planned = plan(pipe.image_model, DrawSettings(**look))
     jobs = [Job(i, i, 0, pipe.encode(prompt)[0], seeds[i]) for i, prompt in enumerate(prompts)]
     drawn = pipe.engine.draw(iter(jobs), planned, window, lambda longest: slots, Progress())
     return [codes for _, codes in sorted(drawn, key=lambda found: found[0].index)]
@@ -75,7 +75,7 @@ def test_the_window_saves_passes(mini):
 def test_codes_do_not_depend_on_the_guesses(mini, monkeypatch, guesses):
     """And with right ones every pass decides W codes."""
     expected = mini.generate(PROMPTS[0], seed=SEED, window=1)
-    passing = Drawing._pass
+    passing = SlotRunner._pass
 
     def guess(drawing):
         slots = drawing.decoder.slots
@@ -85,7 +85,7 @@ def test_codes_do_not_depend_on_the_guesses(mini, monkeypatch, guesses):
         slots.tokens = torch.where(behind, wrong, slots.tokens)
         passing(drawing)
 
-    monkeypatch.setattr(Drawing, "_pass", guess)
+    monkeypatch.setattr(SlotRunner, "_pass", guess)
     found = mini.generate(PROMPTS[0], seed=SEED, window=8)
     assert torch.equal(found.tokens, expected.tokens)
     assert found.passes.item() == {"of nothing": 63, "all wrong": 63, "all right": 8}[guesses]

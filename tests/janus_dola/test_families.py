@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from janus_dola import JanusDoLa
-from janus_dola.kernels import batched
-from janus_dola.kernels.block import run_whole
-from janus_dola.models import find_parts
+from janus_dola.kernels import head_torch
+from janus_dola.kernels.block_torch import run_whole
+from janus_dola.models import adapt
 from janus_dola.models.weights import WeightReader
 from tests.deepseek_stand_in import MultiModalityCausalLM
 
@@ -19,21 +19,21 @@ def pipe(request, mini, deepseek) -> JanusDoLa:
 
 
 def own_head(pipe):
-    return pipe.model.model.generation_head if pipe.parts.family == "transformers" else pipe.model.gen_head
+    return pipe.model.model.generation_head if pipe.image_model.family == "transformers" else pipe.model.gen_head
 
 
 def test_final_row_is_the_models_own_head_on_its_own_last_hidden_state(pipe):
     """The classic bug is to normalise it twice."""
-    parts = pipe.parts
+    image_model = pipe.image_model
     ids = torch.tensor([pipe.encode("a red circle")[0].conditional, pipe.encode("a blue circle")[0].conditional])
     with torch.no_grad():
-        embeddings = parts.embed_text(ids)
-        output = parts.backbone(inputs_embeds=embeddings, output_hidden_states=True)
+        embeddings = image_model.embed_text(ids)
+        output = image_model.backbone(inputs_embeds=embeddings, output_hidden_states=True)
         expected = own_head(pipe)(output.last_hidden_state[:, -1])
-        weights = WeightReader(parts).read()
+        weights = WeightReader(image_model).read()
         _, states = run_whole(embeddings, weights.blocks, weights.rotary, [1, 3])
         for w, row in ((1.0, 0), (0.0, 1)):  # only the conditional, only the unconditional row
-            logits = batched.early_exit_logits(states[:, :, -1], parts.head, w)
+            logits = head_torch.head_logits(states[:, :, -1], image_model.head, w)
             assert torch.allclose(logits[-1, 0], expected[row], atol=1e-4)
     for found, layer in zip(states, (1, 3), strict=False):
         assert torch.allclose(found, output.hidden_states[layer], atol=1e-4)
@@ -61,7 +61,7 @@ def test_deepseek_baseline_draws_what_their_own_loop_draws(deepseek, temperature
     torch.manual_seed(11)
     with torch.no_grad():
         expected = deepseek_loop(
-            deepseek.model, ids, deepseek.prompts.special.pad, 3, deepseek.parts.image_tokens, 5.0, temperature
+            deepseek.model, ids, deepseek.prompts.special.pad, 3, deepseek.image_model.image_tokens, 5.0, temperature
         )
     torch.manual_seed(11)
     found = deepseek.generate(prompt, 3, dola=None, temperature=temperature, seed=None, sampler="multinomial").tokens
@@ -72,9 +72,9 @@ def test_deepseek_baseline_draws_what_their_own_loop_draws(deepseek, temperature
 def test_deepseek_model_in_half_precision(mini):
     """Their image decoder cannot run in float16: its upsampling returns bfloat16."""
     model = MultiModalityCausalLM(len(mini.tokenizer)).eval()
-    wide = JanusDoLa(model, mini.tokenizer).parts.decode_codes(torch.arange(16)[None]).detach()
+    wide = JanusDoLa(model, mini.tokenizer).image_model.to_pixels(torch.arange(16)[None]).detach()
     pipe = JanusDoLa(model.half(), mini.tokenizer)
-    assert torch.allclose(pipe.parts.decode_codes(torch.arange(16)[None]).detach(), wide, atol=2e-2)
+    assert torch.allclose(pipe.image_model.to_pixels(torch.arange(16)[None]).detach(), wide, atol=2e-2)
     assert pipe.generate("a red circle").images[0][0].size == (16, 16)
 
 
@@ -82,7 +82,7 @@ def test_model_that_is_not_a_janus(mini):
     with pytest.raises(
         ValueError, match="model must be transformers' JanusForConditionalGeneration or .* got LlamaModel"
     ):
-        find_parts(mini.model.model.language_model)
+        adapt(mini.model.model.language_model)
 
 
 @pytest.mark.parametrize("family", ["transformers", "deepseek"])
@@ -90,7 +90,7 @@ def test_a_head_that_bitsandbytes_quantized_is_refused_with_what_to_do(mini, dee
     pipe = mini if family == "transformers" else deepseek
     model = copy.deepcopy(pipe.model)
     quantized = type("Linear8bitLt", (torch.nn.Linear,), {"__module__": "bitsandbytes.nn.modules"})
-    find_parts(model).image_head[0].__class__ = quantized
+    adapt(model).image_head[0].__class__ = quantized
     skip = {"transformers": "model.generation_head", "deepseek": "gen_head"}[family]
     assert skip in {name for name, _ in model.named_modules()}
     with pytest.raises(ValueError, match=rf"got Linear8bitLt .*llm_int8_skip_modules=\['{skip}'\]") as raised:
@@ -119,7 +119,7 @@ def test_tokenizer_without_the_tokens_of_janus(mini):
 
 def test_dtype_and_device_come_from_the_caller(mini):
     pipe = JanusDoLa.from_pretrained("mini", device="cpu", dtype="bfloat16")
-    assert pipe.parts.dtype == torch.bfloat16
+    assert pipe.image_model.dtype == torch.bfloat16
     assert pipe.model.device == torch.device("cpu")
     assert pipe.generate("a red circle").images[0][0].size == (64, 64)
     with pytest.raises(ValueError, match="dtype must be one of .* got 'int8'"):
@@ -135,7 +135,7 @@ def test_the_unconditional_row_has_pads_for_words(mini):
 
 def test_prompts_are_run_once_and_not_once_per_image(mini, monkeypatch):
     rows = []
-    embed_text = mini.parts.embed_text
+    embed_text = mini.image_model.embed_text
     monkeypatch.setattr(embed_text, "forward", lambda ids, run=embed_text.forward: rows.append(len(ids)) or run(ids))
     mini.generate(["a red cross", "a blue cross", "a red cross", "a small red cross"], parallel_size=2)
     assert len(rows) == 3 + 2  # three prompts of two lengths

@@ -6,9 +6,9 @@ import sys
 import pytest
 from PIL import Image
 
-from janus_dola import cli
 from janus_dola.batch import RunSettings, run_batch
-from janus_dola.image_files import read_recipe
+from janus_dola.cli import app as cli
+from janus_dola.images.recipe import read_recipe
 from tests.geneval_scorer import walk
 from tests.open_clip_stand_in import BLUE, GREEN, RED, stand_in
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from janus_dola import devices
+from janus_dola.engine import devices
 from janus_dola.engine.graphs import capture
 
 DEVICE, POOL = torch.device("cuda:1"), (0, 7)

@@ -11,8 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from janus_dola import DoLaConfig, cli
-from janus_dola.image_files import Recipe, file_name, read_recipe, save_image
+from janus_dola import DoLaConfig
+from janus_dola.cli import app as cli
+from janus_dola.images.files import file_name
+from janus_dola.images.recipe import Recipe, read_recipe, save_image
 from janus_dola.settings import DrawSettings
 from tests.bounds import bounded
 

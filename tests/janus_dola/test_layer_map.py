@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from janus_dola import DoLaConfig
-from janus_dola.layer_map import colour_of_layer, css, css_ramp, heat, layer_map, level_of_jsd, small_map
+from janus_dola.images.layer_map import colour_of_layer, css, css_ramp, heat, layer_map, level_of_jsd, small_map
 from janus_dola.serve.page import page
 
 LN2 = math.log(2)

@@ -6,8 +6,8 @@ from importlib.resources import files
 import pytest
 from PIL import Image
 
-from janus_dola.mini.checker import check, look
-from janus_dola.mini.pictures import (
+from bench.mini.judge import check, look
+from bench.mini.pictures import (
     ATTRIBUTES,
     BACKGROUNDS,
     COLOURS,

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from janus_dola import JanusDoLa
-from janus_dola.commands.names import path_of, settings_named
-from janus_dola.image_files import read_recipe
-from janus_dola.new_files import refuse_existing, write_new
+from janus_dola.cli.names import path_of, settings_named
+from janus_dola.images.files import refuse_existing, write_new
+from janus_dola.images.recipe import read_recipe
 
 DEFAULTS = {"outdir": "o", "seed": "0", "cfg_weight": 5.0, "dola": True, "alpha": 0.1, "model": "mini", "top_k": None}
 

@@ -7,7 +7,7 @@ import torch
 
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.kernels.packed import PackedHalf, can_pack
-from janus_dola.models.pack import PackedLinear
+from janus_dola.models.packed_linear import PackedLinear
 
 PROMPTS = ["a large red circle on white", "a small blue square on grey", "a green cross"]
 needs_fbgemm = pytest.mark.skipif(not can_pack(), reason="this torch has no FBGEMM")
@@ -22,8 +22,8 @@ def packed() -> JanusDoLa:
 @pytest.mark.parametrize("dola", [DoLaConfig(), None])
 def test_codes_are_those_of_float32(packed, mini, dola):
     """The mini model's weights are kept in 16 bits, so that packing them loses nothing."""
-    assert packed.parts.stored_dtype == torch.float16
-    assert packed.parts.dtype == torch.float32
+    assert packed.image_model.stored_dtype == torch.float16
+    assert packed.image_model.dtype == torch.float32
     found, expected = (pipe.generate(PROMPTS, dola=dola, seed=2) for pipe in (packed, mini))
     assert torch.equal(found.tokens, expected.tokens)
     assert torch.allclose(found.jsd, expected.jsd, atol=1e-4)
@@ -50,7 +50,7 @@ def test_weights_are_held_once(packed, mini):
         if getattr(module, "packed", None) and module.bias is not None
     )
     assert parameters + in_pack + biases == sum(parameter.numel() for parameter in mini.model.parameters())
-    assert not any(type(module) is torch.nn.Linear for module in packed.parts.blocks.modules())
+    assert not any(type(module) is torch.nn.Linear for module in packed.image_model.blocks.modules())
     assert all(isinstance(block.qkv.weight, PackedHalf) for block in packed.engine.weights.read().blocks)
 
 
@@ -68,7 +68,7 @@ def test_a_packed_model_runs_as_a_module_is_copied_and_saved(packed, mini, tmp_p
 
 
 def test_where_torch_has_no_packed_products_float16_is_torchs_own(monkeypatch):
-    monkeypatch.setattr("janus_dola.models.pack.can_pack", lambda: False)
+    monkeypatch.setattr("janus_dola.models.packed_linear.can_pack", lambda: False)
     plain = JanusDoLa.from_pretrained("mini", device="cpu", dtype="float16")
-    assert plain.parts.dtype == plain.parts.stored_dtype == torch.float16
-    assert plain.generate(PROMPTS[0]).tokens.shape[-1] == plain.parts.image_tokens
+    assert plain.image_model.dtype == plain.image_model.stored_dtype == torch.float16
+    assert plain.generate(PROMPTS[0]).tokens.shape[-1] == plain.image_model.image_tokens

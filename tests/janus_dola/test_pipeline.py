@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.mini.pictures import BACKGROUNDS, COLOURS, SHAPES, SIZES
 from janus_dola import DoLaConfig, JanusDoLa, NonFiniteError
-from janus_dola.engine.decode import Decoder
-from janus_dola.kernels import blocks
-from janus_dola.kernels.early_exit import early_exit_scores
-from janus_dola.mini.pictures import BACKGROUNDS, COLOURS, SHAPES, SIZES
+from janus_dola.engine.decoder import Decoder
+from janus_dola.engine.scoring import log_probabilities
+from janus_dola.kernels import block as blocks
+from janus_dola.kernels.head import head_scores
 from janus_dola.settings import DrawSettings
-from janus_dola.teacher_forcing import log_probabilities
 from tests.kernels.cases import CPU_BACKENDS
 
 PROMPTS = [
@@ -188,7 +188,7 @@ def test_any_text_is_a_prompt(mini, prompt, seed):
 
 def test_mini_draws_what_its_captions_say(mini):
     """A quick look; the full table is made by `make score-mini`."""
-    from janus_dola.mini.checker import check
+    from bench.mini.judge import check
 
     captions = [
         f"a {size} {colour} {shape} on {background}"
@@ -208,11 +208,11 @@ def memory_for(mini, monkeypatch):
     def limit(images):
         begun, make = [], Decoder.__init__
 
-        def counted(self, parts, weights, plan, slots, *rest):
+        def counted(self, image_model, weights, plan, slots, *rest):
             begun.append(slots)
             if slots > images:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            make(self, parts, weights, plan, slots, *rest)
+            make(self, image_model, weights, plan, slots, *rest)
 
         monkeypatch.setattr(Decoder, "__init__", counted)
         return begun
@@ -355,8 +355,8 @@ def _by_transformers(model, pipe, prompt, codes, dola, temperature, negative=Non
     inner.language_model(inputs_embeds=torch.cat([words, fed.view(2, -1, 192)], 1))
     hook.remove()
     stack = torch.stack([*(states[layer] for layer in layers), raw[0]])[:, :, len(ids) - 1 :].flatten(1, 2)
-    decoding = DrawSettings(5.0, temperature, dola).decoding(tuple(layers))
-    scores = early_exit_scores(stack, JanusDoLa(model, pipe.tokenizer).parts.head, decoding, "reference").scores
+    params = DrawSettings(5.0, temperature, dola).params(tuple(layers))
+    scores = head_scores(stack, JanusDoLa(model, pipe.tokenizer).image_model.head, params, "reference").scores
     return log_probabilities(scores, codes, temperature)
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.models.load import resolve
-from janus_dola.preflight import check_before_loading
+from janus_dola.models.checkpoint.load import resolve
+from janus_dola.pipeline import check_before_loading
 from janus_dola.settings import DrawSettings
 
 
@@ -44,11 +44,11 @@ LONG = "word " * 600
         (["generate", "x", "--premature-layer", "8"], 'premature_layer must lie in 1 .. 7, or be "final" or None, got 8'),
         (["generate", "x", LONG], "prompts must leave room for 64 image tokens: at most 448 tokens each"),
         (["generate", "x", "--negative-prompt", LONG], "must leave room for 64 image tokens"),
-        (["generate", "x", "--engine", "graph", "--device", "cpu"], "engine 'graph' needs a CUDA device, got cpu"),
+        (["generate", "x", "--engine", "graph", "--device", "cpu"], "launch 'graph' needs a CUDA device, got cpu"),
         (["generate", "x", "--alpha", "2"], "alpha must lie in [0, 1], got 2.0"),
         (["generate", "x", "--parallel-size", "0"], "parallel_size must be an int in 1 .. 65536, got 0"),
         (["batch", "--candidate-layers", "8,9"], "candidate_layers must name a layer in 1 .. 7"),
-        (["batch", "--engine", "graph", "--device", "cpu"], "engine 'graph' needs a CUDA device, got cpu"),
+        (["batch", "--engine", "graph", "--device", "cpu"], "launch 'graph' needs a CUDA device, got cpu"),
         (["profile", "--premature-layer", "8"], "premature_layer must lie in 1 .. 7"),
         (["demo", "--device", "gpu"], "device must be one that is here, got 'gpu'"),
     ],
@@ -144,7 +144,7 @@ def test_each_way_of_having_no_model_has_its_own_line(call, monkeypatch, tmp_pat
         raise error()
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules["janus_dola.models.load"], "snapshot_download", download)
+    monkeypatch.setattr(sys.modules["janus_dola.models.checkpoint.load"], "snapshot_download", download)
     status, out, err = call(*command, model, "--revision", "v2")
     assert (status, out) == (2, "")
     assert err.startswith("janus-dola: error: model ")
@@ -157,7 +157,7 @@ def test_each_way_of_having_no_model_has_its_own_line(call, monkeypatch, tmp_pat
 def test_a_revision_is_what_is_asked_of_the_hub_and_loaded(call, tmp_path, description, monkeypatch, command):
     asked, loaded, mini = [], [], JanusDoLa.from_pretrained
     monkeypatch.setattr(
-        sys.modules["janus_dola.models.load"],
+        sys.modules["janus_dola.models.checkpoint.load"],
         "snapshot_download",
         lambda name, **given: asked.append((name, given["revision"])) or description,
     )

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from janus_dola import DoLaConfig
+from janus_dola.cli.profiling import half_way, profile_pass
 from janus_dola.engine.plan import plan
-from janus_dola.profiling import half_way, profile_pass
 from janus_dola.settings import DrawSettings
 
 
@@ -21,15 +21,15 @@ def test_one_pass_is_recorded_and_its_ten_dearest_operations_are_told(mini, tmp_
     events = json.loads(trace.read_text())["traceEvents"]
     assert sum(event["name"] == "pass" and event.get("cat") == "user_annotation" for event in events) == 1
     attention = [event for event in events if event["name"] == "aten::scaled_dot_product_attention"]
-    assert len(attention) == mini.parts.num_layers  # those of one pass
+    assert len(attention) == mini.image_model.num_layers  # those of one pass
 
 
 @pytest.mark.parametrize("window", [1, 8])
 def test_the_pass_is_that_of_images_half_drawn(mini, window):
-    planned = replace(plan(mini.parts, DrawSettings(dola=None)), window=window)
+    planned = replace(plan(mini.image_model, DrawSettings(dola=None)), window=window)
     decoder, visible = half_way(mini, 2, planned)
     slots = decoder.slots
-    middle = mini.parts.image_tokens // 2
+    middle = mini.image_model.image_tokens // 2
     before = slots.decided.clone()
     assert middle <= before.min() < middle + window
     assert visible >= slots.prompt_tokens.max() + before.max() - 1 + window

@@ -17,9 +17,9 @@ def test_tokens_seldom_differ_and_weights_are_smaller(mini, how):
     expected, drawn = quantized.side_by_side(mini, pipe, PROMPTS)
     assert (drawn.code == expected.code).float().mean() > 0.9
     assert 0 < (drawn.jsd - expected.jsd).abs().mean() < 0.02
-    weight = pipe.parts.blocks[0].mlp.up_proj.weight
+    weight = pipe.image_model.blocks[0].mlp.up_proj.weight
     assert weight.qdata.dtype == {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[how]
-    assert pipe.parts.head.code_weight.dtype == torch.float32
+    assert pipe.image_model.head.code_weight.dtype == torch.float32
 
 
 def test_side_by_side_with_itself_nothing_differs(mini):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_dola.image_files import read_recipe
+from janus_dola.images.recipe import read_recipe
 from janus_dola.serve.service import Options, Service
 from tests.janus_dola.browser import CHROMIUM, Browser
 from tests.janus_dola.server import running, until

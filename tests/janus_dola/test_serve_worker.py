@@ -119,7 +119,7 @@ def reader(mini):
 
 @pytest.fixture
 def worker(mini, reader):
-    made = Worker(mini.parts, 4, reader.longest, 64, Metrics())
+    made = Worker(mini.image_model, 4, reader.longest, 64, Metrics())
     yield made
     made.close()
 
@@ -219,14 +219,14 @@ def test_nan_in_one_image_fails_that_image_alone(mini, reader):
     class Poisoned(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed = mini.parts.embed_text
+            self.embed = mini.image_model.embed_text
 
         def forward(self, given):
             found = self.embed(given)
             return found * float("nan") if given.tolist() == ids else found
 
-    parts = replace(mini.parts, embed_text=Poisoned())
-    worker = Worker(parts, 4, reader.longest, 64, Metrics())
+    image_model = replace(mini.image_model, embed_text=Poisoned())
+    worker = Worker(image_model, 4, reader.longest, 64, Metrics())
     told = queue.Queue()
     images = [
         reader.read(
@@ -243,7 +243,7 @@ def test_nan_in_one_image_fails_that_image_alone(mini, reader):
 
 def test_an_error_of_the_engine_is_told_and_the_next_turn_goes_on(worker, ask, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("janus_dola.serve.worker.Drawing.advance", lambda self: 1 / 0)
+        patch.setattr("janus_dola.serve.worker.SlotRunner.advance", lambda self: 1 / 0)
         _, told = ask(prompt="a red circle", n=2, seed=1)
         events = [told.get(timeout=60) for _ in range(2)]
     assert all(isinstance(event.error, ZeroDivisionError) for event in events)

@@ -8,11 +8,12 @@ import torch
 
 from janus_dola import DoLaConfig, JanusDoLa, NonFiniteError
 from janus_dola.engine import engine
-from janus_dola.engine.decode import Decoder
+from janus_dola.engine.capacity import bucket_of, images_that_fit
+from janus_dola.engine.decoder import Decoder
+from janus_dola.engine.jobs import Job, JobQueue
 from janus_dola.engine.plan import plan
-from janus_dola.engine.schedule import Job, Queue, bucket_of, images_that_fit
+from janus_dola.engine.progress import Progress
 from janus_dola.models import PromptRows
-from janus_dola.progress import Progress
 from janus_dola.settings import DrawSettings
 
 PROMPTS = ["a large red circle on white", "a small blue square on grey", "a green cross"]
@@ -74,7 +75,7 @@ def test_bits_of_an_image_do_not_depend_on_its_neighbours_settings(half, dtype, 
 
     def codes_of(of_images):
         jobs = [
-            Job(i, i, 0, pipe.encode(PROMPTS[i % 3])[0], 7 + i, settings.decoding(layers))
+            Job(i, i, 0, pipe.encode(PROMPTS[i % 3])[0], 7 + i, settings.sampling_params(layers))
             for i, settings in enumerate(of_images)
         ]
         drawn = pipe.engine.draw(iter(jobs), plan_of(pipe), window, lambda longest: 3, Progress())
@@ -93,7 +94,7 @@ def test_bits_of_an_image_do_not_depend_on_its_neighbours_settings(half, dtype, 
 
 
 def plan_of(pipe):
-    return plan(pipe.parts, DrawSettings())
+    return plan(pipe.image_model, DrawSettings())
 
 
 @pytest.mark.parametrize("window", [1, 8])
@@ -167,13 +168,13 @@ def test_images_are_yielded_in_order_however_long_they_take(mini):
 
 def test_a_slot_that_is_free_is_filled_at_once(mini, monkeypatch):
     """No pass is run with an empty slot while images wait."""
-    waiting, passing = [], engine.Drawing._pass
+    waiting, passing = [], engine.SlotRunner._pass
 
     def watched(drawing):
         waiting.append(sum(job is not None for job in drawing.jobs))
         passing(drawing)
 
-    monkeypatch.setattr(engine.Drawing, "_pass", watched)
+    monkeypatch.setattr(engine.SlotRunner, "_pass", watched)
     drawn = list(mini.stream(PROMPTS * 3, max_images=2))
     assert len(drawn) == 9
     alone = next(i for i, busy in enumerate(waiting) if busy < 2)
@@ -196,7 +197,7 @@ def jobs(lengths):
     ],
 )
 def test_so_many_begin_together_as_the_longest_prompt_allows(lengths, limit, sizes):
-    queue, found = Queue(iter(jobs(lengths))), []
+    queue, found = JobQueue(iter(jobs(lengths))), []
     while together := queue.take_together(limit):
         found.append(together)
     assert [len(together) for together in found] == sizes
@@ -244,8 +245,8 @@ def test_a_stream_reads_prompts_as_it_needs_them(mini):
 @pytest.mark.parametrize(("room", "images"), [(0.5, 1), (3.5, 2), (15.9, 8), (16.1, 16), (10**6, 64)])
 def test_free_memory_decides_on_a_gpu(mini, monkeypatch, room, images):
     """An image needs 2 rows x 192 positions (36 + 64 + 32, rounded up) x 8 blocks x 192 numbers x 2 x 4 bytes."""
-    parts = type("Parts", (), {**vars(mini.parts), "num_layers": 8, "dtype": torch.float32})
-    parts.device = torch.device("cuda:1")
+    image_model = type("Parts", (), {**vars(mini.image_model), "num_layers": 8, "dtype": torch.float32})
+    image_model.device = torch.device("cuda:1")
     free = int(room / 0.7 * 2 * 192 * 8 * 192 * 2 * 4)
     segments = [  # of tensors here, of graphs, which keep what they have, and of another GPU
         {"device": device, "total_size": 1000, "allocated_size": 950, "segment_pool_id": pool}
@@ -253,7 +254,7 @@ def test_free_memory_decides_on_a_gpu(mini, monkeypatch, room, images):
     ]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free - 100, 10**12))
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
-    assert images_that_fit(parts, 36, kept_bytes=50) == images
+    assert images_that_fit(image_model, 36, kept_bytes=50) == images
 
 
 def test_graphs_are_captured_for_few_sizes():

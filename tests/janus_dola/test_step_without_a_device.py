@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.engine.decode import Decoder
+from janus_dola.engine.decoder import Decoder
 from janus_dola.engine.plan import plan
-from janus_dola.kernels import early_exit as front
-from janus_dola.models import find_parts
+from janus_dola.kernels import head as front
+from janus_dola.models import adapt
 from janus_dola.models.weights import WeightReader
 from janus_dola.settings import DrawSettings
 from tests.kernels.blocks import Launches
@@ -63,8 +63,8 @@ def model():
     """Parts and weights of the mini model, without their data."""
     pipe = JanusDoLa.from_pretrained("mini", device="cpu", dtype="float32")
     with torch.no_grad():
-        weights = without_data(WeightReader(pipe.parts).read())
-    return find_parts(pipe.model.to("meta")), weights
+        weights = without_data(WeightReader(pipe.image_model).read())
+    return adapt(pipe.model.to("meta")), weights
 
 
 @pytest.mark.parametrize(("sampler", "window"), [("multinomial", 1), ("gumbel", 1), ("gumbel", 4), ("gumbel", 8)])
@@ -78,11 +78,11 @@ def model():
 def test_the_host_waits_for_nothing(model, monkeypatch, dola, temperature, backend, sampler, window):
     if front.fused is None:
         pytest.skip("needs Triton")
-    parts, weights = model
+    image_model, weights = model
     monkeypatch.setattr(front.fused, "why_not", lambda device, dtype: None)  # runs on "meta" as on a GPU
     launches = Launches(monkeypatch)
-    planned = replace(plan(parts, DrawSettings(5.0, temperature, dola), sampler, backend, "eager"), window=window)
-    decoder = Decoder(parts, weights, planned, 3, 128)
+    planned = replace(plan(image_model, DrawSettings(5.0, temperature, dola), sampler, backend, "eager"), window=window)
+    decoder = Decoder(image_model, weights, planned, 3, 128)
     with Watch() as admission:
         decoder.admit([0, 2], ROWS, [7, 8])
     assert admission.copied >= 3  # of slots, lengths and seeds
@@ -93,11 +93,11 @@ def test_the_host_waits_for_nothing(model, monkeypatch, dola, temperature, backe
         drawn = decoder.slots.codes(2)
     assert passes.seen > 100
     own = [launches.names.count(f"_{name}_kernel") for name in ("normed", "attention", "combine", "added")]
-    blocks = 2 * parts.num_layers  # in two passes
+    blocks = 2 * image_model.num_layers  # in two passes
     assert own == ([2 * blocks, blocks, blocks, 2 * blocks] if backend == "triton" else [0] * 4)
     assert passes.copied == handing_out.copied == 0
     assert admission.bad == passes.bad == handing_out.bad == []
-    assert drawn.tokens.shape == (parts.image_tokens,)
+    assert drawn.tokens.shape == (image_model.image_tokens,)
 
 
 @pytest.mark.parametrize("window", [1, 8])
@@ -108,15 +108,15 @@ def test_launches_of_a_pass_are_those_of_its_forecast(model, monkeypatch, window
         pytest.skip("needs Triton")
     from bench.forecast.whole_pass import small_launches
 
-    parts, weights = model
+    image_model, weights = model
     monkeypatch.setattr(front.fused, "why_not", lambda device, dtype: None)
-    planned = replace(plan(parts, DrawSettings(), "gumbel", "triton", "eager"), window=window)
-    decoder = Decoder(parts, weights, planned, 3, 128)
+    planned = replace(plan(image_model, DrawSettings(), "gumbel", "triton", "eager"), window=window)
+    decoder = Decoder(image_model, weights, planned, 3, 128)
     with Launches(monkeypatch) as launches:
         decoder.step(64)
     of_blocks = [name for name in launches.names if name.endswith("_kernel")]
-    assert len(of_blocks) == 6 * parts.num_layers + 1
-    assert launches.names.count("janus_dola::early_exit") == 1
+    assert len(of_blocks) == 6 * image_model.num_layers + 1
+    assert launches.names.count("janus_dola::sample_codes") == 1
     assert len(launches.names) - len(of_blocks) - 1 == small_launches(window)
 
 

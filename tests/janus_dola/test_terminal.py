@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from janus_dola.terminal import printable
+from janus_dola.cli.terminal import printable
 
 
 def shell(*arguments, cwd, **environment):
@@ -120,8 +120,8 @@ def test_versions_are_those_that_are_imported(tmp_path):
 def test_other_libraries_say_nothing_on_stderr_and_our_warnings_are_kept(tmp_path):
     code = (
         "import logging, runpy, sys, warnings\n"
-        "from janus_dola.libraries import import_libraries\n"
-        "from janus_dola.terminal import prepare_streams\n"
+        "from janus_dola.cli.startup import import_libraries\n"
+        "from janus_dola.cli.terminal import prepare_streams\n"
         "prepare_streams(); import_libraries()\n"
         "import transformers.quantizers.auto  # imports torchao where it is installed\n"
         "logging.getLogger('torchao').warning('Failed to load')\n"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from janus_dola.config import DoLaConfig
+from janus_dola.settings import DoLaConfig
 from janus_dola.text import dola_generate
 from tests.janus_dola.record_legacy_text import FILE, LAYERS, SETTINGS
 from tests.janus_dola.text_models import FAMILIES, padded_batch, text_model

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from janus_dola import threads
+from janus_dola.cli import threads
 
 
 @pytest.fixture

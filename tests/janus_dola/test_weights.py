@@ -9,7 +9,7 @@ from torch import nn
 
 from bench.speed import shapes
 from janus_dola import JanusDoLa
-from janus_dola.kernels.block import Matrix
+from janus_dola.kernels.block_torch import Matrix
 from janus_dola.models.weights import Modules, WeightReader
 
 PROMPT = "a large red circle on white"
@@ -94,14 +94,14 @@ def test_another_dtype_is_seen(pipe):
 
 def test_merged_weights_are_the_modules_own(pipe):
     tokens(pipe)
-    attention = pipe.parts.blocks[0].self_attn
-    qkv = WeightReader(pipe.parts).read().blocks[0].qkv
+    attention = pipe.image_model.blocks[0].self_attn
+    qkv = WeightReader(pipe.image_model).read().blocks[0].qkv
     assert isinstance(qkv, Matrix)
     assert attention.q_proj.weight.data_ptr() == qkv.weight.data_ptr()
     assert torch.equal(
         torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]), qkv.weight
     )
-    again = WeightReader(pipe.parts).read().blocks[0].qkv
+    again = WeightReader(pipe.image_model).read().blocks[0].qkv
     assert again.weight.data_ptr() == qkv.weight.data_ptr()
 
 
@@ -116,7 +116,7 @@ def test_weights_of_a_real_shape_are_held_once():
     """Everything that the weights lie in, beside the size of the checkpoint."""
     pipe = shapes.random_janus("1B", blocks=2, codes_a_side=4)
     checkpoint = sum(parameter.nbytes for parameter in pipe.model.parameters())
-    reader = WeightReader(pipe.parts)
+    reader = WeightReader(pipe.image_model)
     weights = reader.read()
     held = [*pipe.model.parameters(), weights.code_table, *weights.rotary.__dict__.values(), *reader._code_table[1]]
     for each in weights.blocks:
@@ -127,7 +127,7 @@ def test_weights_of_a_real_shape_are_held_once():
 
 
 def checkpoint_of_a_block(pipe) -> int:
-    return sum(parameter.nbytes for parameter in pipe.parts.blocks[0].parameters())
+    return sum(parameter.nbytes for parameter in pipe.image_model.blocks[0].parameters())
 
 
 def lora(pipe, *targets, seed=0) -> peft.PeftModel:
@@ -142,7 +142,7 @@ def test_adapters_on_the_blocks_are_applied_and_can_be_switched(pipe):
     plain = tokens(pipe)
     adapted = lora(pipe, "q_proj", "up_proj")
     pipe = JanusDoLa(adapted, pipe.tokenizer)
-    assert isinstance(WeightReader(pipe.parts).read().blocks[0].qkv, Modules)
+    assert isinstance(WeightReader(pipe.image_model).read().blocks[0].qkv, Modules)
     with_adapter = tokens(pipe)
     assert not torch.equal(with_adapter, plain)
     with adapted.disable_adapter():
@@ -170,7 +170,7 @@ def test_adapters_on_the_head_are_refused_until_they_are_merged(pipe):
 
 
 def test_what_would_be_left_out_is_refused(pipe):
-    block = pipe.parts.blocks[3]
+    block = pipe.image_model.blocks[3]
     for module in (block, block.mlp, block.self_attn, block.input_layernorm):
         handle = module.register_forward_hook(lambda module, args, output: output)
         with pytest.raises(ValueError, match="block 3 of the language model must have no forward hooks"):
@@ -192,7 +192,7 @@ def test_what_would_be_left_out_is_refused(pipe):
 
 def test_a_hook_on_a_linear_is_run(pipe):
     plain = tokens(pipe)
-    pipe.parts.blocks[6].mlp.down_proj.register_forward_hook(lambda module, args, output: -output)
+    pipe.image_model.blocks[6].mlp.down_proj.register_forward_hook(lambda module, args, output: -output)
     assert not torch.equal(tokens(pipe), plain)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from janus_dola.kernels.block import BlockWeights, Matrix, Norm
+from janus_dola.kernels.block_torch import BlockWeights, Matrix, Norm
 
 HIDDEN, INNER = 72, 80
 
@@ -47,9 +47,9 @@ def in_double(weights: BlockWeights) -> BlockWeights:
 
 def _kernels():
     """All kernels of the blocks: modules and names."""
-    from janus_dola.kernels import block_attention, block_matmul
+    from janus_dola.kernels.gpu import attention, block_matmul
 
-    for module in (block_attention, block_matmul):
+    for module in (attention, block_matmul):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             yield module, name
 
@@ -84,7 +84,7 @@ class Launches(TorchDispatchMode):
     def __init__(self, monkeypatch):
         super().__init__()
         self.names = []
-        monkeypatch.setattr("janus_dola.kernels.launch.generation_here", lambda device: "sm_90")
+        monkeypatch.setattr("janus_dola.kernels.gpu.launch.generation_here", lambda device: "sm_90")
         for module, name in _kernels():
             monkeypatch.setattr(module, name, Kernel(partial(self.names.append, name)))
 

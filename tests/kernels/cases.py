@@ -1,4 +1,4 @@
-"""Random inputs of the early-exit stage, shared by the kernel tests."""
+"""Random inputs of the head stage, shared by the kernel tests."""
 
 import math
 
@@ -6,12 +6,12 @@ import torch
 from hypothesis import strategies as st
 
 from janus_dola.kernels import reference
-from janus_dola.kernels.early_exit import BACKENDS, fused
-from janus_dola.kernels.types import Decoding, Head, Scores
+from janus_dola.kernels.head import BACKENDS, head_triton
+from janus_dola.kernels.types import Head, SamplingParams, SamplingTensors, Scores
 
 # Absolute tolerances against the float64 oracle on the same inputs (design: JSD 1e-4; p_hat 1e-2 in 16 bits, 1e-5 in fp32).
 JSD_TOLERANCE = 1e-4
-# float16 products of the fused kernels: the JSD of small random heads with sharp logits, where nothing averages out.
+# float16 products of the head_triton kernels: the JSD of small random heads with sharp logits, where nothing averages out.
 JSD_TOLERANCE_OF_SMALL_HEADS = 4e-3
 # float32 alone, summed in the order of the kernels, is off by up to 1.1e-5 at the sizes of Janus-Pro-7B.
 TOTAL_VARIATION_OF_LARGE_HEADS = 5e-5
@@ -19,7 +19,7 @@ TOTAL_VARIATION = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2
 
 
 # Triton's kernels run on a CPU under its interpreter only, which tests/conftest.py asks for where there is no GPU.
-CPU_BACKENDS = tuple(b for b in BACKENDS if b != "triton" or (fused is not None and fused.INTERPRETED))
+CPU_BACKENDS = tuple(b for b in BACKENDS if b != "triton" or (head_triton is not None and head_triton.INTERPRETED))
 
 
 def random_head(hidden: int, width: int, codes: int, dtype: torch.dtype, seed: int, sharpness: float = 1.0) -> Head:
@@ -65,19 +65,21 @@ def total_variation(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     return 0.5 * (log_p.double().softmax(-1) - log_q.double().softmax(-1)).abs().sum(-1)
 
 
-def oracle(hidden_states: torch.Tensor, head: Head, decoding: Decoding) -> tuple[Scores, torch.Tensor, torch.Tensor]:
+def oracle(
+    hidden_states: torch.Tensor, head: Head, params: SamplingParams
+) -> tuple[Scores, torch.Tensor, torch.Tensor]:
     """The reference in float64: its scores, the JSD of every candidate [L-1, B], and log q_N [B, V]."""
     hidden_states, head = hidden_states.double(), to(head, torch.float64)
     normed = reference.rms_norm(hidden_states, head.norm_weight, head.norm_eps)
-    logits = reference.guide(reference.apply_head(normed, head), decoding.cfg_weight)
+    logits = reference.guide(reference.apply_head(normed, head), params.cfg_weight)
     log_q = torch.log_softmax(logits, -1)
     finite = reference.finite_images(hidden_states, logits.shape[1])
-    each = decoding.repeated(logits.shape[1], hidden_states)
+    each = SamplingTensors.repeat(params, logits.shape[1], hidden_states)
     return reference.decide(logits, finite, each), reference.jensen_shannon(log_q[-1], log_q[:-1]), log_q[-1]
 
 
 def assert_accurate(
-    found: Scores, hidden_states: torch.Tensor, head: Head, decoding: Decoding, jsd_tolerance: float = JSD_TOLERANCE
+    found: Scores, hidden_states: torch.Tensor, head: Head, params: SamplingParams, jsd_tolerance: float = JSD_TOLERANCE
 ) -> int:
     """Asserts the accuracy that the design promises against the float64 reference.
 
@@ -87,17 +89,17 @@ def assert_accurate(
     Returns:
         the number of images whose distributions were compared.
     """
-    expected, jsd, log_q_final = oracle(hidden_states, head, decoding)
+    expected, jsd, log_q_final = oracle(hidden_states, head, params)
     assert found.finite.all()
     same = found.layer == expected.layer
-    if decoding.premature is None and len(jsd) > 1:
+    if params.premature is None and len(jsd) > 1:
         best = jsd.topk(2, dim=0).values
         assert same[best[0] - best[1] > max(1e-3, 2 * jsd_tolerance)].all()
     else:
         assert same.all()
     assert ((found.jsd - expected.jsd).abs() <= jsd_tolerance)[same].all()
-    if decoding.alpha > 0:
-        distance = log_q_final - log_q_final.amax(-1, keepdim=True) - math.log(decoding.alpha)
+    if params.alpha > 0:
+        distance = log_q_final - log_q_final.amax(-1, keepdim=True) - math.log(params.alpha)
         margin = 1e-2 if hidden_states.dtype in (torch.bfloat16, torch.float16) else 1e-3
         same &= (distance.abs() > margin).all(-1)
     difference = total_variation(found.scores, expected.scores)[same]

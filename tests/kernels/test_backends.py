@@ -1,12 +1,12 @@
-"""What every backend of the early-exit stage promises, Triton's kernels under its interpreter among them."""
+"""What every backend of the head stage promises, Triton's kernels under its interpreter among them."""
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from janus_dola.kernels.early_exit import early_exit_scores
-from janus_dola.kernels.types import Decoding
+from janus_dola.kernels.head import head_scores
+from janus_dola.kernels.types import SamplingParams
 from tests.kernels.cases import (
     CPU_BACKENDS,
     JSD_TOLERANCE,
@@ -45,10 +45,10 @@ def assert_agrees(backend, data, shape, weight, seed):
     hidden = random_hidden(shape["layers"], shape["images"], shape["hidden"], dtype, seed)
     if weight is None:
         hidden = hidden[:, 1:]  # an odd number of rows
-    decoding = Decoding(weight, 1.0, alpha, premature)
+    params = SamplingParams(weight, 1.0, alpha, premature)
     rounds = backend == "triton" and dtype != torch.float32
     tolerance = JSD_TOLERANCE_OF_SMALL_HEADS if rounds else JSD_TOLERANCE
-    assert_accurate(early_exit_scores(hidden, head, decoding, backend), hidden, head, decoding, tolerance)
+    assert_accurate(head_scores(hidden, head, params, backend), hidden, head, params, tolerance)
 
 
 WEIGHT, SEED = st.sampled_from([None, 0.0, 1.0, 3.0, 5.0]), st.integers(0, 10**6)
@@ -71,15 +71,15 @@ def test_the_kernels_agree_with_the_float64_reference(poisoned_memory, data, sha
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("premature", [None, 0, 2, 3])
 def test_every_backend_agrees_on_hidden_states_of_the_mini_model(mini, mini_hidden_states, backend, premature):
-    decoding = Decoding(5.0, 1.0, 0.1, premature)
-    found = early_exit_scores(mini_hidden_states, mini.parts.head, decoding, backend)
-    assert assert_accurate(found, mini_hidden_states, mini.parts.head, decoding) > 0
+    params = SamplingParams(5.0, 1.0, 0.1, premature)
+    found = head_scores(mini_hidden_states, mini.image_model.head, params, backend)
+    assert assert_accurate(found, mini_hidden_states, mini.image_model.head, params) > 0
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_extreme_logits_stay_finite(backend):
     head = random_head(16, 16, 50, torch.float32, seed=1, sharpness=1e4)
-    found = early_exit_scores(random_hidden(3, 4, 16, torch.float32, seed=1), head, Decoding(), backend)
+    found = head_scores(random_hidden(3, 4, 16, torch.float32, seed=1), head, SamplingParams(), backend)
     assert found.finite.all()
     assert found.jsd.isfinite().all()
     assert found.scores.softmax(-1).isfinite().all()
@@ -91,9 +91,9 @@ def test_extreme_logits_stay_finite(backend):
 def test_images_with_non_finite_hidden_states_are_flagged_and_others_are_not(backend, row, poison):
     head = random_head(16, 16, 50, torch.float32, seed=1)
     hidden = random_hidden(3, 3, 16, torch.float32, seed=1)
-    clean = early_exit_scores(hidden, head, Decoding(), backend)
+    clean = head_scores(hidden, head, SamplingParams(), backend)
     hidden[0, row, 5] = poison
-    found = early_exit_scores(hidden, head, Decoding(), backend)
+    found = head_scores(hidden, head, SamplingParams(), backend)
     assert found.finite.tolist() == [True, False, True]
     assert torch.equal(found.layer[[0, 2]], clean.layer[[0, 2]])
     assert torch.allclose(found.scores[[0, 2]].softmax(-1), clean.scores[[0, 2]].softmax(-1), atol=1e-6)
@@ -103,5 +103,5 @@ def test_images_with_non_finite_hidden_states_are_flagged_and_others_are_not(bac
 def test_images_with_overflowing_logits_are_flagged(backend):
     head = random_head(16, 16, 50, torch.float32, seed=1)
     head.code_bias[3] = float("inf")
-    found = early_exit_scores(random_hidden(2, 2, 16, torch.float32, seed=1), head, Decoding(), backend)
+    found = head_scores(random_hidden(2, 2, 16, torch.float32, seed=1), head, SamplingParams(), backend)
     assert not found.finite.any()

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus_dola.kernels.block import Matrix
-from janus_dola.kernels.early_exit import early_exit_scores
+from janus_dola.kernels.block_torch import Matrix
+from janus_dola.kernels.head import head_scores
 from janus_dola.kernels.packed import PackedHalf, can_pack
-from janus_dola.kernels.types import Decoding, Head
+from janus_dola.kernels.types import Head, SamplingParams
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch has no FBGEMM")
 
@@ -66,8 +66,8 @@ def test_the_head_with_packed_weights(backend):
     packed, wide = map(PackedHalf, weights), (weight.double() for weight in weights)
     head = Head(norm, 1e-6, next(packed), bias, next(packed), proj_bias)
     exact = Head(norm.double(), 1e-6, next(wide), bias.double(), next(wide), proj_bias.double())
-    found = early_exit_scores(x, head, Decoding(), backend)
-    expected = early_exit_scores(x.double(), exact, Decoding(), "reference")
+    found = head_scores(x, head, SamplingParams(), backend)
+    expected = head_scores(x.double(), exact, SamplingParams(), "reference")
     assert torch.equal(found.layer, expected.layer)
     assert torch.allclose(found.p_hat.double(), expected.p_hat, atol=1e-5)
     assert torch.allclose(found.jsd.double(), expected.jsd, atol=1e-5)

@@ -5,9 +5,9 @@ from dataclasses import astuple
 import pytest
 import torch
 
-from janus_dola.kernels.block import PassStart, Positions, Rotary, run_blocks
-from janus_dola.kernels.early_exit import early_exit, early_exit_scores
-from janus_dola.kernels.types import Decoding
+from janus_dola.kernels.block_torch import PassStart, Positions, Rotary, run_blocks
+from janus_dola.kernels.head import head_scores, sample_codes
+from janus_dola.kernels.types import SamplingParams
 from tests.kernels.blocks import in_double, random_block
 from tests.kernels.cases import assert_accurate, random_head, random_hidden, to
 
@@ -31,15 +31,15 @@ def test_head_stage(size, sharpness):
         hidden = random_hidden(
             compiling.LAYERS, images, compiling.floor.SHAPES[size].hidden, torch.bfloat16, seed
         ).cuda()
-        assert_accurate(early_exit_scores(hidden, head, Decoding(), "triton"), hidden, head, Decoding())
+        assert_accurate(head_scores(hidden, head, SamplingParams(), "triton"), hidden, head, SamplingParams())
         seeds, position = torch.arange(images, device="cuda"), torch.full((images,), 3, device="cuda")
-        first = early_exit(hidden, head, Decoding(), seeds, position, "triton")
-        again = early_exit(hidden, head, Decoding(), seeds, position, "triton")
+        first = sample_codes(hidden, head, SamplingParams(), seeds, position, "triton")
+        again = sample_codes(hidden, head, SamplingParams(), seeds, position, "triton")
         assert torch.equal(first.code, again.code)
         if images == compiling.TRUNCATED:
-            few = Decoding(top_k=50, top_p=0.9)
-            left = early_exit_scores(hidden, head, few, "triton").scores > -torch.inf
-            drawn = early_exit(hidden, head, few, seeds, position, "triton").code
+            few = SamplingParams(top_k=50, top_p=0.9)
+            left = head_scores(hidden, head, few, "triton").scores > -torch.inf
+            drawn = sample_codes(hidden, head, few, seeds, position, "triton").code
             assert ((left.sum(1) >= 1) & (left.sum(1) <= 50)).all()
             assert left.gather(1, drawn[:, None]).all()
 
@@ -48,7 +48,7 @@ def test_head_stage(size, sharpness):
 @pytest.mark.parametrize("size", ["1B", "7B"])
 def test_blocks(size, window):
     """Two blocks of ours in bfloat16, no further from float64 than those on tensors are, twice over."""
-    from janus_dola.kernels import block_fused
+    from janus_dola.kernels import block_triton
 
     compiling = bench()
     shape, generator = compiling.floor.BLOCKS[size], torch.Generator().manual_seed(7)
@@ -68,5 +68,5 @@ def test_blocks(size, window):
 
     exact = on_tensors(x.double(), [in_double(each) for each in blocks], in_full, buffer.double())
     plain = on_tensors(x, blocks, rotary, buffer.clone())
-    ours = block_fused.run_blocks(x, blocks, buffer, PassStart(start, rotary, capacity), [])
+    ours = block_triton.run_blocks(x, blocks, buffer, PassStart(start, rotary, capacity), [])
     assert (ours - exact).abs().max() <= 2 * (plain - exact).abs().max()

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import jensenshannon
 
 from janus_dola.kernels import reference
-from janus_dola.kernels.types import Decoding
+from janus_dola.kernels.types import SamplingParams, SamplingTensors
 from tests.kernels.cases import random_head, random_hidden, total_variation
 
 logits = hnp.arrays(np.float64, st.tuples(st.just(2), st.integers(1, 60)), elements=st.floats(-30, 30))
@@ -143,7 +143,7 @@ def test_rms_norm_is_that_of_llama():
 def test_float32_inside_and_float64_for_float64(dtype, inside):
     head = random_head(8, 8, 11, dtype, seed=0)
     hidden = random_hidden(3, 2, 8, dtype, seed=0)
-    found = reference.early_exit_scores(hidden, head, Decoding().repeated(2, hidden))
+    found = reference.head_scores(hidden, head, SamplingTensors.repeat(SamplingParams(), 2, hidden))
     assert found.scores.dtype == found.jsd.dtype == inside
 
 
@@ -152,7 +152,7 @@ def test_float32_inside_and_float64_for_float64(dtype, inside):
 def test_the_stage_is_the_formulas_of_the_design_written_out_once_more(seed, weight, alpha):
     head = random_head(12, 10, 31, torch.float64, seed)
     hidden = random_hidden(4, 3, 12, torch.float64, seed)
-    found = reference.early_exit_scores(hidden, head, Decoding(weight, 1.0, alpha).repeated(3, hidden))
+    found = reference.head_scores(hidden, head, SamplingTensors.repeat(SamplingParams(weight, 1.0, alpha), 3, hidden))
     for image in range(3):
         q = []
         for layer in range(4):

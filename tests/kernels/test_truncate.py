@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_dola.kernels import reference
-from janus_dola.kernels.early_exit import early_exit, early_exit_scores
+from janus_dola.kernels.head import head_scores, sample_codes
 from janus_dola.kernels.sampling import gumbel_max
-from janus_dola.kernels.types import Decoding, Decodings
+from janus_dola.kernels.types import SamplingParams, SamplingTensors
 from tests.kernels.cases import CPU_BACKENDS, random_head, random_hidden
 
 BACKEND = pytest.mark.parametrize("backend", CPU_BACKENDS)
-ALL = Decoding(alpha=0.01)
+ALL = SamplingParams(alpha=0.01)
 
 
 def shares(scores: torch.Tensor, temperature: float, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,17 +71,17 @@ def test_every_backend_truncates_each_image_as_it_says(backend):
     """Layer and divergence stay what they are without; the code is drawn, by the same noise, from what is left."""
     images = len(OF_EACH)
     head, hidden = random_head(16, 16, 4200, torch.float32, seed=3), random_hidden(3, images, 16, torch.float32, seed=3)
-    together, seeds = Decodings.of(OF_EACH, hidden), torch.arange(images) + 5
+    together, seeds = SamplingTensors.of(OF_EACH, hidden), torch.arange(images) + 5
     found, drawn = (
-        early_exit_scores(hidden, head, together, backend),
-        early_exit(hidden, head, together, seeds, 3, backend),
+        head_scores(hidden, head, together, backend),
+        sample_codes(hidden, head, together, seeds, 3, backend),
     )
-    whole = early_exit_scores(hidden, head, replace(together, top_k=None, top_p=None), backend)
+    whole = head_scores(hidden, head, replace(together, top_k=None, top_p=None), backend)
     assert torch.equal(found.layer, whole.layer)
     assert torch.equal(found.jsd, whole.jsd)
     assert torch.equal(found.scores[0], whole.scores[0])
-    for image, decoding in enumerate(OF_EACH):
-        assert_truncated(found.scores[image], whole.scores[image], decoding.temperature, decoding.top_k, decoding.top_p)
+    for image, params in enumerate(OF_EACH):
+        assert_truncated(found.scores[image], whole.scores[image], params.temperature, params.top_k, params.top_p)
     assert [int((row > -torch.inf).sum()) for row in found.scores[[1, 2, 8]]] == [1, 7, 5]
     assert torch.equal(drawn.code, gumbel_max(found.scores, together.temperature, seeds, 3))
     assert drawn.code[[1, 7]].tolist() == whole.scores.argmax(-1)[[1, 7]].tolist()
@@ -91,19 +91,19 @@ def test_every_backend_truncates_each_image_as_it_says(backend):
 def test_zeros_of_both_signs_are_one_number(backend):
     head, hidden = random_head(16, 16, 8, torch.float32, seed=3), random_hidden(1, 1, 16, torch.float32, seed=3)
     head = replace(head, code_weight=torch.zeros(8, 16), code_bias=torch.zeros(8))
-    found = early_exit_scores(hidden, head, Decoding(top_k=3, top_p=0.2, premature=0), backend).scores
+    found = head_scores(hidden, head, SamplingParams(top_k=3, top_p=0.2, premature=0), backend).scores
     assert (found > -torch.inf).all()
 
 
 def test_what_is_out_of_range():
     with pytest.raises(ValueError, match="top_k must be an int in 0 .. 2147483647 .*, got -1"):
-        Decoding(top_k=-1)
+        SamplingParams(top_k=-1)
     for top_p in (0.0, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"top_p must lie in \(0, 1\], got"):
-            Decoding(top_p=top_p)
+            SamplingParams(top_p=top_p)
 
 
 def test_images_of_two_kinds_do_not_go_together():
-    plain, cut = (Decodings.of([each], torch.zeros(1)) for each in (ALL, replace(ALL, top_k=3)))
+    plain, cut = (SamplingTensors.of([each], torch.zeros(1)) for each in (ALL, replace(ALL, top_k=3)))
     with pytest.raises(ValueError, match="images must be of one kind: top_k is None for some"):
         plain.put(torch.tensor([0]), cut, 1)

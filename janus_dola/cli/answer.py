@@ -1,0 +1,63 @@
+"""`janus-dola answer`: a question about pictures, answered in words."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from janus_dola.arguments import MINI
+from janus_dola.cli.options import Device, Dtype, Model, Revision, parse_seed, takes_dola
+from janus_dola.settings import DoLaConfig
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_SAID = "The answer"  # a panel of --help
+
+
+@takes_dola
+def answer(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="One or several pictures.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you ask about them.")],
+    model: Model = MINI,
+    revision: Revision = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(rich_help_panel=_SAID, min=1, help="The longest answer, in tokens.")
+    ] = 256,
+    temperature: Annotated[
+        float, typer.Option(rich_help_panel=_SAID, min=0, help="0 is greedy: the same answer each time.")
+    ] = 0.0,
+    dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
+    seed: Annotated[
+        str, typer.Option(rich_help_panel=_SAID, help='Of a temperature above 0; "random" or -1 picks one.')
+    ] = "0",
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Answer a question about pictures, word by word as the answer comes.
+
+    "mini", the default model, says which coloured shape a picture shows, whatever it is asked.
+    """
+    import torch
+
+    from janus_dola.pipeline import JanusDoLa, check_before_loading
+    from janus_dola.settings import DrawSettings
+
+    check_before_loading(model, device, dtype, revision, settings=DrawSettings(dola=dola))
+    torch_seed, pictures = parse_seed(seed), [_open(path) for path in images]
+    pipe = JanusDoLa.from_pretrained(model, device, dtype, revision)
+    torch.manual_seed(torch_seed)
+    for piece in pipe.answer(pictures, question, dola, max_new_tokens, temperature, stream=True):
+        typer.echo(piece, nl=False)
+    typer.echo()
+
+
+def _open(path: Path) -> "Image.Image":
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"IMAGE must be a picture that Pillow can read, got {path}: {error}") from error

@@ -1,0 +1,39 @@
+"""`janus-dola info`: what a model is made of."""
+
+from typing import Annotated
+
+import typer
+
+from janus_dola.arguments import MINI
+from janus_dola.cli.options import Revision
+
+
+def info(
+    model: Annotated[str, typer.Argument(help='"mini", a folder or a repository.')] = MINI,
+    revision: Revision = None,
+) -> None:
+    """Show a model's layers, shapes and default candidate layers; no weights are read."""
+    import torch
+
+    from janus_dola.cli.threads import processors
+    from janus_dola.kernels.packed import can_pack
+    from janus_dola.models import adapt
+    from janus_dola.models.checkpoint.load import load_skeleton
+    from janus_dola.settings import DoLaConfig
+
+    image_model = adapt(load_skeleton(model, revision))
+    lines = {
+        "model": model,
+        "family": image_model.family,
+        "blocks (N)": image_model.num_layers,
+        "hidden size (D)": image_model.head.hidden_size,
+        "head width (E)": image_model.head.code_weight.shape[1],
+        "image codes (V)": image_model.head.num_codes,
+        "codes per image": image_model.image_tokens,
+        "image size": "{} x {} pixels".format(*image_model.image_size),
+        "default candidate layers": ", ".join(map(str, DoLaConfig().layers_to_read(image_model.num_layers))),
+        "threads on a CPU": f"{torch.get_num_threads()}, of {processors()} processors; OMP_NUM_THREADS changes it",
+        "float16 on a CPU": "packed, computed with in float32" if can_pack() else "torch's own products, slow",
+    }
+    for name, value in lines.items():
+        typer.echo(f"{name:26}{value}")

@@ -1,0 +1,206 @@
+"""Options that commands share, and what their texts mean."""
+
+import functools
+import inspect
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from janus_dola.arguments import (
+    HINT_AT_MINI,
+    MINI,
+    BackendName,
+    DtypeName,
+    ImageFormat,
+    LaunchName,
+    Quantization,
+    Window,
+    WindowName,
+    check_window,
+)
+from janus_dola.settings import OF_DOLA, SETTINGS, DrawSettings, Setting
+
+# The panels of --help.
+DRAWN, CONTRAST, FILES, MACHINE = "What is drawn", "DoLa", "Files", "Model and machine"
+
+Model = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=MACHINE, help='"mini", a folder, or a repository such as deepseek-community/Janus-Pro-1B.'
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=MACHINE, help="Branch, tag or commit of a model's repository.", show_default="the newest"
+    ),
+]
+OutDir = Annotated[Path, typer.Option(rich_help_panel=FILES, help="Folder for the images.")]
+ParallelSize = Annotated[int, typer.Option(rich_help_panel=DRAWN, help="Images per prompt.")]
+Seed = Annotated[
+    int, typer.Option(rich_help_panel=DRAWN, help="Image k of prompt i has the seed SEED + i * PARALLEL_SIZE + k.")
+]
+RandomSeed = Annotated[
+    str,
+    typer.Option(
+        "--seed",
+        rich_help_panel=DRAWN,
+        help="Image k of prompt i has the seed SEED + i * PARALLEL_SIZE + k; random or -1 picks one.",
+    ),
+]
+Backend = Annotated[
+    BackendName, typer.Option(rich_help_panel=MACHINE, help="What computes the layers' contrast; triton needs a GPU.")
+]
+Launch = Annotated[
+    LaunchName,
+    typer.Option(
+        "--launch",
+        "--engine",
+        rich_help_panel=MACHINE,
+        help="How a pass is run; graph needs a GPU, compile takes long to begin.",
+    ),
+]
+CodesAPass = Annotated[
+    WindowName, typer.Option(rich_help_panel=MACHINE, help="Codes a pass. The images are the same for any.")
+]
+Quantize = Annotated[
+    Quantization | None,
+    typer.Option(
+        rich_help_panel=MACHINE,
+        help="Weights of the blocks in 8 bits; other tokens now and then.",
+        show_default="as they are",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=MACHINE,
+        metavar="NAME",
+        help="cpu, cuda (a GPU), cuda:1 or mps (Apple's).",
+        show_default="a GPU if there is one",
+    ),
+]
+Dtype = Annotated[
+    DtypeName | None,
+    typer.Option(
+        rich_help_panel=MACHINE,
+        help="float16 is the fastest on a CPU.",
+        show_default="float32 on a CPU, else bfloat16",
+    ),
+]
+Metadata = Annotated[
+    bool,
+    typer.Option(
+        "--metadata/--no-metadata", rich_help_panel=FILES, help="Write prompt, model and settings into each image."
+    ),
+]
+Format = Annotated[ImageFormat, typer.Option("--format", rich_help_panel=FILES, help="File format of the images.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=FILES, help="Replace files that are there.")]
+
+
+def _refuse_size(value: str | None) -> None:
+    if value is not None:
+        raise typer.BadParameter(
+            "the model fixes the size of its images (Janus-Pro: 384 x 384); resize the files instead"
+        )
+
+
+Size = Annotated[str | None, typer.Option("--size", "--width", "--height", hidden=True, callback=_refuse_size)]
+
+
+def parse_seed(text: str, outdir: Path | None = None) -> int:
+    """A seed, up to 2**63 - 1; "random", or -1 as other programs send it, picks one. What is drawn says which.
+
+    Args:
+        outdir: of a run; one that was begun there goes on with its seed instead.
+    Raises:
+        ValueError: it is neither.
+    """
+    if text in ("random", "-1"):
+        from janus_dola.batch.files import RunFile
+
+        begun = None if outdir is None else RunFile.read(outdir)
+        return random.getrandbits(48) if begun is None else begun.settings["seed"]
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f'seed must be an integer, "random" or -1, got {text!r}') from None
+
+
+def parse_window(text: str) -> Window:
+    """ "auto", or a number of codes.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return check_window(cast(Window, number_or_text(text)))
+
+
+def number_or_text(text: str) -> int | str:
+    """An int where a text is one; else the text."""
+    return int(text) if text.isdecimal() else text
+
+
+def takes_settings(command: Callable) -> Callable:
+    """Gives a command an option for each of `SETTINGS` in place of its parameter `settings`, which gets them all."""
+    return _with_options(command, "settings", SETTINGS, lambda settings: settings)
+
+
+def takes_dola(command: Callable) -> Callable:
+    """Gives a command the options of DoLa alone in place of its parameter `dola`."""
+    of_dola = {name: setting for name, setting in SETTINGS.items() if name == "dola" or name in OF_DOLA}
+    return _with_options(command, "dola", of_dola, lambda settings: settings.dola)
+
+
+def _with_options(
+    command: Callable, name: str, options: dict[str, Setting], value: Callable[[DrawSettings], object]
+) -> Callable:
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        parameters += [parameter] if parameter.name != name else map(_option, options, options.values())
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        own = {option: given.pop(option) for option in options}
+        command(**{name: value(DrawSettings().changed(_parsed(own)))}, **given)
+
+    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_options
+
+
+def _option(name: str, setting: Setting) -> inspect.Parameter:
+    """How the command line shows a setting."""
+    names = ["--dola/--no-dola"] if name == "dola" else []
+    panel = CONTRAST if name == "dola" or name in OF_DOLA else DRAWN
+    option = typer.Option(*names, rich_help_panel=panel, help=setting.help, show_default=setting.nothing or True)
+    default = setting.default
+    # What is made of words is a word here.
+    kind = setting.type if setting.parse is None else str if default is not None else str | None
+    return inspect.Parameter(
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=Annotated[kind, option]
+    )
+
+
+def _parsed(given: dict[str, Any]) -> dict[str, Any]:
+    """The values that options stand for.
+
+    Raises:
+        ValueError: words mean nothing.
+    """
+    found = dict(given)
+    for name, value in given.items():
+        parse = SETTINGS[name].parse
+        if parse is not None and isinstance(value, str):
+            found[name] = parse(value)
+    return found
+
+
+def hint_at_mini(model: str) -> None:
+    """Says what the mini model can draw, where it is the one."""
+    if model == MINI:
+        typer.echo(HINT_AT_MINI, err=True)

@@ -1,0 +1,48 @@
+"""`janus-dola profile`: one pass of a model under the profiler."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from janus_dola.arguments import MAX_PARALLEL_SIZE, MINI
+from janus_dola.cli.options import (
+    DRAWN,
+    FILES,
+    Backend,
+    Device,
+    Dtype,
+    Launch,
+    Model,
+    Revision,
+    takes_settings,
+)
+from janus_dola.settings import DrawSettings
+
+
+@takes_settings
+def profile(
+    model: Model = MINI,
+    revision: Revision = None,
+    parallel_size: Annotated[
+        int, typer.Option(rich_help_panel=DRAWN, min=1, max=MAX_PARALLEL_SIZE, help="Images drawn at once.")
+    ] = 4,
+    settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
+    backend: Backend = "auto",
+    launch: Launch = "auto",
+    device: Device = None,
+    dtype: Dtype = None,
+    trace: Annotated[
+        Path, typer.Option(rich_help_panel=FILES, help="File for the timeline, to be opened at ui.perfetto.dev.")
+    ] = Path("pass.json"),
+) -> None:
+    """Record one pass of the model: its ten most expensive operations, and a timeline."""
+    from janus_dola.cli.profiling import profile_pass
+    from janus_dola.pipeline import JanusDoLa, check_before_loading
+
+    check_before_loading(model, device, dtype, revision, settings=settings, backend=backend, launch=launch)
+    trace.parent.mkdir(parents=True, exist_ok=True)
+    trace.open("ab").close()  # the profiler says nothing where it cannot write
+    pipe = JanusDoLa.from_pretrained(model, device, dtype, revision)
+    typer.echo(profile_pass(pipe, parallel_size, settings, backend, launch, trace))
+    typer.echo(f"timeline: {trace}")

@@ -1,0 +1,1 @@
+"""Scores of drawn images by other models: CLIP and GenEval."""

@@ -1,0 +1,1 @@
+"""Image files, the recipe inside them, and layer maps."""

@@ -1,0 +1,176 @@
+"""Image files that carry their own recipe: name, format and metadata.
+
+The recipe is JSON in the EXIF field ImageDescription, which JPEG, PNG and WebP all have.
+"""
+
+import io
+import json
+import stat
+import struct
+import zlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import IO, Any, cast, get_args
+
+from PIL import ExifTags, Image
+
+from janus_dola.arguments import ImageFormat, Quantization, Window, check_window, integer
+from janus_dola.images.files import refuse_existing, write_new
+from janus_dola.models.placement import parse_dtype
+from janus_dola.models.storage import check_name
+from janus_dola.settings import DrawSettings
+
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "jpg": {"quality": 95, "subsampling": 0},
+    "png": {},
+    "webp": {"lossless": True},
+}
+_MOST_BYTES, _MOST_PIXELS, _MOST_CHARACTERS = 2**26, 2**24, 2**20  # of a file, an image, a recipe that is read
+# What Pillow raises for files that are not whole, or made to do harm.
+_FAULTS = (
+    Image.DecompressionBombError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that is needed to draw an image again with the default sampler."""
+
+    model: str
+    prompt: str
+    seed: int
+    settings: DrawSettings
+    dtype: str
+    quantize: Quantization | None = None
+    window: Window = "auto"  # codes a pass; the image is the same for any
+    revision: str | None = None  # of the model's repository, where one was named
+
+    def to_json(self) -> str:
+        """The recipe as one line of JSON."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.revision is None:
+            del own["revision"]
+        return json.dumps(own | own.pop("settings").to_json(), ensure_ascii=False)
+
+    def summary(self) -> str:
+        """Seed and settings in few words, for people."""
+        return f"seed {self.seed}, {self.settings.summary()}"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Recipe":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: it is not a recipe.
+        """
+        try:
+            given = json.loads(text[: _MOST_CHARACTERS + 1])
+        except (ValueError, RecursionError):
+            given = None
+        if not isinstance(given, dict):
+            raise ValueError(f"not a recipe of janus-dola: {text[:80]!r}")
+        try:
+            return cls(**_checked(given))
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise ValueError(f"not a recipe of janus-dola: {' '.join(str(error).split())[:200]}") from error
+
+
+def _checked(given: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe, each of its type and within its range."""
+    own = {field.name for field in fields(Recipe)} - {"settings"}
+    known = own | {field.name for field in fields(DrawSettings)}
+    if not {"model", "prompt", "seed", "dtype", "cfg_weight", "temperature", "dola"} <= given.keys() <= known:
+        raise ValueError(f"its keys must be {', '.join(sorted(known))}, got {', '.join(given)[:80]!r}")
+    if not isinstance(given["dola"], dict | None):
+        raise ValueError(f"dola must be null or an object, got {given['dola']!r}")
+    for name in ("model", "prompt", "dtype", "revision"):
+        if not isinstance(given.get(name, ""), str):
+            raise ValueError(f"{name} must be a string, got {given[name]!r}")
+    integer("seed", given["seed"], 0, 2**64 - 1)
+    parse_dtype(given["dtype"])
+    check_name(given.get("quantize"))
+    check_window(given.get("window", "auto"))
+    settings = DrawSettings().changed({name: value for name, value in given.items() if name not in own})
+    return {name: value for name, value in given.items() if name in own} | {"settings": settings}
+
+
+def encode_image(image: Image.Image, image_format: ImageFormat, recipe: Recipe | None) -> bytes:
+    """The content of a file with an image and its recipe; the same bytes for the same image and recipe.
+
+    Args:
+        recipe: None writes no metadata.
+    Raises:
+        ValueError: another format than jpg, png or webp, or a recipe that is too long for it (JPEG: 64 kB).
+    """
+    if image_format not in get_args(ImageFormat):
+        raise ValueError(f"format must be one of {list(get_args(ImageFormat))}, got {image_format!r}")
+    exif = Image.Exif()
+    if recipe is not None:
+        exif[ExifTags.Base.ImageDescription] = recipe.to_json().encode("utf-8")
+        exif[ExifTags.Base.Software] = "janus-dola"
+    content = io.BytesIO()
+    name = "jpeg" if image_format == "jpg" else image_format
+    image.save(content, format=name, exif=exif, **_SAVE_OPTIONS[image_format])
+    return content.getvalue()
+
+
+def save_image(image: Image.Image, path: Path, recipe: Recipe | None, overwrite: bool = True) -> None:
+    """Writes an image with its recipe; the format follows from the ending of `path`: jpg, png or webp.
+
+    A link at its place is not followed.
+
+    Raises:
+        FileExistsError: a file is there, and `overwrite` is not set; or a link or a folder is.
+        ValueError: another ending, or as for `encode_image`.
+    """
+    content = encode_image(image, cast(ImageFormat, path.suffix[1:]), recipe)
+    refuse_existing([path], overwrite)
+    write_new(path, content, overwrite)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe an image was drawn by.
+
+    Raises:
+        OSError: there is no such file, or it must not be read.
+        ValueError: the file is not an image, or carries no recipe.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+        raise ValueError(f"{path} carries no recipe of janus-dola: it is no file of at most {_MOST_BYTES} bytes")
+    with path.open("rb") as file:
+        try:
+            description = _description(file)
+        except Image.UnidentifiedImageError as error:
+            raise ValueError(f"{path} is not an image") from error
+        except _FAULTS as error:
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path} carries no recipe of janus-dola: {said or type(error).__name__}") from error
+    if description is None:
+        raise ValueError(f"{path} carries no recipe of janus-dola in its metadata")
+    try:
+        return Recipe.from_json(description)
+    except ValueError as error:
+        raise ValueError(f"{path} carries {error}") from error
+
+
+def _description(file: IO[bytes]) -> str | None:
+    with Image.open(file, formats=["JPEG", "PNG", "WEBP"]) as image:
+        if image.width * image.height > _MOST_PIXELS:
+            raise ValueError(f"it has {image.width} x {image.height} pixels")
+        found = image.getexif().get(ExifTags.Base.ImageDescription)
+    if isinstance(found, str):  # Pillow reads EXIF text as latin-1, whatever it is
+        found = found.encode("latin-1")
+    return found.decode("utf-8") if isinstance(found, bytes) else None

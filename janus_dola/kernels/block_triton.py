@@ -1,0 +1,102 @@
+"""The blocks on a GPU, by kernels of ours: six launches a block, or nine with the library's products.
+
+Written out on tensors they are in `block`, which is their reference. With our own products (`run_blocks`) what a row gives
+has the same bits however many rows are beside it; with the library's (`block_with_library`) that depends on the library.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from janus_dola.kernels.block_torch import BlockWeights, Matrix, PassStart
+from janus_dola.kernels.gpu import block_matmul
+from janus_dola.kernels.gpu.attention import attend
+
+# Rows of queries that share keys, and numbers of a head, in a program of the attention kernel.
+_MOST_QUERIES, _MOST_HEAD_SIZE = 64, 128
+
+
+def why_not(blocks: Sequence[BlockWeights], window: int) -> str | None:
+    """What keeps these blocks from our own products, in words that follow "needs"; None if nothing does.
+
+    float16 is left to the library: x times the norm's weight, which our products read, can be too large for it.
+    """
+    dtype = blocks[0].attention_norm.weight.dtype
+    if dtype == torch.float16:
+        return "bfloat16 or float32, got float16"
+    for weights in blocks:
+        queries = window * weights.heads_together
+        if queries > _MOST_QUERIES or weights.head_size > _MOST_HEAD_SIZE:
+            return (
+                f"at most {_MOST_QUERIES} queries that share a head of keys, of size up to {_MOST_HEAD_SIZE}, "
+                f"got {queries} of size {weights.head_size}"
+            )
+        for name in ("qkv", "output", "gate_up", "down"):
+            matrix = getattr(weights, name)
+            if not (isinstance(matrix, Matrix) and isinstance(matrix.weight, Tensor) and matrix.weight.is_contiguous()):
+                return f"plain, contiguous weights, got a {type(matrix).__name__} for {name}"
+            if matrix.weight.dtype != dtype:
+                return f"weights of one dtype, got {matrix.weight.dtype} for {name} beside norms of {dtype}"
+    return None
+
+
+def block_with_library(x: Tensor, weights: BlockWeights, keys_values: Tensor, place: PassStart) -> Tensor:
+    """A block with the library's norms and products, and our attention and gate; as `block.block`, for `block.run_blocks`.
+
+    Args:
+        x: [R * W, D].
+        keys_values: [R, capacity, 2, H_kv, d].
+    Returns:
+        [R * W, D], a new tensor.
+    """
+    with torch.cuda.device_of(x):
+        mixed = _attend(weights.qkv(weights.attention_norm(x)), weights, keys_values, place)
+        y = weights.output.added_to(x, mixed)
+        return weights.down.added_to(y, block_matmul.gate(weights.gate_up(weights.mlp_norm(y))))
+
+
+def run_blocks(
+    x: Tensor, blocks: Sequence[BlockWeights], keys_values: Tensor, place: PassStart, layers: Sequence[int]
+) -> Tensor:
+    """Runs all blocks by our own kernels. See `block.run_blocks`; `why_not` must be None.
+
+    Args:
+        x: [R * W, D], embeddings.
+        keys_values: [N, R, capacity, 2, H_kv, d].
+        layers: in 1 .. N-1, ascending.
+    Returns:
+        [len(layers) + 1, R * W, D]: of the layers, then of the final block, all before the final norm.
+    """
+    found = []
+    following = [*(weights.attention_norm.weight for weights in blocks[1:]), None]
+    with torch.cuda.device_of(x):
+        rows = block_matmul.weigh(x, blocks[0].attention_norm.weight)
+        each = zip(blocks, keys_values.unbind(0), following, strict=True)
+        for number, (weights, own, norm_after) in enumerate(each, 1):
+            rows = _block(rows, weights, own, place, norm_after)
+            if number in layers:
+                found.append(rows.x)
+    return torch.stack([*found, rows.x])
+
+
+def _block(
+    rows: block_matmul.Rows, weights: BlockWeights, keys_values: Tensor, place: PassStart, norm_after: Tensor | None
+) -> block_matmul.Rows:
+    qkv, output, gate_up, down = (_plain(m) for m in (weights.qkv, weights.output, weights.gate_up, weights.down))
+    mixed = _attend(block_matmul.normed(rows, weights.attention_norm.eps, *qkv), weights, keys_values, place)
+    rows = block_matmul.added(rows.x, mixed, *output, norm_weight=weights.mlp_norm.weight)
+    gated = block_matmul.normed(rows, weights.mlp_norm.eps, *gate_up, gated=True)
+    return block_matmul.added(rows.x, gated, *down, norm_weight=norm_after)
+
+
+def _attend(qkv: Tensor, weights: BlockWeights, keys_values: Tensor, place: PassStart) -> Tensor:
+    heads = qkv.view(len(qkv), weights.query_heads + 2 * weights.key_value_heads, weights.head_size)
+    rotary = place.rotary
+    return attend(heads, keys_values, place.start, rotary.cos, rotary.sin, place.visible, weights.scaling)
+
+
+def _plain(product: object) -> tuple[Tensor, Tensor | None]:
+    assert isinstance(product, Matrix)
+    assert isinstance(product.weight, Tensor)
+    return product.weight, product.bias

@@ -1,0 +1,235 @@
+"""The products of a block, with what stands before and after each: norm, bias, gate, residual.
+
+    qkv  = W_qkv norm(x)                         `normed`
+    y    = x + W_o mixed                         `added`, which prepares the norm that follows
+    out  = silu(g) * u, [g, u] = W_gu norm(y)    `normed`, gated
+    x'   = y + W_d out                           `added`
+
+The norm costs no launch and nothing in the loop: a product of norm(x) = x / r * weight, r = sqrt(mean(x^2) + eps), is the
+product of x * weight, divided by r when all is summed. Whatever writes x writes x * weight too, and its sums of squares, one
+for each tile. (In float16 x * weight must stay below 65504, as x itself.)
+
+Weights are the left operand, as in the codebook. A tile has all inputs, and always `COLUMNS` rows: how a row is summed does
+not depend on how many other rows there are, which no library promises.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from janus_dola.kernels.gpu import launch
+from janus_dola.kernels.gpu.matmul import product
+
+COLUMNS = 32  # rows of activations in a tile
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Hidden states, ready to be normalised by the product that reads them."""
+
+    x: Tensor  # [N, D]
+    weighted: Tensor  # [N, D], x * weight of the norm
+    squares: Tensor  # [TILES, N] fp32, sums of x^2 over D; the tiles' sum is that over all of D
+
+
+@triton.jit
+def _gated(gate, up):
+    """silu(gate) * up."""
+    return gate / (1.0 + tl.exp(-gate)) * up
+
+
+@triton.jit
+def _weigh_kernel(
+    x_ptr,  # [N, D]
+    norm_weight_ptr,  # [D]
+    weighted_ptr,  # [N, D]
+    squares_ptr,  # [1, N] fp32
+    D,
+    BLOCK_D: tl.constexpr,  # >= D
+):
+    row, d = tl.program_id(0), tl.arange(0, BLOCK_D)
+    x = tl.load(x_ptr + row.to(tl.int64) * D + d, mask=d < D, other=0.0).to(tl.float32)
+    weight = tl.load(norm_weight_ptr + d, mask=d < D, other=0.0).to(tl.float32)
+    weighted = (x * weight).to(weighted_ptr.dtype.element_ty)
+    tl.store(weighted_ptr + row.to(tl.int64) * D + d, weighted, mask=d < D)
+    tl.store(squares_ptr + row, tl.sum(x * x, 0))
+
+
+@triton.jit
+def _normed_kernel(
+    x_ptr,  # [N, D], x * weight of the norm
+    squares_ptr,  # [TILES, N] fp32
+    weight_ptr,  # [O, D], or [2 O, D] where gated: the gate's rows, then those it is applied to
+    bias_ptr,  # as many, or anything without a bias
+    out_ptr,  # [N, O]
+    rows,  # N
+    tiles,
+    D,
+    width,  # O
+    eps,
+    HAS_BIAS: tl.constexpr,
+    GATED: tl.constexpr,
+    TILES_PADDED: tl.constexpr,
+    BLOCK_O: tl.constexpr,  # of the weight
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    local = tl.arange(0, BLOCK_O)
+    OUTPUTS: tl.constexpr = BLOCK_O // 2 if GATED else BLOCK_O
+    o = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    # Gates and what they are applied to lie in turn, so that they are multiplied as one.
+    weight_row = tl.program_id(1) * OUTPUTS + local // 2 + local % 2 * width if GATED else o
+    outputs = 2 * width if GATED else width
+    total = product(weight_ptr, x_ptr, weight_row, row, outputs, rows, D, 0, D, BLOCK_O, BLOCK_ROWS, BLOCK_D)
+
+    # 1 / sqrt(mean(x^2) + eps)
+    tile = tl.arange(0, TILES_PADDED)
+    inside = (tile < tiles)[:, None] & (row < rows)[None, :]
+    squares = tl.load(squares_ptr + tile[:, None] * rows + row[None, :], mask=inside, other=0.0)
+    total *= tl.rsqrt(tl.sum(squares, 0) / D + eps)[None, :]
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + weight_row, mask=weight_row < outputs, other=0.0).to(tl.float32)[:, None]
+    if GATED:
+        gate, up = tl.split(tl.permute(tl.reshape(total, (OUTPUTS, 2, BLOCK_ROWS)), (0, 2, 1)))
+        total = _gated(gate, up)
+    at = out_ptr + row.to(tl.int64)[None, :] * width + o[:, None]
+    tl.store(at, total.to(out_ptr.dtype.element_ty), mask=(o < width)[:, None] & (row < rows)[None, :])
+
+
+@triton.jit
+def _added_kernel(
+    x_ptr,  # [N, K]
+    weight_ptr,  # [D, K]
+    bias_ptr,  # [D], or anything without a bias
+    residual_ptr,  # [N, D]
+    norm_weight_ptr,  # [D], of the norm that follows, or anything without one
+    out_ptr,  # [N, D]
+    weighted_ptr,  # [N, D], the output times the norm's weight
+    squares_ptr,  # [TILES, N] fp32
+    rows,  # N
+    K,
+    D,
+    HAS_BIAS: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    y = product(weight_ptr, x_ptr, o, row, D, rows, K, 0, K, BLOCK_O, BLOCK_ROWS, BLOCK_D)
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + o, mask=o < D, other=0.0).to(tl.float32)[:, None]
+    at = row.to(tl.int64)[None, :] * D + o[:, None]
+    mask = (o < D)[:, None] & (row < rows)[None, :]
+    y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    y = y.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + at, y, mask=mask)
+    if HAS_NORM:
+        y = y.to(tl.float32)  # what is normalised is what was written
+        weight = tl.load(norm_weight_ptr + o, mask=o < D, other=0.0).to(tl.float32)[:, None]
+        tl.store(weighted_ptr + at, (y * weight).to(weighted_ptr.dtype.element_ty), mask=mask)
+        y = tl.where(mask, y, 0.0)
+        tl.store(squares_ptr + tl.program_id(1) * rows + row, tl.sum(y * y, 0), mask=row < rows)
+
+
+@triton.jit
+def _gate_kernel(
+    gate_up_ptr,  # [N, 2 I]
+    out_ptr,  # [N, I]
+    width,  # I
+    BLOCK_I: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
+    gate = tl.load(gate_up_ptr + row * 2 * width + i, mask=i < width, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + row * 2 * width + width + i, mask=i < width, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * width + i, _gated(gate, up).to(out_ptr.dtype.element_ty), mask=i < width)
+
+
+def launch_options(outputs: int, bits: int, generation: str) -> dict[str, int]:
+    """Tile of a product with so many outputs: enough tiles for all multiprocessors, and the same for any number of rows."""
+    block_outputs = 64 if outputs >= 8192 else 32 if outputs > 2048 else 16
+    return {
+        "BLOCK_O": block_outputs,
+        "BLOCK_ROWS": COLUMNS,
+        "BLOCK_D": (128 if block_outputs == 64 else 256)
+        * 16
+        // bits
+        // (2 if generation in ("gfx942", "sm_89") else 1),
+        "num_warps": 4,
+        "num_stages": 2 if generation == "gfx942" else 3,
+    }
+
+
+def weigh(x: Tensor, norm_weight: Tensor) -> Rows:
+    """Rows [N, D] before the first block. One launch."""
+    rows, width = x.shape
+    found = Rows(x, torch.empty_like(x), torch.empty(1, rows, dtype=torch.float32, device=x.device))
+    _weigh_kernel[(rows,)](
+        x, norm_weight, found.weighted, found.squares, width, BLOCK_D=triton.next_power_of_2(width), num_warps=8,
+        enable_fp_fusion=True,
+    )  # fmt: skip
+    return found
+
+
+def normed(rows: Rows, eps: float, weight: Tensor, bias: Tensor | None = None, gated: bool = False) -> Tensor:
+    """The product of normalised rows; `gated`, silu of its first half times the second. One launch.
+
+    Args:
+        rows: as `weigh` or `added` made them, with the norm's weight.
+        eps: of the norm.
+        weight: [O, D], or [2 O, D] where gated; contiguous, in the dtype of the rows.
+        bias: as many numbers, or None.
+    Returns:
+        [N, O] in the dtype of the rows.
+    """
+    x, (tiles, count) = rows.weighted, rows.squares.shape
+    outputs = len(weight) // 2 if gated else len(weight)
+    options = launch_options(len(weight), x.element_size() * 8, launch.generation_here(x.device))
+    out = torch.empty(count, outputs, dtype=x.dtype, device=x.device)
+    _normed_kernel[(triton.cdiv(count, COLUMNS), triton.cdiv(len(weight), options["BLOCK_O"]))](
+        x, rows.squares, weight, x if bias is None else bias, out, count, tiles, x.shape[1], outputs, eps,
+        HAS_BIAS=bias is not None, GATED=gated, TILES_PADDED=triton.next_power_of_2(tiles), enable_fp_fusion=True, **options,
+    )  # fmt: skip
+    return out
+
+
+def added(
+    residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, norm_weight: Tensor | None = None
+) -> Rows:
+    """residual + the product of x, ready for the norm that follows. One launch.
+
+    Args:
+        residual: [N, D].
+        x: [N, K], contiguous, of the same dtype.
+        weight: [D, K], contiguous, of the same dtype.
+        bias: [D], or None.
+        norm_weight: [D]; None where no norm of ours follows: then only `x` of the result is filled.
+    """
+    count, width = residual.shape
+    options = launch_options(width, x.element_size() * 8, launch.generation_here(x.device))
+    tiles = triton.cdiv(width, options["BLOCK_O"])
+    out = torch.empty_like(residual)
+    has_norm = norm_weight is not None
+    weighted = torch.empty_like(residual) if has_norm else out
+    squares = torch.empty(tiles, count, dtype=torch.float32, device=x.device)
+    _added_kernel[(triton.cdiv(count, COLUMNS), tiles)](
+        x, weight, x if bias is None else bias, residual, x if norm_weight is None else norm_weight, out, weighted, squares,
+        count, x.shape[1], width, HAS_BIAS=bias is not None, HAS_NORM=has_norm, enable_fp_fusion=True, **options,
+    )  # fmt: skip
+    return Rows(out, weighted, squares)
+
+
+def gate(gate_up: Tensor) -> Tensor:
+    """silu of the first half of the columns times the second: [N, 2 I] to [N, I]. One launch."""
+    rows, width = len(gate_up), gate_up.shape[1] // 2
+    out = torch.empty(rows, width, dtype=gate_up.dtype, device=gate_up.device)
+    _gate_kernel[(rows, triton.cdiv(width, 1024))](
+        gate_up, out, width, BLOCK_I=1024, num_warps=4, enable_fp_fusion=True
+    )
+    return out

@@ -1,0 +1,50 @@
+"""The loop of all matrix products: a few rows of activations times weights that are read once.
+
+Weights are the left operand: they fill the 64 rows that the matrix instructions of Hopper want, and the few rows of
+activations are padded. bfloat16 weights become float16 in registers where activations are, which costs fewer instructions
+than the loads leave idle; a float16 copy of them would cost memory, and go stale when the model is trained.
+"""
+
+import triton
+import triton.language as tl
+
+from janus_dola.kernels.gpu.launch import INTERPRETED
+
+_WIDENED = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def dot(a, b, total):
+    """total + a b, float32. Triton's interpreter knows no products of bfloat16; in float32 they are the same."""
+    if _WIDENED and a.dtype == tl.bfloat16:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision="ieee")
+
+
+@triton.jit
+def product(
+    weight_ptr,  # [OUTPUTS, INPUTS]
+    x_ptr,  # [COLUMNS, INPUTS], rows of activations in the dtype to multiply in
+    output,  # [BLOCK_OUTPUTS], which outputs
+    column,  # [BLOCK_COLUMNS], which rows of activations
+    outputs,
+    columns,
+    inputs,
+    first,  # the inputs that are summed over: first .. last - 1, where last is `inputs` or a multiple of the block away
+    last,
+    BLOCK_OUTPUTS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_INPUTS: tl.constexpr,
+):
+    """The sum of weight[output, i] x[column, i] over inputs i: [BLOCK_OUTPUTS, BLOCK_COLUMNS] float32."""
+    weight_rows = weight_ptr + output.to(tl.int64)[:, None] * inputs
+    x_rows = x_ptr + column.to(tl.int64)[None, :] * inputs
+    total = tl.zeros([BLOCK_OUTPUTS, BLOCK_COLUMNS], tl.float32)
+    for start in range(first, last, BLOCK_INPUTS):
+        i = start + tl.arange(0, BLOCK_INPUTS)
+        w = tl.load(weight_rows + i[None, :], mask=(output < outputs)[:, None] & (i < inputs)[None, :], other=0.0)
+        x = tl.load(x_rows + i[:, None], mask=(i < inputs)[:, None] & (column < columns)[None, :], other=0.0)
+        if w.dtype != x.dtype:
+            w = w.to(tl.float32).to(x.dtype)  # a shift, and one instruction that rounds two
+        total = dot(w, x, total)
+    return total

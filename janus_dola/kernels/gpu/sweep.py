@@ -1,0 +1,287 @@
+"""Last launch of the fused stage: from logits to the premature layer, its JSD, and the sampled code.
+
+    log q_j = z_j - lse_j,  JSD_j of every candidate,  M = argmax_j JSD_j
+    F = (z_N - lse_N) - (z_M - lse_M)  where z_N >= max z_N + log alpha,  else -inf
+    code = argmax F / T + G             G: Gumbel noise of (image seed, token position, code), see `philox`
+
+Several programs share the codes of an image. The noise of a code is the same for every candidate, so each program can race
+its codes once for each of them before M is known. It leaves the winners beside its parts of the JSD sums; the program that
+arrives last adds the parts up, always in the same order, and picks M and the best of its winners. So no program goes over
+all codes alone, and the result has the same bits whichever is last.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from janus_dola.kernels import philox
+from janus_dola.kernels.gpu.launch import SweepLaunch, sweep_launch_of
+from janus_dola.kernels.types import SamplingTensors
+
+_LN2 = tl.constexpr(math.log(2.0))
+_TILES_AT_ONCE = tl.constexpr(128)
+_WORD = tl.constexpr(philox.WORD)
+_SMALLEST_U = tl.constexpr(philox.SMALLEST_U)
+_LARGEST_U = tl.constexpr(philox.LARGEST_U)
+
+
+@triton.jit
+def _log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles):
+    # Maximum and log-sum-exp of the rows [N] of logits, from those of their tiles: twice [N].
+    maximum = tl.full([row.shape[0]], float("-inf"), tl.float32)
+    total = tl.zeros([row.shape[0]], tl.float32)
+    for start in range(0, tiles, _TILES_AT_ONCE):
+        tile = start + tl.arange(0, _TILES_AT_ONCE)[None, :]
+        offset = row[:, None] * tiles + tile
+        tile_max = tl.load(tile_max_ptr + offset, mask=tile < tiles, other=float("-inf"))
+        tile_sum = tl.load(tile_sum_ptr + offset, mask=tile < tiles, other=0.0)
+        larger = tl.maximum(maximum, tl.max(tile_max, 1))
+        total = total * tl.exp(maximum - larger) + tl.sum(tile_sum * tl.exp(tile_max - larger[:, None]), 1)
+        maximum = larger
+    return maximum, maximum + tl.log(total)
+
+
+@triton.jit
+def _gumbel(seed, position, quad):
+    # Standard Gumbel noise of four codes each: [N] numbers of quads to [4 N]. `philox` says why in this form.
+    w0, w1, w2, w3 = tl.philox(seed, quad, position.to(tl.int32), quad * 0, quad * 0)
+    word = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+    u = tl.minimum(tl.maximum(word.to(tl.float32) * _WORD, _SMALLEST_U), _LARGEST_U)
+    # log1p(-u) = -u log(1 - u) / ((1 - u) - 1), which keeps the digits of a small u that 1 - u loses
+    rest = 1.0 - u
+    log1p = tl.where(rest == 1.0, -u, -u * tl.log(rest) / tl.where(rest == 1.0, 1.0, rest - 1.0))
+    return -tl.log(-log1p)
+
+
+@triton.jit
+def _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles):
+    # The same of one row: two numbers.
+    maximum, lse = _log_sum_exp(tile_max_ptr, tile_sum_ptr, row + tl.arange(0, 1), tiles)
+    return tl.sum(maximum, 0), tl.sum(lse, 0)
+
+
+@triton.jit
+def _sweep_kernel(
+    logits_ptr,  # [L, B, V] fp32, guided; the final layer last
+    tile_max_ptr,  # [L, B, TILES] fp32
+    tile_sum_ptr,  # [L, B, TILES] fp32
+    seeds_ptr,  # [B] int64
+    position_ptr,  # [B] int64
+    temperature_ptr,  # [B] fp32, T; 0 is greedy
+    log_alpha_ptr,  # [B] fp32
+    premature_ptr,  # [B] int64, the layer to contrast with, the final one for none; or negative: by JSD
+    part_ptr,  # [B, C, PARTS] fp32, parts of the JSD sums; not read without contrast
+    race_ptr,  # [B, max(C, 1), PARTS] fp32, the largest F / T + G of a part's codes
+    winner_ptr,  # [B, max(C, 1), PARTS] int32, the code it belongs to
+    arrived_ptr,  # [B] int32, 0
+    code_ptr,  # [B] int64
+    layer_ptr,  # [B] int64
+    jsd_ptr,  # [B] fp32
+    finite_ptr,  # [B] bool
+    images,
+    V,
+    tiles,
+    CANDIDATES: tl.constexpr,  # C = L - 1
+    PARTS: tl.constexpr,  # programs an image
+    BLOCK_V: tl.constexpr,
+    RACES_PADDED: tl.constexpr,  # to powers of two
+    PARTS_PADDED: tl.constexpr,
+):
+    image, part = tl.program_id(0), tl.program_id(1)
+    FINAL: tl.constexpr = CANDIDATES
+    RACES: tl.constexpr = CANDIDATES if CANDIDATES > 0 else 1
+    race = tl.minimum(tl.arange(0, RACES_PADDED), RACES - 1)  # padding repeats the last
+    row = race * images + image
+    final_max, final_lse = _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, FINAL * images + image, tiles)
+    _, lse = _log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles)
+    threshold = final_max + tl.load(log_alpha_ptr + image)
+    premature = tl.load(premature_ptr + image).to(tl.int32)
+    final_logits = logits_ptr + (FINAL * images + image).to(tl.int64) * V
+    seed, position = tl.load(seeds_ptr + image), tl.load(position_ptr + image)
+
+    divergence = tl.zeros([RACES_PADDED], tl.float32)
+    best = tl.full([RACES_PADDED], float("-inf"), tl.float32)
+    winner = tl.zeros([RACES_PADDED], tl.int32)
+    for start in range(part * BLOCK_V, V, PARTS * BLOCK_V):
+        v = start + tl.arange(0, BLOCK_V)
+        inside = (v < V)[None, :]
+        z = tl.load(final_logits + v, mask=v < V, other=0.0)
+        plausible = inside & (z >= threshold)[None, :]
+        log_p = (z - final_lse)[None, :]
+        if CANDIDATES > 0:
+            # sum p log(p / m) + q log(q / m), formed as in `reference.jensen_shannon`, and F = log p - log q
+            log_q = (
+                tl.load(logits_ptr + row.to(tl.int64)[:, None] * V + v[None, :], mask=inside, other=0.0) - lse[:, None]
+            )
+            log_q = tl.where(premature == FINAL, 0.0, log_q)  # no contrast: F = log p, and no JSD is asked for
+            p, q, d = tl.exp(log_p), tl.exp(log_q), log_q - log_p
+            rest = _LN2 - tl.log(1.0 + tl.exp(-tl.abs(d)))
+            terms = p * (rest - tl.maximum(d, 0.0)) + q * (rest + tl.minimum(d, 0.0))
+            divergence += tl.sum(tl.where(inside, terms, 0.0), 1)
+            score = tl.where(plausible, -d, float("-inf"))
+        else:
+            score = tl.broadcast_to(tl.where(plausible, log_p, float("-inf")), [RACES_PADDED, BLOCK_V])
+        # Without noise where T is 0; T is read here, since registers are scarce.
+        temperature = tl.load(temperature_ptr + image)
+        noise = _gumbel(seed, position, start // 4 + tl.arange(0, BLOCK_V // 4))
+        noise = tl.where(temperature > 0, noise, 0.0)
+        score = score / tl.where(temperature > 0, temperature, 1.0) + noise[None, :]
+        # the lowest code on a tie
+        top = tl.max(score, 1)
+        code = tl.min(tl.where(score == top[:, None], v[None, :], V), 1)
+        winner = tl.where(top > best, code, winner)
+        best = tl.maximum(best, top)
+    leaves = tl.arange(0, RACES_PADDED) < RACES
+    mine = (image * RACES + race) * PARTS + part
+    if CANDIDATES > 0:
+        tl.store(part_ptr + mine, divergence, mask=leaves)
+    tl.store(race_ptr + mine, best, mask=leaves)
+    tl.store(winner_ptr + mine, winner, mask=leaves)
+
+    tl.debug_barrier()  # all threads have stored before one of them says so
+    if tl.atomic_add(arrived_ptr + image, 1, sem="acq_rel", scope="gpu") == PARTS - 1:
+        # .cg in what follows: past the first-level cache, which does not see what other programs store
+        every = tl.arange(0, PARTS_PADDED)
+        chosen = 0
+        jsd = 0.0
+        if CANDIDATES > 0:
+            # M = argmax JSD, the lowest layer on a tie
+            offset = (image * RACES + race)[:, None] * PARTS + every[None, :]
+            parts = tl.load(part_ptr + offset, mask=(every < PARTS)[None, :], other=0.0, cache_modifier=".cg")
+            jsds = tl.minimum(tl.maximum(0.5 * tl.sum(parts, 1), 0.0), _LN2)
+            most_diverging = tl.min(tl.where(jsds == tl.max(jsds, 0), race, RACES - 1), 0)
+            layer = tl.where(premature < 0, most_diverging, premature)
+            jsd = tl.sum(tl.where(leaves & (race == layer), jsds, 0.0), 0)
+            chosen = tl.minimum(layer, RACES - 1)  # without contrast all races are the same
+            tl.store(layer_ptr + image, layer)
+        else:
+            tl.store(layer_ptr + image, FINAL)
+        tl.store(jsd_ptr + image, jsd)
+
+        # A sum of exponentials is NaN where a logit was not finite.
+        finite = tl.min((tl.abs(lse) < float("inf")).to(tl.int32), 0) == 1
+        tl.store(finite_ptr + image, finite & (tl.abs(final_lse) < float("inf")))
+
+        offset = (image * RACES + chosen) * PARTS + every
+        bests = tl.load(race_ptr + offset, mask=every < PARTS, other=float("-inf"), cache_modifier=".cg")
+        codes = tl.load(winner_ptr + offset, mask=every < PARTS, other=V, cache_modifier=".cg")
+        code = tl.min(tl.where(bests == tl.max(bests, 0), codes, V), 0)
+        tl.store(code_ptr + image, tl.minimum(code, V - 1).to(tl.int64))
+
+
+@triton.jit
+def _scores_kernel(
+    logits_ptr,  # [L, B, V] fp32, guided; the final layer last
+    tile_max_ptr,  # [L, B, TILES] fp32
+    tile_sum_ptr,  # [L, B, TILES] fp32
+    layer_ptr,  # [B] int64, M
+    log_alpha_ptr,  # [B] fp32
+    scores_ptr,  # [B, V] fp32, F
+    images,
+    V,
+    tiles,
+    FINAL: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    image = tl.program_id(0)
+    v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    final = FINAL * images + image
+    final_max, final_lse = _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, final, tiles)
+    z = tl.load(logits_ptr + final.to(tl.int64) * V + v, mask=v < V, other=0.0)
+    score = z - final_lse
+    layer = tl.load(layer_ptr + image).to(tl.int32)
+    if layer < FINAL:
+        row = layer * images + image
+        _, lse = _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles)
+        score -= tl.load(logits_ptr + row.to(tl.int64) * V + v, mask=v < V, other=0.0) - lse
+    score = tl.where(z >= final_max + tl.load(log_alpha_ptr + image), score, float("-inf"))
+    tl.store(scores_ptr + image.to(tl.int64) * V + v, score, mask=v < V)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What the sweep leaves for each image."""
+
+    code: Tensor  # [B] int64
+    layer: Tensor  # [B] int64, index into the stack
+    jsd: Tensor  # [B] float32, nats; 0 without contrast
+    finite: Tensor  # [B] bool
+
+
+def sweep(
+    logits: Tensor,
+    tile_max: Tensor,
+    tile_sum: Tensor,
+    arrived: Tensor,
+    sampling: SamplingTensors,
+    seeds: Tensor,
+    position: Tensor,
+    launch: SweepLaunch | None = None,
+) -> Swept:
+    """The premature layer of each image, its JSD, and a code drawn from softmax(F / T).
+
+    Args:
+        logits, tile_max, tile_sum: as `codebook` returns them.
+        arrived: [B] int32 zeros.
+        sampling: temperature, plausibility and choice of layer of each image; guidance is in the logits already.
+        seeds: [B] int64, one per image.
+        position: [B] int64, of the token in its image.
+        launch: block shapes; None takes those of the launch table.
+    """
+    layers, images, codes = logits.shape
+    candidates = layers - 1
+    races = max(1, candidates)
+    launch = launch or sweep_launch_of(logits)
+    parts = min(triton.cdiv(codes, launch.block_codes), launch.max_parts)
+
+    def new(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=logits.device)
+
+    found = Swept(
+        code=new(images, dtype=torch.int64),
+        layer=new(images, dtype=torch.int64),
+        jsd=new(images, dtype=torch.float32),
+        finite=new(images, dtype=torch.bool),
+    )
+    part_sums, best = (new(images, races, parts, dtype=torch.float32) for _ in range(2))
+    winner = new(images, races, parts, dtype=torch.int32)
+    _sweep_kernel[(images, parts)](
+        logits, tile_max, tile_sum, seeds, position, sampling.temperature, sampling.log_alpha, sampling.premature,
+        part_sums, best, winner, arrived, found.code, found.layer, found.jsd, found.finite, images, codes,
+        tile_max.shape[-1], CANDIDATES=candidates, PARTS=parts, BLOCK_V=launch.block_codes,
+        RACES_PADDED=triton.next_power_of_2(races), PARTS_PADDED=triton.next_power_of_2(parts),
+        num_warps=launch.num_warps, enable_fp_fusion=True,
+    )  # fmt: skip
+    return found
+
+
+def scores(
+    logits: Tensor,
+    tile_max: Tensor,
+    tile_sum: Tensor,
+    layer: Tensor,
+    sampling: SamplingTensors,
+    launch: SweepLaunch | None = None,
+) -> Tensor:
+    """F of each image, for those who do not want a code drawn from it.
+
+    Args:
+        logits, tile_max, tile_sum: as `codebook` returns them.
+        layer: [B] int64, as `sweep` found it.
+        sampling: plausibility of each image.
+        launch: block shapes; None takes those of the launch table.
+    Returns:
+        [B, V] float32, -inf outside V_head.
+    """
+    layers, images, codes = logits.shape
+    launch = launch or sweep_launch_of(logits)
+    found = torch.empty(images, codes, dtype=torch.float32, device=logits.device)
+    _scores_kernel[(images, triton.cdiv(codes, launch.block_codes))](
+        logits, tile_max, tile_sum, layer, sampling.log_alpha, found, images, codes, tile_max.shape[-1],
+        FINAL=layers - 1, BLOCK_V=launch.block_codes, num_warps=launch.num_warps, enable_fp_fusion=True,
+    )  # fmt: skip
+    return found

@@ -1,0 +1,57 @@
+"""The head stage for all layers in one pass over the head's weights, on any device.
+
+The same mathematics as `reference`, reordered: all layers are stacked into the rows of one matrix, and guidance is applied
+before the last Linear, which halves its rows. That is exact because the two coefficients of guidance sum to 1:
+
+    W (g_u + w (g_c - g_u)) + b = z_u + w (z_c - z_u),        z = W g + b
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from janus_dola.kernels import reference
+from janus_dola.kernels.block_torch import Matrix
+from janus_dola.kernels.packed import PackedHalf
+from janus_dola.kernels.types import Head, SamplingTensors, Scores
+
+_WEIGHTS_AT_ONCE = 1 << 21  # of 16-bit weights widened at a time: 8 MB of float32, which stays in a CPU's cache
+
+
+def linear(x: Tensor, weight: Tensor | PackedHalf, bias: Tensor | None) -> Tensor:
+    """x W^T + b accumulated and returned in the precision of x, float32 or float64, whatever that of the weights.
+
+    Args:
+        x: [..., K] float32 or float64.
+        weight: [O, K] in any floating dtype, or packed.
+        bias: [O], or None.
+    Returns:
+        [..., O] in the dtype of x.
+    """
+    if isinstance(weight, PackedHalf) or weight.dtype == x.dtype:
+        return Matrix(weight, bias)(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+    if x.is_cuda and x.dtype == torch.float32:
+        # Tensor cores multiply 16-bit operands and accumulate in float32. x goes in as a sum of two of 16 bits, which holds
+        # twice the digits: rounded to one, it would miss the accuracy asked for, since guidance multiplies the error by w.
+        rows = x.flatten(0, -2)
+        coarse = rows.to(weight.dtype)
+        halves = torch.cat([coarse, (rows - coarse.float()).to(weight.dtype)])
+        product = torch.mm(halves, weight.T, out_dtype=torch.float32).unflatten(0, (2, *x.shape[:-1])).sum(0)
+    else:
+        chunk = max(1, _WEIGHTS_AT_ONCE // weight.shape[1])
+        product = torch.cat([linear(x, part.to(x.dtype), None) for part in weight.split(chunk)], -1)
+    return product if bias is None else product + bias.to(x.dtype)
+
+
+def head_logits(hidden_states: Tensor, head: Head, cfg_weight: float | Tensor | None) -> Tensor:
+    """Guided logits of all layers: [L, R, D] to [L, B, V]; `cfg_weight` as for `reference.guide`."""
+    x = reference.rms_norm(hidden_states, head.norm_weight, head.norm_eps)
+    if head.proj_weight is not None:
+        x = F.gelu(linear(x, head.proj_weight, head.proj_bias))
+    return linear(reference.guide(x, cfg_weight), head.code_weight, head.code_bias)
+
+
+def head_scores(hidden_states: Tensor, head: Head, sampling: SamplingTensors) -> Scores:
+    """The whole stage. See `janus_dola.kernels.head` for the arguments."""
+    logits = head_logits(hidden_states, head, sampling.cfg_weight)
+    return reference.decide(logits, reference.finite_images(hidden_states, logits.shape[1]), sampling)

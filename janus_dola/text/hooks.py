@@ -1,0 +1,57 @@
+"""Hidden states of the last position, taken while a model runs, and what a model puts out instead of its head's logits."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from janus_dola.text.model import TextModel
+
+
+@contextmanager
+def last_hidden_states(text_model: TextModel, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Keeps what the passes of this thread put out at their last position.
+
+    Args:
+        layers: indices as in Hugging Face's `hidden_states`: 0 is the embeddings, N the final block (before the norm).
+    Yields:
+        the latest pass' states by layer, [R, D] each.
+    """
+    kept: dict[int, Tensor] = {}
+    caller = threading.get_ident()
+    modules = [*text_model.blocks, text_model.norm]  # layer j is what the module j takes in
+
+    def keep(layer: int) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if threading.get_ident() == caller:
+                kept[layer] = (args[0] if args else kwargs["hidden_states"])[:, -1]
+
+        return hook
+
+    handles = [modules[layer].register_forward_pre_hook(keep(layer), with_kwargs=True) for layer in layers]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def replace_head(head: nn.Module, scores: Callable[[], Tensor]) -> Iterator[None]:
+    """Lets the passes of this thread put out scores [R, V] for the last position, and spares them the head's product."""
+    caller = threading.get_ident()
+
+    def no_rows(_: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:
+        return args[0][:0] if threading.get_ident() == caller else None
+
+    def put_out(_: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
+        return scores()[:, None] if threading.get_ident() == caller else None
+
+    handles = [head.register_forward_pre_hook(no_rows), head.register_forward_hook(put_out)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

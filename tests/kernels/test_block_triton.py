@@ -1,0 +1,173 @@
+"""The blocks by our own kernels, under Triton's interpreter, against the blocks on tensors in float64."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from janus_dola.kernels.block import resolve_blocks
+from janus_dola.kernels.block_torch import Matrix, PassStart, Positions, Rotary, attention, run_blocks
+from tests.kernels.blocks import HIDDEN, Launches, in_double, random_block
+from tests.kernels.cases import CPU_BACKENDS
+
+if "triton" not in CPU_BACKENDS:
+    pytest.skip("needs Triton's interpreter", allow_module_level=True)
+
+from triton.runtime import interpreter
+
+from janus_dola.kernels import block_triton
+from janus_dola.kernels.gpu.attention import attend
+
+# Largest difference over the largest number, after two blocks. Triton's interpreter cuts bfloat16 off, where a GPU rounds.
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 4e-2}
+CAPACITY = 320
+
+
+def rotary_of(size, dtype=torch.float64) -> Rotary:
+    angles = torch.outer(torch.arange(float(CAPACITY)), 100.0 ** -(torch.arange(size // 2) * 2 / size)).repeat(1, 2)
+    return Rotary.of(angles.cos().to(dtype), angles.sin().to(dtype))
+
+
+RUNS = {
+    "ours": block_triton.run_blocks,
+    "library": lambda *args: run_blocks(*args, block_triton.block_with_library),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(
+    ("heads", "key_value_heads", "size", "window", "bias", "dtype"),
+    [
+        (6, 6, 12, 1, False, torch.float32),
+        (4, 2, 10, 3, True, torch.float32),
+        (8, 2, 16, 8, False, torch.float16),
+        (2, 1, 32, 2, False, torch.bfloat16),
+    ],
+)
+def test_blocks_are_those_on_tensors(run, heads, key_value_heads, size, window, bias, dtype):
+    generator = torch.Generator().manual_seed(heads)
+    blocks = [random_block(heads, key_value_heads, size, bias, dtype, generator) for _ in range(2)]
+    start, visible = torch.tensor([0, 125, 255]), 270
+    x = torch.randn(len(start) * window, HIDDEN, generator=generator).to(dtype)
+    buffer = torch.randn(2, len(start), CAPACITY, 2, key_value_heads, size, generator=generator).to(dtype)
+    rotary, expected_buffer = rotary_of(size, dtype), buffer.double()
+    in_full = Rotary(rotary.cos.double(), rotary.sin.double())
+    place = Positions.of(start, window, in_full, CAPACITY, visible, heads // key_value_heads)
+    expected = run_blocks(x.double(), [in_double(each) for each in blocks], expected_buffer, place, [1])
+
+    assert (block_triton.why_not(blocks, window) is None) == (dtype != torch.float16)
+    found = RUNS[run](x, blocks, buffer, PassStart(start, rotary, visible), [1])
+    assert found.dtype == buffer.dtype == dtype
+    for ours, theirs in ((found, expected), (buffer, expected_buffer)):
+        assert (ours.double() - theirs).abs().max() <= TOLERANCE[dtype] * theirs.abs().max()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_attention_over_random_starts_windows_and_groups(seed):
+    """Whatever lies at and behind a row's new positions is never read: it is no number here."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low, high):
+        return int(torch.randint(low, high + 1, (1,), generator=generator))
+
+    rows, window, heads, groups, size = draw(1, 4), draw(1, 9), draw(1, 3), draw(1, 4), 2 * draw(2, 10)
+    visible = draw(window, 300)
+    start = torch.randint(0, visible - window + 1, (rows,), generator=generator)
+    start[0] = visible - window  # up to the last position that is looked at
+    qkv = torch.randn(rows * window, (groups + 2) * heads, size, generator=generator)
+    buffer = torch.randn(rows, CAPACITY, 2, heads, size, generator=generator)
+    cos, sin = rotary_of(size).cos, rotary_of(size).sin
+
+    position = start[:, None] + torch.arange(window)
+    turned = qkv.double().view(rows, window, -1, size)
+    rotated = turned * cos[position][:, :, None] + turned.roll(size // 2, -1) * sin[position][:, :, None]
+    keys, values = rotated[:, :, groups * heads : -heads], turned[:, :, -heads:]
+    full = buffer.double()
+    full[torch.arange(rows)[:, None], position] = torch.stack([keys, values], 2)
+    ahead = torch.arange(visible) > position[..., None]
+    mask = torch.zeros(ahead.shape, dtype=torch.float64).masked_fill_(ahead, -torch.inf).repeat(1, groups, 1)[:, None]
+    expected = attention(rotated[:, :, : groups * heads], full[:, :visible], mask, 0.3)
+
+    behind = torch.arange(CAPACITY) >= start[:, None]
+    buffer[behind] = torch.nan
+    before = buffer.clone()
+    found = attend(qkv, buffer, start, cos.float(), sin.float(), visible, 0.3)
+    assert torch.allclose(found.double(), expected, atol=5e-6)
+    written = torch.zeros(rows, CAPACITY, dtype=torch.bool)
+    written[torch.arange(rows)[:, None], position] = True
+    assert torch.allclose(buffer[written].double(), full[written], atol=2e-6)
+    assert torch.equal(buffer[~written].nan_to_num(7.0), before[~written].nan_to_num(7.0))
+
+
+@pytest.fixture
+def sums_in_order(monkeypatch):
+    """Triton's interpreter leaves products to numpy, whose library sums the columns of one product in different orders."""
+
+    def create_dot(builder, a, b, d, *_):
+        product = (a.data.astype(np.float32)[:, :, None] * b.data.astype(np.float32)).sum(1, dtype=np.float32)
+        return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+@pytest.mark.usefixtures("sums_in_order")
+@pytest.mark.parametrize(("window", "dtype"), [(1, torch.float32), (3, torch.float16)])
+def test_the_bits_of_a_row_do_not_depend_on_how_many_others_there_are_nor_where_it_stands(window, dtype):
+    generator = torch.Generator().manual_seed(1)
+    blocks = [random_block(2, 1, 8, False, dtype, generator) for _ in range(2)]
+    mine = torch.randn(window, HIDDEN, generator=generator).to(dtype)
+    history = torch.randn(2, CAPACITY, 2, 1, 8, generator=generator).to(dtype)
+    found = []
+    for others, at, visible in ((0, 0, 128), (2, 0, 128), (8, 5, 320), (32, 32, 128)):
+        start = torch.randint(0, visible - window, (others + 1,), generator=generator)
+        x = torch.randn(others + 1, window, HIDDEN, generator=generator).to(dtype)
+        buffer = torch.randn(2, others + 1, CAPACITY, 2, 1, 8, generator=generator).to(dtype)
+        start[at], x[at], buffer[:, at] = 70, mine, history
+        states = block_triton.run_blocks(
+            x.flatten(0, 1), blocks, buffer, PassStart(start, rotary_of(8, dtype), visible), [1]
+        )
+        found.append(states.unflatten(1, (-1, window))[:, at])
+    for states in found[1:]:
+        assert torch.equal(states, found[0])
+
+
+@pytest.mark.parametrize(("run", "most"), [("ours", 6), ("library", 9)])
+def test_launches_of_a_block(run, most, monkeypatch):
+    """On tensors without a device, at any number of blocks; before the first and after the last there is one each."""
+    # One kernel on a GPU, where it is not taken apart.
+    monkeypatch.setattr(F, "rms_norm", lambda x, *_: torch.neg(x))
+    blocks = [random_block(8, 2, 16, False, torch.bfloat16, None, "meta") for _ in range(5)]
+    x = torch.empty(8, HIDDEN, dtype=torch.bfloat16, device="meta")
+    buffer = torch.empty(5, 4, CAPACITY, 2, 2, 16, dtype=torch.bfloat16, device="meta")
+    start = torch.empty(4, dtype=torch.int64, device="meta")
+    rotary = Rotary(*(torch.empty(CAPACITY, 16, dtype=torch.bfloat16, device="meta") for _ in range(2)))
+    with Launches(monkeypatch) as launches:
+        found = RUNS[run](x, blocks, buffer, PassStart(start, rotary, 320), [2, 3])
+    assert found.shape == (3, 8, HIDDEN)
+    assert len(launches.names) <= 5 * most + 2, launches.names
+
+
+BLOCK = random_block(4, 2, 8, False, torch.float32, torch.Generator())
+OTHERS = {
+    "plain, contiguous weights, got a function for down": replace(BLOCK, down=lambda rows: rows),
+    "plain, contiguous weights, got a Matrix for output": replace(BLOCK, output=Matrix(torch.zeros(72, 64)[:, ::2])),
+    "weights of one dtype, got torch.float64 for qkv": replace(BLOCK, qkv=Matrix(BLOCK.qkv.weight.double())),
+    "of size up to 128, got 4 of size 256": replace(BLOCK, head_size=256),
+    "at most 64 queries that share a head of keys, of size up to 128, got 128": replace(BLOCK, query_heads=128),
+    "bfloat16 or float32, got float16": random_block(4, 2, 8, False, torch.float16, torch.Generator()),
+}
+
+
+@pytest.mark.parametrize("message", OTHERS)
+def test_blocks_that_the_kernels_do_not_serve_run_on_tensors(message):
+    own = resolve_blocks("triton", [BLOCK, BLOCK], 2)
+    assert own is block_triton.run_blocks
+    others = [OTHERS[message]] if "float16" in message else [BLOCK, OTHERS[message]]
+    assert message in block_triton.why_not(others, 2)
+    assert resolve_blocks("triton", others, 2) is resolve_blocks("torch", [BLOCK], 2) is not own
+
+
+def test_compiled_blocks_are_those_on_tensors():
+    assert resolve_blocks("triton", [BLOCK], 1, compiled=True) is not block_triton.run_blocks
