@@ -134,11 +134,10 @@ class GenerationOutput:
             ValueError: another format, or a prompt that is too long for it (JPEG: 64 kB).
         """
         folder = Path(folder)
-        files = [
-            (each, folder / file_name(each.prompt, each.recipe.prompt, each.k, image_format))
-            for row in self.drawn
-            for each in row
-        ]
+        files = []
+        for each in (each for row in self.drawn for each in row):
+            fields = {"index": each.prompt, "words": each.recipe.prompt, "k": each.k}
+            files.append((each, folder / file_name(fields, image_format)))
         refuse_existing([path for _, path in files], overwrite)
         folder.mkdir(parents=True, exist_ok=True)
         return [each.save(path, overwrite) for each, path in files]

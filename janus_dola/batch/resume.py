@@ -25,8 +25,9 @@ from janus_dola.batch.files import (
 )
 from janus_dola.batch.page import DATA, PAGE, is_of_page
 from janus_dola.batch.records import BadRecord, Numbered
-from janus_dola.batch.settings import RunSettings, Task, name_of
+from janus_dola.batch.settings import RunSettings, Task
 from janus_dola.batch.worker import Drawn, Failed
+from janus_dola.images.files import TEMPLATE, file_name
 
 MAPS = "maps"  # the folder of the layer maps
 _WRITTEN = (WORK, MAPS, MANIFEST, PAGE, DATA, RUN_FILE)  # besides images, of which a link is replaced by the image
@@ -42,7 +43,7 @@ def names_of(task: Task, settings: RunSettings) -> tuple[str, str | None]:
         "number": task.number,
         "seed": task.seed,
     }
-    name = name_of(settings.name_template, fields, settings.image_format)
+    name = file_name(fields, settings.image_format, settings.name_template or TEMPLATE)
     return name, f"{MAPS}/{Path(name).stem}.png" if task.drawing.dola is not None else None
 
 

@@ -1,13 +1,12 @@
-"""What a run draws with: its settings, the single image as a task, and what the files of images are called."""
+"""What a run draws with: its settings, and the single image as a task."""
 
-import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from janus_dola.arguments import MAX_PARALLEL_SIZE, MAX_SEED, ImageFormat, Window, check_window, integer
-from janus_dola.images.files import STUB_LENGTH, file_name, stub
+from janus_dola.images.files import check_template
 from janus_dola.models.placement import parse_dtype
 from janus_dola.models.storage import Quantization
 from janus_dola.settings import DrawSettings
@@ -50,7 +49,8 @@ class RunSettings:
         object.__setattr__(self, "parallel_size", integer("parallel_size", self.parallel_size, 1, MAX_PARALLEL_SIZE))
         object.__setattr__(self, "seed", integer("seed", self.seed, 0, MAX_SEED - self.parallel_size))
         check_window(self.window)
-        check_template(self.name_template)
+        if self.name_template is not None:
+            check_template(self.name_template)
         if self.image_format not in get_args(ImageFormat):
             raise ValueError(f"image_format must be one of {list(get_args(ImageFormat))}, got {self.image_format!r}")
         if self.dtype is not None:  # one name for "bf16" and "bfloat16"
@@ -90,47 +90,6 @@ class Task:
     drawing: DrawSettings
     id: str | int | None = None  # what the user calls the prompt
     extra: Mapping[str, Any] = field(default_factory=dict)  # what else stood with it, for the manifest
-
-
-FIELDS = ("words", "id", "index", "k", "number", "seed")
-_TEXTS = ("words", "id")
-_FIELD = re.compile(r"\{([^{}]*)\}")
-_BETWEEN = re.compile(r"[A-Za-z0-9_. -]{0,16}")  # with the longest fields a name has at most 255 bytes
-
-
-def check_template(template: str | None) -> None:
-    """Raises ValueError where names cannot be made by a template. None is none."""
-    if template is None:
-        return
-    if not isinstance(template, str):
-        raise ValueError(f"name_template must be None or a string, got {template!r}")
-    fields, between = _FIELD.findall(template), _FIELD.sub("", template)
-    unknown = next((name for name in fields if name not in FIELDS), None)
-    if unknown is not None or len(set(fields)) < len(fields) or not fields:
-        listed = ", ".join(f"{{{name}}}" for name in FIELDS)
-        raise ValueError(f"name_template must hold some of {listed}, each once, got {template[:80]!r}")
-    if not _BETWEEN.fullmatch(between) or template[0] in " .-":
-        raise ValueError(
-            "name_template must have at most 16 letters of ASCII, digits, '_', '-', '.' and blanks around its fields, "
-            f"and begin with none of the last three, got {template[:80]!r}"
-        )
-
-
-def name_of(template: str | None, fields: Mapping[str, str | int], image_format: ImageFormat) -> str:
-    """The name of an image's file; safe for any prompt and id, of which it keeps letters and digits.
-
-    Args:
-        fields: words (the prompt), id, index, k, number and seed.
-    """
-    if template is None:
-        return file_name(int(fields["index"]), str(fields["words"]), int(fields["k"]), image_format)
-    room = STUB_LENGTH // max(1, sum(name in _TEXTS for name in _FIELD.findall(template)))
-
-    def value(found: re.Match[str]) -> str:
-        name = found.group(1)
-        return stub(str(fields[name]), room) if name in _TEXTS else str(fields[name])
-
-    return f"{_FIELD.sub(value, template)}.{image_format}"
 
 
 class Distinct:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from janus_dola.arguments import MINI
-from janus_dola.cli.names import path_of, settings_named
+from janus_dola.arguments import MINI, ImageFormat
+from janus_dola.cli.names import settings_named
 from janus_dola.cli.options import (
     CONTRAST,
     FILES,
@@ -35,13 +35,15 @@ from janus_dola.cli.options import (
     parse_window,
     takes_settings,
 )
-from janus_dola.images.files import make_folder, refuse_existing, write_new
+from janus_dola.images.files import TEMPLATE, file_name, make_folder, name_beside, refuse_existing, write_new
 from janus_dola.settings import DrawSettings
 
 if TYPE_CHECKING:
     from janus_dola.batch import RunSettings
     from janus_dola.images.recipe import Recipe
     from janus_dola.pipeline import JanusDoLa
+
+_LONGEST_NAME = 230  # bytes of the 255 that a disk allows, so that "_no-dola_again" fits, too
 
 
 @takes_settings
@@ -135,29 +137,31 @@ def generate(
 def _path(
     context: typer.Context, prompts: list[str], run: "RunSettings", with_dola: bool
 ) -> Callable[[int, int], Path]:
-    """Where image k of prompt i goes."""
-    from janus_dola.images.files import stub
+    """Returns where image k of prompt i goes."""
     from janus_dola.models.checkpoint.load import public_name
 
     values = {**context.params, "dola": with_dola, "seed": str(run.seed), "model": public_name(run.model)}
     named = settings_named(values, {each.name: each.default for each in context.command.params if each.name})
 
+    template = "{index}_{words}_{settings}_p{k}" if named else TEMPLATE
+
     def path(index: int, k: int) -> Path:
-        return path_of(values["outdir"], index, stub(prompts[index]), named, k, run.image_format)
+        fields = {"index": index, "words": prompts[index], "settings": named, "k": k}
+        return values["outdir"] / file_name(fields, run.image_format, template, _LONGEST_NAME)
 
     return path
 
 
 def _path_again(
-    outdir: Path, from_image: Path, image_format: str, compare: bool, with_dola: bool
+    outdir: Path, from_image: Path, image_format: ImageFormat, compare: bool, with_dola: bool
 ) -> Callable[[int, int], Path]:
-    """Where an image goes that is drawn from a file: beside it, if wished."""
-    told = "_no-dola" if compare and not with_dola else ""
-    return lambda index, k: outdir / f"{from_image.stem}{told}_again.{image_format}"
+    """Returns where an image goes that is drawn again."""
+    more = "no-dola_again" if compare and not with_dola else "again"
+    return lambda index, k: outdir / name_beside(from_image, more, image_format)
 
 
 def _map_of(path: Path) -> Path:
-    return path.with_name(f"{path.stem}_map.png")
+    return path.with_name(name_beside(path, "map", "png"))
 
 
 def _draw_to_files(

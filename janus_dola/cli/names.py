@@ -1,14 +1,12 @@
-"""What `janus-dola generate` calls its files: so that what differs in a picture differs in its name."""
+"""Writes the options of `janus-dola generate` into file names: two pictures that differ have names that differ."""
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
-from janus_dola.arguments import ImageFormat
 from janus_dola.settings import OF_DOLA
 
-# Options that leave a picture as it is, or stand in its name by other means.
+# Options that do not change a picture, or that its name shows in another way.
 _ELSEWHERE = {
     "prompts",
     "outdir",
@@ -24,42 +22,33 @@ _ELSEWHERE = {
     "layer_map",
     "overwrite",
 }
-_LONGEST_NAME, _LONGEST_SETTINGS, _LONGEST_VALUE = 230, 120, 32  # of the 255 bytes of a name
+_LONGEST, _LONGEST_VALUE = 120, 32  # bytes of all, characters of one
 
 
-def settings_named(values: Mapping[str, object], defaults: Mapping[str, object]) -> list[str]:
-    """The options that decide what is drawn and are not what they are by default: ["cfg-weight-3", "no-dola"].
+def settings_named(values: Mapping[str, object], defaults: Mapping[str, object]) -> str:
+    """Returns the options that decide what is drawn and differ from their defaults: "cfg-weight-3_no-dola".
 
     Args:
-        values, defaults: of all options of the command, by name.
+        values, defaults: all options of the command, by name.
+    Returns:
+        at most 120 bytes: a digest where the options are longer.
     """
-    found = []
+    parts = []
     for name, default in defaults.items():
         value = values.get(name, default)
         if name in _ELSEWHERE or value == default or (name in OF_DOLA and not values["dola"]):
             continue
         option = name.replace("_", "-")
         if isinstance(value, bool):
-            found.append(option if value else f"no-{option}")
+            parts.append(option if value else f"no-{option}")
         else:
-            found.append(f"{option}-{_plain(str(value))}")
-    return found
+            parts.append(f"{option}-{_plain(str(value))}")
+    text = "_".join(parts)
+    if len(text.encode()) <= _LONGEST:
+        return text
+    return f"settings-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
 
 
 def _plain(value: str) -> str:
-    """The beginning of a text, in letters that every disk takes."""
+    """Returns the beginning of a text, in letters that every disk takes."""
     return re.sub(r"[^\w.+-]+", "_", value)[:_LONGEST_VALUE].strip("_")
-
-
-def path_of(outdir: Path, index: int, words: str, settings: Sequence[str], k: int, image_format: ImageFormat) -> Path:
-    """`{index}_{words}_p{k}`, with the settings before the last part where there are some.
-
-    Args:
-        words: the letters and digits that the prompt begins with.
-    """
-    told = "_".join(settings)
-    if len(told.encode()) > _LONGEST_SETTINGS:
-        told = f"settings-{hashlib.blake2b(told.encode(), digest_size=6).hexdigest()}"
-    end = f"{'_' if told else ''}{told}_p{k}.{image_format}"
-    room = _LONGEST_NAME - len(f"{index}_{end}".encode())
-    return outdir / f"{index}_{words.encode()[:room].decode(errors='ignore')}{end}"

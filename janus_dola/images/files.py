@@ -1,41 +1,84 @@
-"""Files of images: their names, their formats; none is replaced unasked, and no link is followed."""
+"""Names image files, and writes them: nothing is replaced unless the user wants it, and no link is followed."""
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from janus_dola.arguments import ImageFormat
 
-STUB_LENGTH = 48
+TEMPLATE = "{index}_{words}_p{k}"
+FIELDS = ("words", "id", "index", "k", "number", "seed")
+_TEXTS, _CHARACTERS = ("words", "id"), 48  # fields that share 48 characters
+_FIELD = re.compile(r"\{([^{}]*)\}")
+_BETWEEN = re.compile(r"[A-Za-z0-9_. -]{0,16}")  # with the longest fields a name has at most 255 bytes
 
 
-def file_name(index: int, prompt: str, k: int, image_format: ImageFormat = "jpg") -> str:
-    """`{idx}_{prompt_stub}_p{k}.jpg`: safe for any prompt, of which it keeps letters and digits."""
-    return f"{index}_{stub(prompt)}_p{k}.{image_format}"
+def check_template(template: str) -> None:
+    """Checks a template that a user wrote for file names.
+
+    Raises:
+        ValueError: it is no string, has no field or an unknown one, or has other text around the fields than allowed.
+    """
+    if not isinstance(template, str):
+        raise ValueError(f"name_template must be None or a string, got {template!r}")
+    fields, between = _FIELD.findall(template), _FIELD.sub("", template)
+    unknown = next((name for name in fields if name not in FIELDS), None)
+    if unknown is not None or len(set(fields)) < len(fields) or not fields:
+        listed = ", ".join(f"{{{name}}}" for name in FIELDS)
+        raise ValueError(f"name_template must hold some of {listed}, each once, got {template[:80]!r}")
+    if not _BETWEEN.fullmatch(between) or template[0] in " .-":
+        raise ValueError(
+            "name_template must have at most 16 letters of ASCII, digits, '_', '-', '.' and blanks around its fields, "
+            f"and begin with none of the last three, got {template[:80]!r}"
+        )
 
 
-def stub(text: str, length: int = STUB_LENGTH) -> str:
-    """The letters and digits that a text begins with, at most so many; "image" where there are none."""
+def file_name(
+    fields: Mapping[str, object], image_format: ImageFormat, template: str = TEMPLATE, longest: int = 255
+) -> str:
+    """Returns the file name that a template makes from an image's fields, safe for any prompt on any disk.
+
+    Args:
+        fields: the values by name. From `words` (the prompt) and `id` a name keeps letters and digits.
+        template: as `check_template` allows it; it may have other fields, which must fit a name as they are.
+        longest: bytes that the name may have; `words` is cut where it is longer.
+    """
+    room = _CHARACTERS // max(1, sum(f"{{{name}}}" in template for name in _TEXTS))
+    values = {name: stub(str(value), room) if name in _TEXTS else str(value) for name, value in fields.items()}
+    name = f"{template.format(**values)}.{image_format}"
+    excess = len(name.encode()) - longest
+    if excess > 0:
+        words = values["words"].encode()
+        values["words"] = words[: max(0, len(words) - excess)].decode(errors="ignore")
+        name = f"{template.format(**values)}.{image_format}"
+    return name
+
+
+def name_beside(path: Path, more: str, image_format: ImageFormat) -> str:
+    """Returns the name of a file that belongs to another: `{its name}_{more}.{format}`."""
+    return f"{path.stem}_{more}.{image_format}"
+
+
+def stub(text: str, length: int = _CHARACTERS) -> str:
+    """Returns the letters and digits that a text begins with, `length` at most, or "image" if it has none."""
     return re.sub(r"\W+", "_", text[: 2 * length]).strip("_")[:length] or "image"
 
 
 def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
-    """Before anything is drawn for nothing.
+    """Raises FileExistsError if a path is taken, so that nothing is drawn in vain.
 
     Args:
-        overwrite: files may be there; links and folders may not.
-    Raises:
-        FileExistsError: a path is taken.
+        overwrite: whether files may be there; links and folders never may.
     """
-    wanted = list(paths)
-    links = [path for path in wanted if path.is_symlink()]
+    paths = list(paths)
+    links = [path for path in paths if path.is_symlink()]
     if links:
         raise FileExistsError(f"{links[0]} is a link, which is not followed: move it away, or take another folder")
-    folders = [path for path in wanted if path.is_dir()]
+    folders = [path for path in paths if path.is_dir()]
     if folders:
         raise FileExistsError(f"{folders[0]} is a folder, and an image would have its name: take another folder")
-    there = [path for path in wanted if path.exists()]
+    there = [path for path in paths if path.exists()]
     if there and not overwrite:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise FileExistsError(
@@ -45,10 +88,10 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 def make_folder(outdir: Path) -> None:
-    """Makes the folder for the images, if need be.
+    """Makes the folder for the images if it is not there.
 
     Raises:
-        ValueError: it cannot be made, or not be written to.
+        ValueError: it cannot be made or written to.
     """
     try:
         outdir.mkdir(parents=True, exist_ok=True)
@@ -62,11 +105,11 @@ def write_new(path: Path, content: bytes, overwrite: bool) -> None:
     """Writes a file.
 
     Raises:
-        FileExistsError: it is there, and `overwrite` is false.
-        OSError: it is a link, or the disk refuses.
+        FileExistsError: the file is there, and `overwrite` is false.
+        OSError: the path is a link, or the disk refuses.
     """
     flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if overwrite else os.O_EXCL)
-    # Where a system has no O_NOFOLLOW or O_BINARY, they say nothing.
+    # Some systems have no O_NOFOLLOW or O_BINARY.
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
         file.write(content)

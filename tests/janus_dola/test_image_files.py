@@ -5,6 +5,7 @@ import sys
 import time
 import zlib
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -13,7 +14,7 @@ from PIL import Image
 
 from janus_dola import DoLaConfig
 from janus_dola.cli import app as cli
-from janus_dola.images.files import file_name
+from janus_dola.images.files import file_name, name_beside
 from janus_dola.images.recipe import Recipe, read_recipe, save_image
 from janus_dola.settings import DrawSettings
 from tests.bounds import bounded
@@ -34,7 +35,7 @@ def test_recipe_survives_in_every_format(ending, dola, tmp_path):
 
 @given(prompt=st.text(max_size=3000), index=st.integers(0, 10**7))
 def test_file_names_are_safe_for_any_prompt(prompt, index):
-    name = file_name(index, prompt, 3)
+    name = file_name({"index": index, "words": prompt, "k": 3}, "jpg")
     assert name.startswith(f"{index}_")
     assert name.endswith("_p3.jpg")
     assert not set(name) & set('/\\:*?"<>|\0\n\r')
@@ -43,8 +44,10 @@ def test_file_names_are_safe_for_any_prompt(prompt, index):
 
 
 def test_file_names_are_readable():
-    assert file_name(7, "A large red circle, on white!", 0) == "7_A_large_red_circle_on_white_p0.jpg"
-    assert file_name(0, "../..", 1, "png") == "0_image_p1.png"
+    fields = {"index": 7, "words": "A large red circle, on white!", "k": 0}
+    assert file_name(fields, "jpg") == "7_A_large_red_circle_on_white_p0.jpg"
+    assert file_name({"index": 0, "words": "../..", "k": 1}, "png") == "0_image_p1.png"
+    assert name_beside(Path("a/x.jpg"), "map", "png") == "x_map.png"
 
 
 def test_unknown_format(tmp_path):

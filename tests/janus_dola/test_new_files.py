@@ -1,13 +1,11 @@
 """Pictures are never replaced silently: names tell them apart, what is there is refused, and links are not followed."""
 
-from pathlib import Path
-
 import pytest
 from PIL import Image
 
 from janus_dola import JanusDoLa
-from janus_dola.cli.names import path_of, settings_named
-from janus_dola.images.files import refuse_existing, write_new
+from janus_dola.cli.names import settings_named
+from janus_dola.images.files import file_name, refuse_existing, write_new
 from janus_dola.images.recipe import read_recipe
 
 DEFAULTS = {"outdir": "o", "seed": "0", "cfg_weight": 5.0, "dola": True, "alpha": 0.1, "model": "mini", "top_k": None}
@@ -16,26 +14,36 @@ DEFAULTS = {"outdir": "o", "seed": "0", "cfg_weight": 5.0, "dola": True, "alpha"
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"outdir": "elsewhere", "cfg_weight": 5.0}, []),
-        ({"cfg_weight": 2.5, "seed": "7"}, ["seed-7", "cfg-weight-2.5"]),
-        ({"dola": False, "alpha": 0.3}, ["no-dola"]),
-        ({"alpha": 0.3, "top_k": 50}, ["alpha-0.3", "top-k-50"]),
-        ({"model": "../a b/ö*?"}, ["model-.._a_b_ö"]),
+        ({"outdir": "elsewhere", "cfg_weight": 5.0}, ""),
+        ({"cfg_weight": 2.5, "seed": "7"}, "seed-7_cfg-weight-2.5"),
+        ({"dola": False, "alpha": 0.3}, "no-dola"),
+        ({"alpha": 0.3, "top_k": 50}, "alpha-0.3_top-k-50"),
+        ({"model": "../a b/ö*?"}, "model-.._a_b_ö"),
     ],
 )
 def test_settings_that_are_not_the_default_ones_are_named(given, named):
     assert settings_named({**DEFAULTS, **given}, DEFAULTS) == named
 
 
-@pytest.mark.parametrize("settings", [[], ["no-dola"], [f"negative-prompt-{'é' * 32}"] * 5])
+def test_long_settings_are_a_digest():
+    long, other = ({**DEFAULTS, "a": text * 32, "b": text * 32} for text in "éö")
+    defaults = {**DEFAULTS, "a": "", "b": ""}
+    assert settings_named(long, defaults).startswith("settings-")
+    assert settings_named(long, defaults) != settings_named(other, defaults)
+
+
+@pytest.mark.parametrize("settings", ["no-dola", "é" * 60])
 def test_names_of_any_length_fit_on_a_disk_and_keep_their_numbers(settings):
-    paths = {path_of(Path("o"), index, "円" * 48, settings, k, "webp") for index in (0, 12345) for k in (0, 65535)}
-    assert len(paths) == 4
-    for path in paths:
-        assert path.parent == Path("o")
-        assert len(path.name.encode()) + len("_no-dola_again") <= 255
-        assert path.name.endswith(("_p0.webp", "_p65535.webp"))
-    assert path_of(Path("o"), 0, "x", ["a" * 121], 0, "png") != path_of(Path("o"), 0, "x", ["b" * 121], 0, "png")
+    template = "{index}_{words}_{settings}_p{k}"
+    names = {
+        file_name({"index": index, "words": "円" * 48, "settings": settings, "k": k}, "webp", template, 230)
+        for index in (0, 12345)
+        for k in (0, 65535)
+    }
+    assert len(names) == 4
+    for name in names:
+        assert len(name.encode()) + len("_no-dola_again") <= 255
+        assert name.endswith((f"_{settings}_p0.webp", f"_{settings}_p65535.webp"))
 
 
 @pytest.fixture
