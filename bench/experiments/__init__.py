@@ -1,1 +1,1 @@
-"""What DoLa and 8-bit weights do to the pictures of the mini model, in one table each."""
+"""Tables and a picture of what DoLa and 8-bit weights do to the pictures of the mini model."""

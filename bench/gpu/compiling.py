@@ -38,7 +38,6 @@ MINI_PASSES = ((1, 1), (6, 1), (16, 1), (4, 1), (4, 8), (8, 1), (8, 2), (8, 4), 
 MINI_LAYERS, MINI_VISIBLE = (4, 1), (64, 128)
 IMAGES, WINDOWS, LAYERS, CAPACITY = (1, 4, 16), (1, 8), 5, 640
 TRUNCATED = 4  # images drawn with top-k and top-p
-BUDGET = 60  # compilations of the quick set
 
 
 @dataclass(frozen=True)

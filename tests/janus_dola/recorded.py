@@ -1,6 +1,6 @@
-"""What the engine drew when it was first finished, one code a pass and transformers' own blocks: nothing may change it.
+"""Codes that the first finished engine drew, one per pass by transformers' own blocks: whatever is faster draws the same.
 
-`python -m tests.janus_dola.recorded` records it anew, which only a change of the mini model calls for.
+`python -m tests.janus_dola.recorded` records them anew, which only a change of the mini model calls for.
 """
 
 from dataclasses import dataclass
@@ -36,9 +36,12 @@ SETTINGS = {
 }
 
 
+MULTINOMIAL = {"dola": None, "sampler": "multinomial", "parallel_size": 2}
+
+
 @dataclass(frozen=True)
 class Recorded:
-    """Of one setting. P prompts, T image tokens."""
+    """Images of one setting, with the seeds SEED, SEED + 1, ... P prompts, T image tokens."""
 
     tokens: Tensor  # [P, T] int64
     premature_layers: Tensor  # [P, T] int64
@@ -46,20 +49,42 @@ class Recorded:
 
 
 def recorded() -> dict[str, Recorded]:
-    """Of each of `SETTINGS`."""
+    """Returns the images of each of `SETTINGS`."""
     arrays = {name: torch.from_numpy(array) for name, array in np.load(FILE).items()}
     stacked = arrays["tokens"].long(), arrays["premature_layers"].long(), arrays["jsd"]
     return {name: Recorded(*(each[i] for each in stacked)) for i, name in enumerate(SETTINGS)}
 
 
+def recorded_multinomial() -> Tensor:
+    """Returns the codes [3, 2, T] of the first three prompts, drawn from torch's generator (`MULTINOMIAL`)."""
+    return torch.from_numpy(np.load(FILE)["multinomial"]).long()
+
+
+def assert_as_recorded(tokens: Tensor, layers: Tensor, jsd: Tensor, expected: Recorded) -> None:
+    """Checks codes, layers and JSD of images, [P, T] each, against the recorded ones.
+
+    Where the JSDs of candidates tie within 1e-4, most often at ln 2, rounding decides between the layers; with alpha 0
+    the choice can turn a code, and the image is another one from there on. Nothing else may differ.
+    """
+    for image in range(len(tokens)):
+        differs = (tokens[image] != expected.tokens[image]).nonzero().flatten().tolist()
+        until = differs[0] + 1 if differs else len(tokens[image])
+        same_layer = layers[image, :until] == expected.premature_layers[image, :until]
+        # Each is the largest of all candidates, so that another layer was chosen at a tie only.
+        assert (jsd[image, :until] - expected.jsd[image, :until]).abs().max() < 1e-4
+        if differs:
+            assert not same_layer[-1]
+
+
 def _record() -> None:
     mini = JanusDoLa.from_pretrained("mini", device="cpu", dtype="float32")
-    drawn = [mini.generate(PROMPTS, seed=SEED, **settings) for settings in SETTINGS.values()]
+    outputs = [mini.generate(PROMPTS, seed=SEED, **settings) for settings in SETTINGS.values()]
     np.savez_compressed(
         FILE,
-        tokens=torch.stack([found.tokens[:, 0] for found in drawn]).short().numpy(),
-        premature_layers=torch.stack([found.premature_layers[:, 0] for found in drawn]).byte().numpy(),
-        jsd=torch.stack([found.jsd[:, 0] for found in drawn]).numpy(),
+        tokens=torch.stack([output.tokens[:, 0] for output in outputs]).short().numpy(),
+        premature_layers=torch.stack([output.premature_layers[:, 0] for output in outputs]).byte().numpy(),
+        jsd=torch.stack([output.jsd[:, 0] for output in outputs]).numpy(),
+        multinomial=mini.generate(PROMPTS[:3], seed=SEED, **MULTINOMIAL).tokens.short().numpy(),
     )
 
 

@@ -10,26 +10,10 @@ from janus_dola.engine.plan import plan
 from janus_dola.engine.progress import Progress
 from janus_dola.engine.runner import SlotRunner
 from janus_dola.settings import DrawSettings
-from tests.janus_dola.recorded import PROMPTS, SEED, SETTINGS, Recorded, recorded
+from tests.janus_dola.recorded import PROMPTS, SEED, SETTINGS, assert_as_recorded, recorded
 
 RECORDED = recorded()
 FIELDS = ("tokens", "premature_layers", "jsd")
-
-
-def assert_as_recorded(tokens, layers, jsd, expected: Recorded) -> None:
-    """Codes, layers and JSD of images, [P, T] each, are those recorded.
-
-    Where the JSDs of candidates tie within 1e-4, most often at ln 2, rounding decides between the layers; with alpha 0
-    the choice can turn a code, and the image is another one from there on. Nothing else may differ.
-    """
-    for image in range(len(tokens)):
-        differs = (tokens[image] != expected.tokens[image]).nonzero().flatten().tolist()
-        until = differs[0] + 1 if differs else len(tokens[image])
-        same_layer = layers[image, :until] == expected.premature_layers[image, :until]
-        # Each is the largest of all candidates, so that another layer was chosen at a tie only.
-        assert (jsd[image, :until] - expected.jsd[image, :until]).abs().max() < 1e-4
-        if differs:
-            assert not same_layer[-1]
 
 
 @settings(max_examples=8)
