@@ -13,7 +13,9 @@ import math
 import os
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +39,7 @@ SWEEPS = [SweepLaunch(*choice) for choice in itertools.product((512, 1024, 2048)
 
 
 def launches(entry: dict) -> list[MatmulLaunch]:
-    """What is tried in place of an entry: outputs of a tile, inputs of a turn, turns under way."""
+    """Returns what is tried in place of an entry: outputs of a tile, inputs of a turn, turns under way."""
     outputs = sorted({max(16, entry["block_outputs"] // 2), max(32, entry["block_outputs"])})
     choices = itertools.product(outputs, (64, 128), (3, 4, 5))
     splits = entry.get("splits", 1)
@@ -45,17 +47,17 @@ def launches(entry: dict) -> list[MatmulLaunch]:
 
 
 def columns_of(kernel: str, images: int) -> int:
-    """Rows of activations: two for each layer and image before guidance, and one after it."""
+    """Returns the rows of activations: two per layer and image before guidance, one after it."""
     return LAYERS * images * (2 if kernel == "project" else 1)
 
 
 def images_of(entry: dict, kernel: str) -> int:
-    """As many images as make the largest bucket of columns that the entry is for; 16 where there is no limit."""
+    """Returns how many images fill the largest bucket of columns that the entry is for; 16 where there is no limit."""
     return max(1, (entry["max_columns"] or columns_of(kernel, 16)) // columns_of(kernel, 1))
 
 
 def entry_of(entries: list[dict], kernel: str, shape: str, images: int) -> dict:
-    """The entry that a shape with so many images falls into, as `launch.matmul_launch` looks it up."""
+    """Looks up the entry for a shape with this number of images, as `launch.matmul_launch` does."""
     outputs = floor.SHAPES[shape].width if kernel == "project" else floor.SHAPES[shape].codes
 
     def fits(entry: dict) -> bool:
@@ -66,14 +68,14 @@ def entry_of(entries: list[dict], kernel: str, shape: str, images: int) -> dict:
 
 
 def seconds_a_call(calls: list) -> float:
-    """The median, in a graph."""
+    """Returns the median, in a graph."""
     run, count = in_graph(calls)
     return statistics.median(seconds_of(run, "cuda", repeats=10)) / count
 
 
 def best(choices: list, calls_of, cases_of_shapes: list) -> object:
-    """The choice with the smallest geometric mean of its times over the shapes."""
-    found, shortest = None, math.inf
+    """Returns the choice with the smallest geometric mean of its times over the shapes."""
+    fastest, shortest = None, math.inf
     for choice in tqdm(choices, leave=False):
         try:
             seconds = [seconds_a_call(calls_of(cases, choice)) for cases in cases_of_shapes]
@@ -82,21 +84,21 @@ def best(choices: list, calls_of, cases_of_shapes: list) -> object:
             continue
         mean = math.exp(sum(map(math.log, seconds)) / len(seconds))
         if mean < shortest:
-            found, shortest = choice, mean
-    return found
+            fastest, shortest = choice, mean
+    return fastest
 
 
-def prepared(entry_shapes: list[str], images: int) -> list:
-    """Cases of each shape with what the later kernels read."""
-    found = []
+def prepared(entry_shapes: list[str], images: int, device: str) -> list:
+    """Makes cases of each shape, with what the later kernels read."""
+    made = []
     for name in entry_shapes:
-        cases = random_cases(floor.SHAPES[name], LAYERS, images, torch.bfloat16, "cuda")
-        arrived = [torch.zeros(images, dtype=torch.int32, device="cuda") for _ in cases]
+        cases = random_cases(floor.SHAPES[name], LAYERS, images, torch.bfloat16, device)
+        arrived = [torch.zeros(images, dtype=torch.int32, device=device) for _ in cases]
         normed = [normalise(c.hidden_states, c.head, None, a) for c, a in zip(cases, arrived, strict=True)]
         folded = [project(x, c.head, guided(c).cfg_weight) for x, c in zip(normed, cases, strict=True)]
         logits = [codebook(x, c.head) for x, c in zip(folded, cases, strict=True)]
-        found.append(list(zip(cases, arrived, normed, folded, logits, strict=True)))
-    return found
+        made.append(list(zip(cases, arrived, normed, folded, logits, strict=True)))
+    return made
 
 
 def project_calls(cases: list, launch: MatmulLaunch) -> list:
@@ -116,7 +118,7 @@ def sweep_calls(cases: list, launch: SweepLaunch) -> list:
 
 
 def dump(table: dict) -> str:
-    """The table as JSON with one entry a line."""
+    """Returns the table as JSON with one entry per line."""
 
     def rows(entries: list[dict]) -> str:
         return "[\n" + ",\n".join("      " + json.dumps(entry) for entry in entries) + "\n    ]"
@@ -130,7 +132,7 @@ def dump(table: dict) -> str:
 
 
 def write(table: dict, dry_run: bool) -> None:
-    """Into the package, and where $OUT says; that is what is left of a machine that is given back."""
+    """Writes the table into the package and to the folder $OUT, which outlives a borrowed machine."""
     paths = ([] if dry_run else [TABLE]) + ([Path(os.environ["OUT"]) / TABLE.name] if "OUT" in os.environ else [])
     for path in paths:
         path.write_text(dump(table), encoding="utf-8")
@@ -144,23 +146,30 @@ def main(
         print("tune: torch sees no GPU here", file=sys.stderr)
         raise typer.Exit(1)
     table = json.loads(TABLE.read_text(encoding="utf-8"))
-    generation = generation_of(torch.device("cuda"))
+    tune(table, generation_of(torch.device("cuda")), "cuda", partial(write, table, dry_run))
+
+
+def tune(table: dict, generation: str, device: str, write: Callable[[], None]) -> None:
+    """Measures anew what the table says of 16-bit weights on a generation, and writes after each entry."""
     for kernel, calls_of in (("project", project_calls), ("codebook", codebook_calls)):
         for entry in table[generation][kernel]:
             if entry["bits"] != 16:
                 continue
             images = images_of(entry, kernel)
             names = [name for name in SHAPES if entry_of(table[generation][kernel], kernel, name, images) is entry]
-            found = best(launches(entry), calls_of, prepared(names, images))
-            if found is not None:
-                entry |= {name: value for name, value in asdict(found).items() if name in entry}
+            if not names:  # no shape falls into it
+                continue
+            fastest = best(launches(entry), calls_of, prepared(names, images, device))
+            if fastest is not None:
+                entry |= {name: value for name, value in asdict(fastest).items() if name in entry}
             print(kernel, entry, flush=True)
-            write(table, dry_run)
-    found = best(SWEEPS, sweep_calls, [cases for images in (1, 4, 16) for cases in prepared(["7B"], images)])
-    if found is not None:
-        table[generation]["sweep"] = {name: getattr(found, name) for name in SweepLaunch.__dataclass_fields__}
+            write()
+    sweeps = [cases for images in (1, 4, 16) for cases in prepared(["7B"], images, device)]
+    fastest = best(SWEEPS, sweep_calls, sweeps)
+    if fastest is not None:
+        table[generation]["sweep"] = asdict(fastest)
     print("sweep", table[generation]["sweep"])
-    write(table, dry_run)
+    write()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Random inputs of the head stage that do not fit into a cache together, and how a benchmark calls with them."""
+"""Makes random inputs of the head stage that do not fit into a cache together, and calls with them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from janus_dola.kernels.types import Head, SamplingParams, SamplingTensors
 
 CACHE = 64 << 20  # bytes; no less than the second-level cache of the GPUs this runs on
 TIMES_THE_CACHE = {"cuda": 8, "cpu": 2}  # which is not emptied from its oldest entry on: a part would stay over a round
-MOST = 16  # cases of a small head
+MOST = 16  # cases, where one is small
 SPREADS = {"flat": 0.25, "as drawn": 1.0, "peaked": 4.0}  # of the logits, over those of a plain random head
 GUIDED = SamplingParams()
 
@@ -28,13 +28,13 @@ class Case:
 
 
 def guided(case: Case) -> SamplingTensors:
-    """The default settings for each image of a case."""
+    """Returns the default settings for each image of a case."""
     return SamplingTensors.repeat(GUIDED, len(case.seeds), case.hidden_states)
 
 
-def number_of_cases(bytes_of_one: int, device: str, most: int = MOST) -> int:
-    """So many that together they do not fit into the cache; at the most so many, where one is small."""
-    return min(most, -(-TIMES_THE_CACHE[device] * CACHE // bytes_of_one))
+def number_of_cases(bytes_of_one: int, device: str) -> int:
+    """Returns how many cases do not fit into the cache together, at the most `MOST`."""
+    return min(MOST, -(-TIMES_THE_CACHE[device] * CACHE // bytes_of_one))
 
 
 def random_cases(
@@ -45,16 +45,16 @@ def random_cases(
     device: str,
     spread: str = "as drawn",
 ) -> list[Case]:
-    """Cases that together do not fit into the cache. Never zeros. float16 on a CPU is packed.
+    """Makes cases that together do not fit into the cache, never of zeros. float16 on a CPU is packed.
 
     `spread` is one of `SPREADS`: hundreds of codes are plausible where logits are flat, one or two where they are peaked,
-    and the sweep has most to do in the first.
+    and the sweep has most to do with flat ones.
     """
     width = shape.hidden if shape.width is None else shape.width
     size = floor.head_stage(shape, layers, images, dtype).bytes
     packed = device == "cpu" and dtype == torch.float16
     dtype = torch.float32 if packed else dtype
-    found = []
+    made = []
     for _ in range(number_of_cases(size, device)):
 
         def normal(*sizes: int, scale: float = 1.0) -> Tensor:
@@ -74,10 +74,10 @@ def random_cases(
         )
         hidden_states = normal(layers, 2 * images, shape.hidden)
         seeds = torch.randint(0, 2**40, (images,), device=device)
-        found.append(Case(hidden_states, head, seeds, torch.full_like(seeds, 7)))
-    return found
+        made.append(Case(hidden_states, head, seeds, torch.full_like(seeds, 7)))
+    return made
 
 
 def calls(cases: list[Case], call: Callable[[Case], object]) -> list[Callable[[], object]]:
-    """One call for each case."""
+    """Returns one call for each case."""
     return [lambda case=case: call(case) for case in cases]

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the device, how a round is timed, and what the record says of the machine and the floor.
+"""Gives all benchmarks the device, the timing of a round, and a record of the machine and the floor.
 
 pytest bench/speed --benchmark-only --device cuda --benchmark-json=record.json
 """
@@ -23,15 +23,28 @@ from bench.speed import floor, timing
 def pytest_addoption(parser):
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.addoption("--device", choices=("cpu", "cuda"), default=default, help="where benchmarks run")
-    parser.addoption("--lines", type=Path, help="a file that each benchmark is added to when it is done, one a line")
+    parser.addoption("--lines", type=Path, help="a file to which each benchmark adds a line when it is done")
+    parser.addoption("--tiny", action="store_true", help="run what is timed once, at tiny sizes (on a CPU)")
+
+
+def pytest_configure(config):
+    if config.getoption("--tiny"):
+        from bench.speed import tiny
+
+        tiny.shrink(pytest.MonkeyPatch())
+        torch.compiler.set_stance("force_eager")
 
 
 def pytest_generate_tests(metafunc):
-    """A benchmark's attribute `cases` is {device: {id: {argument: value}}}; without cases for a device it is skipped."""
+    """Reads a benchmark's attribute `cases`, {device: {id: {argument: value}}}; without cases for a device it is skipped."""
     table = getattr(metafunc.function, "cases", None)
     if table is not None:
         names = list(next(row for rows in table.values() for row in rows.values()))
         rows = table[metafunc.config.getoption("--device")]
+        if metafunc.config.getoption("--tiny"):
+            from bench.speed import tiny
+
+            rows = tiny.cover(table)
         metafunc.parametrize(names, [tuple(row.values()) for row in rows.values()], ids=list(rows))
 
 
@@ -48,7 +61,7 @@ def device(request) -> str:
 
 @pytest.fixture
 def timed(benchmark, device, request):
-    """Times calls of the same work on different inputs; each round makes all of them once."""
+    """Times calls of the same work on different inputs; each round makes all calls once."""
 
     def run(
         calls: Sequence[Callable[[], object]],
@@ -57,8 +70,10 @@ def timed(benchmark, device, request):
         rounds: int = 20,
         **facts: object,
     ) -> None:
-        """`work` is what one call needs at the least, `graph` replays the calls from a CUDA graph on a GPU."""
+        """Times `calls`; `work` is the least that one call needs, and `graph` replays them from a CUDA graph on a GPU."""
         graph = graph and device == "cuda"
+        if request.config.getoption("--tiny"):
+            calls = calls[:1]
         together, count = timing.in_graph(calls) if graph else (timing.one_after_the_other(calls), len(calls))
         benchmark.extra_info.update(facts, calls=count, graph=graph)
         if work is not None:
@@ -70,9 +85,9 @@ def timed(benchmark, device, request):
     if lines is not None and benchmark.stats is not None:
         stats = benchmark.stats.stats
         numbers = {key: getattr(stats, key) for key in ("median", "q1", "q3", "rounds")}
-        found = {"name": request.node.name, "extra_info": benchmark.extra_info, "stats": numbers}
+        record = {"name": request.node.name, "extra_info": benchmark.extra_info, "stats": numbers}
         with lines.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(found) + "\n")
+            file.write(json.dumps(record) + "\n")
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
@@ -89,24 +104,24 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
 
 
 def made_with(device: str) -> dict[str, str]:
-    """What a record was made with."""
-    found = {"device": torch.cuda.get_device_name() if device == "cuda" else _cpu()}
+    """Returns what a record is made with: device, versions, revision and date."""
+    facts = {"device": torch.cuda.get_device_name() if device == "cuda" else _cpu()}
     if device == "cuda":
-        found["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    found["torch"] = torch.__version__
+        facts["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    facts["torch"] = torch.__version__
     try:
         import triton
 
-        found["triton"] = triton.__version__
+        facts["triton"] = triton.__version__
     except ModuleNotFoundError:
-        found["triton"] = "not installed"
-    found["transformers"] = transformers.__version__
-    found["python"] = platform.python_version()
-    found["revision"] = _output("git", "rev-parse", "--short", "HEAD") or "unknown"
+        facts["triton"] = "not installed"
+    facts["transformers"] = transformers.__version__
+    facts["python"] = platform.python_version()
+    facts["revision"] = _output("git", "rev-parse", "--short", "HEAD") or "unknown"
     if _output("git", "status", "--porcelain", "--untracked-files=no"):
-        found["revision"] += " with changes"
-    found["date"] = datetime.now(timezone.utc).date().isoformat()
-    return found
+        facts["revision"] += " with changes"
+    facts["date"] = datetime.now(timezone.utc).date().isoformat()
+    return facts
 
 
 def _cpu() -> str:

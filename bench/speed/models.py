@@ -1,4 +1,4 @@
-"""The models that steps and whole images are timed with: one at a time, kept until another is asked for."""
+"""Makes the models that steps and whole images are timed with, and keeps one at a time."""
 
 import gc
 
@@ -8,12 +8,11 @@ from bench.speed import shapes
 from janus_dola import DoLaConfig, JanusDoLa
 
 DOLA = {"baseline": None, "DoLa": DoLaConfig()}
-_FOUR_BLOCKS = DoLaConfig(candidate_layers=[1, 2, 3])
-_MODELS = {
+FEW_BLOCKS = "1B, 4 blocks"
+_ALL_LAYERS = DoLaConfig(candidate_layers=[1, 2, 3])
+MODELS = {
     "mini": lambda device, dtype: JanusDoLa.from_pretrained("mini", device, dtype),
-    "1B, 4 blocks": lambda device, dtype: shapes.random_janus(
-        "1B", blocks=4, codes_a_side=5, device=device, dtype=dtype
-    ),
+    FEW_BLOCKS: lambda device, dtype: shapes.random_janus("1B", blocks=4, codes_a_side=5, device=device, dtype=dtype),
     "1B": lambda device, dtype: shapes.random_janus("1B", device=device, dtype=dtype),
     "7B": lambda device, dtype: shapes.random_janus("7B", device=device, dtype=dtype),
 }
@@ -22,7 +21,7 @@ _loaded: dict[tuple[str, str], JanusDoLa] = {}
 
 
 def model(name: str, device: str, dtype: str) -> JanusDoLa:
-    """One of `_MODELS`. Those of real shapes have random weights; float16 on a CPU is packed."""
+    """Returns one of `MODELS`. Those of real shapes have random weights; float16 on a CPU is packed."""
     if (name, dtype) not in _loaded:
         _loaded.clear()
         gc.collect()
@@ -33,10 +32,10 @@ def model(name: str, device: str, dtype: str) -> JanusDoLa:
 
 
 def load(name: str, device: str, dtype: str) -> JanusDoLa:
-    """The same, made anew."""
-    return _MODELS[name](device, DTYPES[dtype])
+    """Makes the same anew."""
+    return MODELS[name](device, DTYPES[dtype])
 
 
 def dola_of(name: str, way: str) -> DoLaConfig | None:
-    """None, or DoLa with the default candidates; with 4 blocks there are none, and all are taken."""
-    return _FOUR_BLOCKS if (name, way) == ("1B, 4 blocks", "DoLa") else DOLA[way]
+    """Returns None, or DoLa with the default candidates; 4 blocks have none, and all layers are taken."""
+    return _ALL_LAYERS if (name, way) == (FEW_BLOCKS, "DoLa") else DOLA[way]

@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import quantiles
 from tempfile import TemporaryDirectory
 
-import openvino as ov
 import torch
 import typer
 from torch import Tensor, nn
@@ -56,7 +55,7 @@ class Step(nn.Module):
 
 
 def ours(dtype: torch.dtype, rows: int):
-    """A step of our blocks."""
+    """Returns a step of our blocks."""
     pipe = shapes.random_janus("1B", blocks=BLOCKS, codes_a_side=5, dtype=dtype)
     weights = WeightReader(pipe.image_model).read()
     buffer = torch.randn(buffer_shape(weights.blocks, rows, VISIBLE_MULTIPLE)).to(pipe.image_model.dtype)
@@ -66,7 +65,9 @@ def ours(dtype: torch.dtype, rows: int):
 
 
 def theirs(rows: int, folder: Path) -> dict:
-    """A step by OpenVINO, in each precision."""
+    """Returns a step by OpenVINO in each precision."""
+    import openvino as ov
+
     pipe = shapes.random_janus("1B", blocks=BLOCKS, codes_a_side=5)
     heads = pipe.image_model.config.num_attention_heads
     hidden = pipe.image_model.config.hidden_size

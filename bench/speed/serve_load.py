@@ -1,4 +1,4 @@
-"""A server under load: seconds a request, images a second beside the same requests one after the other, and its memory.
+"""Puts a server under load: seconds per request, images per second beside requests one after the other, and its memory.
 
 OMP_NUM_THREADS=1 python -m bench.speed.serve_load --requests 200 --clients 32 --memory-requests 1000
 """
@@ -19,13 +19,13 @@ _COLOURS, _SHAPES = ("red", "green", "blue", "yellow", "purple", "orange"), ("ci
 
 
 def body_of(number: int) -> dict:
-    """A request of one image; its seed is its number."""
+    """Returns a request of one image; its seed is its number."""
     colour, shape = _COLOURS[number % 6], _SHAPES[number // 6 % 4]
     return {"prompt": f"a {colour} {shape}", "seed": number, "cfg_weight": 3.0 + number % 3, "dola": number % 4 > 0}
 
 
 async def load(url: str, numbers: Sequence[int], clients: int) -> tuple[dict[int, str], list[float], float]:
-    """The image of each request, seconds of each, and of all, where so many clients ask one after the other."""
+    """Returns each request's image and seconds, and the seconds of all, where `clients` clients ask in turn."""
     images: dict[int, str] = {}
     seconds: list[float] = []
     left = iter(numbers)
@@ -47,23 +47,23 @@ async def load(url: str, numbers: Sequence[int], clients: int) -> tuple[dict[int
 
 
 def resident(process: int) -> float:
-    """Memory of a process, MiB."""
+    """Returns the memory of a process, MiB."""
     status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
-def said(name: str, seconds: list[float], whole: float) -> str:
-    """A line of the report."""
+def report_line(name: str, seconds: list[float], whole: float) -> str:
+    """Returns a line of the report."""
     cuts = statistics.quantiles(seconds, n=100)
     return f"{name:24} p50 {cuts[49]:6.2f} s  p95 {cuts[94]:6.2f} s  {len(seconds) / whole:6.2f} images/s"
 
 
 def main(
-    requests: Annotated[int, typer.Option(help="Of one image each.")] = 200,
-    clients: Annotated[int, typer.Option(help="At once.")] = 32,
-    memory_requests: Annotated[int, typer.Option(help="For the memory; 0 leaves it out.")] = 1000,
+    requests: Annotated[int, typer.Option(help="Number of requests, each for one image.")] = 200,
+    clients: Annotated[int, typer.Option(help="Clients that ask at once.")] = 32,
+    memory_requests: Annotated[int, typer.Option(help="Requests for which memory is shown; 0 for none.")] = 1000,
 ) -> None:
-    """Starts a server of the mini model on a free port, and prints what it did."""
+    """Start a server of the mini model on a free port, and print what it did."""
     command = [sys.executable, "-m", "janus_dola", "serve", "--port", "0", "--device", "cpu"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
@@ -73,15 +73,15 @@ def main(
                 time.sleep(0.1)
             asyncio.run(load(url, range(clients), clients))  # a warm-up
             alone, each, whole = asyncio.run(load(url, range(requests), 1))
-            print(said("one after the other", each, whole))
+            print(report_line("one after the other", each, whole))
             together, each_of_many, whole_of_many = asyncio.run(load(url, range(requests), clients))
-            print(said(f"{clients} clients", each_of_many, whole_of_many))
+            print(report_line(f"{clients} clients", each_of_many, whole_of_many))
             print(f"{whole / whole_of_many:.2f} times the images a second; {len(together)} of {requests} answered")
             print("images equal" if together == alone else "IMAGES DIFFER")
-            tenth = memory_requests // 10
-            for part in range(10 if tenth else 0):
-                asyncio.run(load(url, range(part * tenth, (part + 1) * tenth), clients))
-                print(f"{(part + 1) * tenth:6} requests: {resident(server.pid):.0f} MiB")
+            tenth = max(1, memory_requests // 10)
+            for done in range(0, memory_requests, tenth):
+                asyncio.run(load(url, range(done, done + tenth), clients))
+                print(f"{done + tenth:6} requests: {resident(server.pid):.0f} MiB")
         finally:
             server.terminate()
 

@@ -1,4 +1,6 @@
-"""Janus models of real sizes with random weights, for measurement where there are no checkpoints."""
+"""Makes Janus models of real sizes with random weights, to measure where there are no checkpoints."""
+
+from functools import cache
 
 import torch
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
@@ -11,6 +13,11 @@ from janus_dola.models.packed_linear import pack_for_cpu
 CODES, REAL_SIDE = 16384, 24
 
 
+@cache
+def _tokenizer():
+    return JanusDoLa.from_pretrained(MINI, device="cpu").tokenizer
+
+
 def random_janus(
     shape: str,
     blocks: int | None = None,
@@ -18,17 +25,17 @@ def random_janus(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> JanusDoLa:
-    """A Janus-Pro of random weights, with the tokenizer of the mini model.
+    """Makes a Janus-Pro of random weights, with the tokenizer of the mini model.
 
     Args:
         shape: "1B" or "7B".
-        blocks: None is as many as the real one has.
-        dtype: of the weights; float16 on a CPU is packed, as a checkpoint is when it is loaded.
-        codes_a_side: an image is a square of so many codes; with fewer than the real 24 the image decoder is small.
+        blocks: None makes as many as the real one has.
+        codes_a_side: side of an image in codes; with fewer than the real 24 the image decoder is small.
+        dtype: dtype of the weights; float16 on a CPU is packed, as a checkpoint is when it is loaded.
     """
     sizes = floor.BLOCKS[shape]
     hidden, heads = sizes.hidden, sizes.heads  # the image head is as wide as the hidden size
-    tokenizer = JanusDoLa.from_pretrained(MINI, device="cpu").tokenizer
+    tokenizer = _tokenizer()
     text = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=sizes.inner,
         num_hidden_layers=blocks or sizes.number, num_attention_heads=heads, num_key_value_heads=heads,

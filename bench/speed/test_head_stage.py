@@ -37,13 +37,14 @@ CASES = {
 
 
 def batched_stage(case):
-    """The torch backend without its checks, which torch.compile takes whole."""
-    found = head_torch.head_scores(case.hidden_states, case.head, cases.GUIDED)
-    return gumbel_max(found.scores, 1.0, case.seeds, case.position)
+    """Runs the torch backend without its checks, which torch.compile takes whole."""
+    sampling = cases.guided(case)
+    scores = head_torch.head_scores(case.hidden_states, case.head, sampling).scores
+    return gumbel_max(scores, sampling.temperature, case.seeds, case.position)
 
 
 def stage(backend):
-    """One call as a user makes it."""
+    """Returns a call as a user makes it."""
     if backend == "torch, compiled":
         torch.compiler.reset()
         return torch.compile(batched_stage, fullgraph=True)
@@ -67,7 +68,7 @@ test_head_stage.cases = CASES
 
 
 def test_logits(timed, device, shape, images, logits):
-    """The kernels, where many codes are plausible and where few are: what they do for a code depends on that."""
+    """Times the kernels where many codes are plausible and where few are: their work per code depends on that."""
     sizes, dtype = floor.SHAPES[shape], torch.bfloat16
     inputs = cases.random_cases(sizes, 5, images, dtype, device, logits)
     timed(

@@ -5,6 +5,7 @@ import torch
 from bench.speed import cases, floor
 from janus_dola.kernels import reference
 from janus_dola.kernels.sampling import gumbel_max
+from janus_dola.kernels.types import SamplingTensors
 
 LAYERS = 5
 
@@ -17,10 +18,10 @@ def sweep_cases(backends, shapes, images):
 
 
 def torch_sweep(logits, seeds, position):
-    """As the torch backend does it, from logits [L, B, V]."""
+    """Draws codes from logits [L, B, V] as the torch backend does."""
+    sampling = SamplingTensors.repeat(cases.GUIDED, logits.shape[1], logits)
     finite = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
-    found = reference.decide(logits, finite, cases.GUIDED)
-    return gumbel_max(found.scores, 1.0, seeds, position)
+    return gumbel_max(reference.decide(logits, finite, sampling).scores, sampling.temperature, seeds, position)
 
 
 def test_sweep(timed, device, backend, shape, images):
@@ -28,7 +29,7 @@ def test_sweep(timed, device, backend, shape, images):
     work = floor.sweep(sizes, LAYERS, images)
     inputs = [
         (torch.randn(LAYERS, images, sizes.codes, device=device), torch.arange(images, device=device) + i)
-        for i in range(cases.number_of_cases(work.bytes, device, most=64))
+        for i in range(cases.number_of_cases(work.bytes, device))
     ]
     position = torch.full((images,), 7, device=device)
     sweep = torch_sweep
@@ -46,7 +47,7 @@ test_sweep.cases = {
 
 
 def test_launch(timed, device, launch, shape, images):
-    """One of the steps of the triton backend."""
+    """Times one of the launches of the triton backend."""
     from janus_dola.kernels.gpu.codebook import codebook
     from janus_dola.kernels.gpu.normalise import normalise
     from janus_dola.kernels.gpu.project import project
@@ -62,9 +63,9 @@ def test_launch(timed, device, launch, shape, images):
 
     sampling = cases.guided(inputs[0])
 
-    def count_and_sweep(case, zeros, image_model):
+    def count_and_sweep(case, zeros, parts):
         zeros.zero_()  # what `normalise` does otherwise
-        sweep(*image_model, zeros, sampling, case.seeds, case.position)
+        sweep(*parts, zeros, sampling, case.seeds, case.position)
 
     every = list(zip(inputs, arrived, normed, folded, logits, strict=True))
     calls = {
