@@ -1,4 +1,4 @@
-"""Image generation with DeepSeek Janus, with and without DoLa decoding: an image depends on its seed alone."""
+"""Draws images with DeepSeek Janus, with and without DoLa decoding. An image depends on its seed alone, not on its batch."""
 
 from importlib import import_module
 from importlib.metadata import version
@@ -21,7 +21,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for, and torch with it, when it is asked for: the command line answers Ctrl-C before that."""
+    """Imports a public name, and torch with it, only when it is used: until then the command line answers Ctrl-C."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

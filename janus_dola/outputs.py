@@ -48,7 +48,7 @@ class DrawnImage:
     from_seed: bool = True  # whether the recipe draws it again: not so with the sampler "multinomial"
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Writes the image with its recipe inside, if that draws it again; `janus-dola generate --from` does.
+        """Writes the image with its recipe inside, if that draws it again; `janus-dola again` does.
 
         Args:
             path: ends with .jpg, .png or .webp.

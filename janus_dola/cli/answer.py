@@ -1,4 +1,4 @@
-"""`janus-dola answer`: a question about pictures, answered in words."""
+"""`janus-dola answer`: answers a question about pictures in words."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,21 +22,21 @@ def answer(
     model: Model = MINI,
     revision: Revision = None,
     max_new_tokens: Annotated[
-        int, typer.Option(rich_help_panel=_SAID, min=1, help="The longest answer, in tokens.")
+        int, typer.Option(rich_help_panel=_SAID, min=1, help="Tokens that the answer may have.")
     ] = 256,
     temperature: Annotated[
         float, typer.Option(rich_help_panel=_SAID, min=0, help="0 is greedy: the same answer each time.")
     ] = 0.0,
     dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
     seed: Annotated[
-        str, typer.Option(rich_help_panel=_SAID, help='Of a temperature above 0; "random" or -1 picks one.')
+        str, typer.Option(rich_help_panel=_SAID, help="Used with a temperature above 0; random (or -1) picks one.")
     ] = "0",
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Answer a question about pictures, word by word as the answer comes.
+    """Answer a question about pictures, and print the answer while it is written.
 
-    "mini", the default model, says which coloured shape a picture shows, whatever it is asked.
+    "mini", the default model, says which coloured shape a picture shows, whatever the question is.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The command line: `janus-dola generate`, `batch`, `serve`, `geneval`, `clip`, `info`, `profile`, `demo` and `answer`."""
+"""Puts the commands together, and turns errors into one line. A new command is a module here and a name in `_COMMANDS`."""
 
 import sys
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from janus_dola.cli.again import again
 from janus_dola.cli.answer import answer
 from janus_dola.cli.batch import batch
 from janus_dola.cli.clip import clip
@@ -20,20 +21,24 @@ from janus_dola.cli.serve import serve
 from janus_dola.cli.startup import import_libraries
 from janus_dola.cli.terminal import complain, prepare_streams
 
+_COMMANDS = (generate, again, batch, serve, answer, info, demo, clip, geneval, profile)
+
+
+def _spelling(token: str) -> str:
+    """Returns an option as it is declared: --parallel_size is --parallel-size, and --engine is the old --launch."""
+    return "launch" if token == "engine" else token.replace("_", "-")
+
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    # --parallel_size is the same as --parallel-size.
-    context_settings={
-        "token_normalize_func": lambda token: token.replace("_", "-"),
-        "help_option_names": ["-h", "--help"],
-    },
+    context_settings={"token_normalize_func": _spelling, "help_option_names": ["-h", "--help"]},
 )
 
 
-def _say_version(wanted: bool) -> None:
-    if wanted:
+def _say_version(given: bool) -> None:
+    if given:
         others = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
         typer.echo(f"janus-dola {version('janus-dola')} ({others}, Python {sys.version.split()[0]})")
         raise typer.Exit
@@ -49,7 +54,7 @@ def _janus_dola(
 
 
 def prepared(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with the libraries imported once its options are read."""
+    """Wraps a command so that the slow libraries are imported only once its options are read."""
 
     @wraps(command)
     def with_libraries(*args: Any, **kwargs: Any) -> None:
@@ -59,12 +64,12 @@ def prepared(command: Callable[..., None]) -> Callable[..., None]:
     return with_libraries
 
 
-for _command in (generate, batch, serve, geneval, clip, info, profile, demo, answer):
+for _command in _COMMANDS:
     app.command()(prepared(_command))
 
 
 def batch_alone() -> typer.Typer:
-    """The batch command as a command line of its own."""
+    """Returns the batch command as a command line of its own."""
     alone = typer.Typer(
         pretty_exceptions_enable=False, add_completion=False, context_settings=app.info.context_settings
     )
@@ -81,14 +86,14 @@ def run(command: typer.Typer) -> None:
         complain(f"error: {error}")
         sys.exit(2)
     except RuntimeError as error:
-        complain(f"error: {_told(error)}")
+        complain(f"error: {_message(error)}")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _told(error: RuntimeError) -> object:
-    """What is said of an error that can happen to a sound command; others are raised again."""
+def _message(error: RuntimeError) -> object:
+    """Returns what a user is told about an error that can happen to a valid command; raises other errors again."""
     import torch
 
     from janus_dola.batch.worker import WorkersLostError

@@ -1,4 +1,4 @@
-"""`janus-dola batch`: prompts by the thousand, drawn into a folder."""
+"""`janus-dola batch`: draws thousands of prompts into a folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from janus_dola.cli.options import (
     FILES,
     MACHINE,
     Backend,
-    CodesAPass,
+    CodesPerPass,
     Device,
     Dtype,
     Format,
@@ -42,9 +42,9 @@ def batch(
             "--prompt-json",
             metavar="FILE",
             rich_help_panel=PROMPTS,
-            help='.json: a list, or {"prompts": [...]}; .jsonl: an object a line, {"prompt": "..."} and if wished id, seed, '
-            f"parallel_size, {', '.join(SETTINGS)}; .csv, .tsv: the same in columns; "
-            ".txt: a prompt a line; a folder: a .txt file for each; - is stdin.",
+            help='.json: a list, or {"prompts": [...]}. .jsonl: one object per line with "prompt" and, optionally, id, '
+            f"seed, parallel_size, {', '.join(SETTINGS)}. .csv, .tsv: the same as columns. "
+            ".txt: one prompt per line. A folder: one .txt file per prompt. - reads stdin.",
         ),
     ],
     prompt_key: Annotated[
@@ -55,19 +55,22 @@ def batch(
     parallel_size: ParallelSize = 4,
     settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
     max_prompts: Annotated[
-        int | None, typer.Option(rich_help_panel=PROMPTS, min=1, help="Draw only so many.", show_default="all")
+        int | None,
+        typer.Option(
+            rich_help_panel=PROMPTS, min=1, help="Draw only the first N prompts.", metavar="N", show_default="all"
+        ),
     ] = None,
     seed: Annotated[
         str,
         typer.Option(
             rich_help_panel=DRAWN,
-            help="The n-th image of all, from 0, has the seed SEED + n; random or -1 takes that of the run in OUTDIR, "
-            "or else picks one.",
+            help="Image n of the run, from 0, gets the seed SEED + n; random (or -1) takes the seed of the run in OUTDIR, "
+            "or picks one.",
         ),
     ] = "0",
     backend: Backend = "auto",
     launch: Launch = "auto",
-    window: CodesAPass = "auto",
+    window: CodesPerPass = "auto",
     model: Model = MINI,
     revision: Revision = None,
     device: Device = None,
@@ -80,18 +83,20 @@ def batch(
         str | None,
         typer.Option(
             rich_help_panel=FILES,
-            help="Names of the files, of {words}, {id}, {index}, {k}, {number} and {seed}: {id}_p{k}.",
+            help="File names, made from {words}, {id}, {index}, {k}, {number} and {seed}: for example {id}_p{k}.",
             show_default="{index}_{words}_p{k}",
         ),
     ] = None,
     skip_bad: Annotated[
         bool,
-        typer.Option("--skip-bad", rich_help_panel=PROMPTS, help="Record malformed prompts as failed and go on."),
+        typer.Option(
+            "--skip-bad", rich_help_panel=PROMPTS, help="Record malformed prompts as failed, and draw the others."
+        ),
     ] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", rich_help_panel=FILES, help="Replace what OUTDIR holds of other settings or prompts."
+            "--overwrite", rich_help_panel=FILES, help="Replace what OUTDIR holds from other settings or prompts."
         ),
     ] = False,
     batch_size: Annotated[
@@ -102,7 +107,7 @@ def batch(
         int | None,
         typer.Option(
             rich_help_panel=MACHINE,
-            help="Ray actors, each with a GPU or a CPU core.",
+            help="Number of Ray actors, each with a GPU or a CPU core.",
             show_default="this process alone",
         ),
     ] = None,
@@ -110,15 +115,15 @@ def batch(
         str | None,
         typer.Option(
             rich_help_panel=MACHINE,
-            help="Of a Ray cluster: auto, or HOST:PORT; one actor for each GPU.",
+            help="A Ray cluster: auto or HOST:PORT; starts one actor per GPU.",
             show_default="none",
         ),
     ] = None,
 ) -> None:
-    """Draw prompts by the thousand into a folder.
+    """Draw thousands of prompts into a folder.
 
-    The same command again goes on where it stopped. OUTDIR gets the images, manifest.jsonl with a line for each, and
-    index.html to look at them. The model fixes the size of images.
+    Run the same command again to continue where it stopped. OUTDIR gets the images, manifest.jsonl with one line per image,
+    and index.html to look at them. The model fixes the size of its images.
     """
     from janus_dola.batch import Compute, RunSettings, run_batch
     from janus_dola.batch.files import MANIFEST

@@ -1,4 +1,4 @@
-"""`janus-dola clip`: the CLIP score of images that carry their prompts."""
+"""`janus-dola clip`: scores images against the prompts in their files."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,15 +9,17 @@ from janus_dola.cli.options import Device
 
 
 def clip(
-    folder: Annotated[Path, typer.Argument(help="Folder of images drawn by janus-dola, and its subfolders.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder with images that janus-dola drew; subfolders count, too.")
+    ],
     model: Annotated[
-        str, typer.Option(metavar="ARCHITECTURE:WEIGHTS", help="A model of open_clip; weights may be a file.")
+        str, typer.Option(metavar="ARCHITECTURE:WEIGHTS", help="A model that open_clip knows; WEIGHTS may be a file.")
     ] = "ViT-L-14:openai",
     device: Device = None,
 ) -> None:
-    """Score how near images and their prompts lie: 100 x the cosine of their CLIP embeddings.
+    """Score how well images match their prompts: 100 x the cosine of their CLIP embeddings.
 
-    A line for each image, then the mean. The prompt is the one in the image's recipe.
+    Prints one line per image, then the mean. The prompt is the one in the image's file.
     """
     from janus_dola.evaluate.clip import clip_scorer, scores_of
     from janus_dola.models.placement import default_device

@@ -1,4 +1,4 @@
-"""`janus-dola info`: what a model is made of."""
+"""`janus-dola info`: shows what a model is made of."""
 
 from typing import Annotated
 
@@ -9,13 +9,15 @@ from janus_dola.cli.options import Revision
 
 
 def info(
-    model: Annotated[str, typer.Argument(help='"mini", a folder or a repository.')] = MINI,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help='"mini", a folder or a Hugging Face repository.')
+    ] = MINI,
     revision: Revision = None,
 ) -> None:
-    """Show a model's layers, shapes and default candidate layers; no weights are read."""
+    """Show a model's layers, shapes and default candidate layers, without reading its weights."""
     import torch
 
-    from janus_dola.cli.threads import processors
+    from janus_dola.cli.startup import processors
     from janus_dola.kernels.packed import can_pack
     from janus_dola.models import adapt
     from janus_dola.models.checkpoint.load import load_skeleton

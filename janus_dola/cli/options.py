@@ -1,4 +1,4 @@
-"""Options that commands share, and what their texts mean."""
+"""Holds the options that commands share, and reads their values."""
 
 import functools
 import inspect
@@ -29,49 +29,48 @@ DRAWN, CONTRAST, FILES, MACHINE = "What is drawn", "DoLa", "Files", "Model and m
 Model = Annotated[
     str,
     typer.Option(
-        rich_help_panel=MACHINE, help='"mini", a folder, or a repository such as deepseek-community/Janus-Pro-1B.'
+        rich_help_panel=MACHINE,
+        help='"mini", a folder, or a Hugging Face repository such as deepseek-community/Janus-Pro-1B.',
     ),
 ]
 Revision = Annotated[
     str | None,
     typer.Option(
-        rich_help_panel=MACHINE, help="Branch, tag or commit of a model's repository.", show_default="the newest"
+        rich_help_panel=MACHINE, help="Branch, tag or commit of the model's repository.", show_default="the newest"
     ),
 ]
-OutDir = Annotated[Path, typer.Option(rich_help_panel=FILES, help="Folder for the images.")]
+OutDir = Annotated[Path, typer.Option(rich_help_panel=FILES, help="Folder for the files; made if it is not there.")]
 ParallelSize = Annotated[int, typer.Option(rich_help_panel=DRAWN, help="Images per prompt.")]
 Seed = Annotated[
-    int, typer.Option(rich_help_panel=DRAWN, help="Image k of prompt i has the seed SEED + i * PARALLEL_SIZE + k.")
+    int, typer.Option(rich_help_panel=DRAWN, help="Image k of prompt i gets the seed SEED + i * PARALLEL_SIZE + k.")
 ]
 RandomSeed = Annotated[
     str,
     typer.Option(
         "--seed",
         rich_help_panel=DRAWN,
-        help="Image k of prompt i has the seed SEED + i * PARALLEL_SIZE + k; random or -1 picks one.",
+        help="Image k of prompt i gets the seed SEED + i * PARALLEL_SIZE + k; random (or -1) picks SEED.",
     ),
 ]
 Backend = Annotated[
-    BackendName, typer.Option(rich_help_panel=MACHINE, help="What computes the layers' contrast; triton needs a GPU.")
+    BackendName, typer.Option(rich_help_panel=MACHINE, help="What computes the contrast of layers; triton needs a GPU.")
 ]
 Launch = Annotated[
     LaunchName,
     typer.Option(
-        "--launch",
-        "--engine",
-        rich_help_panel=MACHINE,
-        help="How a pass is run; graph needs a GPU, compile takes long to begin.",
+        "--launch", rich_help_panel=MACHINE, help="How model passes are run; graph needs a GPU, compile starts slowly."
     ),
 ]
-CodesAPass = Annotated[
-    WindowName, typer.Option(rich_help_panel=MACHINE, help="Codes a pass. The images are the same for any.")
+CodesPerPass = Annotated[
+    WindowName,
+    typer.Option(rich_help_panel=MACHINE, help="Codes decided per pass; changes the speed, not the image."),
 ]
 Quantize = Annotated[
     Quantization | None,
     typer.Option(
         rich_help_panel=MACHINE,
-        help="Weights of the blocks in 8 bits; other tokens now and then.",
-        show_default="as they are",
+        help="Store the blocks' weights in 8 bits; this changes some tokens.",
+        show_default="no",
     ),
 ]
 Device = Annotated[
@@ -79,7 +78,7 @@ Device = Annotated[
     typer.Option(
         rich_help_panel=MACHINE,
         metavar="NAME",
-        help="cpu, cuda (a GPU), cuda:1 or mps (Apple's).",
+        help="cpu, cuda (a GPU), cuda:1 or mps (Apple's GPU).",
         show_default="a GPU if there is one",
     ),
 ]
@@ -87,7 +86,7 @@ Dtype = Annotated[
     DtypeName | None,
     typer.Option(
         rich_help_panel=MACHINE,
-        help="float16 is the fastest on a CPU.",
+        help="Number format of the weights; float16 is the fastest on a CPU.",
         show_default="float32 on a CPU, else bfloat16",
     ),
 ]
@@ -98,7 +97,13 @@ Metadata = Annotated[
     ),
 ]
 Format = Annotated[ImageFormat, typer.Option("--format", rich_help_panel=FILES, help="File format of the images.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=FILES, help="Replace files that are there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=FILES, help="Replace files that exist.")]
+Compare = Annotated[
+    bool, typer.Option("--compare", rich_help_panel=CONTRAST, help="Also draw the baseline, from the same seeds.")
+]
+LayerMap = Annotated[
+    bool, typer.Option("--map", rich_help_panel=CONTRAST, help="Write a map of what DoLa did beside each image.")
+]
 
 
 def _refuse_size(value: str | None) -> None:
@@ -112,12 +117,12 @@ Size = Annotated[str | None, typer.Option("--size", "--width", "--height", hidde
 
 
 def parse_seed(text: str, outdir: Path | None = None) -> int:
-    """A seed, up to 2**63 - 1; "random", or -1 as other programs send it, picks one. What is drawn says which.
+    """Parses a seed; "random", or -1 as other programs send it, picks one, which images and manifests show.
 
     Args:
-        outdir: of a run; one that was begun there goes on with its seed instead.
+        outdir: a batch run's folder; a run that was begun there goes on with its seed instead of a random one.
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither a number nor "random".
     """
     if text in ("random", "-1"):
         from janus_dola.batch.files import RunFile
@@ -131,16 +136,16 @@ def parse_seed(text: str, outdir: Path | None = None) -> int:
 
 
 def parse_window(text: str) -> Window:
-    """ "auto", or a number of codes.
+    """Parses a window: "auto" or a number of codes.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither, or there is no such window.
     """
     return check_window(cast(Window, number_or_text(text)))
 
 
 def number_or_text(text: str) -> int | str:
-    """An int where a text is one; else the text."""
+    """Returns an int if the text is one, else the text."""
     return int(text) if text.isdecimal() else text
 
 
@@ -201,6 +206,6 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def hint_at_mini(model: str) -> None:
-    """Says what the mini model can draw, where it is the one."""
+    """Says what the mini model can draw, if the model is "mini"."""
     if model == MINI:
         typer.echo(HINT_AT_MINI, err=True)

@@ -1,4 +1,4 @@
-"""`janus-dola profile`: one pass of a model under the profiler."""
+"""`janus-dola profile`: records one model pass with the profiler."""
 
 from pathlib import Path
 from typing import Annotated
@@ -33,16 +33,16 @@ def profile(
     device: Device = None,
     dtype: Dtype = None,
     trace: Annotated[
-        Path, typer.Option(rich_help_panel=FILES, help="File for the timeline, to be opened at ui.perfetto.dev.")
+        Path, typer.Option(rich_help_panel=FILES, help="File for the timeline; ui.perfetto.dev opens it.")
     ] = Path("pass.json"),
 ) -> None:
-    """Record one pass of the model: its ten most expensive operations, and a timeline."""
+    """Record one model pass: its ten most expensive operations, and a timeline."""
     from janus_dola.cli.profiling import profile_pass
     from janus_dola.pipeline import JanusDoLa, check_before_loading
 
     check_before_loading(model, device, dtype, revision, settings=settings, backend=backend, launch=launch)
     trace.parent.mkdir(parents=True, exist_ok=True)
-    trace.open("ab").close()  # the profiler says nothing where it cannot write
+    trace.open("ab").close()  # the profiler itself does not report a file that it cannot write
     pipe = JanusDoLa.from_pretrained(model, device, dtype, revision)
     typer.echo(profile_pass(pipe, parallel_size, settings, backend, launch, trace))
     typer.echo(f"timeline: {trace}")

@@ -1,4 +1,4 @@
-"""`janus-dola serve`: images over HTTP."""
+"""`janus-dola serve`: draws images over HTTP."""
 
 import ipaddress
 from typing import TYPE_CHECKING, Annotated
@@ -30,32 +30,39 @@ def serve(
     model: Model = MINI,
     revision: Revision = None,
     host: Annotated[
-        str, typer.Option(rich_help_panel=ADDRESS, help="Address to listen at; 0.0.0.0 is all of this machine's.")
+        str,
+        typer.Option(rich_help_panel=ADDRESS, help="Address to listen at; 0.0.0.0 is every address of this machine."),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(rich_help_panel=ADDRESS, min=0, max=65535, help="0 is any that is free.")] = 8000,
+    port: Annotated[int, typer.Option(rich_help_panel=ADDRESS, min=0, max=65535, help="0 takes any free port.")] = 8000,
     slots: Annotated[
-        str, typer.Option(rich_help_panel=MACHINE, help="Images drawn at once, at most; auto is as many as fit.")
+        str,
+        typer.Option(
+            rich_help_panel=MACHINE, help="Images drawn at once, at most; auto is as many as fit into memory."
+        ),
     ] = "auto",
     max_waiting: Annotated[
         int,
         typer.Option(
-            rich_help_panel=ADDRESS, min=10, help="Images that may wait; requests beyond are answered with 429."
+            rich_help_panel=ADDRESS, min=10, help="Images that may wait; requests for more are answered with 429."
         ),
     ] = 256,
     grace: Annotated[
-        int, typer.Option(rich_help_panel=ADDRESS, min=0, help="Seconds to finish requests in, after SIGTERM.")
+        int, typer.Option(rich_help_panel=ADDRESS, min=0, help="Seconds that requests have to finish in after SIGTERM.")
     ] = 60,
     api_key: Annotated[
         str | None,
         typer.Option(
-            rich_help_panel=ADDRESS, envvar="JANUS_DOLA_API_KEY", help="Ask clients for this key.", show_default="none"
+            rich_help_panel=ADDRESS,
+            envvar="JANUS_DOLA_API_KEY",
+            help="Key that clients must send.",
+            show_default="none",
         ),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
             rich_help_panel=ADDRESS,
-            help="Origin of pages elsewhere that may ask, such as https://example.org.",
+            help="Origin of another site whose pages may send requests, such as https://example.org.",
             show_default="none",
         ),
     ] = None,
@@ -64,7 +71,7 @@ def serve(
         typer.Option(
             rich_help_panel=REPLICAS,
             min=1,
-            help="Engines under Ray Serve, each on a GPU or a CPU core.",
+            help="Number of engines under Ray Serve, each with a GPU or a CPU core.",
             show_default="none: no Ray",
         ),
     ] = None,
@@ -72,7 +79,7 @@ def serve(
         str | None,
         typer.Option(
             rich_help_panel=REPLICAS,
-            help="Of a Ray cluster: auto, or HOST:PORT; an engine for each GPU.",
+            help="A Ray cluster: auto or HOST:PORT; starts one engine per GPU.",
             show_default="none",
         ),
     ] = None,
@@ -82,14 +89,14 @@ def serve(
     dtype: Dtype = None,
     quantize: Quantize = None,
 ) -> None:
-    """Answer requests for images as OpenAI's clients send them, all drawn in one batch."""
+    """Serve images over HTTP to clients of OpenAI's images API, all drawn in one batch."""
     from janus_dola.arguments import import_extra
     from janus_dola.pipeline import JanusDoLa
 
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         import_extra(module, "serve", "janus-dola serve")
     from janus_dola.serve.server import run_server
-    from janus_dola.serve.service import Options
+    from janus_dola.serve.service import ServerOptions
 
     most = None if slots == "auto" else integer("slots", number_or_text(slots), 1, MAX_PARALLEL_SIZE, '"auto" or ')
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip()):
@@ -97,22 +104,22 @@ def serve(
     if api_key is None and not _is_loopback(host):
         complain(f"warning: anybody who reaches {host} can draw; --api-key asks for a key")
     hint_at_mini(model)
-    options = Options(model, most, max_waiting, backend, launch)
+    options = ServerOptions(
+        model, host, port, grace, api_key, tuple(allow_origin or ()), most, max_waiting, backend, launch
+    )
 
     def load() -> "JanusDoLa":
         return JanusDoLa.from_pretrained(model, device, dtype, revision, quantize)
 
-    rest = (options, load, host, port, grace, api_key, allow_origin or ())
     if replicas is None and ray_address is None:
-        run_server(*rest)
+        run_server(options, load, complain)
         return
-    try:
-        from janus_dola.serve.replicas import Replicas, run_replicas
-    except ImportError:
-        raise ValueError("--replicas needs Ray Serve: pip install 'janus-dola[replicas]'") from None
+    import_extra("ray.serve", "replicas", "--replicas")
+    from janus_dola.serve.replicas import Replicas, run_replicas
+
     if port == 0:
         raise ValueError("port must be 1 .. 65535 with --replicas, got 0")
-    run_replicas(Replicas(replicas, ray_address, device), *rest)
+    run_replicas(Replicas(replicas, ray_address, device), options, load, complain)
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,16 +1,21 @@
-"""Imports torch and transformers for the command line, and sees to it that only janus-dola talks to its user."""
+"""Imports torch and transformers for the command line, and mutes what other libraries say to its user."""
 
 import logging
+import math
 import os
 import signal
 import sys
 import warnings
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
+
+# A container's quota and period: microseconds of processor time, per microseconds that pass.
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def import_quietly(name: str) -> ModuleType:
-    """Imports a module that takes seconds, and ends at once, without a traceback, on Ctrl-C meanwhile."""
+    """Imports a module that takes seconds; Ctrl-C meanwhile ends the process at once, without a traceback."""
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
@@ -20,26 +25,39 @@ def import_quietly(name: str) -> ModuleType:
 
 
 def import_libraries() -> None:
-    """Imports what takes seconds, when a command needs it; help and wrong options come without it."""
+    """Imports the libraries that take seconds. Commands call it; help and wrong options come without it."""
     import_quietly("torch")
     mute_torchao()
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of what libraries will change: not for users
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # images that it warns of carry no recipe
+    warnings.filterwarnings("ignore", category=FutureWarning)  # about changes to libraries, not for users
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about images that carry no recipe
     import_quietly("janus_dola.pipeline")
     import huggingface_hub
     import transformers
 
-    from janus_dola.cli.threads import use_processors
-
     use_processors()
     transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()  # what is wrong with a model is said by the one line
+    transformers.utils.logging.set_verbosity_error()  # our own errors say in one line what is wrong with a model
     huggingface_hub.logging.set_verbosity_error()
     if not sys.stderr.isatty():
         huggingface_hub.utils.disable_progress_bars()
 
 
 def mute_torchao() -> None:
-    """transformers imports torchao where it is installed, which says on stderr what of it this machine lacks."""
+    """Mutes torchao, which transformers imports if it is installed, and which warns of what this machine lacks."""
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def processors() -> int:
+    """Returns how many processors this process may use: those it is bound to, at most its container's quota, at least 1."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _QUOTA.read_text().partition(" ") if _QUOTA.is_file() else ("max", "", "")
+    return bound if quota == "max" else max(1, min(bound, math.ceil(int(quota) / int(period))))
+
+
+def use_processors() -> None:
+    """Limits torch's threads to `processors`, unless the user set OMP_NUM_THREADS; torch would count the host's."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), processors()))

@@ -1,4 +1,4 @@
-"""What goes to the terminal: whole lines of printable text, whatever it is made of and whatever the terminal can show."""
+"""Writes to the terminal: whole lines of printable text, whatever a text holds and whatever the terminal can show."""
 
 import io
 import sys
@@ -8,7 +8,7 @@ import typer
 
 
 def prepare_streams() -> None:
-    """Characters that a terminal's encoding lacks are written as escapes, so that output never stops a run."""
+    """Makes streams escape characters that the terminal's encoding lacks, so that output never stops a run."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -16,11 +16,11 @@ def prepare_streams() -> None:
 
 
 def printable(text: object) -> str:
-    """Text in one line, with control characters as escapes: what a file holds cannot steer the terminal."""
+    """Returns a text as one line with control characters escaped, so that what a file holds cannot steer the terminal."""
     line = " ".join(str(text).split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
 def complain(text: object) -> None:
-    """A line on stderr."""
+    """Prints a line on stderr."""
     typer.echo(f"janus-dola: {printable(text)}", err=True)

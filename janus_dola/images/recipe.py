@@ -14,7 +14,7 @@ from typing import IO, Any, cast, get_args
 
 from PIL import ExifTags, Image
 
-from janus_dola.arguments import ImageFormat, Quantization, Window, check_window, integer
+from janus_dola.arguments import ImageFormat, Quantization, Window, check_window, integer, one_line
 from janus_dola.images.files import refuse_existing, write_new
 from janus_dola.models.placement import parse_dtype
 from janus_dola.models.storage import check_name
@@ -84,7 +84,7 @@ class Recipe:
         try:
             return cls(**_checked(given))
         except (ValueError, TypeError, ArithmeticError) as error:
-            raise ValueError(f"not a recipe of janus-dola: {' '.join(str(error).split())[:200]}") from error
+            raise ValueError(f"not a recipe of janus-dola: {one_line(error)}") from error
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
@@ -156,8 +156,7 @@ def read_recipe(path: Path) -> Recipe:
         except Image.UnidentifiedImageError as error:
             raise ValueError(f"{path} is not an image") from error
         except _FAULTS as error:
-            said = " ".join(str(error).split())[:200]
-            raise ValueError(f"{path} carries no recipe of janus-dola: {said or type(error).__name__}") from error
+            raise ValueError(f"{path} carries no recipe of janus-dola: {one_line(error)}") from error
     if description is None:
         raise ValueError(f"{path} carries no recipe of janus-dola in its metadata")
     try:

@@ -1,4 +1,4 @@
-"""`janus-dola serve`: images over HTTP, as OpenAI's clients ask for them, with one engine for all requests.
+"""`janus-dola serve`: images over HTTP for clients of OpenAI's API, with one engine for all requests.
 
-`app` answers requests, `worker` owns the engine in a thread of its own, and `queue` says who is drawn when.
+`api` answers requests, `worker` runs the engine in a thread of its own, and `queue` decides which images are drawn next.
 """

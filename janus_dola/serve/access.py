@@ -1,4 +1,4 @@
-"""Who may ask, and how much at once."""
+"""Limits who may send requests, and how large they may be."""
 
 import hmac
 
@@ -11,18 +11,18 @@ from janus_dola.serve.errors import error_response
 MAX_BODY = 64 * 1024  # bytes
 
 
-class Limits:
-    """Refuses bodies that are too large, whatever their header says.
+class BodyLimit:
+    """Refuses bodies of more than `MAX_BODY` bytes, whatever their header says.
 
     Args:
-        app: to guard.
+        app: the application behind it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or lets it through."""
+        """Lets a request through, and counts the bytes that the application reads."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -39,23 +39,23 @@ class Limits:
         await self._app(scope, counted, send)
 
 
-class Key:
-    """Asks for a key where there is one: of everything under /v1 and of /metrics.
+class KeyCheck:
+    """Asks clients for the server's key on every path under /v1 and on /metrics.
 
     Args:
-        app: to guard.
-        key: as clients send it, `Authorization: Bearer KEY`.
+        app: the application behind it.
+        key: clients send it as `Authorization: Bearer KEY`.
     """
 
     def __init__(self, app: ASGIApp, key: str) -> None:
-        self._app, self._wanted = app, f"Bearer {key}".encode()
+        self._app, self._header = app, f"Bearer {key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or lets it through."""
+        """Lets a request through, or answers it with 401."""
         guarded = scope["type"] == "http" and (scope["path"].startswith("/v1") or scope["path"] == "/metrics")
         if guarded:
             given = Headers(scope=scope).get("authorization", "").encode("latin-1")
-            if not hmac.compare_digest(given, self._wanted):
+            if not hmac.compare_digest(given, self._header):
                 message = "this server asks for its API key: Authorization: Bearer KEY"
                 answer = error_response(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
                 await answer(scope, receive, send)

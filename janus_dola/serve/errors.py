@@ -1,4 +1,4 @@
-"""Errors in the format that OpenAI's clients read."""
+"""Writes errors in the format that OpenAI's clients read."""
 
 import re
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-_MOST_SHOWN = 80  # characters of a value
+from janus_dola.arguments import shown
 
 
 def error_response(
@@ -16,10 +16,10 @@ def error_response(
     code: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
-    """An answer that says what was wrong.
+    """Returns an answer that says what was wrong.
 
     Args:
-        param: the field of the request that was.
+        param: the field of the request that was wrong.
         code: the kind of error, for programs.
     """
     kind = "server_error" if status >= 500 else "invalid_request_error"
@@ -27,12 +27,12 @@ def error_response(
 
 
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """The JSON of an error."""
-    return {"error": {"message": _valid(message), "type": kind, "param": param and _valid(param), "code": code}}
+    """Returns an error as JSON holds it."""
+    return {"error": {"message": _encodable(message), "type": kind, "param": param and _encodable(param), "code": code}}
 
 
-def of_validation(error: RequestValidationError) -> JSONResponse:
-    """The first of the fields that are not as they must be."""
+def validation_response(error: RequestValidationError) -> JSONResponse:
+    """Returns an answer that names the first wrong field."""
     first, *others = error.errors()
     if first["type"] == "json_invalid":
         return error_response(400, f"the body must be JSON: {first['ctx']['error']}", code="invalid_json")
@@ -42,9 +42,9 @@ def of_validation(error: RequestValidationError) -> JSONResponse:
         message = f"{name} must be given"
     elif kind == "extra_forbidden":
         message = f"{name} is not known to this server: leave it out"
-    else:  # of a union each member has an error of its own
+    else:  # each member of a union has an error of its own
         allowed = dict.fromkeys(_allowed(each) for each in (first, *others) if _field(each) == field)
-        message = f"{name} must {' or '.join(allowed)}, got {_short(first.get('input'))}"
+        message = f"{name} must {' or '.join(allowed)}, got {shown(first.get('input'))}"
     return error_response(400, message, field, "invalid_value")
 
 
@@ -57,11 +57,6 @@ def _allowed(error: dict[str, Any]) -> str:
     return re.sub("^[A-Z][a-z]+ should ", "", error["msg"])
 
 
-def _valid(text: str) -> str:
-    """Text that UTF-8 can write: JSON may name half a character."""
+def _encodable(text: str) -> str:
+    """Escapes what UTF-8 cannot write: JSON may name half a character."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

@@ -1,12 +1,12 @@
-"""The same application as replicas of a Ray Serve deployment, each with an engine of its own.
+"""Runs the same application as replicas in a Ray Serve deployment, each with an engine of its own.
 
-Ray sends a request to a replica that has few of them in hand.
+Ray sends a request to a replica that has few requests in hand.
 """
 
 import logging
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import ray
@@ -14,21 +14,20 @@ from ray import serve
 
 from janus_dola.batch.ray_pool import connect, plan_workers
 from janus_dola.batch.worker import Compute
-from janus_dola.cli.terminal import complain
 from janus_dola.pipeline import JanusDoLa
-from janus_dola.serve.service import Options, Service
+from janus_dola.serve.service import ServerOptions, Service
 
 _NAME = "janus-dola"
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """How many, and where.
+    """How many replicas, and where they run.
 
     Attributes:
-        count: None is one for each GPU of the cluster.
-        ray_address: of a cluster, as Ray spells it; None is one of our own on this machine.
-        device: of the model, as for `JanusDoLa.from_pretrained`.
+        count: None is one per GPU of the cluster.
+        ray_address: a cluster's address, as Ray spells it; None starts a cluster on this machine.
+        device: the model's device, as for `JanusDoLa.from_pretrained`.
     """
 
     count: int | None = None
@@ -37,54 +36,47 @@ class Replicas:
 
 
 def run_replicas(
-    replicas: Replicas,
-    options: Options,
-    load: Callable[[], JanusDoLa],
-    host: str,
-    port: int,
-    grace: int,
-    api_key: str | None = None,
-    allow_origin: Sequence[str] = (),
+    replicas: Replicas, options: ServerOptions, load: Callable[[], JanusDoLa], announce: Callable[[str], object]
 ) -> None:
-    """Serves until SIGTERM: then requests that were taken are finished, and no others are.
+    """Serves until SIGTERM, then finishes the requests it has and takes no others.
 
     Args:
-        load: gives the model, on each replica.
-        host, port, grace, api_key, allow_origin: as for `run_server`.
+        load: returns the model, on each replica.
+        announce: is given the line that says where the server listens.
     Raises:
-        ValueError: the cluster is too small, or the address is none.
-        ConnectionError: no server of Ray answers there within seconds.
+        ValueError: the cluster is too small, or the address is not valid.
+        ConnectionError: no Ray cluster answers there within seconds.
         RuntimeError: the replicas do not start; Ray says why.
     """
-    options = replace(options, addresses=False)  # a replica does not have the files of the others
+    options = replace(options, urls=False)  # a replica does not have the files that others keep
     ended = threading.Event()
     compute = Compute(replicas.device, workers=replicas.count, ray_address=replicas.ray_address)
     connect(ray, replicas.ray_address)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    # After Ray, which has a handler of its own that would abort the process.
+    # Set after Ray's start, because Ray's own handler would abort the process.
     before = {each: signal.signal(each, lambda *_: ended.set()) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         resources, count = plan_workers(ray.cluster_resources(), compute)
 
         def build():
-            from janus_dola.serve.app import make_app
+            from janus_dola.serve.api import make_app
 
-            pipe = load()  # a replica is there when its model is
-            return make_app(Service(options, lambda: pipe), api_key, allow_origin)
+            pipe = load()  # a replica is ready when its model is
+            return make_app(Service(options, lambda: pipe))
 
-        serve.start(http_options={"host": host, "port": port})
+        serve.start(http_options={"host": options.host, "port": options.port})
         deployment = serve.deployment(
             serve.ingress(build)(type("Replica", (), {})),
             name="Replica",
             num_replicas=count,
             max_ongoing_requests=options.max_waiting,
             ray_actor_options=resources,
-            graceful_shutdown_timeout_s=grace,
+            graceful_shutdown_timeout_s=options.grace,
         )
         serve.run(deployment.bind(), name=_NAME, logging_config={"log_level": "ERROR", "enable_access_log": False})
-        complain(f"http://{host}:{port} draws with {options.model}, {count} replicas")
+        announce(f"http://{options.host}:{options.port} draws with {options.model}, {count} replicas")
         ended.wait()
-        serve.delete(_NAME)  # waits for what is being drawn
+        serve.delete(_NAME)  # waits for images that are being drawn
         serve.shutdown()
     finally:
         ray.shutdown()

@@ -1,4 +1,4 @@
-"""What a client may ask for, and the images that it means."""
+"""Reads requests: which fields a client may send, and the images they ask for."""
 
 import itertools
 import random
@@ -16,19 +16,19 @@ from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.worker import Asked, Event
 from janus_dola.settings import SETTINGS, DoLaConfig, DrawSettings, Setting
 
-MAX_IMAGES = 10  # of a request
+MAX_IMAGES = 10  # per request
 MAX_PROMPT_TOKENS = 512
 _MAX_CHARACTERS = 8192
 _MAX_RANDOM_SEED = 2**53 - 1  # JavaScript's integers end there
 
 
 def _field(name: str, setting: Setting) -> tuple[Any, Any]:
-    """How a request has a setting; `DrawSettings` checks what is not said here."""
+    """Returns the field of a request for a setting; `DrawSettings` checks what the field does not."""
     kind = list[int] | Literal["auto"] if name == "candidate_layers" else setting.type
     return kind, Field(setting.default, description=setting.help, **_BOUNDS.get(name, {}))
 
 
-_BOUNDS: dict[str, dict[str, Any]] = {  # of JSON's schema
+_BOUNDS: dict[str, dict[str, Any]] = {  # for the JSON schema
     "cfg_weight": {"ge": -100, "le": 100},
     "temperature": {"ge": 0, "le": 100},
     "alpha": {"ge": 0, "le": 1},
@@ -38,29 +38,31 @@ _Settings: Any = create_model("_Settings", **{name: _field(name, setting) for na
 
 
 class ImagesRequest(_Settings):
-    """The body of POST /v1/images/generations: OpenAI's fields, and those of `DrawSettings`."""
+    """The body of POST /v1/images/generations: OpenAI's fields and the fields of `DrawSettings`."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     prompt: Annotated[str, Field(min_length=1, max_length=_MAX_CHARACTERS, description="What to draw.")]
-    model: Annotated[str | None, Field(description="The model that this server draws with, or nothing.")] = None
-    n: Annotated[int | None, Field(ge=1, le=MAX_IMAGES, description="Images.")] = 1
+    model: Annotated[str | None, Field(description="The model that this server draws with, or null.")] = None
+    n: Annotated[int | None, Field(ge=1, le=MAX_IMAGES, description="How many images.")] = 1
     size: Annotated[str | None, Field(description='"auto", or the size that the model draws, such as "384x384".')] = (
         "auto"
     )
     response_format: Annotated[
-        Literal["b64_json", "url"] | None, Field(description="The image itself, or where it lies for an hour.")
+        Literal["b64_json", "url"] | None, Field(description="The image itself, or a URL that serves it for an hour.")
     ] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] | None = "png"
-    user: Annotated[str | None, Field(description="Taken, and not used.")] = None
+    user: Annotated[str | None, Field(description="Accepted and ignored.")] = None
     stream: Annotated[bool | None, Field(description="Answer with server-sent events.")] = False
-    partial_images: Annotated[int | None, Field(ge=0, le=16, description="Pictures on the way, with `stream`.")] = 0
+    partial_images: Annotated[
+        int | None, Field(ge=0, le=16, description="Pictures of each image while it is drawn; needs `stream`.")
+    ] = 0
     seed: Annotated[
         int | None,
-        Field(ge=0, le=MAX_SEED - MAX_IMAGES, description="Image k has the seed `seed + k`; nothing picks one."),
+        Field(ge=0, le=MAX_SEED - MAX_IMAGES, description="Image k has the seed `seed + k`; null picks a random seed."),
     ] = None
     layer_map: Annotated[
-        bool, Field(description="Add a picture of the layer chosen at each code, and of how far it diverged.")
+        bool, Field(description="Add a map of the layer chosen at each code and of its divergence.")
     ] = False
 
 
@@ -73,21 +75,21 @@ class InvalidError(ValueError):
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A request that was understood."""
+class ParsedRequest:
+    """A valid request."""
 
     images: list[Asked]
-    recipes: list[Recipe]  # of each image
+    recipes: list[Recipe]  # one per image
     image_format: ImageFormat
     prompt_tokens: int
     layer_map: bool
 
 
 class Reader:
-    """Makes images of requests, for one model.
+    """Turns requests into images to draw, for one model.
 
     Args:
-        name: of the model, as the server was started with it.
+        name: the model's name, as the server was started with it.
     """
 
     def __init__(self, pipe: JanusDoLa, name: str) -> None:
@@ -99,11 +101,11 @@ class Reader:
             MAX_PROMPT_TOKENS, self.image_model.config.max_position_embeddings - self.image_model.raster.length
         )
 
-    def read(self, body: ImagesRequest, tell: Callable[[Event], object]) -> Wanted:
-        """The images that a request asks for.
+    def read(self, body: ImagesRequest, tell: Callable[[Event], object]) -> ParsedRequest:
+        """Returns the images that a request asks for.
 
         Raises:
-            InvalidError: the model cannot do what a field asks for.
+            InvalidError: a field has a value that this model cannot draw with.
         """
         if body.model not in (None, self.name):
             raise InvalidError("model", f"model must be {self.name!r}, got {body.model!r}", 404, "model_not_found")
@@ -133,7 +135,7 @@ class Reader:
             revision=pipe.revision,
         )
         jobs = [Job(next(self._numbers), 0, k, rows, seed + k, params) for k in range(count)]
-        return Wanted(
+        return ParsedRequest(
             [Asked(job, layers, partials, tell) for job in jobs],
             [replace(recipe, seed=job.seed) for job in jobs],
             "jpg" if body.output_format == "jpeg" else body.output_format or "png",
@@ -153,7 +155,7 @@ class Reader:
             )
         try:
             return DrawSettings().changed(given)
-        except ValueError as error:  # begins with the name
+        except ValueError as error:  # its text begins with the field's name
             raise InvalidError(str(error).partition(" ")[0], str(error)) from None
 
     def _rows(self, prompt: str, negative: str | None) -> PromptRows:
@@ -163,16 +165,16 @@ class Reader:
 
     def _token_ids(self, field: str, prompt: str) -> list[int]:
         try:
-            found = self._prompts.ids(prompt)
+            token_ids = self._prompts.ids(prompt)
         except ValueError as error:
             raise InvalidError(field, str(error)) from None
-        if len(found) > self.longest:
-            raise InvalidError(field, f"{field} must have at most {self.longest} tokens, got {len(found)}")
-        return found
+        if len(token_ids) > self.longest:
+            raise InvalidError(field, f"{field} must have at most {self.longest} tokens, got {len(token_ids)}")
+        return token_ids
 
     def _layers(self, dola: DoLaConfig | None) -> tuple[int, ...]:
-        """Which layers the passes read: the candidates, so that most requests can share passes, or a forced layer alone
-        that is not among them."""
+        """Returns the layers that passes read: the candidates, so that most requests can share passes; or only a forced
+        layer, where it is no candidate."""
         shared = tuple(replace(dola or DoLaConfig(), premature_layer=None).layers_to_read(self.image_model.num_layers))
         forced = None if dola is None else dola.premature_layer
         return (forced,) if isinstance(forced, int) and forced not in shared else shared

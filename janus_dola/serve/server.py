@@ -1,35 +1,24 @@
-"""A server process: listens, answers, and ends when it is told to."""
+"""Runs a server process: it listens, answers, and ends on SIGTERM."""
 
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import uvicorn
 
-from janus_dola.cli.terminal import complain
 from janus_dola.pipeline import JanusDoLa
-from janus_dola.serve.app import make_app
-from janus_dola.serve.service import Options, Service
+from janus_dola.serve.api import make_app
+from janus_dola.serve.service import ServerOptions, Service
 
 
-def run_server(
-    options: Options,
-    load: Callable[[], JanusDoLa],
-    host: str,
-    port: int,
-    grace: int,
-    api_key: str | None = None,
-    allow_origin: Sequence[str] = (),
-) -> None:
-    """Serves until SIGTERM: then requests that were taken are finished, and no others are.
+def run_server(options: ServerOptions, load: Callable[[], JanusDoLa], announce: Callable[[str], object]) -> None:
+    """Serves until SIGTERM, then finishes the requests it has and takes no others.
 
     Args:
-        load: gives the model, while the server is already up.
-        port: 0 is any that is free; the line that is printed says which.
-        grace: seconds for what is being drawn.
-        api_key, allow_origin: as for `make_app`.
+        load: returns the model; the server is already up meanwhile.
+        announce: is given the line that says where the server listens.
     Raises:
-        OSError: the address cannot be listened at.
+        OSError: the server cannot listen at the address.
         Exception: what `load` raised.
     """
     server: uvicorn.Server
@@ -38,13 +27,13 @@ def run_server(
         server.should_exit = True
 
     service = Service(options, load, on_failure=stop)
-    app = make_app(service, api_key, allow_origin)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace))
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family, backlog=1024) as listening:
-        shown = f"[{host}]" if ":" in host else host
-        complain(f"http://{shown}:{listening.getsockname()[1]} draws with {options.model}")
-        # The server takes the signal, and raises it once more when it has ended: that must not end the process by force.
+    config = uvicorn.Config(make_app(service), log_level="warning", timeout_graceful_shutdown=options.grace)
+    server = uvicorn.Server(config)
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    with socket.create_server((options.host, options.port), family=family, backlog=1024) as listening:
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        announce(f"http://{host}:{listening.getsockname()[1]} draws with {options.model}")
+        # uvicorn raises the signal once more when it has ended: that must not kill the process.
         before = signal.signal(signal.SIGTERM, lambda *_: None)
         try:
             server.run(sockets=[listening])

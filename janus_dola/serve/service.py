@@ -1,69 +1,79 @@
-"""What a server serves with: a model that is loaded beside it, its worker, and the files it keeps."""
+"""Holds what a server serves with: options, a model that loads in the background, its worker, and the images it keeps."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from janus_dola.pipeline import JanusDoLa
-from janus_dola.serve.files import Files
+from janus_dola.serve.image_urls import ImageUrls
 from janus_dola.serve.metrics import Metrics
 from janus_dola.serve.requests import Reader
 from janus_dola.serve.worker import Worker
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a server draws.
+class ServerOptions:
+    """How a server listens, whom it answers, and how it draws.
 
     Attributes:
-        model: its name, as `JanusDoLa.from_pretrained` takes it.
+        model: the model's name, as `JanusDoLa.from_pretrained` takes it.
+        host: address to listen at.
+        port: 0 takes any free port.
+        grace: seconds that requests have to finish in after SIGTERM.
+        api_key: key that clients must send; None asks for none.
+        allow_origin: origins of pages elsewhere that may send requests (CORS).
         slots: images drawn at once, at most; None is as many as fit.
         max_waiting: images that may wait.
         backend, launch: as for `JanusDoLa.generate`.
-        addresses: whether images can be asked for by `url`.
+        urls: whether clients may ask for images by URL.
     """
 
     model: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grace: int = 60
+    api_key: str | None = None
+    allow_origin: Sequence[str] = ()
     slots: int | None = None
     max_waiting: int = 256
     backend: str = "auto"
     launch: str = "auto"
-    addresses: bool = True
+    urls: bool = True
 
 
 class Service:
-    """Loads a model in a thread, and has a reader and a worker for it then.
+    """Loads a model in a thread, then reads requests and draws with it.
 
     Args:
-        load: gives the model.
-        on_failure: is called, in that thread, where it cannot be had; `failure` says why.
+        load: returns the model.
+        on_failure: called in that thread if the model cannot be loaded; `failure` says why.
     """
 
     def __init__(
-        self, options: Options, load: Callable[[], JanusDoLa], on_failure: Callable[[], object] = lambda: None
+        self, options: ServerOptions, load: Callable[[], JanusDoLa], on_failure: Callable[[], object] = lambda: None
     ) -> None:
-        self.options, self.metrics, self.files = options, Metrics(), Files()
+        self.options, self.metrics, self.image_urls = options, Metrics(), ImageUrls()
         self.failure: Exception | None = None
         self._ready: tuple[Reader, Worker] | None = None
         self._load, self._on_failure = load, on_failure
-        self._lock, self._closed = threading.Lock(), False  # guards that nothing becomes ready any more once closed
+        self._lock, self._closed = threading.Lock(), False  # the lock guards that nothing gets ready after closing
         self._thread = threading.Thread(target=self._get_ready, name="loading", daemon=True)
 
     def start(self) -> None:
-        """Begins to load."""
+        """Starts to load the model."""
         self._thread.start()
 
     def ready(self) -> tuple[Reader, Worker] | None:
-        """What reads requests and what draws; None while the model is being loaded."""
+        """Returns what reads requests and what draws them, or None while the model loads."""
         return self._ready
 
     def close(self) -> None:
-        """Ends drawing, and removes the files; a model that is still being loaded is not waited for."""
+        """Stops drawing and removes the files; does not wait for a model that still loads."""
         with self._lock:
             self._closed = True
         if self._ready is not None:
             self._ready[1].close()
-        self.files.close()
+        self.image_urls.close()
 
     def _get_ready(self) -> None:
         options = self.options
@@ -77,6 +87,6 @@ class Service:
                     options.backend, options.launch,
                 )  # fmt: skip
                 self._ready = reader, worker
-        except Exception as error:  # whatever it is, the one who started the server is told
+        except Exception as error:  # any error goes to whoever started the server
             self.failure = error
             self._on_failure()

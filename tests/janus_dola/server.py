@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from janus_dola.serve.app import make_app
+from janus_dola.serve.api import make_app
 
 
 def until(condition, seconds=60):
@@ -17,9 +17,9 @@ def until(condition, seconds=60):
 
 
 @contextmanager
-def running(service, **more):
+def running(service):
     """A server in a thread of this process."""
-    made = uvicorn.Server(uvicorn.Config(make_app(service, **more), port=0, log_level="error"))
+    made = uvicorn.Server(uvicorn.Config(make_app(service), port=0, log_level="error"))
     thread = threading.Thread(target=made.run)
     thread.start()
     until(lambda: made.started)

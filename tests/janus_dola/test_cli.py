@@ -46,7 +46,7 @@ def test_an_image_is_drawn_again_from_its_file(call, mini, tmp_path, settings, m
         "generate", "a red circle", "--parallel-size", 2, "--outdir", tmp_path, "--format", "webp", *settings
     )
     second = Path(out.split()[1])
-    status, out, _ = call("generate", "--from", second, "--outdir", tmp_path)
+    status, out, _ = call("again", second, "--outdir", tmp_path)
     assert (status, out) == (0, f"{tmp_path / second.stem}_again.png\n")
     assert torch.equal(drawn[2].tokens, drawn[1].tokens)
     assert read_recipe(second) == read_recipe(Path(out.strip()))
@@ -159,9 +159,11 @@ def test_prompt_files_that_are_not(call, tmp_path, content):
         (["generate", "x", "--candidate-layers", "8,9"], "candidate_layers must name a layer in 1 .. 7"),
         (["generate", "x", "--premature-layer", "last"], "premature_layer must be an integer or \"final\", got 'last'"),
         (["generate", "x", "--backend", "gpu"], "is not one of 'auto', 'reference', 'torch', 'triton'"),
+        (["again", "no-such-file.png"], "No such file"),
+        (["again"], "Missing argument 'FILE'"),
         (["generate", "--from", "no-such-file.png"], "No such file"),
-        (["generate", "--from", "."], ". carries no recipe of janus-dola: it is no file of at most"),
-        (["generate"], "give a prompt, or --from an image"),
+        (["again", "."], ". carries no recipe of janus-dola: it is no file of at most"),
+        (["generate"], "give a prompt; `janus-dola again FILE` draws an image again"),
         (["generate", "x", "--from", "a.png"], "leave out: prompts"),
         (["generate", "--seed", "3", "--from", "a.png"], "leave out: seed"),
         (["batch", "--prompt-json", "no-such-file.json"], "No such file"),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from janus_dola import DoLaConfig
 from janus_dola.images.layer_map import colour_of_layer, css, css_ramp, heat, layer_map, level_of_jsd, small_map
-from janus_dola.serve.page import page
+from janus_dola.serve.form_page import form_page
 
 LN2 = math.log(2)
 
@@ -87,7 +87,7 @@ def test_a_layer_has_one_colour_everywhere(drawn):
     small = small_map(drawn.premature_layers, drawn.jsd).convert("RGB")
     for code, layer in enumerate(drawn.premature_layers.tolist()):
         assert small.getpixel((code % 8, code // 8)) == colour_of_layer(layer)
-    server = json.loads(re.search(r"const SERVER = (\{.*?\});", page("mini", False))[1])
+    server = json.loads(re.search(r"const SERVER = (\{.*?\});", form_page("mini", False))[1])
     assert server["colours"] == [css(colour_of_layer(layer)) for layer in range(128)]
     assert server["ramp"] == css_ramp()
     assert css_ramp().startswith(f"linear-gradient(90deg, {css(heat(0))}, {css(heat(0.2))}")

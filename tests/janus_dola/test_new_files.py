@@ -61,7 +61,7 @@ def test_what_is_drawn_again_and_its_baseline_lie_beside_the_first(call, tmp_pat
     _, out, _ = call(*command, "--parallel-size", 2, "--compare", "--map")
     first = [f"0_a_red_circle{more}.png" for more in ("_p0", "_p0_map", "_p1", "_p1_map", "_no-dola_p0", "_no-dola_p1")]
     assert out.split() == [str(tmp_path / name) for name in first]
-    status, out, _ = call("generate", "--from", tmp_path / "0_a_red_circle_p1.png", "--outdir", tmp_path, "--compare")
+    status, out, _ = call("again", tmp_path / "0_a_red_circle_p1.png", "--outdir", tmp_path, "--compare")
     assert status == 0
     again = [f"0_a_red_circle_p1{more}_again.png" for more in ("", "_no-dola")]
     assert out.split() == [str(tmp_path / name) for name in again]

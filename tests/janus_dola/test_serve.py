@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from janus_dola import JanusDoLa
 from janus_dola.cli import app as cli
 from janus_dola.images.recipe import read_recipe
-from janus_dola.serve.app import GENERATIONS
-from janus_dola.serve.files import Files
-from janus_dola.serve.service import Options, Service
+from janus_dola.serve.api import GENERATIONS
+from janus_dola.serve.image_urls import ImageUrls
+from janus_dola.serve.service import ServerOptions, Service
 from tests.janus_dola.server import running, until
 
 KEY = "a key"
@@ -153,7 +153,7 @@ def test_an_address_serves_the_image_to_who_knows_it(server):
 
 
 def test_files_are_removed_when_their_time_is_over():
-    kept, gone = Files(), Files(seconds=-1)
+    kept, gone = ImageUrls(), ImageUrls(seconds=-1)
     assert kept.find(kept.add(b"x", "png")).read_bytes() == b"x"
     name = gone.add(b"x", "png")
     path = Path(gone._folder.name) / name
@@ -246,7 +246,7 @@ def test_sigterm_finishes_what_was_asked_and_takes_no_more(processes):
 
 
 def test_a_full_queue_says_when_to_come_back(mini):
-    service = Service(Options("mini", slots=1, max_waiting=10), lambda: mini)
+    service = Service(ServerOptions("mini", slots=1, max_waiting=10), lambda: mini)
     with running(service) as url:
         until(lambda: service.ready())
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -260,7 +260,7 @@ def test_a_full_queue_says_when_to_come_back(mini):
 
 
 def test_an_image_that_is_not_finite_fails_its_request_alone(mini, monkeypatch, caplog):
-    service = Service(Options("mini"), lambda: mini)
+    service = Service(ServerOptions("mini"), lambda: mini)
     with running(service) as url:
         until(lambda: service.ready())
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -276,8 +276,8 @@ def test_an_image_that_is_not_finite_fails_its_request_alone(mini, monkeypatch, 
 
 def test_health_says_loading_till_the_model_is_there(mini):
     there = threading.Event()
-    service = Service(Options("mini"), lambda: there.wait() and mini)
-    with running(service, allow_origin=["https://example.org"]) as url:
+    service = Service(ServerOptions("mini", allow_origin=["https://example.org"]), lambda: there.wait() and mini)
+    with running(service) as url:
         assert (httpx.get(f"{url}/health").status_code, httpx.get(f"{url}/health").json()) == (
             503,
             {"status": "loading"},
@@ -294,7 +294,7 @@ def test_health_says_loading_till_the_model_is_there(mini):
 
 def test_a_server_ends_though_its_model_is_being_loaded(mini):
     there = threading.Event()
-    service = Service(Options("mini"), lambda: there.wait() and mini)
+    service = Service(ServerOptions("mini"), lambda: there.wait() and mini)
     with running(service) as url:
         assert httpx.get(f"{url}/health").status_code == 503
     there.set()
@@ -303,7 +303,7 @@ def test_a_server_ends_though_its_model_is_being_loaded(mini):
 
 
 def test_no_garbage_is_an_error_of_the_server(mini):
-    service = Service(Options("mini"), lambda: mini)
+    service = Service(ServerOptions("mini"), lambda: mini)
     with running(service) as url:
         until(lambda: service.ready())
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from janus_dola.images.recipe import read_recipe
-from janus_dola.serve.service import Options, Service
+from janus_dola.serve.service import ServerOptions, Service
 from tests.janus_dola.browser import CHROMIUM, Browser
 from tests.janus_dola.server import running, until
 
@@ -18,7 +18,7 @@ FAR_ENOUGH = "document.querySelectorAll('figcaption').length === 2"
 
 @pytest.fixture(scope="module")
 def url(mini):
-    service = Service(Options("mini"), lambda: mini)
+    service = Service(ServerOptions("mini"), lambda: mini)
     with running(service) as url:
         until(lambda: service.ready())
         yield url

@@ -5,20 +5,20 @@ import os
 import pytest
 import torch
 
-from janus_dola.cli import threads
+from janus_dola.cli import startup
 
 
 @pytest.fixture
 def quota(tmp_path, monkeypatch):
     """Writes the container's share of processor time."""
     file = tmp_path / "cpu.max"
-    monkeypatch.setattr(threads, "_QUOTA", file)
+    monkeypatch.setattr(startup, "_QUOTA", file)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     return file.write_text
 
 
 def test_without_a_container_all_that_the_process_is_bound_to(quota):
-    assert threads.processors() == 8
+    assert startup.processors() == 8
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_without_a_container_all_that_the_process_is_bound_to(quota):
 )
 def test_a_container_has_its_share(quota, text, expected):
     quota(text)
-    assert threads.processors() == expected
+    assert startup.processors() == expected
 
 
 @pytest.mark.parametrize(("said", "torchs", "expected"), [(None, 64, 2), ("64", 64, 64), (None, 1, 1)])
@@ -45,5 +45,5 @@ def test_torch_is_told_unless_the_user_said(quota, monkeypatch, said, torchs, ex
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if said is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", said)
-    threads.use_processors()
+    startup.use_processors()
     assert count[0] == expected

@@ -1,4 +1,4 @@
-"""Images that are served by address, for an hour."""
+"""Serves images by URL for an hour."""
 
 import secrets
 import tempfile
@@ -9,13 +9,13 @@ from pathlib import Path
 SECONDS = 3600
 
 
-class Files:
-    """Files in a folder of their own, under names that nobody guesses; those that are too old are removed."""
+class ImageUrls:
+    """Keeps files in a temporary folder under names that nobody can guess, and removes them when their time is over."""
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
         self._folder = tempfile.TemporaryDirectory(prefix="janus-dola-")
-        self._kept: deque[tuple[float, str]] = deque()
+        self._kept: deque[tuple[float, str]] = deque()  # end of its time and name, the oldest first
 
     def add(self, content: bytes, ending: str) -> str:
         """Keeps a file, and returns its name."""
@@ -26,13 +26,13 @@ class Files:
         return name
 
     def find(self, name: str) -> Path | None:
-        """Where a file lies; None where there is none, or no more."""
+        """Returns the path of a file, or None if there is no such file or its time is over."""
         self._remove_old()
         known = any(kept == name for _, kept in self._kept)
         return Path(self._folder.name) / name if known else None
 
     def close(self) -> None:
-        """Removes all."""
+        """Removes all files."""
         self._folder.cleanup()
 
     def _remove_old(self) -> None:

@@ -1,8 +1,8 @@
-"""The HTTP side: OpenAI's images API, health, metrics and the page."""
+"""Answers HTTP requests: OpenAI's images API, health, metrics and the page."""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
 import torch
@@ -14,31 +14,27 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from janus_dola.outputs import NonFiniteError
-from janus_dola.serve.access import Key, Limits
-from janus_dola.serve.answers import Answers, event
-from janus_dola.serve.errors import error_body, error_response, of_validation
-from janus_dola.serve.metrics import Counted
-from janus_dola.serve.page import HEADERS, page
+from janus_dola.serve.access import BodyLimit, KeyCheck
+from janus_dola.serve.errors import error_body, error_response, validation_response
+from janus_dola.serve.form_page import HEADERS, form_page
+from janus_dola.serve.metrics import RequestCounter
 from janus_dola.serve.queue import FullError
-from janus_dola.serve.requests import ImagesRequest, InvalidError, Wanted
+from janus_dola.serve.requests import ImagesRequest, InvalidError, ParsedRequest
+from janus_dola.serve.responses import ResponseWriter, event
 from janus_dola.serve.service import Service
 from janus_dola.serve.worker import Event, Failed, Finished, Partial, Worker
 
 GENERATIONS = "/v1/images/generations"
-_SECONDS_OF_LOADING = 5  # after which a client may ask again
+_RETRY_AFTER = 5  # seconds, while the model loads
 
 
-class GoneError(Exception):
-    """The client went away."""
+class ClientGoneError(Exception):
+    """The client closed its connection."""
 
 
-def make_app(service: Service, api_key: str | None = None, allow_origin: Sequence[str] = ()) -> FastAPI:
-    """The application, which starts and closes its service.
-
-    Args:
-        api_key: that clients must send; None asks for none.
-        allow_origin: of pages elsewhere that may ask, for CORS.
-    """
+def make_app(service: Service) -> FastAPI:
+    """Makes the application, which starts and closes its service."""
+    options = service.options
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -48,19 +44,20 @@ def make_app(service: Service, api_key: str | None = None, allow_origin: Sequenc
 
     app = FastAPI(title="janus-dola", lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_routes(app, service)
-    shown = page(service.options.model, api_key is not None)
+    html = form_page(options.model, options.api_key is not None)
 
     @app.get("/", include_in_schema=False)
     async def form() -> HTMLResponse:
-        return HTMLResponse(shown, headers=HEADERS)
+        return HTMLResponse(html, headers=HEADERS)
 
     _add_errors(app, service)
-    app.add_middleware(Limits)
-    if api_key is not None:
-        app.add_middleware(Key, key=api_key)
-    if allow_origin:
-        app.add_middleware(CORSMiddleware, allow_origins=list(allow_origin), allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(Counted, path=GENERATIONS, metrics=service.metrics)
+    app.add_middleware(BodyLimit)
+    if options.api_key is not None:
+        app.add_middleware(KeyCheck, key=options.api_key)
+    if options.allow_origin:
+        origins = list(options.allow_origin)
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(RequestCounter, path=GENERATIONS, metrics=service.metrics)
     return app
 
 
@@ -72,64 +69,64 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """Draws images."""
         ready = service.ready()
         if ready is None:
-            headers = {"Retry-After": str(_SECONDS_OF_LOADING)}
+            headers = {"Retry-After": str(_RETRY_AFTER)}
             return error_response(503, "the model is being loaded", code="loading", headers=headers)
-        if body.response_format == "url" and not service.options.addresses:
+        if body.response_format == "url" and not service.options.urls:
             raise InvalidError("response_format", 'response_format must be "b64_json" with replicas, got "url"')
         reader, worker = ready
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        wanted = reader.read(body, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
-        worker.ask(wanted.images)
-        answers = Answers(wanted, reader.size, reader.image_model.image_tokens, int(time.time()))
-        happening = _until_done(request, worker, wanted, events)
+        parsed = reader.read(body, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+        worker.ask(parsed.images)
+        writer = ResponseWriter(parsed, reader.size, reader.image_model.image_tokens, int(time.time()))
+        pictures = _until_done(request, worker, parsed, events)
         if body.stream:
-            return StreamingResponse(_streamed(happening, answers), media_type="text/event-stream")
+            return StreamingResponse(_streamed(pictures, writer), media_type="text/event-stream")
         keep = None
         if body.response_format == "url":
 
             def keep(content: bytes, ending: str) -> str:
-                return str(request.url_for("image_file", name=service.files.add(content, ending)))
+                return str(request.url_for("image_file", name=service.image_urls.add(content, ending)))
 
         entries = {}
         try:
-            async with aclosing(happening):
-                async for found in happening:
-                    if isinstance(found, Finished):
-                        entries[found.k] = await asyncio.to_thread(answers.image, found, keep)
-        except GoneError:
+            async with aclosing(pictures):
+                async for picture in pictures:
+                    if isinstance(picture, Finished):
+                        entries[picture.k] = await asyncio.to_thread(writer.entry, picture, keep)
+        except ClientGoneError:
             return Response(status_code=499)
-        return JSONResponse(answers.all([entries[k] for k in sorted(entries)]))
+        return JSONResponse(writer.answer([entries[k] for k in sorted(entries)]))
 
     @app.get("/v1/models")
     async def models() -> JSONResponse:
-        """The model that this server draws with."""
+        """Lists the model that this server draws with."""
         model = {"id": service.options.model, "object": "model", "created": started, "owned_by": "janus-dola"}
         return JSONResponse({"object": "list", "data": [model]})
 
     @app.get("/images/{name}", include_in_schema=False)
     async def image_file(name: str) -> Response:
-        path = service.files.find(name)
+        path = service.image_urls.find(name)
         if path is None:
             return error_response(404, f"there is no image {name!r}, or no more", "name", "not_found")
         return FileResponse(path)
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Whether the model is loaded: 200 or 503."""
+        """Tells whether the model is loaded: 200 or 503."""
         loading = service.ready() is None
         return JSONResponse({"status": "loading" if loading else "ready"}, 503 if loading else 200)
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        """Counts for Prometheus."""
+        """Returns counts for Prometheus."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(RequestValidationError)
     async def not_valid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return of_validation(error)
+        return validation_response(error)
 
     @app.exception_handler(InvalidError)
     async def not_possible(request: Request, error: InvalidError) -> JSONResponse:
@@ -138,14 +135,14 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(FullError)
     async def full(request: Request, error: FullError) -> JSONResponse:
         ready = service.ready()
-        seconds = ready[1].seconds_to_wait() if ready else _SECONDS_OF_LOADING
+        seconds = ready[1].seconds_to_wait() if ready else _RETRY_AFTER
         return error_response(429, str(error), code="rate_limit_exceeded", headers={"Retry-After": str(seconds)})
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         return error_response(error.status_code, str(error.detail), headers=dict(error.headers or {}))
 
-    @app.exception_handler(Exception)  # and what the server itself did wrong is logged
+    @app.exception_handler(Exception)  # the server's own faults are logged, too
     @app.exception_handler(NonFiniteError)
     @app.exception_handler(torch.OutOfMemoryError)
     async def failed(request: Request, error: Exception) -> JSONResponse:
@@ -153,30 +150,30 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
 
 async def _until_done(
-    request: Request, worker: Worker, wanted: Wanted, events: "asyncio.Queue[Event]"
+    request: Request, worker: Worker, parsed: ParsedRequest, events: "asyncio.Queue[Event]"
 ) -> AsyncGenerator[Partial | Finished, None]:
-    """What happens, till all images are drawn. However it ends, what is not drawn is given up.
+    """Yields pictures until all images are drawn; however it ends, images that are not drawn by then are given up.
 
     Raises:
-        GoneError: the client went away.
+        ClientGoneError: the client closed its connection.
     """
     gone = asyncio.ensure_future(_gone(request))
-    missing = len(wanted.images)
+    missing = len(parsed.images)
     try:
         while missing:
             following = asyncio.ensure_future(events.get())
             await asyncio.wait({following, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not following.done():
                 following.cancel()
-                raise GoneError
-            found = following.result()
-            if isinstance(found, Failed):
-                raise found.error
-            missing -= isinstance(found, Finished)
-            yield found
+                raise ClientGoneError
+            event = following.result()
+            if isinstance(event, Failed):
+                raise event.error
+            missing -= isinstance(event, Finished)
+            yield event
     finally:
         gone.cancel()
-        worker.give_up(wanted.images)
+        worker.give_up(parsed.images)
 
 
 async def _gone(request: Request) -> None:
@@ -184,15 +181,15 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _streamed(happening: AsyncGenerator[Partial | Finished, None], answers: Answers) -> AsyncIterator[str]:
+async def _streamed(pictures: AsyncGenerator[Partial | Finished, None], writer: ResponseWriter) -> AsyncIterator[str]:
     try:
-        async with aclosing(happening):
-            async for found in happening:
-                if isinstance(found, Partial):
-                    yield await asyncio.to_thread(answers.partial, found)
+        async with aclosing(pictures):
+            async for picture in pictures:
+                if isinstance(picture, Partial):
+                    yield await asyncio.to_thread(writer.partial, picture)
                 else:
-                    yield await asyncio.to_thread(answers.completed, found)
-    except GoneError:
+                    yield await asyncio.to_thread(writer.completed, picture)
+    except ClientGoneError:
         return
-    except Exception as error:  # the status was sent before: the error is an event
+    except Exception as error:  # the status is already sent, so the error becomes an event
         yield event("error", error_body(str(error), "server_error", code="drawing_failed"))

@@ -1,4 +1,4 @@
-"""The page at `/`: a form, baseline and DoLa from the same seed, and maps of what DoLa did."""
+"""Makes the page at `/`: a form, baseline and DoLa from the same seed, and maps of what DoLa did."""
 
 import json
 from importlib.resources import files
@@ -7,7 +7,7 @@ from janus_dola.images.layer_map import colour_of_layer, css, css_ramp
 
 _LAYERS = 128  # as many as `small_map` can show
 _PLACE = "/*SERVER*/null"
-# Nothing from elsewhere is loaded or asked, whatever a prompt or a model's name holds.
+# The page loads nothing from elsewhere and sends nothing there, whatever a prompt or a model's name holds.
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
@@ -16,9 +16,9 @@ HEADERS = {
 }
 
 
-def page(model: str, asks_for_key: bool) -> str:
-    """The page of a server."""
+def form_page(model: str, asks_for_key: bool) -> str:
+    """Returns the page as HTML."""
     colours = [css(colour_of_layer(layer)) for layer in range(_LAYERS)]
     server = {"model": model, "asks_for_key": asks_for_key, "colours": colours, "ramp": css_ramp()}
-    text = files("janus_dola.serve").joinpath("page.html").read_text(encoding="utf-8")
+    text = files("janus_dola.serve").joinpath("form_page.html").read_text(encoding="utf-8")
     return text.replace(_PLACE, json.dumps(server).replace("<", "\\u003c"))

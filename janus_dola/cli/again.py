@@ -1,0 +1,89 @@
+"""`janus-dola again`: draws an image again by the recipe in its file."""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from janus_dola.arguments import MINI
+from janus_dola.cli.drawing import Output, draw_to_files
+from janus_dola.cli.options import (
+    MACHINE,
+    Backend,
+    Compare,
+    Device,
+    Format,
+    Launch,
+    LayerMap,
+    Metadata,
+    OutDir,
+    Overwrite,
+    Revision,
+)
+from janus_dola.images.files import name_beside
+
+if TYPE_CHECKING:
+    from janus_dola.batch import RunSettings
+    from janus_dola.images.recipe import Recipe
+
+
+def again(
+    image: Annotated[Path, typer.Argument(metavar="FILE", help="An image that janus-dola drew.")],
+    compare: Compare = False,
+    layer_map: LayerMap = False,
+    outdir: OutDir = Path("generated_samples"),
+    image_format: Format = "png",
+    metadata: Metadata = True,
+    overwrite: Overwrite = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=MACHINE,
+            help="The model's folder, if the image was drawn with one; the image holds only its name.",
+            show_default="the image's model",
+        ),
+    ] = None,
+    revision: Revision = None,
+    device: Device = None,
+    backend: Backend = "auto",
+    launch: Launch = "auto",
+) -> None:
+    """Draw an image again, from the prompt, seed and settings that its file holds.
+
+    OUTDIR/NAME_again.png has the same pixels. --map shows what DoLa did, --compare draws the baseline from the same seed.
+    """
+    from janus_dola.batch import Compute, RunSettings
+    from janus_dola.images.recipe import read_recipe
+    from janus_dola.models.checkpoint.load import public_name
+
+    recipe = read_recipe(image)
+    model = _model_of(recipe, model)
+    if public_name(model) == recipe.model:
+        revision = revision or recipe.revision
+    run = RunSettings(
+        model, recipe.settings, 1, recipe.seed, image_format, recipe.dtype, recipe.quantize, recipe.window, metadata,
+        revision=revision,
+    )  # fmt: skip
+
+    def name(run: "RunSettings", index: int, k: int) -> str:
+        is_baseline = compare and run.drawing.dola is None
+        return name_beside(image, "no-dola_again" if is_baseline else "again", image_format)
+
+    output = Output(outdir, overwrite, compare, layer_map)
+    draw_to_files([recipe.prompt], run, Compute(device, backend, launch), output, name)
+
+
+def _model_of(recipe: "Recipe", given: str | None) -> str:
+    """Returns the model to draw an image again with. The image holds only the folder's name of a model in a folder."""
+    from janus_dola.models.checkpoint.load import public_name
+
+    if given is None:
+        if recipe.model != MINI and "/" not in recipe.model and not Path(recipe.model).is_dir():
+            raise typer.BadParameter(
+                f"the model of this image lay in a folder {recipe.model!r}, which is not here: say by --model where it is"
+            )
+        return recipe.model
+    if public_name(given) != recipe.model:
+        warnings.warn(f"the image was drawn with model {recipe.model!r}, and now with {given!r}", stacklevel=2)
+    return given

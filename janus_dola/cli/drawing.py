@@ -1,0 +1,101 @@
+"""Draws prompts to files, for `janus-dola generate` and `janus-dola again`."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from janus_dola.cli.options import hint_at_mini
+from janus_dola.images.files import make_folder, name_beside, refuse_existing, write_new
+
+if TYPE_CHECKING:
+    from janus_dola.batch import Compute, RunSettings
+    from janus_dola.pipeline import JanusDoLa
+
+
+@dataclass(frozen=True)
+class Output:
+    """Which files a command writes.
+
+    Attributes:
+        folder: made if it is not there.
+        overwrite: whether files that exist are replaced.
+        compare: the baseline is drawn, too, from the same seeds.
+        layer_map: each image drawn with DoLa gets a map beside it.
+    """
+
+    folder: Path
+    overwrite: bool
+    compare: bool
+    layer_map: bool
+
+
+def draw_to_files(
+    prompts: Sequence[str],
+    run: "RunSettings",
+    compute: "Compute",
+    output: Output,
+    name: Callable[["RunSettings", int, int], str],
+) -> None:
+    """Draws prompts, and prints each file when it is written. Nothing is loaded or drawn if a file would be in the way.
+
+    Args:
+        name: returns the file's name for settings, a prompt's index and the image's number among the prompt's images.
+    Raises:
+        FileExistsError: a file is there and may not be replaced.
+        ValueError: the model cannot draw with these settings.
+    """
+    from janus_dola.pipeline import JanusDoLa, check_before_loading
+
+    if run.drawing.dola is None and (output.compare or output.layer_map):
+        raise typer.BadParameter("--compare and --map are for images with DoLa, not for the baseline")
+    runs = [run, replace(run, drawing=replace(run.drawing, dola=None))] if output.compare else [run]
+
+    def files(each: "RunSettings", index: int, k: int) -> list[Path]:
+        path = output.folder / name(each, index, k)
+        has_map = output.layer_map and each.drawing.dola is not None
+        return [path, path.with_name(name_beside(path, "map", "png"))] if has_map else [path]
+
+    numbers = [(index, k) for index in range(len(prompts)) for k in range(run.parallel_size)]
+    refuse_existing((path for each in runs for number in numbers for path in files(each, *number)), output.overwrite)
+    check_before_loading(
+        run.model, compute.device, run.dtype, run.revision, run.quantize,
+        settings=run.drawing, backend=compute.backend, launch=compute.launch, prompts=prompts,
+    )  # fmt: skip
+    make_folder(output.folder)
+    hint_at_mini(run.model)
+    pipe = JanusDoLa.from_pretrained(run.model, compute.device, run.dtype, run.revision, run.quantize)
+    for each in runs:
+        for path, content in _drawn(pipe, prompts, each, compute, files):
+            write_new(path, content, output.overwrite)
+            typer.echo(path)
+
+
+def _drawn(
+    pipe: "JanusDoLa",
+    prompts: Sequence[str],
+    run: "RunSettings",
+    compute: "Compute",
+    files: Callable[["RunSettings", int, int], list[Path]],
+) -> Iterator[tuple[Path, bytes]]:
+    """Yields each file's path and content: an image, then its map if it has one."""
+    from janus_dola.images.recipe import encode_image
+
+    images = pipe.stream(
+        prompts,
+        run.parallel_size,
+        run.drawing,
+        seed=run.seed,
+        backend=compute.backend,
+        launch=compute.launch,
+        window=run.window,
+        progress=sys.stderr.isatty(),
+    )
+    for drawn in images:
+        path, *maps = files(run, drawn.prompt, drawn.k)
+        yield path, encode_image(drawn.image, run.image_format, drawn.recipe if run.metadata else None)
+        for each in maps:
+            yield each, encode_image(drawn.layer_map(), "png", None)

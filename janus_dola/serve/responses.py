@@ -1,0 +1,91 @@
+"""Writes drawn images as OpenAI's clients read them: one JSON answer, or server-sent events."""
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+from janus_dola.images.layer_map import counts_of, small_map
+from janus_dola.images.recipe import encode_image
+from janus_dola.serve.requests import ParsedRequest
+from janus_dola.serve.worker import Finished, Partial
+
+
+class ResponseWriter:
+    """Writes the answer to one request.
+
+    Args:
+        size: the images' size, such as "64x64".
+        image_tokens: T, tokens per image.
+        created: when the request came, in seconds since 1970.
+    """
+
+    def __init__(self, request: ParsedRequest, size: str, image_tokens: int, created: int) -> None:
+        self._request, self._size, self._image_tokens, self._created = request, size, image_tokens, created
+        self._format = "jpeg" if request.image_format == "jpg" else request.image_format
+
+    def entry(self, image: Finished, keep: Callable[[bytes, str], str] | None) -> dict[str, Any]:
+        """Returns an image with its seed, its settings and what DoLa did.
+
+        Args:
+            keep: takes the file and its format, and returns a URL for it; None puts the file itself into the answer.
+        """
+        recipe = self._request.recipes[image.k]
+        content = encode_image(image.picture, self._request.image_format, recipe)
+        entry: dict[str, Any] = {
+            **({"b64_json": _base64(content)} if keep is None else {"url": keep(content, self._request.image_format)}),
+            "seed": recipe.seed,
+            "settings": {"dola": True, **recipe.settings.named()},
+            "layers": {str(layer): count for layer, count in counts_of(image.codes.premature_layers).items()},
+            "mean_jsd": round(float(image.codes.jsd.mean()), 6),
+            "passes": int(image.codes.passes),
+        }
+        if self._request.layer_map:
+            picture = small_map(image.codes.premature_layers, image.codes.jsd)
+            entry["layer_map_b64_png"] = _base64(encode_image(picture, "png", None))
+        return entry
+
+    def answer(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        """Returns the answer to a request without `stream`."""
+        return {"data": entries, "usage": self._usage(len(entries)), **self._common("created")}
+
+    def partial(self, image: Partial) -> str:
+        """Returns the event for an image that is half drawn."""
+        content = encode_image(image.picture, self._request.image_format, None)
+        more = {"partial_image_index": image.number, "index": image.k, "b64_json": _base64(content)}
+        return self._event("image_generation.partial_image", more)
+
+    def completed(self, image: Finished) -> str:
+        """Returns the event for an image that is done."""
+        more = {**self.entry(image, None), "index": image.k, "usage": self._usage(1)}
+        return self._event("image_generation.completed", more)
+
+    def _event(self, kind: str, more: dict[str, Any]) -> str:
+        return event(kind, {"type": kind, **more, **self._common("created_at")})
+
+    def _common(self, created: str) -> dict[str, Any]:
+        return {
+            created: self._created,
+            "size": self._size,
+            "quality": "auto",
+            "background": "opaque",
+            "output_format": self._format,
+        }
+
+    def _usage(self, images: int) -> dict[str, Any]:
+        read, drawn = self._request.prompt_tokens, images * self._image_tokens
+        return {
+            "input_tokens": read,
+            "input_tokens_details": {"text_tokens": read, "image_tokens": 0},
+            "output_tokens": drawn,
+            "total_tokens": read + drawn,
+        }
+
+
+def event(kind: str, data: dict[str, Any]) -> str:
+    """Returns a server-sent event."""
+    return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
