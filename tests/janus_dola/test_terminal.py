@@ -1,5 +1,7 @@
 """What reaches the terminal, and how the command line begins and ends."""
 
+import io
+import json
 import os
 import signal
 import subprocess
@@ -7,7 +9,10 @@ import sys
 import time
 
 import pytest
+import torch
+import transformers
 
+import janus_dola
 from janus_dola.cli.terminal import printable
 
 
@@ -30,32 +35,38 @@ def test_control_characters_are_escaped(text, line):
     assert printable(text) == line
 
 
-def test_bytes_of_a_prompt_file_never_reach_the_terminal_raw(tmp_path):
-    (tmp_path / "p.jsonl").write_bytes(b'\x1b]0;x\x07{"prompt": 5}\n')
-    ended = shell("-m", "janus_dola", "batch", "--prompts", "p.jsonl", cwd=tmp_path)
-    assert ended.returncode == 2
-    errors = [line for line in ended.stderr.splitlines() if line.startswith(b"janus-dola")]
-    assert len(errors) == 1
-    assert b"\\x1b]0;x\\x07" in errors[0]
-    assert b"\x1b" not in errors[0]
+def test_bytes_of_a_prompt_file_never_reach_the_terminal_raw(call, tmp_path):
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_bytes(b'\x1b]0;x\x07{"prompt": 5}\n')
+    status, _, err = call("batch", "--prompts", prompts, "--outdir", tmp_path / "out")
+    assert status == 2
+    assert err.startswith("janus-dola: error: ")
+    assert err.count("\n") == 1
+    assert "\\x1b]0;x\\x07" in err
+    assert "\x1b" not in err
 
 
-def test_a_terminal_that_lacks_the_characters_stops_nothing(tmp_path):
-    prompts = ["一个红色的圆", "a red circle"]
-    ended = shell("-m", "janus_dola", "generate", *prompts, cwd=tmp_path, PYTHONIOENCODING="cp1252")
-    assert ended.returncode == 0
-    assert len(list((tmp_path / "generated_samples").iterdir())) == 2
-    assert ended.stdout.splitlines()[0] == b"generated_samples/0_\\u4e00\\u4e2a\\u7ea2\\u8272\\u7684\\u5706_p0.png"
+def test_a_terminal_that_lacks_the_characters_stops_nothing(call, tmp_path, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+    status, _, _ = call("generate", "一个红色的圆", "a red circle", "--outdir", tmp_path)
+    sys.stdout.flush()
+    assert status == 0
+    assert len(list(tmp_path.iterdir())) == 2
+    first = written.getvalue().splitlines()[0]
+    assert first == f"{tmp_path}/0_".encode() + b"\\u4e00\\u4e2a\\u7ea2\\u8272\\u7684\\u5706_p0.png"
 
 
-@pytest.mark.parametrize("module", ["janus_dola", "janus_dola.run_batch_prompts"])
-def test_ctrl_c_during_imports_is_quiet(module, tmp_path):
+@pytest.mark.parametrize(
+    ("module", "imported"), [("janus_dola", "torch"), ("janus_dola.run_batch_prompts", "transformers")]
+)
+def test_ctrl_c_during_imports_is_quiet(module, imported, tmp_path):
     code = (
         "import sys, signal, os, importlib.abc, runpy\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it\n"
         "class Interrupting(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'transformers':\n"
+        f"        if name == '{imported}':\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Interrupting())\n"
         "prompts = ['--prompts', 'p.txt'] if 'batch' in sys.argv[1] else ['generate', 'x']\n"
@@ -76,45 +87,53 @@ def test_imports_leave_ctrl_c_as_it_was(monkeypatch):
 
 
 def test_the_package_imports_torch_only_when_asked(tmp_path):
-    code = (
-        "import sys, janus_dola; assert 'torch' not in sys.modules; janus_dola.JanusDoLa; print('torch' in sys.modules)"
-    )
-    assert shell("-c", code, cwd=tmp_path).stdout.split() == [b"True"]
-    ended = shell("-c", "import janus_dola; janus_dola.nothing", cwd=tmp_path)
-    assert b"module 'janus_dola' has no attribute 'nothing'" in ended.stderr
+    code = "import sys, janus_dola; print('torch' in sys.modules); janus_dola.DoLaConfig; print('torch' in sys.modules)"
+    assert shell("-c", code, cwd=tmp_path).stdout.split() == [b"False", b"False"]
+    assert janus_dola.JanusDoLa.__module__ == "janus_dola.pipeline"
+    with pytest.raises(AttributeError, match="module 'janus_dola' has no attribute 'nothing'"):
+        janus_dola.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "said"),
-    [
-        (["--help"], 0, "generate"),
-        (["--version"], 0, "janus-dola "),
-        (["genrate", "x"], 2, "generate"),
-        (["generate", "--help"], 0, "N-8, N-6, N-4 and N-2"),
-        (["generate", "x", "--alhpa", "1"], 2, "--alpha"),
-        (["generate", "x", "--backend", "gpu"], 2, "reference"),
-        (["batch"], 2, "--prompts"),
-    ],
-)
-def test_help_and_wrong_options_come_without_torch(tmp_path, arguments, status, said):
+COMMANDS = [  # with their status, and a part of what they print
+    (["--help"], 0, "generate"),
+    (["genrate", "x"], 2, "generate"),
+    *([[command, "--help"], 0, "Usage"] for command in ("again", "serve", "answer", "info", "demo", "clip", "profile")),
+    (["generate", "--help"], 0, "N-8, N-6, N-4 and N-2"),
+    (["generate", "x", "--alhpa", "1"], 2, "--alpha"),
+    (["generate", "x", "--backend", "gpu"], 2, "reference"),
+    (["batch"], 2, "--prompts"),
+]
+
+
+def test_help_and_wrong_options_come_without_torch(tmp_path):
+    """In one process, one after the other: the first that imports a large library shows it to all that follow."""
     code = (
-        "import runpy, sys, atexit\n"
-        "atexit.register(lambda: print(sorted({'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules))))\n"
-        f"sys.argv = ['janus-dola', *{arguments!r}]; runpy.run_module('janus_dola', run_name='__main__')\n"
+        "import contextlib, io, json, sys\n"
+        "from janus_dola.__main__ import main\n"
+        f"for arguments in {[arguments for arguments, _, _ in COMMANDS]!r}:\n"
+        "    sys.argv = ['janus-dola', *arguments]\n"
+        "    printed = io.StringIO()\n"
+        "    try:\n"
+        "        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):\n"
+        "            main()\n"
+        "    except SystemExit as ended:\n"
+        "        status = ended.code\n"
+        "    large = sorted({'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules))\n"
+        "    print(json.dumps([status, printed.getvalue(), large]))\n"
     )
     ended = shell("-c", code, cwd=tmp_path, COLUMNS="100", NO_COLOR="1")
-    out = ended.stdout.decode().splitlines()
-    assert ended.returncode == status, ended.stderr
-    assert said in " ".join((ended.stdout + ended.stderr).decode().split())
-    assert out[-1] == "[]"
+    lines = ended.stdout.decode().splitlines()
+    assert len(lines) == len(COMMANDS), ended.stderr
+    for line, (arguments, status, said) in zip(lines, COMMANDS, strict=True):
+        code, printed, large = json.loads(line)
+        assert (code or 0, large) == (status, []), arguments
+        assert said in " ".join(printed.split())
 
 
-def test_versions_are_those_that_are_imported(tmp_path):
-    ended = shell("-m", "janus_dola", "--version", cwd=tmp_path)
-    import torch
-    import transformers
-
-    assert f"(torch {torch.__version__}, transformers {transformers.__version__}, Python 3." in ended.stdout.decode()
+def test_versions_are_those_that_are_imported(call):
+    status, out, _ = call("--version")
+    assert status == 0
+    assert f"(torch {torch.__version__}, transformers {transformers.__version__}, Python 3." in out
 
 
 def test_other_libraries_say_nothing_on_stderr_and_our_warnings_are_kept(tmp_path):
