@@ -33,10 +33,16 @@ from janus_dola.engine.scoring import CodeScores, check_codes, log_probabilities
 from janus_dola.images.recipe import Recipe
 from janus_dola.kernels.head import resolve_backend
 from janus_dola.models import ImageModel, PromptRows, adapt
-from janus_dola.models.checkpoint.load import load, load_skeleton, load_tokenizer, public_name, resolve
-from janus_dola.models.packed_linear import pack_for_cpu
-from janus_dola.models.placement import device_and_dtype
-from janus_dola.models.storage import Quantization, check_quantization, move_model, quantize_blocks
+from janus_dola.models.checkpoint.hub import public_name, resolve
+from janus_dola.models.checkpoint.load import load, load_skeleton, load_tokenizer
+from janus_dola.models.storage import (
+    Quantization,
+    check_quantization,
+    device_and_dtype,
+    move_model,
+    pack_for_cpu,
+    quantize_blocks,
+)
 from janus_dola.outputs import DrawnImage, GenerationOutput
 from janus_dola.settings import Changes, DoLaConfig, DrawSettings, with_changes
 from janus_dola.text.answer import Answering

@@ -13,8 +13,8 @@ from bench.evaluation.run import Evaluation, EvaluationSettings, check_counts
 from bench.evaluation.task import CLIP_SCORE, EvaluationTask, Judge, geneval_task, mini_task
 from janus_dola.arguments import MINI
 from janus_dola.evaluate.clip import clip_scorer
-from janus_dola.models.checkpoint.load import resolve
-from janus_dola.models.placement import default_device
+from janus_dola.models.checkpoint.hub import resolve
+from janus_dola.models.storage import default_device
 from janus_dola.pipeline import JanusDoLa
 
 _CAPTIONS_DRAWN = 1000  # images per cell of the mini model, unless told otherwise

@@ -32,7 +32,7 @@ from janus_dola.batch.files import checked, file_digest, with_checksum
 from janus_dola.batch.formats import parse_json, shown
 from janus_dola.evaluate.geneval import place_for
 from janus_dola.images.recipe import Recipe, save_image
-from janus_dola.models.checkpoint.load import public_name
+from janus_dola.models.checkpoint.hub import public_name
 from janus_dola.outputs import DrawnImage
 from janus_dola.pipeline import JanusDoLa
 

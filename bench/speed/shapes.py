@@ -8,7 +8,7 @@ from transformers import JanusConfig, JanusForConditionalGeneration, JanusVision
 from bench.speed import floor
 from janus_dola import JanusDoLa
 from janus_dola.arguments import MINI
-from janus_dola.models.packed_linear import pack_for_cpu
+from janus_dola.models.storage import pack_for_cpu
 
 CODES, REAL_SIDE = 16384, 24
 

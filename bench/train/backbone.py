@@ -30,8 +30,7 @@ from bench.mini.pictures import IMAGE_SIZE, Scene, draw, random_caption, random_
 from bench.train.image_tokenizer import HIDDEN, VQ_CONFIG, encode
 from bench.train.tokenizer import BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE, build_tokenizer
 from janus_dola.models import adapt
-from janus_dola.models.model import SpecialTokens
-from janus_dola.models.prompts import prompt_ids, special_tokens, unconditional
+from janus_dola.models.families.janus_prompts import SpecialTokens, prompt_ids, special_tokens, unconditional
 
 BLOCKS, HEADS, INTERMEDIATE = 8, 6, 512
 GUIDANCE = (1.0, 7.0)

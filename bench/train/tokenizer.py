@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from bench.mini.pictures import random_caption, random_scene
-from janus_dola.models.model import BEGIN_OF_IMAGE
+from janus_dola.models.families.janus_prompts import BEGIN_OF_IMAGE
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 IMAGE, END_OF_IMAGE = "<image_placeholder>", "<end_of_image>"

@@ -42,7 +42,7 @@ from janus_dola.batch.resume import (
 )
 from janus_dola.batch.settings import Distinct, RunSettings, Task
 from janus_dola.batch.worker import Batch, Compute, Failed, InProcess, Pool, Results, batches
-from janus_dola.models.checkpoint.load import public_name
+from janus_dola.models.checkpoint.hub import public_name
 from janus_dola.pipeline import JanusDoLa
 
 

@@ -7,8 +7,7 @@ from typing import Any, get_args
 
 from janus_dola.arguments import MAX_PARALLEL_SIZE, MAX_SEED, ImageFormat, Window, check_window, integer
 from janus_dola.images.files import check_template
-from janus_dola.models.placement import parse_dtype
-from janus_dola.models.storage import Quantization
+from janus_dola.models.storage import Quantization, parse_dtype
 from janus_dola.settings import DrawSettings
 
 

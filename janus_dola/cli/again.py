@@ -55,7 +55,7 @@ def again(
     """
     from janus_dola.batch import Compute, RunSettings
     from janus_dola.images.recipe import read_recipe
-    from janus_dola.models.checkpoint.load import public_name
+    from janus_dola.models.checkpoint.hub import public_name
 
     recipe = read_recipe(image)
     model = _model_of(recipe, model)
@@ -76,7 +76,7 @@ def again(
 
 def _model_of(recipe: "Recipe", given: str | None) -> str:
     """Returns the model to draw an image again with. The image holds only the folder's name of a model in a folder."""
-    from janus_dola.models.checkpoint.load import public_name
+    from janus_dola.models.checkpoint.hub import public_name
 
     if given is None:
         if recipe.model != MINI and "/" not in recipe.model and not Path(recipe.model).is_dir():

@@ -22,7 +22,7 @@ def clip(
     Prints one line per image, then the mean. The prompt is the one in the image's file.
     """
     from janus_dola.evaluate.clip import clip_scorer, scores_of
-    from janus_dola.models.placement import default_device
+    from janus_dola.models.storage import default_device
 
     total, images, prompts = 0.0, 0, set[str]()
     for path, prompt, score in scores_of(folder, clip_scorer(model, device or default_device())):

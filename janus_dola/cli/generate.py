@@ -74,7 +74,7 @@ def generate(
     of its images. `janus-dola again FILE` draws an image again.
     """
     from janus_dola.batch import Compute, RunSettings
-    from janus_dola.models.checkpoint.load import public_name
+    from janus_dola.models.checkpoint.hub import public_name
 
     if from_image is not None:  # the old way to say `janus-dola again`
         _refuse_other_settings(context)

@@ -16,8 +16,7 @@ from PIL import ExifTags, Image
 
 from janus_dola.arguments import ImageFormat, Quantization, Window, check_window, integer, one_line
 from janus_dola.images.files import refuse_existing, write_new
-from janus_dola.models.placement import parse_dtype
-from janus_dola.models.storage import check_name
+from janus_dola.models.storage import check_name, parse_dtype
 from janus_dola.settings import DrawSettings
 
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {

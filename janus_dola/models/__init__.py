@@ -1,4 +1,4 @@
-"""Janus models as the engine sees them: one adapter per family, checkpoints of both, and taps for hidden states."""
+"""Turns checkpoints and models of any family into an `ImageModel`, which is what the engine draws with."""
 
 from janus_dola.models.checkpoint.load import load
 from janus_dola.models.families import adapt

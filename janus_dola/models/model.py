@@ -1,54 +1,46 @@
-"""What the rest of the package asks of an image model, whichever family it belongs to: an adapter answers."""
+"""What the rest of the package asks of an image model, and what a family of models answers."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from janus_dola.kernels.types import Head
 from janus_dola.models.packed_linear import PackedLinear
 
-BEGIN_OF_IMAGE = "<begin_of_image>"
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Ids of the tokens an image prompt is framed with."""
-
-    bos: int
-    begin_of_image: int
-    pad: int  # stands in for the words of the unconditional prompt
-
 
 class PromptRows(NamedTuple):
     """The token ids that an image is drawn from: two rows, which may differ in length."""
 
-    conditional: list[int]  # of the prompt
+    conditional: list[int]  # the prompt's tokens
     unconditional: list[int]  # what guidance leads away from
 
 
 class Prompts(Protocol):
-    """Makes token ids of words, with one tokenizer."""
+    """Turns words into token ids, with one tokenizer."""
 
     def ids(self, prompt: str) -> list[int]:
-        """The row of a prompt, up to where the first code is drawn.
+        """Returns the row of a prompt, up to where the first code is drawn.
 
         Raises:
             ValueError: the prompt, or the tokenizer, cannot be used.
         """
 
     def rows(self, ids: list[int], negative: list[int] | None = None) -> PromptRows:
-        """The two rows of an image, which may differ in length.
+        """Returns the two rows of an image, which may differ in length.
 
         Args:
-            ids: of its prompt.
-            negative: of a negative prompt; None is the model's own unconditional row.
+            ids: the prompt's row.
+            negative: a negative prompt's row; None takes the model's own unconditional row.
         """
 
 
@@ -62,43 +54,43 @@ class Raster:
 
     @property
     def image_tokens(self) -> int:
-        """T, the codes of an image."""
+        """Returns T, the number of codes per image."""
         return self.rows * self.columns
 
     @property
     def stride(self) -> int:
-        """Positions from one code to that below it."""
+        """Returns the number of positions from a code to the one below it."""
         return self.columns + (self.line_end is not None)
 
     @property
     def length(self) -> int:
-        """T', the positions of an image: its codes and the fixed tokens among them."""
+        """Returns T', the number of positions per image: its codes and the fixed tokens among them."""
         return self.rows * self.stride - (self.line_end is not None)
 
     def with_line_ends(self, places: Tensor, codes: Tensor) -> Tensor:
-        """What stands at these places of the sequence, where these codes do unless a line ends there."""
+        """Returns the codes at these places in the sequence, with the fixed token wherever a line ends."""
         if self.line_end is None:
             return codes
         return codes.masked_fill(places % self.stride == self.columns, self.line_end)
 
     def sequence(self, codes: Tensor) -> Tensor:
-        """[T] int64 codes to [T'], with the fixed tokens between rows."""
+        """Puts the fixed tokens between rows: [T] int64 codes to [T']."""
         if self.line_end is None:
             return codes
         return F.pad(codes.view(self.rows, self.columns), (0, 1), value=self.line_end).flatten()[:-1]
 
     @cached_property
     def places(self) -> Tensor:
-        """[T] int64, where in the sequence the codes are."""
+        """Returns where in the sequence the codes are, [T] int64."""
         return (torch.arange(self.rows).unsqueeze(1) * self.stride + torch.arange(self.columns)).flatten()
 
 
 @dataclass(frozen=True)
 class Vision:
-    """How a model reads pictures, which it does from other features than it draws by."""
+    """How a model reads pictures; it draws by other features."""
 
     text_model: PreTrainedModel  # with the text head, and transformers' `generate`
-    see: Callable[[Tensor], Tensor]  # [n, 3, H, W] pixels to [n, T, D], what stands for images in a text
+    see: Callable[[Tensor], Tensor]  # pixels [n, 3, H, W] to the features [n, T, D] that stand for images in a text
 
 
 @dataclass(frozen=True)
@@ -106,27 +98,28 @@ class ImageModel:
     """An image model taken apart. Letters: R rows, B images, T image tokens, D hidden size."""
 
     family: str
-    config: PretrainedConfig  # of the language model
+    config: PretrainedConfig  # the language model's
     backbone: nn.Module  # the decoder without its text head; called with inputs_embeds
     blocks: nn.ModuleList
     final_norm: LlamaRMSNorm
     embed_text: nn.Module  # [R, S] ids to [R, S, D]
-    image_head: tuple[nn.Module, ...]  # the modules that make logits of codes
-    head_name: str  # of what holds them, in the model
+    image_head: tuple[nn.Module, ...]  # the modules that compute logits of codes
+    head_name: str  # the module that holds them, for messages
     read_head: Callable[[], Head]  # the weights of the head stage, as they are now
-    code_modules: tuple[nn.Module, ...]  # that embed codes
-    embed_codes: Callable[[Tensor], Tensor]  # [R] rows of the code table to [R, D], what they are fed back as
-    # all that `embed_codes` computes with; None where it is not only that
-    code_weights: Callable[[], list[Tensor] | None]
+    code_modules: tuple[nn.Module, ...]  # the modules that embed codes
+    embed_codes: Callable[[Tensor], Tensor]  # rows of the code table [R] to the embeddings [R, D] that are fed next
+    code_weights: Callable[
+        [], list[Tensor] | None
+    ]  # all tensors that `embed_codes` reads; None where it has more than tensors
     to_pixels: Callable[[Tensor], Tensor]  # [B, T] codes to [B, 3, H, W] pixels, in [-1, 1] but for overshoot
     raster: Raster
     image_size: tuple[int, int]  # width and height, in pixels
     prompts: Callable[[PreTrainedTokenizerBase], Prompts]
-    vision: Vision | None = None  # where it answers questions about pictures
+    vision: Vision | None = None  # where the model answers questions about pictures
 
     @property
     def head(self) -> Head:
-        """The weights of the head stage, as they are now.
+        """Returns the weights of the head stage, as they are now.
 
         Raises:
             ValueError: a linear has no plain weight, such as with an adapter or in 8 bits.
@@ -135,38 +128,74 @@ class ImageModel:
 
     @property
     def image_tokens(self) -> int:
-        """T, the codes of an image."""
+        """Returns T, the number of codes per image."""
         return self.raster.image_tokens
 
     @property
     def num_layers(self) -> int:
-        """N, the number of blocks."""
+        """Returns N, the number of blocks."""
         return len(self.blocks)
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """Returns the device that the model lies on."""
         return self.final_norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the hidden states."""
+        """Returns the dtype of the hidden states."""
         return self.final_norm.weight.dtype
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """The dtype of the weights: that of the hidden states, but for packed ones."""
-        return torch.float16 if isinstance(self.image_head[0], PackedLinear) else self.dtype
+        """Returns the dtype of the weights: float16 where they are packed, otherwise the dtype of the hidden states."""
+        packed = any(isinstance(module, PackedLinear) for module in self.blocks.modules())
+        return torch.float16 if packed else self.dtype
 
     @property
     def stored_as(self) -> str:
-        """The name of `stored_dtype`, as recipes and runs have it: "bfloat16"."""
+        """Returns the name of `stored_dtype`, as recipes and runs have it: "bfloat16"."""
         return str(self.stored_dtype).removeprefix("torch.")
+
+
+# Buffers in many checkpoints that every model computes for itself.
+COMPUTED_BUFFERS = r"rotary_emb\.inv_freq$|\.position_ids$"
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model that there is an adapter for."""
+    """A kind of image model: how one is recognised and taken apart, and how its checkpoints are read.
 
-    recognises: Callable[[PreTrainedModel], bool]  # whether a model has this family's modules
+    The defaults are those of a checkpoint in transformers' own format.
+    """
+
+    name: str  # for messages: "Janus"
+    class_name: str  # for messages: the class that is taken apart, and whose it is
+    members: tuple[str, ...]  # attributes, dotted, by which a model of the class is recognised
     adapt: Callable[[Any], ImageModel]
+    model_type: str  # in config.json
+    model_class: type[PreTrainedModel]  # what a checkpoint is loaded into
+    # Raises ValueError where a config of `model_class` cannot draw, such as one whose image size does not fit its codes.
+    check_config: Callable[[Any], None]
+    # The config from a checkpoint's folder and its config.json; None where that is transformers' own format.
+    read_config: Callable[[Path, dict[str, Any]], PretrainedConfig] | None = None
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = (
+        dict  # a checkpoint's tensors, by the names in `model_class`
+    )
+    unused: re.Pattern[str] = re.compile(COMPUTED_BUFFERS)  # names of tensors in checkpoints that are left out
+    packed: tuple[str, ...] = ()  # linears that are packed beside the blocks', in float16 on a CPU
+    # What a loaded tokenizer or model still lacks, because the format keeps it elsewhere.
+    prepare_tokenizer: Callable[[PreTrainedTokenizerFast], None] = lambda tokenizer: None
+    prepare_model: Callable[[Any, PreTrainedTokenizerBase], None] = lambda model, tokenizer: None
+
+    def recognises(self, model: PreTrainedModel) -> bool:
+        """Tells whether a model has the members of this family."""
+        return all(_has(model, member) for member in self.members)
+
+
+def _has(model: PreTrainedModel, member: str) -> bool:
+    try:
+        attrgetter(member)(model)
+    except AttributeError:
+        return False
+    return True

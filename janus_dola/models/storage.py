@@ -1,17 +1,108 @@
-"""How the weights of a model are stored: the blocks in 8 bits, and all of it on another device or in another dtype."""
+"""Where the weights of a model lie and how they are stored: device, dtype, packed for a CPU, in 8 bits."""
 
 import importlib.util
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from janus_dola.arguments import Quantization
+from janus_dola.arguments import DtypeName, Quantization
+from janus_dola.kernels.packed import can_pack
+from janus_dola.models.families import family_of
 from janus_dola.models.model import ImageModel
-from janus_dola.models.packed_linear import unpack
-from janus_dola.models.placement import parse_device, parse_dtype
+from janus_dola.models.packed_linear import pack, unpack
 
 QUANTIZATIONS = get_args(Quantization)
+
+
+def default_device() -> torch.device:
+    """Returns CUDA or Apple's GPU where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """Returns float32 on a CPU; elsewhere bfloat16, but float16 on a GPU that has no bfloat16 (before Ampere)."""
+    if device.type != "cuda":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    with torch.cuda.device(device):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Returns a floating dtype by name ("float32", "bfloat16", "float16"; also "fp32", "bf16", "fp16") or itself.
+
+    Raises:
+        ValueError: it is neither such a name nor such a dtype.
+    """
+    names = dict(zip(get_args(DtypeName), 2 * (torch.float32, torch.bfloat16, torch.float16), strict=True))
+    parsed = names.get(dtype) if isinstance(dtype, str) else dtype
+    if parsed is None or parsed not in names.values():
+        raise ValueError(f"dtype must be one of {list(names)}, got {dtype!r}")
+    return parsed
+
+
+def parse_device(device: str | torch.device) -> torch.device:
+    """Returns a device by name ("cpu", "cuda", "cuda:1", "mps") or itself.
+
+    Raises:
+        ValueError: this torch has no such device.
+    """
+    try:
+        parsed = torch.device(device)
+        torch.empty(0, device=parsed)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise ValueError(f"device must be one that is here, got {str(device)!r}: {_devices_here()}") from error
+    return parsed
+
+
+def _devices_here() -> str:
+    """Says which devices this torch sees."""
+    names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    if len(names) > 1:
+        return f"torch {torch.__version__} sees {', '.join(names)}"
+    lacks = "finds no GPU" if torch.version.cuda or torch.version.hip else "is built without CUDA"
+    return f"torch {torch.__version__} sees cpu alone, as it {lacks}"
+
+
+def device_and_dtype(
+    device: str | torch.device | None, dtype: str | torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    """Returns what a model is loaded to: None is a GPU where there is one, and the dtype of `default_dtype`.
+
+    Raises:
+        ValueError: the dtype is unknown, or the device is not there.
+    """
+    chosen = parse_device(device) if device is not None else default_device()
+    return chosen, parse_dtype(dtype) if dtype is not None else default_dtype(chosen)
+
+
+def pack_for_cpu(model: Any) -> None:
+    """Packs the blocks and what else its family packs, in place, if a model lies in float16 on a CPU whose torch can.
+
+    The rest becomes float32. Weights are held once: as each is packed, the plain one goes. Elsewhere (ARM) the model stays
+    as it is, and its products are torch's own in float16.
+
+    Raises:
+        ValueError: a weight is not finite in float16.
+    """
+    if model.device.type != "cpu" or model.dtype != torch.float16 or not can_pack():
+        return
+    family = family_of(model)
+    block: Any
+    for block in family.adapt(model).blocks:
+        pack(block.self_attn, "q_proj", "k_proj", "v_proj")
+        pack(block.self_attn, "o_proj")
+        pack(block.mlp, "gate_proj", "up_proj")
+        pack(block.mlp, "down_proj")
+    for linear in family.packed:
+        parent, _, name = linear.rpartition(".")
+        if model.get_submodule(linear).weight is not model.get_input_embeddings().weight:  # tied
+            pack(model.get_submodule(parent), name)
+    model.float()
 
 
 def check_name(how: str | None) -> None:
@@ -21,7 +112,7 @@ def check_name(how: str | None) -> None:
 
 
 def check_quantization(how: str | None) -> None:
-    """Before a model is loaded for nothing.
+    """Checks a quantisation before a model is loaded for nothing.
 
     Raises:
         ValueError: there is no such quantisation.
@@ -35,11 +126,11 @@ def check_quantization(how: str | None) -> None:
 def quantize_blocks(image_model: ImageModel, how: Quantization) -> None:
     """Stores the blocks' linear weights in 8 bits, in place; embeddings, final norm and image head stay as they are.
 
-    Products are still made in the model's dtype. On a GPU it pays with launch="compile" only, which makes the
+    Products are still computed in the model's dtype. On a GPU it pays with launch="compile" only, which makes the
     conversion part of the product.
 
     Args:
-        how: "int8" (one scale for each output) or "fp8" (e4m3, likewise).
+        how: "int8" (one scale per output) or "fp8" (e4m3, likewise).
     """
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
@@ -52,25 +143,25 @@ def move_model(
     """Moves a model; packed weights are plain afterwards.
 
     Args:
-        image_model: of the model, as it is before.
+        image_model: the model taken apart, before it moves.
         device, dtype: None keeps what it has.
     Raises:
         ValueError: there is no such device or dtype, or weights in 8 bits shall have another dtype; nothing has moved then.
     """
-    where = image_model.device if device is None else parse_device(device)
-    kind = image_model.stored_dtype if dtype is None else parse_dtype(dtype)
-    if kind != image_model.dtype and any(
+    new_device = image_model.device if device is None else parse_device(device)
+    new_dtype = image_model.stored_dtype if dtype is None else parse_dtype(dtype)
+    if new_dtype != image_model.dtype and any(
         type(weight) is not nn.Parameter for weight in image_model.blocks.parameters()
     ):
         raise ValueError(f"dtype must be None or {image_model.dtype} for a model in 8 bits, got {dtype!r}")
     unpack(model)
     # What a model computes when it is made, such as the frequencies of the rotary embedding, stays as precise as it is.
-    made = [
+    computed = [
         (module, name, buffer)
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
         if name in module._non_persistent_buffers_set
     ]
-    model.to(device=where, dtype=kind)
-    for module, name, buffer in made:
-        setattr(module, name, buffer.to(where))
+    model.to(device=new_device, dtype=new_dtype)
+    for module, name, buffer in computed:
+        setattr(module, name, buffer.to(new_device))

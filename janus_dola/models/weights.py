@@ -1,7 +1,7 @@
-"""The weights a step computes with, as they are when drawing begins.
+"""Reads the weights that a step computes with, as they are when drawing begins.
 
 Nothing is held twice: where matrices are multiplied as one, the modules' own parameters become views of the one, so that an
-update in place is seen. What was copied or made from parameters is compared with them, and made anew where they changed.
+update in place is seen. What was copied or computed from parameters is compared with them, and made anew where they changed.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from janus_dola.kernels.block_torch import BlockWeights, Matrix, Norm, Product, Rotary
+from janus_dola.kernels.packed import PackedHalf
 from janus_dola.kernels.types import Head
-from janus_dola.models.inspection import has_own_forward, is_plain
 from janus_dola.models.model import ImageModel
 from janus_dola.models.packed_linear import PackedLinear
 
@@ -30,30 +30,30 @@ _MEMBERS = {
 
 @dataclass(frozen=True)
 class Modules:
-    """The product with linears that have no plain weight (adapters, 8 bits): they are called, one after the other."""
+    """The product with linears that have no plain weight (adapters, 8 bits): they are called one after the other."""
 
     modules: tuple[nn.Module, ...]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """[N, K] to [N, O], the outputs side by side."""
+        """Returns the product: [N, K] to [N, O], the outputs side by side."""
         return torch.cat([module(rows) for module in self.modules], -1)
 
     def added_to(self, residual: Tensor, rows: Tensor) -> Tensor:
-        """residual [N, O] + the product of rows [N, K]."""
+        """Returns residual [N, O] + the product of rows [N, K]."""
         return residual + self(rows)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a step computes with. D hidden size, V codes."""
+    """What a step computes with. Letters: D hidden size, V codes."""
 
     blocks: tuple[BlockWeights, ...]
     rotary: Rotary
     head: Head
-    code_table: Tensor  # [V, D], what each code is fed back as; one row more where a token ends lines
+    code_table: Tensor  # [V, D] embeddings of codes; one row more where a token ends lines
 
     def lie_where(self, others: "Weights") -> bool:
-        """Whether all tensors have the addresses of the others', as a captured graph demands."""
+        """Tells whether all tensors have the addresses of the others', as a captured graph demands."""
         return _addresses(self) == _addresses(others)
 
 
@@ -62,13 +62,13 @@ class WeightReader:
 
     def __init__(self, image_model: ImageModel) -> None:
         self._image_model = image_model
-        # Both tables, and what each was made of.
+        # Both tables, and the tensors that each was computed from.
         self._code_table: tuple[Tensor, list[Tensor]] | None = None
         self._rotary: tuple[Rotary, list[Tensor]] | None = None
 
     @torch.no_grad()
     def read(self) -> Weights:
-        """The weights as they are now.
+        """Returns the weights as they are now. Fuses matrices of the model that are multiplied as one (`fuse_in_place`).
 
         Raises:
             ValueError: the model has parts that a step written out on tensors would leave out.
@@ -79,7 +79,7 @@ class WeightReader:
         return Weights(blocks, self._rotary_table(), image_model.head, self._table())
 
     def _rotary_table(self) -> Rotary:
-        """By transformers' own module, which knows every kind of scaling."""
+        """Returns the table of transformers' own module, which knows every kind of scaling."""
         image_model = self._image_model
         module: Any = image_model.backbone.rotary_emb
         if module.rope_type not in _ROPE_TYPES:
@@ -93,14 +93,15 @@ class WeightReader:
         return self._rotary[0]
 
     def _table(self) -> Tensor:
-        """The embedding of every code, then of what ends a line.
+        """Returns the embedding of every code, then of the token that ends a line.
 
-        What it is made of is compared by value: an update through `.data` leaves no other trace.
+        The weights behind it are compared by value: an update through `.data` leaves no other trace.
         """
-        now = self._image_model.code_weights()
+        image_model = self._image_model
+        now = image_model.code_weights()
         if self._code_table is None or now is None or not _equal(self._code_table[1], now):
-            rows = self._image_model.head.num_codes + (self._image_model.raster.line_end is not None)
-            table = self._image_model.embed_codes(torch.arange(rows, device=self._image_model.device)).contiguous()
+            rows = image_model.head.num_codes + (image_model.raster.line_end is not None)
+            table = image_model.embed_codes(torch.arange(rows, device=image_model.device)).contiguous()
             self._code_table = table, [weight.detach().clone() for weight in now or []]
         return self._code_table[0]
 
@@ -137,12 +138,12 @@ def _refuse_offloaded(image_model: ImageModel) -> None:
 def _block_weights(block: Any, index: int) -> BlockWeights:
     for name, expected in _MEMBERS.items():
         module = block.get_submodule(name)
-        children = {child for child, of_child in module.named_children() if not isinstance(of_child, nn.Dropout)}
-        found = children | {parameter for parameter, _ in module.named_parameters(recurse=False)}
-        if found != expected:
+        children = {child for child, submodule in module.named_children() if not isinstance(submodule, nn.Dropout)}
+        members = children | {parameter for parameter, _ in module.named_parameters(recurse=False)}
+        if members != expected:
             raise ValueError(
                 f"block {index} of the language model must be a Llama's, with {sorted(expected)} in "
-                f"{name or 'it'!r}, got {sorted(found)}"
+                f"{name or 'it'!r}, got {sorted(members)}"
             )
     attention, mlp = block.self_attn, block.mlp
     norms = block.input_layernorm, block.post_attention_layernorm
@@ -167,14 +168,55 @@ def _block_weights(block: Any, index: int) -> BlockWeights:
 
 
 def _refuse_changed(module: nn.Module, index: int) -> None:
-    """Whatever changes what a module computes without changing its weights would be left out in silence."""
+    """Refuses what changes a module's results without changing its weights: it would be left out in silence."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     foreign = [hook for hook in hooks if getattr(hook, "__module__", "") not in _ONLY_LOOK]
-    if foreign or has_own_forward(module):
+    if foreign or _has_own_forward(module):
         raise ValueError(
             f"block {index} of the language model must have no forward hooks and no forward of its own, "
             f"got a changed {type(module).__name__}; remove what was put there before drawing"
         )
+
+
+def weight_of(linear: Any) -> Tensor | PackedHalf:
+    """Returns the weight that a Linear of the image head multiplies with, as it lies in memory.
+
+    Raises:
+        ValueError: it has no plain weight.
+    """
+    if not is_plain(linear) and not isinstance(linear, PackedLinear):
+        raise ValueError(
+            f"the image head must be made of plain linears, got {type(linear).__module__}.{type(linear).__name__}; "
+            "merge adapters into their weights first (merge_and_unload)"
+        )
+    return linear.packed if isinstance(linear, PackedLinear) else linear.weight.detach()
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Tells whether a module is a Linear that its weights describe: no adapter, 8 bits, hooks or forward of its own."""
+    return (
+        type(linear) is nn.Linear
+        and type(linear.weight) is nn.Parameter  # weights in 8 bits have classes of their own
+        and not linear._forward_hooks
+        and not linear._forward_pre_hooks
+        and not _has_own_forward(linear)
+    )
+
+
+def is_as_published(module: nn.Module) -> bool:
+    """Tells whether a module computes what its class does, with its own weights: no adapter and no hook changes it."""
+    return all(
+        type(each).__module__.startswith(("torch.nn", "transformers.", "janus."))  # not an adapter's
+        and not each._forward_hooks
+        and not each._forward_pre_hooks
+        for each in module.modules()
+    )
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    """Tells whether a module has another forward than its class; transformers 4 leaves its class's own behind."""
+    own = vars(module).get("forward")
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
 
 
 def _product(*linears: Any) -> Product:
@@ -187,22 +229,25 @@ def _product(*linears: Any) -> Product:
     biases = [linear.bias for linear in linears]
     if any((bias is None) != (biases[0] is None) for bias in biases):
         return Modules(linears)
-    return Matrix(_merged(weights), None if biases[0] is None else _merged(biases))
+    return Matrix(fuse_in_place(weights), None if biases[0] is None else fuse_in_place(biases))
 
 
-def _merged(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """One tensor over parameters [O_i, ...] that follow each other in memory; they are moved where they do not."""
+def fuse_in_place(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Makes parameters [O_i, ...] of the user's module views of one tensor [O, ...], and returns that tensor.
+
+    Where they follow each other in memory already, nothing changes.
+    """
     first = parameters[0]
-    follows = first.data_ptr()
+    end = first.data_ptr()
     for parameter in parameters:
         same = parameter.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not same or parameter.data_ptr() != follows or not parameter.is_contiguous():
+        if not same or parameter.data_ptr() != end or not parameter.is_contiguous():
             break
-        follows += parameter.nbytes
+        end += parameter.nbytes
     else:
         outputs = sum(len(parameter) for parameter in parameters)
         return first.detach().as_strided((outputs, *first.shape[1:]), first.stride())
-    together = torch.cat([parameter.detach() for parameter in parameters])
-    for parameter, part in zip(parameters, together.split([len(parameter) for parameter in parameters]), strict=True):
+    fused = torch.cat([parameter.detach() for parameter in parameters])
+    for parameter, part in zip(parameters, fused.split([len(parameter) for parameter in parameters]), strict=True):
         parameter.data = part
-    return together
+    return fused

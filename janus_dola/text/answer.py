@@ -16,8 +16,9 @@ from transformers import (
 )
 
 from janus_dola.arguments import integer, number
+from janus_dola.models.families.janus_prompts import IMAGE_PLACEHOLDER, question_ids, special_tokens
 from janus_dola.models.model import ImageModel
-from janus_dola.models.prompts import IMAGE_PLACEHOLDER, question_ids, special_tokens, token_id
+from janus_dola.models.prompts import token_id
 from janus_dola.settings import DoLaConfig
 from janus_dola.text.decode import dola_generate
 from janus_dola.text.pixels import pixels

@@ -5,7 +5,7 @@ import pytest
 
 from janus_dola import JanusDoLa
 from janus_dola.cli import app as cli
-from janus_dola.models.checkpoint.load import public_name
+from janus_dola.models.checkpoint.hub import public_name
 from tests.janus_dola.batch_helpers import FastPipe
 
 

@@ -14,7 +14,7 @@ from bench.mini.judge import look
 from bench.mini.pictures import Scene, caption, draw, random_scene
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.models.checkpoint.load import load
-from janus_dola.models.prompts import IMAGE_PLACEHOLDER, question_ids
+from janus_dola.models.families.janus_prompts import IMAGE_PLACEHOLDER, question_ids
 from janus_dola.text.pixels import pixels
 from tests.deepseek_stand_in import MultiModalityCausalLM
 

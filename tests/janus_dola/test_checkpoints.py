@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.cli import app as cli
 from janus_dola.models.checkpoint.load import load_skeleton
-from janus_dola.models.prompts import PAD
-from janus_dola.models.reading import UnreadableModelError
+from janus_dola.models.checkpoint.reading import UnreadableModelError
+from janus_dola.models.families.janus_prompts import PAD
 from tests.bounds import bounded
 
 FORMS = ["bin", "sharded bin", "safetensors", "transformers"]
@@ -419,7 +419,7 @@ def test_model_that_is_not_there(name):
 def test_checkpoint_of_another_kind(folder):
     there = folder("bin")
     (there / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ValueError, match="must be a Janus checkpoint .* got 'llama'"):
+    with pytest.raises(ValueError, match="must be a checkpoint of Janus or Emu3, .* got 'llama'"):
         load(there)
 
 
@@ -504,7 +504,7 @@ def test_info_needs_no_weights_of_a_published_deepseek_checkpoint(tmp_path, monk
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
     asked = []
     monkeypatch.setattr(
-        sys.modules["janus_dola.models.checkpoint.load"],
+        sys.modules["janus_dola.models.checkpoint.hub"],
         "snapshot_download",
         lambda name, **given: asked.append(given["allow_patterns"]) or tmp_path,
     )

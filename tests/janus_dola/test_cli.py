@@ -11,7 +11,7 @@ from PIL import Image
 from janus_dola import DoLaConfig
 from janus_dola.cli import app as cli
 from janus_dola.images.recipe import read_recipe
-from janus_dola.models.checkpoint.load import resolve
+from janus_dola.models.checkpoint.hub import resolve
 from janus_dola.settings import DrawSettings
 
 

@@ -68,7 +68,7 @@ def test_a_packed_model_runs_as_a_module_is_copied_and_saved(packed, mini, tmp_p
 
 
 def test_where_torch_has_no_packed_products_float16_is_torchs_own(monkeypatch):
-    monkeypatch.setattr("janus_dola.models.packed_linear.can_pack", lambda: False)
+    monkeypatch.setattr("janus_dola.models.storage.can_pack", lambda: False)
     plain = JanusDoLa.from_pretrained("mini", device="cpu", dtype="float16")
     assert plain.image_model.dtype == plain.image_model.stored_dtype == torch.float16
     assert plain.generate(PROMPTS[0]).tokens.shape[-1] == plain.image_model.image_tokens

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.models.checkpoint.load import resolve
+from janus_dola.models.checkpoint.hub import resolve
 from janus_dola.pipeline import check_before_loading
 from janus_dola.settings import DrawSettings
 
@@ -144,7 +144,7 @@ def test_each_way_of_having_no_model_has_its_own_line(call, monkeypatch, tmp_pat
         raise error()
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules["janus_dola.models.checkpoint.load"], "snapshot_download", download)
+    monkeypatch.setattr(sys.modules["janus_dola.models.checkpoint.hub"], "snapshot_download", download)
     status, out, err = call(*command, model, "--revision", "v2")
     assert (status, out) == (2, "")
     assert err.startswith("janus-dola: error: model ")
@@ -157,7 +157,7 @@ def test_each_way_of_having_no_model_has_its_own_line(call, monkeypatch, tmp_pat
 def test_a_revision_is_what_is_asked_of_the_hub_and_loaded(call, tmp_path, description, monkeypatch, command):
     asked, loaded, mini = [], [], JanusDoLa.from_pretrained
     monkeypatch.setattr(
-        sys.modules["janus_dola.models.checkpoint.load"],
+        sys.modules["janus_dola.models.checkpoint.hub"],
         "snapshot_download",
         lambda name, **given: asked.append((name, given["revision"])) or description,
     )

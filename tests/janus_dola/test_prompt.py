@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from janus_dola.models.prompts import PAD, prompt_ids, special_tokens
+from janus_dola.models.families.janus_prompts import PAD, prompt_ids, special_tokens
 
 PRO = "<|User|>: a red circle\n\n<|Assistant|>:<begin_of_image>"
 OLD = "User: a red circle\n\nAssistant:<begin_of_image>"

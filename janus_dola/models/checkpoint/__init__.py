@@ -1,1 +1,1 @@
-"""Checkpoints: found, read, checked and loaded."""
+"""Reads checkpoints by name, and checks every file and tensor."""

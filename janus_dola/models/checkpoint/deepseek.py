@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
-from janus_dola.models.checkpoint.files import holds_weights, read_weights
-from janus_dola.models.reading import reading
+from janus_dola.models.checkpoint.reading import reading
+from janus_dola.models.checkpoint.weights_on_disk import holds_weights, read_weights
 
-MODEL_TYPE = "multi_modality"
 _SIGLIP_HEAD_SIZE = 64
 # The layouts of the published checkpoints, which are the defaults of transformers' classes; 16 pixels a side are one code.
-_PUBLISHED_TOWER, _PUBLISHED_TOKENIZER, _PIXELS_A_CODE = "siglip_large_patch16_384", "VQ-16", 16
+_PUBLISHED_TOWER, _PUBLISHED_TOKENIZER, _PIXELS_PER_CODE = "siglip_large_patch16_384", "VQ-16", 16
 
 # A name goes through every rule in turn.
 _RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
@@ -32,7 +31,7 @@ _RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^aligner\.layers\.", "model.aligner.layers."),
     (r"aligner\.layers\.0\.", "aligner.fc1."),
     # Their aligner is a Sequential in which every second module is an activation.
-    (r"aligner\.layers\.(\d+)\.", lambda found: f"aligner.hidden_layers.{int(found[1]) // 2 - 1}."),
+    (r"aligner\.layers\.(\d+)\.", lambda match: f"aligner.hidden_layers.{int(match[1]) // 2 - 1}."),
     (r"^gen_vision_model\.", "model.vqmodel."),
     (r"(vqmodel\.encoder)\.conv_blocks\.(\d+)\.res\.", r"\1.down.\2.block."),
     (r"(vqmodel\.encoder)\.conv_blocks\.", r"\1.down."),
@@ -51,48 +50,42 @@ _RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 ]
 
 
-def read_checkpoint(folder: Path, theirs: dict[str, Any]) -> tuple[JanusConfig, dict[str, Tensor]]:
-    """The config and the weights of a checkpoint in DeepSeek's format, as transformers names them.
+def read_config(folder: Path, theirs: dict[str, Any]) -> JanusConfig:
+    """Returns the config of a checkpoint in DeepSeek's format; without weights in the folder, that of a published layout.
 
     Args:
-        folder: holds the weights, as `model.safetensors` or `pytorch_model.bin`, whole or in shards with an index.
+        folder: may hold the weights, as `model.safetensors` or `pytorch_model.bin`, whole or in shards with an index.
         theirs: what its `config.json` holds.
     Raises:
-        FileNotFoundError: there are no weights.
         UnreadableModelError: config or weights are not those of a Janus model.
     """
-    weights = read_weights(folder)
-    with reading(folder / "config.json", "does not describe a Janus with these weights"):
-        return convert_config(theirs, weights), convert_weights(weights)
-
-
-def read_config(folder: Path, theirs: dict[str, Any]) -> JanusConfig:
-    """The config alone; without weights in the folder, that of a published layout. Raises as `read_checkpoint` does."""
     if holds_weights(folder):
-        return read_checkpoint(folder, theirs)[0]
+        weights = read_weights(folder)
+        with reading(folder / "config.json", "does not describe a Janus with these weights"):
+            return _config_with(theirs, weights)
     with reading(folder / "config.json", "does not describe a published Janus, and there are no weights to look at"):
         return _published_config(theirs)
 
 
-def convert_weights(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """DeepSeek's state dict under transformers' names: fused qkv split, position embedding [1, P, D] to [P, D]."""
+def rename(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Puts DeepSeek's tensors under transformers' names: fused qkv split, position embedding [1, P, D] to [P, D]."""
     ours = {}
     for name, weight in theirs.items():
-        renamed = name
+        new_name = name
         for pattern, replacement in _RENAMES:
-            renamed = re.sub(pattern, replacement, renamed)
-        if ".self_attn.qkv." in renamed:
+            new_name = re.sub(pattern, replacement, new_name)
+        if ".self_attn.qkv." in new_name:
             for part, piece in zip("qkv", weight.chunk(3), strict=True):
-                ours[renamed.replace(".qkv.", f".{part}_proj.")] = piece.contiguous()
-        elif renamed.endswith("position_embedding.weight"):
-            ours[renamed] = weight.squeeze(0)
+                ours[new_name.replace(".qkv.", f".{part}_proj.")] = piece.contiguous()
+        elif new_name.endswith("position_embedding.weight"):
+            ours[new_name] = weight.squeeze(0)
         else:
-            ours[renamed] = weight
+            ours[new_name] = weight
     return ours
 
 
-def convert_config(theirs: dict[str, Any], weights: dict[str, Tensor]) -> JanusConfig:
-    """DeepSeek's config as transformers' JanusConfig; what theirs leaves out is read off the shapes of the weights.
+def _config_with(theirs: dict[str, Any], weights: dict[str, Tensor]) -> JanusConfig:
+    """Turns DeepSeek's config into transformers' JanusConfig; reads what theirs leaves out off the shapes of the weights.
 
     Raises:
         ValueError: a weight is missing. What else is wrong with `theirs` raises as it comes.
@@ -104,8 +97,8 @@ def convert_config(theirs: dict[str, Any], weights: dict[str, Tensor]) -> JanusC
         return weights[name].shape
 
     def count(pattern: str) -> int:
-        """One more than the highest index that `pattern` captures."""
-        return 1 + max((int(found[1]) for name in weights if (found := re.search(pattern, name))), default=-1)
+        """Returns one more than the highest index that `pattern` captures."""
+        return 1 + max((int(match[1]) for name in weights if (match := re.search(pattern, name))), default=-1)
 
     tower, vq = "vision_model.vision_tower", "gen_vision_model"
     width, _, patch, _ = shape(f"{tower}.patch_embed.proj.weight")
@@ -148,7 +141,7 @@ def _published_config(theirs: dict[str, Any]) -> JanusConfig:
     image_size = params["vision"]["image_size"]
     vision = JanusVisionConfig(
         image_size=image_size,
-        num_image_tokens=(image_size // _PIXELS_A_CODE) ** 2,
+        num_image_tokens=(image_size // _PIXELS_PER_CODE) ** 2,
         projection_dim=params["aligner"]["n_embed"],
         depth=params["aligner"]["depth"],
     )

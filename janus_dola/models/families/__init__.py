@@ -1,38 +1,61 @@
-"""Which family a model belongs to."""
+"""The families of models that the package knows: a new one is a file here and a name in `FAMILIES`."""
 
 from transformers import PreTrainedModel
 
 from janus_dola.models.families import emu3, janus
-from janus_dola.models.model import ImageModel
+from janus_dola.models.model import Family, ImageModel
 
-FAMILIES = (janus.TRANSFORMERS, janus.DEEPSEEK, emu3.EMU3)
+FAMILIES: tuple[Family, ...] = (janus.JANUS, janus.DEEPSEEK_JANUS, emu3.EMU3)
 
 
-def adapt(model: PreTrainedModel) -> ImageModel:
-    """Takes a model apart, recognising its family by the modules it has.
+def family_of(model: PreTrainedModel) -> Family:
+    """Returns the family of a model, by the modules that the model has.
 
     Raises:
-        ValueError: it is of no family that has an adapter here, peft's adapter adds tokens, or bitsandbytes has quantized
-            the image head.
+        ValueError: the model is of no family here.
     """
-    found = model
-    if hasattr(model, "get_base_model"):  # a wrapper of peft's; most adapters lie in the model's own modules
-        if model.active_peft_config.is_prompt_learning:
-            raise ValueError(f"model must have no adapter that adds tokens, got {model.active_peft_config.peft_type}")
-        found = model.get_base_model()
     for family in FAMILIES:
-        if family.recognises(found):
-            image_model = family.adapt(found)
-            _refuse_few_bits(image_model)
-            return image_model
+        if family.recognises(model):
+            return family
+    allowed = " or ".join(family.class_name for family in FAMILIES)
+    raise ValueError(f"model must be {allowed}, got {type(model).__name__}")
+
+
+def family_of_checkpoint(model_type: object) -> Family:
+    """Returns the family of a checkpoint.
+
+    Args:
+        model_type: what its config.json says.
+    Raises:
+        ValueError: no family here has such checkpoints.
+    """
+    for family in FAMILIES:
+        if family.model_type == model_type:
+            return family
+    names = " or ".join(dict.fromkeys(family.name for family in FAMILIES))
+    allowed = ", ".join(f'"{family.model_type}"' for family in FAMILIES)
     raise ValueError(
-        "model must be transformers' JanusForConditionalGeneration or Emu3ForConditionalGeneration, or DeepSeek's "
-        f"MultiModalityCausalLM, got {type(model).__name__}"
+        f"model must be a checkpoint of {names}, with one of the model types {allowed}, got {str(model_type)[:80]!r}"
     )
 
 
+def adapt(model: PreTrainedModel) -> ImageModel:
+    """Takes a model apart.
+
+    Raises:
+        ValueError: the model is of no family here, peft's adapter adds tokens, or bitsandbytes has quantized the image head.
+    """
+    if hasattr(model, "get_base_model"):  # a wrapper of peft's; most adapters lie in the model's own modules
+        if model.active_peft_config.is_prompt_learning:
+            raise ValueError(f"model must have no adapter that adds tokens, got {model.active_peft_config.peft_type}")
+        model = model.get_base_model()
+    image_model = family_of(model).adapt(model)
+    _refuse_few_bits(image_model)
+    return image_model
+
+
 def _refuse_few_bits(image_model: ImageModel) -> None:
-    """bitsandbytes takes the image head, too, unless it is told to leave it out."""
+    """Refuses an image head in few bits: bitsandbytes quantizes it, too, unless it is told to leave it out."""
     for linear in image_model.image_head:
         kind = type(linear)
         if kind.__module__.startswith("bitsandbytes"):

@@ -2,19 +2,33 @@
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import JanusForConditionalGeneration, PreTrainedModel
+from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase
 
 from janus_dola.kernels.types import Head
-from janus_dola.models.inspection import is_as_published, weight_of
-from janus_dola.models.model import Family, ImageModel, Raster, Vision
+from janus_dola.models.checkpoint import deepseek
+from janus_dola.models.families.janus_prompts import (
+    IMAGE_PLACEHOLDER,
+    JanusPrompts,
+    set_chat_template,
+    special_tokens,
+)
+from janus_dola.models.model import COMPUTED_BUFFERS, Family, ImageModel, Raster, Vision
 from janus_dola.models.packed_linear import PackedLinear
-from janus_dola.models.prompts import JanusPrompts
+from janus_dola.models.weights import is_as_published, weight_of
+
+# In published checkpoints, and of no use: statistics of training DeepSeek's image tokenizer, and a pooling layer that Janus
+# never calls.
+_UNUSED = re.compile(
+    rf"{COMPUTED_BUFFERS}|(gen_vision_model|vqmodel)\.quantize\.codebook_used$"
+    r"|^(model\.)?vision_model\.(vision_tower\.)?attn_pool\."
+)
 
 
 def janus_model(
@@ -28,14 +42,16 @@ def janus_model(
     image_size: int,
     vision: Vision,
 ) -> ImageModel:
-    """A Janus taken apart.
+    """Takes a Janus apart.
 
     Args:
         backbone: the decoder without its text head, a LlamaModel.
         image_head: Linear, activation, Linear.
-        code_modules: applied to codes one after the other: embedding, aligner.
-        side: codes a side of an image.
-        image_size: pixels a side.
+        head_name: the module that holds them, for messages.
+        code_modules: embedding and aligner, which are applied to codes one after the other.
+        to_pixels: [B, T] codes to [B, 3, H, W] pixels.
+        side: codes per side of an image.
+        image_size: pixels per side.
         vision: for questions about pictures.
     Raises:
         ValueError: the activation of the image head is not the exact GELU, the only one that Janus models use.
@@ -87,14 +103,7 @@ def janus_model(
     )
 
 
-def _is_transformers(model: PreTrainedModel) -> bool:
-    """Whether the model has this family's modules."""
-    inner = getattr(model, "model", None)
-    return all(hasattr(inner, name) for name in ("language_model", "generation_head", "generation_aligner", "vqmodel"))
-
-
 def _adapt_transformers(model: JanusForConditionalGeneration) -> ImageModel:
-    """The pieces of the model."""
     inner = model.model
     head = inner.generation_head
     return janus_model(
@@ -110,13 +119,7 @@ def _adapt_transformers(model: JanusForConditionalGeneration) -> ImageModel:
     )
 
 
-def _is_deepseek(model: PreTrainedModel) -> bool:
-    """Whether the model has this family's modules."""
-    return all(hasattr(model, name) for name in ("language_model", "gen_head", "gen_aligner", "gen_vision_model"))
-
-
 def _adapt_deepseek(model: PreTrainedModel) -> ImageModel:
-    """The pieces of the model."""
     head, vq = model.gen_head, model.gen_vision_model
     params = model.config.vision_config.params
     image_size = params["image_size"]
@@ -150,5 +153,50 @@ def _dtype(module: nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
 
 
-TRANSFORMERS = Family(_is_transformers, _adapt_transformers)
-DEEPSEEK = Family(_is_deepseek, _adapt_deepseek)
+def _check_image_size(config: JanusConfig) -> None:
+    vision, levels = config.vision_config, len(config.vq_config.channel_multiplier)
+    side = vision.image_size // vision.patch_size  # in codes
+    if vision.num_image_tokens != side**2 or vision.image_size != side * 2 ** (levels - 1):
+        raise ValueError(
+            f"{vision.num_image_tokens} image tokens of {vision.patch_size} pixels a side and {levels} levels of decoding "
+            f"do not make an image of {vision.image_size} pixels a side"
+        )
+
+
+def _let_generate(model: JanusForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Sets what transformers' own `generate(generation_mode="image")` looks up, and DeepSeek's format does not hold."""
+    special, generation = special_tokens(tokenizer), model.generation_config
+    generation.bos_token_id, generation.pad_token_id = special.bos, special.pad
+    generation.eos_token_id = tokenizer.eos_token_id
+    generation.guidance_scale = 5.0
+    generation.generation_kwargs = {"boi_token_id": special.begin_of_image}
+    model.config.image_token_id = tokenizer.get_vocab().get(IMAGE_PLACEHOLDER, model.config.image_token_id)
+
+
+JANUS = Family(
+    name="Janus",
+    class_name="transformers' JanusForConditionalGeneration",
+    members=("model.language_model", "model.generation_head", "model.generation_aligner", "model.vqmodel"),
+    adapt=_adapt_transformers,
+    model_type="janus",
+    model_class=JanusForConditionalGeneration,
+    check_config=_check_image_size,
+    unused=_UNUSED,
+    packed=("model.generation_head.proj_out", "model.generation_head.vision_head", "lm_head"),
+    prepare_tokenizer=set_chat_template,
+)
+# Its checkpoints are loaded into transformers' class, so that nobody needs DeepSeek's package.
+DEEPSEEK_JANUS = Family(
+    name="Janus",
+    class_name="DeepSeek's MultiModalityCausalLM",
+    members=("language_model", "gen_head", "gen_aligner", "gen_vision_model"),
+    adapt=_adapt_deepseek,
+    model_type="multi_modality",
+    model_class=JanusForConditionalGeneration,
+    check_config=_check_image_size,
+    read_config=deepseek.read_config,
+    rename=deepseek.rename,
+    unused=_UNUSED,
+    prepare_tokenizer=set_chat_template,
+    prepare_model=_let_generate,
+)

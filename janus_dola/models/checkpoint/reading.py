@@ -46,7 +46,7 @@ def reading(path: Path, fault: str = "cannot be read") -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in one line."""
+    """Returns what an error says, in one line."""
     said = " ".join(str(error).split())
     if len(said) > _LONGEST_REASON:
         said = f"{said[:_LONGEST_REASON]}..."
@@ -56,7 +56,7 @@ def reason(error: Exception) -> str:
 
 
 def check_content(path: Path) -> None:
-    """Finds out what often lies in place of a file.
+    """Checks that a file is not what often lies in its place.
 
     Raises:
         UnreadableModelError: it is missing, no file or empty, a Git LFS pointer or an HTML page.
@@ -74,7 +74,7 @@ def check_content(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """Returns the object that a JSON file holds.
 
     Raises:
         UnreadableModelError: it holds anything else, or more than 64 MiB.

@@ -1,6 +1,5 @@
-"""The weights of a checkpoint: which files hold them, and whether they are those of the model, each and all."""
+"""Reads the weights of a checkpoint, and checks that they are those of the model, each and all."""
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,20 +8,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from janus_dola.models.reading import UnreadableModelError, check_content, read_json, reading
+from janus_dola.arguments import shown
+from janus_dola.models.checkpoint.reading import UnreadableModelError, check_content, read_json, reading
+from janus_dola.models.model import Family
 
 _WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there, as transformers chooses
 _NAMED = 6  # tensors, in a message
-# In published checkpoints, and of no use: buffers that are computed, statistics of training DeepSeek's image tokenizer,
-# and a pooling layer that Janus never calls.
-_UNUSED = re.compile(
-    r"rotary_emb\.inv_freq$|\.position_ids$|(gen_vision_model|vqmodel)\.quantize\.codebook_used$"
-    r"|^(model\.)?vision_model\.(vision_tower\.)?attn_pool\."
-)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint by name, but for those that no Janus uses.
+    """Returns all tensors of a checkpoint by name.
 
     Files are mapped into memory: a tensor is read when it is touched, so that looking at shapes costs nothing. Of several
     files only those of the index are read. No code in them runs.
@@ -32,22 +27,22 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         UnreadableModelError: a file is missing, damaged or no file of weights, or disagrees with the index.
     """
     weights: dict[str, Tensor] = {}
-    for file, wanted in _files(folder).items():
-        found = _read(file)
-        if wanted is not None and found.keys() != wanted:
-            named = _named(sorted(found.keys() ^ wanted))
-            raise UnreadableModelError(f"{file} must hold what the index of {folder} says; they differ in {named}")
-        weights |= found
-    return {name: weight for name, weight in weights.items() if not _UNUSED.search(name)}
+    for file, names in _files(folder).items():
+        tensors = _read(file)
+        if names is not None and tensors.keys() != names:
+            different = _shortened(sorted(tensors.keys() ^ names))
+            raise UnreadableModelError(f"{file} must hold what the index of {folder} says; they differ in {different}")
+        weights |= tensors
+    return weights
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether a folder has weights, or an index of them."""
+    """Tells whether a folder has weights, or an index of them."""
     return any((folder / name).is_file() or (folder / f"{name}.index.json").is_file() for name in _WHOLE_FILES)
 
 
 def _files(folder: Path) -> dict[Path, set[str] | None]:
-    """Each file with weights, and the names it must hold; None where there is no index."""
+    """Returns each file with weights, and the names it must hold; None where there is no index."""
     for name in _WHOLE_FILES:
         if (folder / name).is_file():
             return {folder / name: None}
@@ -60,15 +55,15 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
 def _indexed(index: Path) -> dict[Path, set[str]]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise UnreadableModelError(f"{index} must hold the object weight_map, got {_shown(places)}")
+        raise UnreadableModelError(f"{index} must hold the object weight_map, got {shown(places)}")
     files: dict[Path, set[str]] = {}
     for name, place in places.items():
         if not isinstance(place, str) or Path(place).name != place:
-            raise UnreadableModelError(f"{index} must name files of its folder, got {_shown(place)} for {name!r}")
+            raise UnreadableModelError(f"{index} must name files of its folder, got {shown(place)} for {name!r}")
         files.setdefault(index.parent / place, set()).add(name)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise UnreadableModelError(f"{index} names files that are not there: {_named(sorted(missing))}")
+        raise UnreadableModelError(f"{index} names files that are not there: {_shortened(sorted(missing))}")
     return files
 
 
@@ -86,50 +81,48 @@ def _read(file: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def check_weights(folder: Path, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def check_weights(folder: Path, family: Family, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Compares weights with those a model has.
 
     Args:
-        folder: for the message.
-        model: its parameters may be on the device "meta"; of those that share one, one must be there.
+        folder, family: for the message.
+        model: its parameters may be on the device "meta"; if several share one tensor, one must be there.
         weights: under the model's names.
     Raises:
         UnreadableModelError: some are missing, too many or of another shape; it names them.
     """
-    names: dict[int, set[str]] = {}  # of each tensor
-    shapes = {}
-    for name, weight in model.state_dict(keep_vars=True).items():
+    names: dict[int, set[str]] = {}  # by tensor
+    expected = model.state_dict(keep_vars=True)
+    for name, weight in expected.items():
         names.setdefault(id(weight), set()).add(name)
-        shapes[name] = weight.shape
+    both = [(name, weight, weights[name]) for name, weight in expected.items() if name in weights]
     report(
         folder,
+        family,
         missing=[min(group) for group in names.values() if not group & weights.keys()],
-        unexpected=weights.keys() - shapes.keys(),
+        unexpected=weights.keys() - expected.keys(),
         mismatched=[
-            f"{name} {list(weights[name].shape)} in place of {list(shape)}"
-            for name, shape in shapes.items()
-            if name in weights and weights[name].shape != shape
+            f"{name} {list(weight.shape)} in place of {list(own.shape)}"
+            for name, own, weight in both
+            if weight.shape != own.shape
         ],
-        not_numbers=[name for name, weight in weights.items() if not weight.is_floating_point()],
+        not_numbers=[name for name, own, weight in both if weight.is_floating_point() != own.is_floating_point()],
     )
 
 
-def report(folder: Path, **problems: Iterable[object]) -> None:
+def report(folder: Path, family: Family, **problems: Iterable[object]) -> None:
     """Raises UnreadableModelError, with the names, where there is a problem of any kind."""
-    of_use = {
-        kind: sorted(name for name in map(str, names) if not _UNUSED.search(name)) for kind, names in problems.items()
-    }
-    found = [f"{kind.replace('_', ' ')}: {_named(names)}" for kind, names in of_use.items() if names]
-    if found:
+    kinds = []
+    for kind, tensors in problems.items():
+        names = sorted(name for name in map(str, tensors) if not family.unused.search(name))
+        if names:
+            kinds.append(f"{kind.replace('_', ' ')}: {_shortened(names)}")
+    if kinds:
         raise UnreadableModelError(
-            f"{folder} does not hold the weights of the Janus in its config.json; {'; '.join(found)}"
+            f"{folder} does not hold the weights of the {family.name} in its config.json; {'; '.join(kinds)}"
         )
 
 
-def _named(names: list[str]) -> str:
+def _shortened(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
-
-
-def _shown(value: object) -> str:
-    return repr(value)[:80]
