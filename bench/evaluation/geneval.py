@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from janus_dola.batch.formats import parse_json, shown
+from janus_dola.batch.readers import parse_json, shown
 from janus_dola.evaluate.geneval import KEYS
 
 

@@ -28,8 +28,8 @@ from bench.evaluation.matching import match_temperature
 from bench.evaluation.measure import Sampling, measure
 from bench.evaluation.metrics import METRICS, Bootstrap, per_prompt
 from bench.evaluation.task import EvaluationTask
-from janus_dola.batch.files import checked, file_digest, with_checksum
-from janus_dola.batch.formats import parse_json, shown
+from janus_dola.batch.folder import checked, file_digest, with_checksum
+from janus_dola.batch.readers import parse_json, shown
 from janus_dola.evaluate.geneval import place_for
 from janus_dola.images.recipe import Recipe, save_image
 from janus_dola.models.checkpoint.hub import public_name

@@ -1,97 +1,42 @@
-"""What a folder already holds: whose it is, what in it a run may replace, and which images of a run are done.
+"""What a folder already holds: whose it is, what a run may replace in it, and which images of a run are done.
 
 A run writes into a folder that is empty or that a run began, as its `run.json` shows. With `--overwrite` it takes others,
-too, and deletes there what runs made: files that a manifest names with the digest that they still have. The lines of the
-manifest (an image that was drawn, one that failed, a malformed prompt) are made here, where they are also compared.
+too, and deletes there what runs made: files that a manifest names with the digest that they still have.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from janus_dola.batch.files import (
+from janus_dola.batch.folder import WORK, clear_disk_errors, file_digest
+from janus_dola.batch.index_page import DATA, PAGE, is_of_page
+from janus_dola.batch.manifest import (
     MANIFEST,
-    RUN_FILE,
-    WORK,
+    MAPS,
     Entry,
     Manifest,
-    RunFile,
-    clear_disk_errors,
-    digest,
-    file_digest,
+    is_bad_entry,
     is_manifest,
+    is_same_image,
+    names_of,
+    with_prompt_of,
 )
-from janus_dola.batch.page import DATA, PAGE, is_of_page
-from janus_dola.batch.records import BadRecord, Numbered
-from janus_dola.batch.settings import RunSettings, Task
-from janus_dola.batch.worker import Drawn, Failed
-from janus_dola.images.files import TEMPLATE, file_name
+from janus_dola.batch.prompts import ImageTask, NumberedPrompt
+from janus_dola.batch.run_settings import RUN_FILE, RunFile, RunSettings
 
-MAPS = "maps"  # the folder of the layer maps
-_WRITTEN = (WORK, MAPS, MANIFEST, PAGE, DATA, RUN_FILE)  # besides images, of which a link is replaced by the image
-
-
-def names_of(task: Task, settings: RunSettings) -> tuple[str, str | None]:
-    """Where an image and its layer map lie in the folder; there is no map without DoLa."""
-    fields = {
-        "words": task.prompt,
-        "id": task.index if task.id is None else task.id,
-        "index": task.index,
-        "k": task.k,
-        "number": task.number,
-        "seed": task.seed,
-    }
-    name = file_name(fields, settings.image_format, settings.name_template or TEMPLATE)
-    return name, f"{MAPS}/{Path(name).stem}.png" if task.drawing.dola is not None else None
-
-
-def entry_of(task: Task) -> Entry:
-    """What the line of an image says whether it was drawn or not."""
-    return {
-        "image": task.number,
-        "index": task.index,
-        "k": task.k,
-        "id": task.id,
-        "prompt": task.prompt,
-        "seed": task.seed,
-        "settings": task.drawing.named(),
-        **({"extra": task.extra} if task.extra else {}),
-    }
-
-
-def drawn_entry(task: Task, drawn: Drawn, settings: RunSettings) -> Entry:
-    """The line of an image that was drawn; JSD in nats."""
-    name, its_map = names_of(task, settings)
-    return {
-        "file": name,
-        "map": its_map if drawn.layer_map is not None else None,
-        **entry_of(task),
-        "mean_jsd": drawn.mean_jsd,
-        "max_jsd": drawn.max_jsd,
-        "layers": {str(layer): count for layer, count in drawn.layers.items()},
-        "seconds": drawn.seconds,
-        "digest": digest(drawn.content),
-        "map_digest": digest(drawn.layer_map) if drawn.layer_map is not None else None,
-    }
-
-
-def failed_entry(task: Task, failed: Failed) -> Entry:
-    """The line of an image that could not be drawn."""
-    return {"file": None, **entry_of(task), "error": failed.error}
-
-
-def bad_entry(number: int, record: BadRecord) -> Entry:
-    """The line of a malformed prompt, under the number that its first image would have had."""
-    return {"file": None, "image": number, "index": record.index, "k": None, "prompt": None, "error": record.reason}
+MISSING, DONE, FAILED, OTHER = range(4)  # states of an image; OTHER was drawn from another prompt, seed or settings
+# What a run writes besides images. It follows no link there; a link in an image's place is replaced by the image.
+_WRITTEN = (WORK, MAPS, MANIFEST, PAGE, DATA, RUN_FILE)
+_CHECKED_AT_ONCE = 512  # lines
 
 
 def look_into(outdir: Path, overwrite: bool) -> RunFile | None:
-    """What the run that began a folder had; None where there was no run. Writes nothing.
+    """Returns what the run that began a folder had, or None if there was no run. Writes nothing.
 
     Raises:
-        ValueError: the folder holds what is not provably of a run, or a link in place of what a run writes; or, with
+        ValueError: the folder holds what is not provably a run's, or a link in place of what a run writes; or, with
             `overwrite`, what would be in the way.
         OutDirError: it cannot be read.
     """
@@ -122,16 +67,16 @@ def look_into(outdir: Path, overwrite: bool) -> RunFile | None:
         return before
 
 
-def replaceable(outdir: Path, manifest: Manifest, wanted: Iterable[str]) -> list[str]:
-    """The files that the manifest names and that nobody changed since, by name.
+def replaceable(outdir: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
+    """Returns the files that the manifest names and that nobody has changed since.
 
     Args:
-        wanted: names of the files that a new run will write.
+        names: the files that a new run will write.
     Raises:
-        ValueError: one of those is there and not of a run.
+        ValueError: one of them is there and not a run's.
     """
     ours = dict.fromkeys(name for entry in manifest for name in unchanged(outdir, entry))
-    theirs = next((name for name in wanted if name not in ours and os.path.lexists(outdir / name)), None)
+    theirs = next((name for name in names if name not in ours and os.path.lexists(outdir / name)), None)
     if theirs is not None:
         raise ValueError(
             f"outdir {outdir} holds a file {theirs} that is not as an earlier run wrote it, and this run would write one. "
@@ -141,87 +86,85 @@ def replaceable(outdir: Path, manifest: Manifest, wanted: Iterable[str]) -> list
 
 
 def unchanged(outdir: Path, entry: Entry) -> Iterator[str]:
-    """The files of a line of the manifest, image and map, that still have the digest that it gives."""
-    for kind, its_digest in (("file", "digest"), ("map", "map_digest")):
+    """Yields the files of a manifest's line, image and map, that still have the digest in the line."""
+    for kind, digest_key in (("file", "digest"), ("map", "map_digest")):
         name = entry.get(kind)
-        if name and file_digest(outdir / name) == entry[its_digest]:
+        if name and file_digest(outdir / name) == entry[digest_key]:
             yield name
 
 
-MISSING, DONE, FAILED = 0, 1, 2  # states of an image
-_CHECKED_AT_ONCE = 512
+def delete(outdir: Path, names: Iterable[str]) -> None:
+    """Deletes files in the folder."""
+    for name in names:
+        (outdir / name).unlink(missing_ok=True)
 
 
 def states_of(
     outdir: Path,
     manifest: Manifest,
-    numbered: Iterable[Numbered],
+    prompts: Iterable[NumberedPrompt],
     settings: RunSettings,
     images: int,
     overwrite: bool,
-    checked: Callable[[int], object],
+    note_checked: Callable[[int], object],
 ) -> bytearray:
-    """The state of each image of a run: MISSING, DONE or FAILED.
+    """Returns the state of each image in a run: MISSING, DONE or FAILED.
 
-    An image is done when the manifest has its line, and its file and its map have the digests that stand there. What a line
-    says of the prompt itself, its id and other keys, is brought up to date.
+    An image is done when the manifest has its line, and its file and map have the digests that stand there. What a line says
+    about the prompt, its id and other keys, is brought up to date.
 
     Args:
-        settings: of the run, with the dtype known.
+        settings: the run's, with the dtype known.
         images: how many numbers the run has.
-        overwrite: images of other prompts are deleted instead of refused.
-        checked: is told how many lines were looked at.
+        overwrite: whether images of other prompts are deleted instead of refused.
+        note_checked: is given the number of lines looked at.
     Raises:
-        ValueError: an image in the folder was drawn from another prompt, seed or settings than now asked for.
+        ValueError: an image in the folder was drawn from another prompt, seed or settings than the run's.
     """
     states = bytearray(images)
-    stale: list[int] = []
+    others: list[int] = []
+    lines = _lines(manifest, prompts)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        pairs = _lines_and_tasks(manifest, numbered)
-        while part := list(islice(pairs, _CHECKED_AT_ONCE)):
-            same, other = [], []
-            for number, entry, task in part:
-                if _same(entry, task, settings):
-                    same.append((number, entry, task))
-                else:
-                    other.append((number, entry))
-            if other and not overwrite:
-                _refuse(outdir, *other[0])
-            stale += [number for number, _ in other]
-            drawn = [(number, entry, task) for number, entry, task in same if entry.get("file") and task]
-            whole = threads.map(lambda found: _is_whole(outdir, found[1], found[2], settings), drawn)
-            for (number, _, _), ok in zip(drawn, whole, strict=True):
-                states[number] = DONE if ok else MISSING
-            for number, entry, _ in same:
-                if entry.get("error"):
-                    states[number] = FAILED
-            now = ((entry, _up_to_date(entry, task)) for _, entry, task in same if task is not None)
-            manifest.append([line for entry, line in now if line != entry])
-            checked(len(part))
+        while part := list(islice(lines, _CHECKED_AT_ONCE)):
+            updates = []
+            checked_states = list(threads.map(lambda line: _state(outdir, line[1], line[2], settings), part))
+            for (number, entry, task), state in zip(part, checked_states, strict=True):
+                if state == OTHER:
+                    if not overwrite:
+                        _refuse(outdir, number, entry)
+                    others.append(number)
+                    continue
+                states[number] = state
+                if task is not None and not is_bad_entry(entry) and entry != with_prompt_of(entry, task):
+                    updates.append(with_prompt_of(entry, task))
+            manifest.append(updates)
+            note_checked(len(part))
     if overwrite:
-        gone = [*stale, *manifest.beyond()]
-        names = (name for number in gone for name in unchanged(outdir, manifest.get(number) or {}))
-        delete(outdir, manifest, names, gone)
+        others += manifest.beyond()
+        delete(outdir, (name for number in others for name in unchanged(outdir, manifest.get(number) or {})))
+        manifest.forget(others)
     return states
 
 
-def _lines_and_tasks(manifest: Manifest, numbered: Iterable[Numbered]) -> Iterator[tuple[int, Entry, Task | None]]:
-    tasks: Sequence[Task | None]
-    for first, _, tasks in numbered:
-        for task in tasks or (None,):
-            number = first if task is None else task.number
+def _lines(manifest: Manifest, prompts: Iterable[NumberedPrompt]) -> Iterator[tuple[int, Entry, ImageTask | None]]:
+    """Yields the number, the line and the image, None for a bad prompt, where the manifest has a line."""
+    for prompt in prompts:
+        for task in prompt.tasks or (None,):
+            number = prompt.first if task is None else task.number
             entry = manifest.get(number)
             if entry is not None:
                 yield number, entry, task
 
 
-def _same(entry: Entry, task: Task | None, settings: RunSettings) -> bool:
-    """Whether a line is of this image. A line without an image, of a record that was bad, is of whatever is there now."""
-    if entry.get("k") is None:
-        return True
-    if task is None or entry.get("file") not in (None, names_of(task, settings)[0]):  # of another id, by a template
-        return False
-    return all(entry.get(key) == value for key, value in entry_of(task).items() if key != "id")
+def _state(outdir: Path, entry: Entry, task: ImageTask | None, settings: RunSettings) -> int:
+    if is_bad_entry(entry):  # stands for whatever is there now
+        return FAILED
+    if task is None or not is_same_image(entry, task, settings):
+        return OTHER
+    if entry["file"] is None:
+        return FAILED
+    names = [name for name in names_of(task, settings) if name is not None]
+    return DONE if list(unchanged(outdir, entry)) == names else MISSING
 
 
 def _refuse(outdir: Path, number: int, entry: Entry) -> None:
@@ -230,24 +173,3 @@ def _refuse(outdir: Path, number: int, entry: Entry) -> None:
         f"{str(entry.get('prompt'))[:60]!r} with seed {entry.get('seed')} and {entry.get('settings')}. "
         "Take another --outdir, or --overwrite what is there"
     )
-
-
-def _up_to_date(entry: Entry, task: Task) -> Entry:
-    if entry.get("k") is None:  # of a record that was bad
-        return entry
-    return {key: value for key, value in entry.items() if key != "extra"} | entry_of(task)
-
-
-def _is_whole(outdir: Path, entry: Entry, task: Task, settings: RunSettings) -> bool:
-    names = [name for name in names_of(task, settings) if name is not None]
-    return list(unchanged(outdir, entry)) == names
-
-
-def delete(outdir: Path, manifest: Manifest, names: Iterable[str], numbers: Sequence[int]) -> None:
-    """Deletes files, and the lines of images from the manifest."""
-    for name in names:
-        (outdir / name).unlink(missing_ok=True)
-    for number in numbers:
-        manifest.forget(number)
-    if numbers:
-        manifest.compact()

@@ -126,8 +126,8 @@ def batch(
     and index.html to look at them. The model fixes the size of its images.
     """
     from janus_dola.batch import Compute, RunSettings, run_batch
-    from janus_dola.batch.files import MANIFEST
-    from janus_dola.batch.page import PAGE
+    from janus_dola.batch.index_page import PAGE
+    from janus_dola.batch.manifest import MANIFEST
 
     base = parse_seed(seed, outdir)
     run = RunSettings(

@@ -125,7 +125,7 @@ def parse_seed(text: str, outdir: Path | None = None) -> int:
         ValueError: the text is neither a number nor "random".
     """
     if text in ("random", "-1"):
-        from janus_dola.batch.files import RunFile
+        from janus_dola.batch.run_settings import RunFile
 
         begun = None if outdir is None else RunFile.read(outdir)
         return random.getrandbits(48) if begun is None else begun.settings["seed"]

@@ -115,11 +115,12 @@ def serve(
         run_server(options, load, complain)
         return
     import_extra("ray.serve", "replicas", "--replicas")
-    from janus_dola.serve.replicas import Replicas, run_replicas
+    from janus_dola.compute import Compute
+    from janus_dola.serve.replicas import run_replicas
 
     if port == 0:
         raise ValueError("port must be 1 .. 65535 with --replicas, got 0")
-    run_replicas(Replicas(replicas, ray_address, device), options, load, complain)
+    run_replicas(Compute(device, workers=replicas, ray_address=ray_address), options, load, complain)
 
 
 def _is_loopback(host: str) -> bool:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from janus_dola.batch.files import MANIFEST, Entry, checked
+from janus_dola.batch.folder import checked
+from janus_dola.batch.manifest import MANIFEST, Entry
 from janus_dola.batch.resume import unchanged
 
 KEYS = {"tag": str, "include": list, "prompt": str}  # of a line of evaluation_metadata.jsonl

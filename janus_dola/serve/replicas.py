@@ -7,40 +7,25 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import ray
 from ray import serve
 
-from janus_dola.batch.ray_pool import connect, plan_workers
-from janus_dola.batch.worker import Compute
+from janus_dola.compute import Compute, connect, plan_workers
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.service import ServerOptions, Service
 
 _NAME = "janus-dola"
 
 
-@dataclass(frozen=True)
-class Replicas:
-    """How many replicas, and where they run.
-
-    Attributes:
-        count: None is one per GPU of the cluster.
-        ray_address: a cluster's address, as Ray spells it; None starts a cluster on this machine.
-        device: the model's device, as for `JanusDoLa.from_pretrained`.
-    """
-
-    count: int | None = None
-    ray_address: str | None = None
-    device: str | None = None
-
-
 def run_replicas(
-    replicas: Replicas, options: ServerOptions, load: Callable[[], JanusDoLa], announce: Callable[[str], object]
+    compute: Compute, options: ServerOptions, load: Callable[[], JanusDoLa], announce: Callable[[str], object]
 ) -> None:
     """Serves until SIGTERM, then finishes the requests it has and takes no others.
 
     Args:
+        compute: its workers are the replicas.
         load: returns the model, on each replica.
         announce: is given the line that says where the server listens.
     Raises:
@@ -50,8 +35,7 @@ def run_replicas(
     """
     options = replace(options, urls=False)  # a replica does not have the files that others keep
     ended = threading.Event()
-    compute = Compute(replicas.device, workers=replicas.count, ray_address=replicas.ray_address)
-    connect(ray, replicas.ray_address)
+    connect(ray, compute.ray_address)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # Set after Ray's start, because Ray's own handler would abort the process.
     before = {each: signal.signal(each, lambda *_: ended.set()) for each in (signal.SIGTERM, signal.SIGINT)}

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from janus_dola import JanusDoLa
-from janus_dola.batch import Compute, RunSettings, files, run_batch, runner
+from janus_dola.batch import Compute, RunSettings, folder, run_batch, runner
 
 
 def run(pipe: JanusDoLa, prompts: Path, outdir: Path, sabotage=None) -> int:
@@ -49,13 +49,13 @@ def die_inside_an_image(countdown: int):
 
     def halves(content):
         yield content[: len(content) // 2]
-        assert any(path.stat().st_size for path in Path(outdir_of_run).joinpath(files.PARTIAL).iterdir())
+        assert any(path.stat().st_size for path in Path(outdir_of_run).joinpath(folder.PARTIAL).iterdir())
         die()
 
     def sabotage():
         runner.write_whole = write_whole
 
-    whole = files.write_whole
+    whole = folder.write_whole
     return sabotage
 
 
@@ -79,9 +79,9 @@ def die_inside_the_manifest(countdown: int):
             die()
 
     def sabotage():
-        files.Manifest.append = append
+        runner.Manifest.append = append
 
-    append_whole = files.Manifest.append
+    append_whole = runner.Manifest.append
     return sabotage
 
 
@@ -96,9 +96,9 @@ def die_between_manifest_and_files(countdown: int):
             die()
 
     def sabotage():
-        files.Manifest.append = append
+        runner.Manifest.append = append
 
-    append_whole = files.Manifest.append
+    append_whole = runner.Manifest.append
     return sabotage
 
 
@@ -150,7 +150,7 @@ if __name__ == "__main__":
             {
                 "killed": os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL,
                 "images": len(list(killed.glob("*.jpg"))),
-                "partial": len(list(killed.joinpath(files.PARTIAL).glob("*"))),
+                "partial": len(list(killed.joinpath(folder.PARTIAL).glob("*"))),
                 "torn": is_torn(killed / "manifest.jsonl"),
             }
         )

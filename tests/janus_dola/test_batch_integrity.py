@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from janus_dola.batch import Compute, RunSettings, files, run_batch
-from janus_dola.batch.files import checked, digest, file_digest
+from janus_dola.batch import Compute, RunSettings, folder, run_batch
+from janus_dola.batch.folder import WORK, checked, digest, file_digest
 from janus_dola.images.recipe import read_recipe
 from tests.bounds import bounded
 from tests.janus_dola.batch_helpers import SHAPES, lines, pictures, without_seconds
@@ -29,7 +29,7 @@ def tree(folder):
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and files.WORK not in path.parts
+        if path.is_file() and WORK not in path.parts
     }
 
 
@@ -173,12 +173,12 @@ def test_an_edited_run_file_is_refused_in_one_line(fast, finished, edit, overwri
 def test_ids_and_other_keys_are_brought_up_to_date(fast, tmp_path):
     with pytest.warns(UserWarning, match="prompts: keys that set nothing are kept in the manifest: 'tag', 'size'"):
         run_batch([{"prompt": "a", "id": 1, "tag": "x", "size": [1]}, "b"], tmp_path, TWO, pipe=fast)
-    assert [line.get("extra") for line in lines(tmp_path)] == [{"tag": "x", "size": [1]}] * 2 + [None] * 2
+    assert [line["extra"] for line in lines(tmp_path)] == [{"tag": "x", "size": [1]}] * 2 + [{}] * 2
     before = pictures(tmp_path)
     summary = run_batch([{"prompt": "a", "id": "one"}, "b"], tmp_path, TWO, pipe=fast)
     assert (summary.drawn, summary.kept) == (0, 4)
     assert [line["id"] for line in lines(tmp_path)] == ["one", "one", None, None]
-    assert not any("extra" in line for line in lines(tmp_path))
+    assert [line["extra"] for line in lines(tmp_path)] == [{}] * 4
     assert pictures(tmp_path) == before
 
 
@@ -196,7 +196,7 @@ def test_a_folder_that_is_not_of_a_run_is_refused(fast, tmp_path):
     refused(tmp_path, "must be empty or begun by an earlier run, but holds 'thesis.pdf' and no run.json", pipe=fast)
     (tmp_path / "manifest.jsonl").write_text('{"image": 0, "file": "thesis.pdf"}\n')
     refused(tmp_path, "must be empty or begun by an earlier run", pipe=fast)
-    assert not (tmp_path / files.WORK).exists()
+    assert not (tmp_path / WORK).exists()
     refused(tmp_path, r"holds a file manifest\.jsonl that is not as a run wrote it", overwrite=True, pipe=fast)
 
 
@@ -254,7 +254,7 @@ def test_prompts_none_of_which_can_be_drawn(fast, tmp_path):
 @pytest.mark.parametrize("what", ["file and folder", "folder", "lock"])
 @pytest.mark.parametrize("refusal", [errno.EINVAL, errno.ENOTSUP])
 def test_a_file_system_without_fsync_or_locks_gets_one_warning(fast, tmp_path, monkeypatch, what, refusal):
-    files._warn_once.cache_clear()
+    folder._warn_once.cache_clear()
     real = os.fsync
 
     def fsync(handle):
@@ -262,25 +262,25 @@ def test_a_file_system_without_fsync_or_locks_gets_one_warning(fast, tmp_path, m
             raise OSError(refusal, os.strerror(refusal))
         real(handle)
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(folder.os, "fsync", fsync)
     if what == "lock":
 
         def acquire(self):
             raise OSError(refusal, os.strerror(refusal))
 
-        monkeypatch.setattr(files.FileLock, "acquire", acquire)
+        monkeypatch.setattr(folder.FileLock, "acquire", acquire)
     message = "has no locks" if what == "lock" else "cannot make files last"
     with pytest.warns(UserWarning, match=f"{message} \\({re.escape(os.strerror(refusal))}\\)") as warned:
         assert run_batch(SHAPES[:3], tmp_path, TWO, FOUR_AT_ONCE, pipe=fast).drawn == 6
     assert len(warned) == 1
-    files._warn_once.cache_clear()
+    folder._warn_once.cache_clear()
 
 
 def test_a_disk_that_fails_is_not_taken_for_one_without_fsync(fast, tmp_path, monkeypatch):
     def fsync(handle):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(folder.os, "fsync", fsync)
     with pytest.raises(OSError, match="cannot write to .*: Input/output error"):
         run_batch(SHAPES[:3], tmp_path, TWO, pipe=fast)
 

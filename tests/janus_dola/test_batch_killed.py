@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_dola.batch.files import PARTIAL, digest
+from janus_dola.batch.folder import PARTIAL, digest
 from tests.janus_dola.batch_helpers import SHAPES, lines, pictures, without_seconds
 
 DRIVER = Path(__file__).parent / "batch_driver.py"

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from janus_dola.batch import RunSettings, run_batch
-from janus_dola.batch.files import Manifest, locked_folder
-from janus_dola.batch.page import write_page
+from janus_dola.batch.folder import locked_folder
+from janus_dola.batch.index_page import write_page
+from janus_dola.batch.manifest import Manifest
 from tests.janus_dola.batch_helpers import SHAPES, lines
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from janus_dola import DoLaConfig
 from janus_dola.batch import RunSettings
-from janus_dola.batch.records import BadRecord, Record, numbered, open_records
+from janus_dola.batch.prompts import BadPrompt, PromptRecord, PromptSource, numbered
 from janus_dola.batch.worker import batches
 from janus_dola.settings import DrawSettings
 from tests.bounds import bounded
@@ -18,7 +18,7 @@ SETTINGS = RunSettings(parallel_size=2, seed=10)
 
 
 def read(path, settings=SETTINGS):
-    return list(open_records(path).read(settings))
+    return list(PromptSource(path).read(settings))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_every_form_gives_its_prompts(tmp_path, name, content, prompts):
 )
 def test_stdin_is_told_by_its_first_line_and_can_be_read_twice(monkeypatch, content, prompts):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
-    records = open_records("-")
+    records = PromptSource("-")
     for _ in range(2):
         assert [record.prompt for record in records.read(SETTINGS)] == prompts
     assert not records.changed()
@@ -68,7 +68,7 @@ def test_a_line_may_have_its_own_settings(tmp_path):
     path = tmp_path / "a.jsonl"
     fields = {"prompt": "x", "id": "mine", "seed": 7, "parallel_size": 3, "cfg_weight": 2, "alpha": 0.5}
     path.write_text(json.dumps({**fields, "candidate_layers": [4, 2]}))
-    assert read(path) == [Record(0, "x", "mine", 7, 3, DrawSettings(2.0, 1.0, DoLaConfig([4, 2], 0.5)))]
+    assert read(path) == [PromptRecord(0, "x", "mine", 7, 3, DrawSettings(2.0, 1.0, DoLaConfig([4, 2], 0.5)))]
     path.write_text('{"prompt": "x", "negative_prompt": "blue"}')
     assert read(path)[0].drawing == DrawSettings(negative_prompt="blue")
     path.write_text('{"prompt": "x", "negative_prompt": ["blue"]}')
@@ -133,7 +133,7 @@ def test_malformed_lines_are_reported_with_their_line(tmp_path, line, reason):
     path.write_text(f'{{"prompt": "a"}}\n\n{line}\n{{"prompt": "b"}}\n')
     good, bad, also_good = read(path)
     assert (good.prompt, also_good.prompt, also_good.index) == ("a", "b", 2)
-    assert isinstance(bad, BadRecord)
+    assert isinstance(bad, BadPrompt)
     assert bad.index == 1
     assert bad.reason.startswith("line 3: ")
     assert reason in bad.reason
@@ -166,7 +166,7 @@ def test_utf_16_is_read_where_its_mark_says_so_and_else_refused(tmp_path, encodi
     (tmp_path / "a.txt").write_text(text, encoding=f"{encoding}-le")
     first, *others = read(tmp_path / "a.txt")
     assert first.reason.endswith("(is it UTF-16 without a byte order mark?)")
-    assert all(isinstance(other, BadRecord) for other in others)
+    assert all(isinstance(other, BadPrompt) for other in others)
     (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\r\n{"prompt": "b"}', encoding=f"{encoding}-le")
     assert all("without a byte order mark" in record.reason for record in read(tmp_path / "a.jsonl"))
 
@@ -211,9 +211,11 @@ def test_a_table_with_its_own_settings_and_columns(tmp_path):
     path.write_text(
         'caption,prompt,id,seed,candidate_layers,note,\na,x,7,3,"[2,4]",n,1\nb,y,,,auto,,2\nc,z,,-1,,,\nd,1,2,3,4,5,6,7\n"e'
     )
-    first, second, bad, long, torn = open_records(path, "caption").read(SETTINGS)
-    assert first == Record(0, "a", "7", 3, None, DrawSettings(dola=DoLaConfig([2, 4])), {"prompt": "x", "note": "n"})
-    assert second == Record(1, "b", None, None, None, None, {"prompt": "y"})
+    first, second, bad, long, torn = PromptSource(path, "caption").read(SETTINGS)
+    assert first == PromptRecord(
+        0, "a", "7", 3, None, DrawSettings(dola=DoLaConfig([2, 4])), {"prompt": "x", "note": "n"}
+    )
+    assert second == PromptRecord(1, "b", None, None, None, None, {"prompt": "y"})
     assert bad.reason == "line 4: seed must be an int in 0 .. 9223372036854775805, got -1"
     assert long.reason.startswith("line 5: must have at most 7 cells as the header has, got 8: ['d', '1'")
     assert torn.reason == "line 6: unexpected end of data"
@@ -223,15 +225,15 @@ def test_other_keys_are_kept(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"tag": "single_object", "include": [{"class": "bench"}], "prompt": "a bench", "Seed": null}')
     assert read(path) == [
-        Record(0, "a bench", extra={"tag": "single_object", "include": [{"class": "bench"}], "Seed": None})
+        PromptRecord(0, "a bench", extra={"tag": "single_object", "include": [{"class": "bench"}], "Seed": None})
     ]
-    assert read([{"Prompt": "a", "size": (1, 2)}]) == [Record(0, "a", extra={"size": [1, 2]})]
+    assert read([{"Prompt": "a", "size": (1, 2)}]) == [PromptRecord(0, "a", extra={"size": [1, 2]})]
 
 
 def test_a_folder_of_prompts(tmp_path):
     for name, text in [("10.txt", "b"), ("1.txt", "\ufeffa\nof two lines\n"), (".hidden", "x")]:
         (tmp_path / name).write_text(text)
-    assert read(tmp_path) == [Record(0, "a\nof two lines", "1"), Record(1, "b", "10")]
+    assert read(tmp_path) == [PromptRecord(0, "a\nof two lines", "1"), PromptRecord(1, "b", "10")]
     (tmp_path / "readme.md").write_text("x")
     with pytest.raises(ValueError, match=r"must hold \.txt files only, a prompt each, got 'readme\.md'"):
         read(tmp_path)
@@ -271,7 +273,7 @@ def test_a_key_where_there_are_none(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     for path in (tmp_path, tmp_path / "a.txt"):
         with pytest.raises(ValueError, match="has no keys, so that prompt_key must be left out, got 'caption'"):
-            list(open_records(path, "caption").read(SETTINGS))
+            list(PromptSource(path, "caption").read(SETTINGS))
 
 
 def test_devices_and_things_that_are_no_prompts():
@@ -279,7 +281,7 @@ def test_devices_and_things_that_are_no_prompts():
         read("/dev/zero")
     for prompts in ({"prompts": ["a"]}, 5, None):
         with pytest.raises(ValueError, match="prompts must be a file, or strings and mappings, got"):
-            open_records(prompts)
+            PromptSource(prompts)
     assert [record.prompt for record in read(prompt for prompt in "ab")] == ["a", "b"]
 
 
@@ -309,7 +311,7 @@ def test_any_content_gives_records_or_one_line(tmp_path_factory, pieces, joint, 
     try:
         with bounded():
             for record in read(folder / name):
-                if isinstance(record, Record):
+                if isinstance(record, PromptRecord):
                     record.prompt.encode()
                     json.dumps(record.extra, allow_nan=False)
                 else:
@@ -325,7 +327,7 @@ def test_seeds_go_on_through_mixed_parallel_sizes(tmp_path):
     path.write_text(
         '{"prompt": "a"}\n{"prompt": "b", "parallel_size": 5}\n{"prompt": 3}\n{"prompt": "c", "seed": 0}\n{"prompt": "d"}\n'
     )
-    found = [(first, [task.seed for task in tasks]) for first, _, tasks in numbered(read(path), SETTINGS)]
+    found = [(each.first, [task.seed for task in each.tasks]) for each in numbered(read(path), SETTINGS)]
     assert found == [
         (0, [10, 11]),
         (2, [12, 13, 14, 15, 16]),
@@ -336,18 +338,18 @@ def test_seeds_go_on_through_mixed_parallel_sizes(tmp_path):
 
 
 def test_seeds_are_those_of_generate_where_the_parallel_size_is_one(mini):
-    tasks = [task for _, _, tasks in numbered(read_list(["a", "b", "c"]), SETTINGS) for task in tasks]
+    tasks = [task for each in numbered(read_list(["a", "b", "c"]), SETTINGS) for task in each.tasks]
     assert [task.seed for task in tasks] == [10 + i * 2 + k for i in range(3) for k in range(2)]
 
 
 def read_list(prompts):
-    return list(open_records(prompts).read(SETTINGS))
+    return list(PromptSource(prompts).read(SETTINGS))
 
 
 @given(looks=st.lists(st.sampled_from([1.0, 2.0, 3.0, 4.0]), max_size=60), size=st.integers(1, 7))
 def test_batches_lose_no_image_and_double_none(looks, size):
     prompts = [{"prompt": str(i), "cfg_weight": look} for i, look in enumerate(looks)]
-    tasks = [task for _, _, tasks in numbered(read_list(prompts), SETTINGS) for task in tasks]
+    tasks = [task for each in numbered(read_list(prompts), SETTINGS) for task in each.tasks]
     found = list(batches(tasks, size))
     assert sorted(task.number for batch in found for task in batch) == list(range(2 * len(looks)))
     assert all(len({task.drawing for task in batch}) == 1 and 1 <= len(batch) <= size for batch in found)
@@ -365,7 +367,7 @@ def test_reading_many_prompts_takes_the_memory_of_a_few(tmp_path, form):
         line = {"jsonl": f'{{"prompt": "{words}"}}\n', "csv": f'"{words}",1\n', "txt": f"{words}\n"}[form]
         file.writelines(line for _ in range(count))
     tracemalloc.start()
-    found = sum(1 for _ in open_records(path).read(SETTINGS))
+    found = sum(1 for _ in PromptSource(path).read(SETTINGS))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found == count

@@ -13,9 +13,9 @@ from PIL import Image
 
 from janus_dola import DoLaConfig, NonFiniteError
 from janus_dola.batch import Compute, RunSettings, run_batch, runner
-from janus_dola.batch.files import LOCK, WORK
-from janus_dola.batch.resume import names_of
-from janus_dola.batch.settings import Task
+from janus_dola.batch.folder import LOCK, WORK
+from janus_dola.batch.manifest import names_of
+from janus_dola.batch.prompts import ImageTask
 from janus_dola.images.recipe import read_recipe
 from janus_dola.settings import DrawSettings
 from tests.janus_dola.batch_helpers import (
@@ -295,7 +295,7 @@ def test_images_without_metadata_are_resumed_too(mini, tmp_path):
     run_batch(SHAPES[:2], tmp_path, bare, pipe=mini)
     assert [dict(Image.open(path).getexif()) for path in sorted(tmp_path.glob("*.png"))] == [{}, {}]
     assert run_batch(SHAPES[:2], tmp_path, bare, pipe=mini).kept == 2
-    with pytest.raises(ValueError, match="metadata False, now None"):
+    with pytest.raises(ValueError, match="metadata False, now True"):
         run_batch(SHAPES[:2], tmp_path, RunSettings(parallel_size=1, image_format="png"), pipe=mini)
 
 
@@ -350,7 +350,7 @@ def test_templates_that_are_none(template):
 
 def test_names_are_never_too_long():
     settings = RunSettings(name_template="0123456789abcde_{words}{id}{index}{k}{number}{seed}")
-    task = Task(10**8, 10**7, 65535, "\U0001d552" * 99, 2**63 - 1, DrawSettings(), "\U0001d552" * 99)
+    task = ImageTask(10**8, 10**7, 65535, "\U0001d552" * 99, 2**63 - 1, DrawSettings(), "\U0001d552" * 99)
     assert max(len(os.fsencode(name.removeprefix("maps/"))) for name in names_of(task, settings)) <= 255
 
 

@@ -72,8 +72,9 @@ def test_requests_spread_and_all_are_answered_though_a_replica_is_killed(tmp_pat
 
 
 def test_an_address_where_no_ray_answers_is_said_at_once():
-    from janus_dola.serve.replicas import Replicas, run_replicas
+    from janus_dola.compute import Compute
+    from janus_dola.serve.replicas import run_replicas
     from janus_dola.serve.service import ServerOptions
 
     with pytest.raises(ConnectionError, match="ray_address '127.0.0.1:1' must be of a running Ray cluster, but: "):
-        run_replicas(Replicas(1, "127.0.0.1:1", "cpu"), ServerOptions("mini"), lambda: None, print)
+        run_replicas(Compute("cpu", workers=1, ray_address="127.0.0.1:1"), ServerOptions("mini"), lambda: None, print)

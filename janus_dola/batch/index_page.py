@@ -1,4 +1,4 @@
-"""`index.html`: a folder's images to look at in a browser, with their prompts, seeds, layer maps and failures.
+"""Writes `index.html`, to look at a folder's images in a browser with their prompts, seeds, layer maps and failures.
 
 The page is static and opens from disk. What it shows lies beside it in `index_data.js`; only what is in view becomes an
 element.
@@ -10,11 +10,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from janus_dola.batch.files import Manifest, sync_folder, write_whole
+from janus_dola.batch.folder import sync_folder, write_whole
+from janus_dola.batch.manifest import Manifest
 from janus_dola.images.layer_map import colour_of_layer, css, css_ramp
 
 PAGE, DATA = "index.html", "index_data.js"
-_HEAD = 400  # bytes, which tell our files from others
+_HEAD = 400  # bytes in which our files differ from others
 _IN_PAGE, _IN_DATA = b"<title>janus-dola batch</title>", b"const SETTINGS = "
 
 
@@ -22,7 +23,7 @@ def write_page(outdir: Path, manifest: Manifest, settings: dict[str, Any]) -> No
     """Writes the page and its data.
 
     Args:
-        settings: of the run, by name.
+        settings: the run's, by name.
     """
     write_whole(outdir, DATA, _data(manifest, settings))
     write_whole(outdir, PAGE, files("janus_dola.batch").joinpath("page.html").read_bytes())
@@ -30,7 +31,7 @@ def write_page(outdir: Path, manifest: Manifest, settings: dict[str, Any]) -> No
 
 
 def is_of_page(path: Path) -> bool:
-    """Whether a file at the place of the page, or of its data, is one that `write_page` wrote."""
+    """Returns whether a file in the place of the page, or its data, is one that `write_page` wrote."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -38,7 +39,7 @@ def is_of_page(path: Path) -> bool:
 
 
 def _data(manifest: Manifest, settings: dict[str, Any]) -> Iterator[bytes]:
-    """JavaScript, a row for each line of the manifest. A prompt is given once for its images in a row, each look once."""
+    """Yields JavaScript, a row per line of the manifest. Images in a row give their prompt once; each look comes once."""
     yield f"const SETTINGS = {_js(settings)};\nconst ROWS = [\n".encode()
     looks: dict[str, int] = {}
     layers: set[int] = set()

@@ -1,0 +1,153 @@
+"""Keeps a run's folder sound: one run at a time, files whole or not there, and a digest for each, by which changes show."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+WORK = ".janus-dola"  # a run's own folder in its folder
+LOCK = f"{WORK}/lock"
+PARTIAL = f"{WORK}/partial"  # where files lie until they are whole
+# errno values that mean "not supported" on network and FUSE file systems
+_NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF}
+_CHECKSUM = "checksum"  # the key of a JSON object that holds the digest of its other keys
+_DIGEST_BYTES = 16
+_CHUNK = 2**20  # bytes
+
+
+class OutDirError(OSError):
+    """The folder for the images cannot be written to."""
+
+
+@contextmanager
+def locked_folder(outdir: Path) -> Iterator[None]:
+    """Makes a folder ready for one run, and keeps other runs out until that run ends, however it ends.
+
+    Raises:
+        ValueError: another run is at work there.
+        OutDirError: the folder cannot be made or written to.
+    """
+    with clear_disk_errors(outdir):
+        outdir.mkdir(parents=True, exist_ok=True)
+        (outdir / WORK).mkdir(exist_ok=True)
+        lock = FileLock(outdir / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ValueError(f"outdir {outdir} must be free, but another run is writing to it") from None
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+            _warn_once(f"{outdir} has no locks ({error.strerror}): see to it that no other run writes there")
+    try:
+        with clear_disk_errors(outdir):
+            shutil.rmtree(outdir / PARTIAL, ignore_errors=True)  # left by a run that was killed
+            (outdir / PARTIAL).mkdir(exist_ok=True)
+        yield
+    finally:
+        shutil.rmtree(outdir / PARTIAL, ignore_errors=True)
+        lock.release()
+
+
+@contextmanager
+def clear_disk_errors(outdir: Path) -> Iterator[None]:
+    """Turns whatever the disk refuses into one clear line."""
+    try:
+        yield
+    except OutDirError:
+        raise
+    except OSError as error:
+        raise OutDirError(
+            f"cannot write to {error.filename or outdir}: {error.strerror or error}. "
+            "What is there is whole; the same command goes on from it"
+        ) from error
+
+
+def write_whole(outdir: Path, name: str, content: bytes | Iterable[bytes]) -> None:
+    """Writes a file in the folder, so that it is there with all its content or not at all, whatever happens.
+
+    It lasts through a loss of power once `sync_folder` was called for the folder it is in.
+    """
+    partial = outdir / PARTIAL / Path(name).name
+    with partial.open("wb") as file:
+        for piece in [content] if isinstance(content, bytes) else content:
+            file.write(piece)
+        file.flush()
+        sync(file.fileno())
+    os.replace(partial, outdir / name)
+
+
+def sync(handle: int) -> None:
+    """Makes what was written to a file last through a loss of power, where the file system can do that."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+        _warn_once(
+            f"the file system of the outdir cannot make files last ({error.strerror}): after a loss of power, "
+            "the same command draws again what is missing"
+        )
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder last through a loss of power; Windows has nothing for that."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        sync(handle)
+    finally:
+        os.close(handle)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
+
+
+def digest(content: bytes) -> str:
+    """Returns the digest of bytes, BLAKE2b in hexadecimal; `b2sum -l 128` gives the same."""
+    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).hexdigest()
+
+
+def file_digest(path: Path) -> str | None:
+    """Returns the digest of a file, or None if there is none that can be read."""
+    state = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    try:
+        if not path.is_file():  # a pipe would wait
+            return None
+        with path.open("rb") as file:
+            while piece := file.read(_CHUNK):
+                state.update(piece)
+    except OSError:
+        return None
+    return state.hexdigest()
+
+
+def with_checksum(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields with a digest of them, in the place of an older one."""
+    others = {key: value for key, value in fields.items() if key != _CHECKSUM}
+    return {**others, _CHECKSUM: _checksum(others)}
+
+
+def checked(text: bytes) -> dict[str, Any] | None:
+    """Returns the fields of a JSON object that `with_checksum` made; None for anything else, also an edited one."""
+    try:
+        fields = json.loads(text)
+        return fields if isinstance(fields, dict) and fields.pop(_CHECKSUM) == _checksum(fields) else None
+    except (ValueError, KeyError, RecursionError):
+        return None
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    return digest(json.dumps(fields, ensure_ascii=False, sort_keys=True).encode("utf-8"))

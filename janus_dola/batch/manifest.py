@@ -1,0 +1,195 @@
+"""`manifest.jsonl`: a line for each image of a run, with how it was drawn or why not, and for each bad prompt."""
+
+import json
+import os
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from janus_dola.batch.folder import checked, digest, sync, sync_folder, with_checksum, write_whole
+from janus_dola.batch.prompts import BadPrompt, ImageTask
+from janus_dola.batch.run_settings import RunSettings
+from janus_dola.batch.worker import DrawFailure, EncodedImage
+from janus_dola.images.files import TEMPLATE, file_name
+
+MANIFEST = "manifest.jsonl"
+MAPS = "maps"  # the folder for layer maps
+_MUTABLE = ("id", "extra")  # keys that say of a prompt what decides no image
+
+Entry = dict[str, Any]
+
+
+class Manifest:
+    """The lines of a folder's manifest, by image number. Keeps 8 bytes per image in memory.
+
+    A run appends. A number comes again when an image that had failed is drawn later: its last line counts, and `compact`
+    drops the others. Opening drops a last line that was cut off when a run was killed. Lines that are not as a run wrote
+    them, by their checksum, count as missing; `ignored` is their number.
+
+    Args:
+        images: number of images in the run; lines of others are kept, too.
+    """
+
+    def __init__(self, outdir: Path, images: int) -> None:
+        self._outdir, self._path, self._images = outdir, outdir / MANIFEST, images
+        self._scan()
+
+    def _scan(self) -> None:
+        self._start = array("q", [-1]) * self._images  # where the line of each image starts
+        self._end = self.ignored = 0
+        self._files: tuple[IO[bytes], IO[bytes]] | None = None  # to append to, to read from; None before the first line
+        if not self._path.exists():
+            return
+        self._files = self._opened()
+        for line in self._files[1]:
+            if not line.endswith(b"\n"):
+                os.truncate(self._path, self._end)
+                break
+            entry = checked(line)
+            if entry is not None:
+                self._note(entry["image"], self._end)
+            self.ignored += entry is None
+            self._end += len(line)
+
+    def _opened(self) -> tuple[IO[bytes], IO[bytes]]:
+        # Appends without a buffer, so that a full disk is noticed on writing and not on closing.
+        return self._path.open("ab", buffering=0), self._path.open("rb")
+
+    def _note(self, number: int, start: int) -> None:
+        if number >= len(self._start):
+            self._start.extend([-1] * (number + 1 - len(self._start)))
+        self._start[number] = start
+
+    def get(self, number: int) -> Entry | None:
+        """Returns the line of an image, if there is one."""
+        start = self._start[number] if number < len(self._start) else -1
+        return checked(self._read(start)) if start >= 0 else None
+
+    def beyond(self) -> list[int]:
+        """Returns the numbers of lines beyond the images of the run."""
+        return [number for number in range(self._images, len(self._start)) if self._start[number] >= 0]
+
+    def _read(self, start: int) -> bytes:
+        assert self._files is not None  # there are lines
+        file = self._files[1]
+        file.seek(start)
+        return file.readline()
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Yields the lines in the order of the images."""
+        yield from (entry for line in self._lines() if (entry := checked(line)) is not None)
+
+    def _lines(self) -> Iterator[bytes]:
+        return (self._read(start) for start in self._start if start >= 0)
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Adds lines, and returns when they are on disk."""
+        lines = []
+        for entry in entries:
+            lines.append(json.dumps(with_checksum(entry), ensure_ascii=False).encode("utf-8") + b"\n")
+            self._note(entry["image"], self._end)
+            self._end += len(lines[-1])
+        if not lines:
+            return
+        self._files = self._files or self._opened()
+        out, content = self._files[0], memoryview(b"".join(lines))
+        while content:
+            content = content[out.write(content) or 0 :]
+        sync(out.fileno())
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Drops the lines of images."""
+        for number in numbers:
+            self._note(number, -1)
+        self.compact()
+
+    def compact(self) -> None:
+        """Rewrites the file: one line per image, in order."""
+        write_whole(self._outdir, MANIFEST, self._lines())
+        sync_folder(self._outdir)
+        self.close()
+        self._scan()
+
+    def close(self) -> None:
+        """Closes the file."""
+        for file in self._files or ():
+            file.close()
+
+
+def is_manifest(path: Path) -> bool:
+    """Returns whether a file holds lines that runs wrote, and nothing else; the last one may be cut off."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return all(checked(line) is not None or not line.endswith(b"\n") for line in file)
+
+
+def names_of(task: ImageTask, settings: RunSettings) -> tuple[str, str | None]:
+    """Returns where an image and its layer map lie in the folder; without a contrast there is no map."""
+    fields = {
+        "words": task.prompt,
+        "id": task.index if task.id is None else task.id,
+        "index": task.index,
+        "k": task.k,
+        "number": task.number,
+        "seed": task.seed,
+    }
+    name = file_name(fields, settings.image_format, settings.name_template or TEMPLATE)
+    return name, f"{MAPS}/{Path(name).stem}.png" if task.drawing.dola is not None else None
+
+
+def _described(task: ImageTask) -> Entry:
+    return {
+        "image": task.number,
+        "index": task.index,
+        "k": task.k,
+        "id": task.id,
+        "prompt": task.prompt,
+        "seed": task.seed,
+        "settings": task.drawing.named(),
+        "extra": task.extra,
+    }
+
+
+def drawn_entry(task: ImageTask, image: EncodedImage, settings: RunSettings) -> Entry:
+    """Returns the line of an image that was drawn; JSD in nats."""
+    name, map_name = names_of(task, settings)
+    return {
+        "file": name,
+        "map": map_name if image.layer_map is not None else None,
+        **_described(task),
+        "mean_jsd": image.mean_jsd,
+        "max_jsd": image.max_jsd,
+        "layers": {str(layer): count for layer, count in image.layers.items()},
+        "seconds": image.seconds,
+        "digest": digest(image.content),
+        "map_digest": digest(image.layer_map) if image.layer_map is not None else None,
+    }
+
+
+def failed_entry(task: ImageTask, failure: DrawFailure) -> Entry:
+    """Returns the line of an image that could not be drawn."""
+    return {"file": None, **_described(task), "error": failure.reason}
+
+
+def bad_entry(number: int, record: BadPrompt) -> Entry:
+    """Returns the line of a bad prompt, under the number that its first image would have."""
+    return {"file": None, "image": number, "index": record.index, "k": None, "prompt": None, "error": record.reason}
+
+
+def is_bad_entry(entry: Entry) -> bool:
+    """Returns whether a line stands for a bad prompt."""
+    return entry.get("k") is None
+
+
+def is_same_image(entry: Entry, task: ImageTask, settings: RunSettings) -> bool:
+    """Returns whether a line is this image's; a template may have named another id's file."""
+    if entry.get("file") not in (None, names_of(task, settings)[0]):
+        return False
+    return all(entry.get(key) == value for key, value in _described(task).items() if key not in _MUTABLE)
+
+
+def with_prompt_of(entry: Entry, task: ImageTask) -> Entry:
+    """Returns a line with the prompt's id and other keys as they are now."""
+    return {**entry, "id": task.id, "extra": task.extra}

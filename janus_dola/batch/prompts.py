@@ -1,0 +1,344 @@
+"""Prompts from a file, a folder, a pipe or memory, each checked and numbered: what can be drawn, what cannot, and why.
+
+A run reads its prompts several times, so it reads a copy made at its start: whatever happens to the file meanwhile, the run
+draws what stood there. A million prompts need no more memory than one: nothing here keeps what it has read.
+"""
+
+import codecs
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from janus_dola.arguments import MAX_PARALLEL_SIZE, MAX_SEED, integer, shown
+from janus_dola.batch import readers
+from janus_dola.batch.readers import MAX_LINE, FormatError, Piece, Reader, decode, key_of_prompt, parse_json
+from janus_dola.batch.run_settings import RunSettings
+from janus_dola.settings import SETTINGS, DrawSettings
+
+_READERS: dict[str, Reader] = {
+    ".json": readers.read_json,
+    ".jsonl": readers.read_json_lines,
+    ".ndjson": readers.read_json_lines,
+    ".txt": readers.read_text,
+    ".csv": readers.read_csv,
+    ".tsv": readers.read_tsv,
+}
+# UTF-32 comes first: its mark begins like UTF-16's.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    codecs.BOM_UTF8: "utf-8-sig",
+}
+_CHUNK = 2**16  # bytes
+_MAX_FILE = MAX_LINE // 8  # bytes per file in a folder, since JSON may take six bytes for one
+_KEYS = ("id", "seed", "parallel_size", *SETTINGS)
+_SAME_FOR_ALL = ("model", "dtype", "quantize")  # keys that a prompt cannot set for itself
+_MAX_PROMPT = 2**16  # characters; no model reads that many
+_MAX_REASON = 300  # characters
+_MAX_DEPTH = 20  # of values that are only kept
+
+Prompts = str | Path | Iterable[str | Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """One prompt, and what it sets for itself."""
+
+    index: int  # place among the prompts, from 0
+    prompt: str
+    id: str | int | None = None
+    seed: int | None = None
+    parallel_size: int | None = None
+    drawing: DrawSettings | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)  # keys that set nothing, kept in the manifest
+
+
+@dataclass(frozen=True)
+class BadPrompt:
+    """A prompt that cannot be drawn, and why; the reason says where it stands."""
+
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """One image to draw."""
+
+    number: int  # place among the run's images
+    index: int  # place of its prompt
+    k: int  # place among the prompt's images
+    prompt: str
+    seed: int
+    drawing: DrawSettings
+    id: str | int | None = None  # the user's name for the prompt
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NumberedPrompt:
+    """A prompt, the number of its first image, and its images; a bad prompt has none."""
+
+    first: int
+    record: PromptRecord | BadPrompt
+    tasks: list[ImageTask]
+
+
+class PromptSource:
+    """Prompts that can be read again and again.
+
+    Args:
+        prompts: a file, a folder with a `.txt` file per prompt, "-" for stdin, or strings and mappings with the keys of a
+            JSON line. The ending of a file says how it is read, the first line of a pipe or stdin.
+        prompt_key: the key or column that holds the prompt; None is "prompt", however it is capitalised.
+    Raises:
+        OSError: the file is not there, or cannot be read.
+        ValueError: it has no known format.
+    """
+
+    def __init__(self, prompts: Prompts, prompt_key: str | None = None) -> None:
+        self.name, self._prompt_key, self._path = "prompts", prompt_key, None
+        if isinstance(prompts, str | Path):
+            self._path = Path(prompts)
+            self._copy: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+            self._stamp_at_start = self._stamp()
+            self._reader = self._open(self._path)
+        elif isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
+            raise ValueError(f"prompts must be a file, or strings and mappings, got {shown(prompts)}")
+        else:
+            self._list = list(prompts)
+
+    def read(self, settings: RunSettings) -> Iterator[PromptRecord | BadPrompt]:
+        """Reads the prompts, in order.
+
+        Args:
+            settings: what a prompt does not set for itself.
+        Raises:
+            ValueError: the file as a whole is not what its ending says.
+        """
+        for index, (place, value) in enumerate(self._pieces()):
+            try:
+                yield _checked(index, value, self._prompt_key, settings)
+            except ValueError as error:
+                reason = str(error)
+                yield BadPrompt(
+                    index, f"{place}: {reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + '...'}"
+                )
+
+    def changed(self) -> bool:
+        """Returns whether the file, or a file of the folder, has changed since it was copied."""
+        return self._path is not None and self._stamp() != self._stamp_at_start
+
+    def _pieces(self) -> Iterator[Piece]:
+        if self._path is None:
+            yield from ((f"prompt {index}", prompt) for index, prompt in enumerate(self._list))
+            return
+        self._copy.seek(0)
+        try:
+            yield from self._reader(self._copy, self._prompt_key)
+        except FormatError as error:
+            raise ValueError(f"{self.name} {error}") from None
+
+    def _open(self, path: Path) -> Reader:
+        """Copies what is there, and returns what reads the copy."""
+        if str(path) == "-":
+            self.name = "stdin"
+            self._copy_as_utf8(sys.stdin.buffer)
+            return self._reader_by_first_line()
+        self.name = f"prompt file {path}"
+        if path.is_dir():
+            self.name = f"prompt folder {path}"
+            self._copy_folder(path)
+            return readers.read_json_lines
+        reader = _READERS.get(path.suffix.lower())
+        if reader is None and (not path.exists() or path.is_file()):
+            path.stat()  # raises an error where there is no file
+            raise ValueError(
+                f"{self.name} must end in one of {', '.join(_READERS)}, got {path.suffix!r}; "
+                "prompts of another name can be passed through stdin: --prompts -"
+            )
+        if path.is_char_device() or path.is_block_device():
+            raise ValueError(f"{self.name} must be a file, a folder or a pipe, got a device")
+        with path.open("rb") as file:
+            self._copy_as_utf8(file)
+        return reader or self._reader_by_first_line()
+
+    def _copy_as_utf8(self, file: IO[bytes]) -> None:
+        head = file.read(_CHUNK)
+        encoding = _marked(head)
+        if encoding is None:
+            self._copy.write(head)
+            shutil.copyfileobj(file, self._copy)
+            return
+        decoder = codecs.getincrementaldecoder(encoding)()
+        try:
+            while head:
+                self._copy.write(decoder.decode(head).encode("utf-8"))
+                head = file.read(_CHUNK)
+            decoder.decode(b"", final=True)
+        except UnicodeError as error:
+            raise ValueError(f"{self.name} must be the {encoding} that its byte order mark says: {error}") from None
+
+    def _copy_folder(self, folder: Path) -> None:
+        """Copies each file, in the order of their names, as a JSON line with the file's name as its id."""
+        if self._prompt_key is not None:
+            raise ValueError(f"{self.name} has no keys, so that prompt_key must be left out, got {self._prompt_key!r}")
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        others = [path.name for path in paths if path.suffix.lower() != ".txt" or not path.is_file()]
+        if others or not paths:
+            raise ValueError(
+                f"{self.name} must hold .txt files only, a prompt each, got {others[0] if others else 'none'!r}"
+            )
+        for path in paths:
+            with path.open("rb") as file:
+                content = file.read(_MAX_FILE + 1)
+            if len(content) > _MAX_FILE:
+                raise ValueError(f"{self.name} must hold a prompt a file, but {path.name} has over {_MAX_FILE} bytes")
+            try:
+                encoding = _marked(content)
+                prompt = decode(content if encoding is None else content.decode(encoding).encode())
+            except ValueError as error:
+                raise ValueError(f"{self.name}: {path.name} {error}") from None
+            if not prompt.strip():
+                raise ValueError(f"{self.name} must hold a prompt a file, but {path.name} is empty")
+            self._copy.write(json.dumps({"prompt": prompt.strip("\r\n"), "id": path.stem}).encode() + b"\n")
+
+    def _reader_by_first_line(self) -> Reader:
+        self._copy.seek(0)
+        first = next((line.strip() for line in iter(lambda: self._copy.readline(MAX_LINE), b"") if line.strip()), b"")
+        if first.startswith(b"{"):
+            try:
+                return readers.read_json if "prompts" in parse_json(first) else readers.read_json_lines
+            except ValueError:
+                return readers.read_json
+        if first.startswith(b"["):
+            return readers.read_json
+        for reader, delimiter in ((readers.read_tsv, b"\t"), (readers.read_csv, b","), (readers.read_csv, b";")):
+            cells = [cell.strip(b'"').decode("utf-8", "replace") for cell in first.split(delimiter)]
+            try:
+                key_of_prompt(cells, self._prompt_key)
+            except ValueError:
+                continue
+            if len(cells) > 1:
+                return reader
+        return readers.read_text
+
+    def _stamp(self) -> object:
+        """Returns sizes and times of the file or the folder's files; None for a pipe, which flows by."""
+        path = self._path
+        try:
+            if path is None or not (path.is_dir() or path.is_file()):
+                return None
+            files = path.iterdir() if path.is_dir() else [path]
+            states = [(file.name, file.stat()) for file in files]
+        except OSError:
+            return None
+        return sorted((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states)
+
+
+def _marked(content: bytes) -> str | None:
+    """Returns the encoding that a byte order mark names, if there is one."""
+    return next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
+
+
+def _checked(index: int, value: object, prompt_key: str | None, settings: RunSettings) -> PromptRecord:
+    """Returns the record that a piece of a file, or a prompt in memory, stands for.
+
+    Raises:
+        ValueError: it cannot be drawn.
+    """
+    if isinstance(value, ValueError):
+        raise value
+    if isinstance(value, str):
+        value, prompt_key = {"prompt": value}, "prompt"
+    if not isinstance(value, Mapping):
+        raise ValueError(f'must be a string, or an object such as {{"prompt": "..."}}, got {shown(value)}')
+    key = key_of_prompt(list(value), prompt_key)
+    prompt, fields = value[key], {name: each for name, each in value.items() if name != key}
+    given = {name: each for name, each in fields.items() if each is not None}
+    misplaced = next((name for name in given if name in _SAME_FOR_ALL), None)
+    if misplaced is not None:
+        raise ValueError(f"{misplaced} must be the same for all prompts of a run, got {shown(given[misplaced])}")
+    name, size, seed = (given.get(key) for key in ("id", "parallel_size", "seed"))
+    if isinstance(name, bool) or not isinstance(name, str | int | None):
+        raise ValueError(f"id must be a string or an int, got {shown(name)}")
+    _check_text("prompt", prompt)
+    if "negative_prompt" in given:
+        _check_text("negative_prompt", given["negative_prompt"])
+    _check_unicode(str(name))
+    extra = {key: each for key, each in fields.items() if key not in _KEYS}
+    if size is not None:
+        size = integer("parallel_size", size, 1, MAX_PARALLEL_SIZE)
+    if seed is not None:
+        seed = integer("seed", seed, 0, MAX_SEED - (size or settings.parallel_size))
+    drawing = settings.drawing.changed({key: each for key, each in given.items() if key in SETTINGS})
+    return PromptRecord(
+        index, prompt, name, seed, size, drawing if drawing != settings.drawing else None, _as_stored(extra)
+    )
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a string, got {shown(value)}")
+    if len(value) > _MAX_PROMPT:
+        raise ValueError(f"{name} must have at most {_MAX_PROMPT} characters, got {len(value)}")
+    _check_unicode(value)
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"prompt and keys must be valid Unicode, got {shown(text)}") from None
+
+
+def _as_stored(extra: dict[Any, Any]) -> dict[str, Any]:
+    """Returns keys that set nothing as they come back from the manifest.
+
+    Raises:
+        ValueError: the manifest cannot hold them.
+    """
+    if _is_deeper(extra, _MAX_DEPTH):
+        raise ValueError(f"keys must be nested at most {_MAX_DEPTH} deep, got {shown(extra)}")
+    try:
+        text = json.dumps(extra, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"keys must hold what JSON can, got {shown(extra)} ({error})") from None
+    _check_unicode(text)
+    return json.loads(text)
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return levels < 0 or any(_is_deeper(each, levels - 1) for each in inner)
+
+
+def numbered(records: Iterable[PromptRecord | BadPrompt], settings: RunSettings) -> Iterator[NumberedPrompt]:
+    """Numbers the images of all prompts.
+
+    Image k of a prompt has the number `images of all prompts before it + k` and, where the prompt has no seed of its own,
+    the seed `settings.seed + number`: two images share a seed only if it was given. A bad prompt takes as many numbers as
+    one without a parallel size, so that mending it changes no other image.
+    """
+    first = 0
+    for record in records:
+        size = getattr(record, "parallel_size", None) or settings.parallel_size
+        if settings.seed + first + size > MAX_SEED:
+            raise ValueError(f"seed must leave room for prompt {record.index} below {MAX_SEED}, got {settings.seed}")
+        tasks = []
+        if isinstance(record, PromptRecord):
+            seed = settings.seed + first if record.seed is None else record.seed
+            drawing = record.drawing or settings.drawing
+            tasks = [
+                ImageTask(first + k, record.index, k, record.prompt, seed + k, drawing, record.id, record.extra)
+                for k in range(size)
+            ]
+        yield NumberedPrompt(first, record, tasks)
+        first += size

@@ -1,0 +1,220 @@
+"""Reads prompt files of every format piece by piece, before anyone asks whether a piece can be drawn.
+
+Everything has a limit, so that no file takes more than seconds and a gigabyte: a line, a JSON document, an integer in it.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any
+
+from janus_dola.arguments import shown
+from janus_dola.settings import SETTINGS
+
+MAX_LINE = 2**20  # bytes
+_MAX_JSON = 2**22  # bytes of a document, which is read whole
+_MAX_JSON_PROMPTS = 2**17  # per document; each is checked at every reading, about a second in all
+_MAX_DIGITS = 1000  # per integer
+_TYPED = ("seed", "parallel_size", *(name for name, setting in SETTINGS.items() if setting.type != str | None))
+_LIST = 'must be a JSON list of prompts, or {"prompts": [...]}, each a string or an object'
+_OBJECT = 'must be a JSON object such as {"prompt": "..."}, got'
+
+# Where a piece stands, such as "line 3", and its value: a string, an object with the prompt among its keys, or a
+# ValueError that says why the piece cannot be read.
+Piece = tuple[str, Any]
+Reader = Callable[[IO[bytes], str | None], Iterator[Piece]]  # reads a file, given the prompt's key
+
+
+class FormatError(ValueError):
+    """A file as a whole is not what its ending says."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parses JSON text of bounded size.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, names a key twice or holds an integer of more than 1000 digits.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason})") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError(f"the key {shown(_repeated(name for name, _ in pairs))} stands there twice")
+    return fields
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    """Returns the first name that comes a second time."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def key_of_prompt(names: Sequence[object], prompt_key: str | None) -> Any:
+    """Returns which key of an object, or column of a table, holds the prompt.
+
+    Raises:
+        ValueError: none does, or several might.
+    """
+    if prompt_key is not None:
+        keys = [name for name in names if name == prompt_key]
+    else:
+        alike = [name for name in names if isinstance(name, str) and name.casefold() == "prompt"]
+        keys = ["prompt"] if "prompt" in alike else alike
+    if len(keys) == 1:
+        return keys[0]
+    raise ValueError(
+        f"must have the key {prompt_key or 'prompt'!r}, got {shown(list(names))[1:-1] or 'none'}; "
+        "--prompt-key names another"
+    )
+
+
+def read_json(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
+    """Reads a list of strings and objects, bare or under the key "prompts"."""
+    content = file.read(_MAX_JSON + 1)
+    if len(content) > _MAX_JSON:
+        raise FormatError(f"must be at most {_MAX_JSON >> 20} MiB of JSON; longer lists are .jsonl, an object a line")
+    try:
+        document = parse_json(content)
+    except ValueError as error:
+        hint = "; an object a line is .jsonl" if "Extra data" in str(error) else ""
+        raise FormatError(f"{_LIST}, but is not JSON: {error}{hint}") from None
+    del content
+    prompts = document.get("prompts") if isinstance(document, dict) else document
+    if not isinstance(prompts, list) or not prompts:
+        raise FormatError(f"{_LIST}, got {'an empty list' if prompts == [] else shown(document)}")
+    if len(prompts) > _MAX_JSON_PROMPTS:
+        raise FormatError(
+            f"must hold at most {_MAX_JSON_PROMPTS} prompts, got {len(prompts)}; longer lists are .jsonl, an object a line"
+        )
+    yield from ((f"prompt {index}", prompt) for index, prompt in enumerate(prompts))
+
+
+def read_json_lines(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
+    """Reads an object per line."""
+    for place, line in _lines(file):
+        try:
+            value = parse_json(decode(line))
+        except ValueError as error:
+            yield place, ValueError(f"{_OBJECT} {shown(line[:MAX_LINE])} ({error})")
+            continue
+        yield place, value if isinstance(value, dict) else ValueError(f"{_OBJECT} {shown(line)}")
+
+
+def read_text(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
+    """Reads a prompt per line."""
+    if prompt_key is not None:
+        raise FormatError(f"has no keys, so that prompt_key must be left out, got {prompt_key!r}")
+    for place, line in _lines(file):
+        try:
+            text = decode(line)
+            if "\r" in text:
+                raise ValueError(f"must end in LF or CR LF, got a CR alone: {shown(text)}")
+            yield place, text
+        except ValueError as error:
+            yield place, error
+
+
+def read_csv(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
+    """Reads a header and a prompt per row, cells divided by commas, or by semicolons where the header has no comma."""
+    header = file.readline(MAX_LINE)
+    file.seek(-len(header), 1)
+    yield from _read_table(file, prompt_key, ";" if b";" in header and b"," not in header else ",")
+
+
+def read_tsv(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
+    """Reads a header and a prompt per row, cells divided by tabs."""
+    yield from _read_table(file, prompt_key, "\t")
+
+
+def _read_table(file: IO[bytes], prompt_key: str | None, delimiter: str) -> Iterator[Piece]:
+    lines = _TextLines(file)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        names = [name.strip() for name in next(rows, [])]
+        repeated = _repeated(filter(None, names))
+        if repeated is not None:
+            raise ValueError(f"must have each column once, got {shown(repeated)} again")
+        key = key_of_prompt(names, prompt_key)
+    except (ValueError, csv.Error) as error:
+        raise FormatError(f"header {error}") from None
+    while True:
+        try:
+            row = next(rows)
+            if len(row) > len(names):
+                raise ValueError(
+                    f"must have at most {len(names)} cells as the header has, got {len(row)}: {shown(row)}"
+                )
+        except StopIteration:
+            return
+        except (ValueError, csv.Error) as error:
+            yield lines.place, ValueError(str(error))
+            continue
+        if row:
+            cells = {name: _value(name, cell) for name, cell in zip(names, row, strict=False) if name and cell}
+            yield lines.place, {key: "", **cells}
+
+
+def _value(column: str, cell: str) -> Any:
+    """Returns what a cell says: numbers and lists are written as in JSON."""
+    if column not in _TYPED:
+        return cell
+    try:
+        return parse_json(cell)
+    except ValueError:
+        return cell
+
+
+class _TextLines(Iterator[str]):
+    """The lines of a file as text; goes on after a line that is not text."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._lines = _lines(file, blank=True)
+        self.place = "header"
+
+    def __next__(self) -> str:
+        self.place, line = next(self._lines)
+        return decode(line) + "\n"
+
+
+def _lines(file: IO[bytes], blank: bool = False) -> Iterator[tuple[str, bytes]]:
+    """Yields where each line stands, and the line, cut off just beyond the limit. Blank lines are left out unless wanted."""
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        rest = line
+        while not rest.endswith(b"\n") and (rest := file.readline(MAX_LINE)):
+            pass
+        if blank or line.strip():
+            yield f"line {number}", line.rstrip(b"\r\n")
+
+
+def decode(line: bytes) -> str:
+    """Decodes a line.
+
+    Raises:
+        ValueError: it is too long, not UTF-8, or holds zero bytes.
+    """
+    if len(line) > MAX_LINE:
+        raise ValueError(f"must be at most {MAX_LINE >> 20} MiB, got more")
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"must be UTF-8, got {shown(line)} ({error.reason})") from None
+    if "\0" in text:
+        raise ValueError(
+            f"must be UTF-8 without zero bytes, got {shown(line)} (is it UTF-16 without a byte order mark?)"
+        )
+    return text

@@ -1,0 +1,130 @@
+"""What a run draws with, and `run.json`, which keeps it in the folder and marks the folder as a run's."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from janus_dola.arguments import MAX_PARALLEL_SIZE, MAX_SEED, ImageFormat, Window, check_window, integer
+from janus_dola.batch.folder import checked, sync_folder, with_checksum, write_whole
+from janus_dola.images.files import check_template
+from janus_dola.models.storage import Quantization, parse_dtype
+from janus_dola.settings import DrawSettings
+
+RUN_FILE = "run.json"
+_MAX_BYTES = 2**20  # more is not read
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run draws with. A prompt may have its own seed, parallel size and ways to choose codes.
+
+    Attributes:
+        model: "mini", a folder, or a repository on the Hugging Face hub.
+        drawing: how codes are chosen; a prompt may have settings of its own.
+        parallel_size: images per prompt, 1 .. 65536.
+        seed: the first image's seed; the n-th image of the run has the seed `seed + n`.
+        image_format: "jpg", "png" or "webp".
+        dtype: None is float32 on a CPU and bfloat16 elsewhere.
+        quantize: None, "int8" or "fp8", as for `JanusDoLa.from_pretrained`.
+        window: codes per pass, as for `JanusDoLa.generate`.
+        metadata: prompt, model and settings are written into each image.
+        revision: of the model's repository; None is the newest.
+        name_template: file names, such as "{id}_p{k}", made of words, id (the index where there is none), index, k, number
+            and seed; None is "{index}_{words}_p{k}".
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    model: str = "mini"
+    drawing: DrawSettings = DrawSettings()  # noqa: RUF009 (frozen)
+    parallel_size: int = 4
+    seed: int = 0
+    image_format: ImageFormat = "jpg"
+    dtype: str | None = None
+    quantize: Quantization | None = None
+    window: Window = "auto"
+    metadata: bool = True
+    name_template: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parallel_size", integer("parallel_size", self.parallel_size, 1, MAX_PARALLEL_SIZE))
+        object.__setattr__(self, "seed", integer("seed", self.seed, 0, MAX_SEED - self.parallel_size))
+        check_window(self.window)
+        if self.name_template is not None:
+            check_template(self.name_template)
+        if self.image_format not in get_args(ImageFormat):
+            raise ValueError(f"image_format must be one of {list(get_args(ImageFormat))}, got {self.image_format!r}")
+        if self.dtype is not None:  # one name for "bf16" and "bfloat16"
+            object.__setattr__(self, "dtype", str(parse_dtype(self.dtype)).removeprefix("torch."))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the settings as JSON holds them, flat, under the names that they have on the command line."""
+        return {
+            "model": self.model,
+            "parallel_size": self.parallel_size,
+            "dola": True,
+            **self.drawing.named(),
+            "seed": self.seed,
+            "format": self.image_format,
+            "dtype": self.dtype,
+            "quantize": self.quantize,
+            "window": self.window,
+            "metadata": self.metadata,
+            "name_template": self.name_template,
+            "revision": self.revision,
+        }
+
+    def with_dtype(self, dtype: str) -> "RunSettings":
+        """Returns the same settings with another dtype."""
+        return replace(self, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """The settings a folder was begun with, and the number of images drawn at once.
+
+    A batch's size decides an image's last bit, so a run that goes on draws the same batches.
+    """
+
+    settings: dict[str, Any]  # as `RunSettings.to_json` gives them
+    batch_size: int
+
+    @classmethod
+    def read(cls, outdir: Path) -> "RunFile | None":
+        """Reads a folder's run file, if there is one.
+
+        Raises:
+            ValueError: it is not as a run wrote it.
+        """
+        path = outdir / RUN_FILE
+        if not path.exists():
+            return None
+        fields = None
+        if path.is_file():
+            with path.open("rb") as file:
+                fields = checked(file.read(_MAX_BYTES))
+        if fields is None:
+            raise ValueError(
+                f"{path} must be as a run wrote it, but was edited or damaged, or comes from elsewhere. "
+                "Take another --outdir"
+            )
+        return cls(**fields)
+
+    def write(self, outdir: Path) -> None:
+        """Writes the file into a folder."""
+        fields = with_checksum({"settings": self.settings, "batch_size": self.batch_size})
+        write_whole(outdir, RUN_FILE, json.dumps(fields, indent=1, ensure_ascii=False).encode("utf-8") + b"\n")
+        sync_folder(outdir)
+
+    def differences(self, settings: RunSettings) -> list[str]:
+        """Returns the settings that differ from these, in words; a dtype that is not given is the same."""
+        now = settings.to_json()
+        if settings.dtype is None:
+            now["dtype"] = self.settings.get("dtype")
+        return [
+            f"{name} {self.settings.get(name)}, now {now.get(name)}"
+            for name in {**now, **self.settings}
+            if self.settings.get(name) != now.get(name)
+        ]

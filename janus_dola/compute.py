@@ -1,0 +1,123 @@
+"""What images are drawn on, for batch and serve: a device, workers, a Ray cluster."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from janus_dola.arguments import integer
+
+_ADDRESS = re.compile(r"auto|(ray://)?[^\s/]+:[0-9]{1,5}")
+_SECONDS_TO_CONNECT = 5.0
+_SECONDS_TO_ANSWER = 20.0  # a second process imports Ray first
+_HEALTH_CHECK = ("-m", "ray.scripts.scripts", "health-check", "--address")
+_CONNECT = ("-c", "import sys, ray; ray.init(sys.argv[1], logging_level='error')")  # there is no check for ray://
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What images are drawn on; the images do not depend on it.
+
+    Attributes:
+        device: the model's device; None is a GPU where there is one.
+        backend: runs the head stage: "auto", "reference", "torch" or "triton".
+        launch: how a pass is run: "auto", "graph", "compile" or "eager".
+        workers: number of Ray actors; None is this process alone or, with `ray_address`, one per GPU of the cluster.
+        ray_address: a Ray cluster: "auto", "host:6379" or "ray://host:10001". None with `workers` starts one on this
+            machine. If this process is already connected to Ray, that connection is used.
+        batch_size: images drawn at once; None is what fits into memory when a folder is begun.
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    device: str | None = None
+    backend: str = "auto"
+    launch: str = "auto"
+    workers: int | None = None
+    ray_address: str | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "batch_size"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, integer(name, getattr(self, name), 1, 2**16))
+        if self.ray_address is not None and not _ADDRESS.fullmatch(self.ray_address):
+            raise ValueError(f'ray_address must be "auto", HOST:PORT or ray://HOST:PORT, got {self.ray_address!r}')
+        if self.uses_ray and self.device not in (None, "cpu", "cuda"):
+            raise ValueError(f'device must be "cpu" or "cuda" with workers, which have a GPU each, got {self.device!r}')
+
+    @property
+    def uses_ray(self) -> bool:
+        """Returns whether Ray actors draw."""
+        return self.workers is not None or self.ray_address is not None
+
+
+def connect(ray: Any, ray_address: str | None) -> bool:
+    """Connects to a Ray cluster, unless this process is connected to one already.
+
+    Args:
+        ray: the module, which is imported only where it is needed.
+        ray_address: "auto", HOST:PORT or ray://HOST:PORT; None starts a cluster on this machine.
+    Returns:
+        whether it connected; False means that the caller's own connection is used.
+    Raises:
+        ConnectionError: no Ray server answers at the address within seconds.
+    """
+    address = os.environ.get("RAY_ADDRESS", "") if ray_address == "auto" else ray_address or ""
+    if ":" in address:
+        check_address(address)
+    if ray.is_initialized():
+        return False
+    own: dict[str, Any] = {}
+    if ray_address is None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
+        own = {"include_dashboard": False}
+    ray.init(address=ray_address or "local", log_to_driver=False, logging_level="error", **own)
+    return True
+
+
+def check_address(address: str) -> None:
+    """Checks that a Ray server answers, in a second process: where another server listens, Ray would try for minutes.
+
+    Raises:
+        ConnectionError: nothing listens at HOST:PORT or ray://HOST:PORT, or no Ray server answers within seconds.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    probe = _CONNECT if address.startswith("ray://") else _HEALTH_CHECK
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_CONNECT).close()
+        ended = subprocess.run(
+            [sys.executable, *probe, address], capture_output=True, text=True, check=False, timeout=_SECONDS_TO_ANSWER
+        )
+        reason = ended.stderr.strip().splitlines()[-1:] or ["it is not healthy"]
+        failure = reason[0] if ended.returncode else None
+    except subprocess.TimeoutExpired:
+        failure = f"no Ray server answers there within {_SECONDS_TO_ANSWER:g} s"
+    except (OSError, OverflowError) as error:
+        failure = str(error)
+    if failure is not None:
+        raise ConnectionError(f"ray_address {address!r} must be of a running Ray cluster, but: {failure}")
+
+
+def plan_workers(resources: Mapping[str, float], compute: Compute) -> tuple[dict[str, int], int]:
+    """Returns the resources that each worker takes, and the number of workers: one per GPU by default.
+
+    Args:
+        resources: the cluster's, by Ray's names.
+    Raises:
+        ValueError: the cluster is too small, or has no GPU and `compute` gives no number.
+    """
+    gpus = int(resources.get("GPU", 0)) if compute.device != "cpu" else 0
+    if compute.device == "cuda" and not gpus:
+        raise ValueError('device must be "cpu" where the Ray cluster has no GPU, got "cuda"')
+    if compute.workers is None and not gpus:
+        raise ValueError("workers must be given where the Ray cluster has no GPU, got None")
+    room, kind = (gpus, "GPUs") if gpus else (int(resources.get("CPU", 0)), "CPU cores")
+    count = compute.workers or gpus
+    if count > room:
+        raise ValueError(f"workers must be at most the {room} {kind} of the Ray cluster, got {count}")
+    return ({"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 1}), count
