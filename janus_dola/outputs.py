@@ -1,4 +1,4 @@
-"""What drawing gives back: images with their codes, what DoLa did at each code, and the recipe they were drawn by."""
+"""Holds what drawing returns: images with their codes, what DoLa did at each code, and the recipe that draws them again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from janus_dola.arguments import ImageFormat
+from janus_dola.arguments import ImageFormat, shown
 from janus_dola.images.files import file_name, refuse_existing
 from janus_dola.images.layer_map import columns_of, layer_map
 from janus_dola.images.recipe import Recipe, save_image
@@ -19,8 +19,8 @@ class NonFiniteError(RuntimeError):
     """Hidden states, logits or pixels of some images were NaN or infinite.
 
     Attributes:
-        images: their indices, over all prompts.
-        drawn: the other images, where all of them were asked for at once.
+        images: indices of the images, counted over all prompts.
+        drawn: the other images, if the caller gets all images at once.
     """
 
     def __init__(self, images: list[int], drawn: Sequence["DrawnImage"] = ()) -> None:
@@ -39,24 +39,24 @@ class DrawnImage:
     k: int  # which of the prompt's images
     image: Image.Image  # RGB
     tokens: Tensor  # [T] int64, the codes in raster order
-    premature_layers: Tensor  # [T] int64, the layer contrasted with; N (the final one) where there was no contrast
-    jsd: Tensor  # [T] float32, that layer's Jensen-Shannon divergence from the final one, in [0, ln 2] nats
+    premature_layers: Tensor  # [T] int64, the layer contrasted with; N (the final layer) where there was no contrast
+    jsd: Tensor  # [T] float32, that layer's Jensen-Shannon divergence from the final layer, in [0, ln 2] nats
     seed: int  # -1 for torch's global generator
-    passes: int  # of the model, after that of the prompt; T - 1 with one code a pass
+    passes: int  # model passes after the prompt's; T - 1 if each decides one code
     recipe: Recipe  # prompt and settings
-    candidate_layers: tuple[int, ...] = ()  # that were compared with the final one
-    from_seed: bool = True  # whether the recipe draws it again: not so with the sampler "multinomial"
+    candidate_layers: tuple[int, ...] = ()  # layers that were compared with the final one
+    from_seed: bool = True  # whether the recipe draws it again; the sampler "multinomial" does not
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Writes the image with its recipe inside, if that draws it again; `janus-dola again` does.
+        """Writes the image, with its recipe inside if the recipe draws it again, as `janus-dola again` does.
 
         Args:
             path: ends with .jpg, .png or .webp.
-            overwrite: whether a file that is there is replaced.
+            overwrite: whether an existing file is replaced.
         Returns:
             the path.
         Raises:
-            FileExistsError: a file is there, and `overwrite` is not set.
+            FileExistsError: the file exists, and `overwrite` is not set.
             OSError: it cannot be written.
             ValueError: another ending, or a prompt that is too long for the format (JPEG: 64 kB).
         """
@@ -65,7 +65,7 @@ class DrawnImage:
         return path
 
     def layer_map(self) -> Image.Image:
-        """The image beside maps of the layer contrasted with at each code and of its JSD, with prompt, seed and settings."""
+        """Draws the image beside maps of the layer contrasted at each code and of its JSD, with prompt, seed and settings."""
         return layer_map(
             self.image,
             self.premature_layers,
@@ -77,59 +77,58 @@ class DrawnImage:
 
     def __repr__(self) -> str:
         return (
-            f"DrawnImage(prompt {self.prompt} {_short(self.recipe.prompt)}, k={self.k}, {_sizes(self)}, "
+            f"DrawnImage(prompt {self.prompt} {shown(self.recipe.prompt)}, k={self.k}, {_sizes(self)}, "
             f"{self.recipe.summary()}, mean JSD {self.jsd.mean():.3g} nats, {self.passes} passes)"
         )
 
 
 @dataclass(frozen=True, repr=False)
 class GenerationOutput:
-    """What `JanusDoLa.generate` returns. Letters: P prompts, K images per prompt, T image tokens; tensors are on the CPU."""
+    """Holds what `JanusDoLa.generate` drew: P prompts, K images per prompt, T image tokens; tensors are on the CPU."""
 
     drawn: list[list[DrawnImage]]  # [P][K]
 
     @cached_property
     def images(self) -> list[list[Image.Image]]:
-        """[P][K] RGB."""
+        """Returns the images, [P][K] RGB."""
         return [[each.image for each in row] for row in self.drawn]
 
     @cached_property
     def tokens(self) -> Tensor:
-        """[P, K, T] int64, the codes in raster order."""
+        """Returns the codes in raster order, [P, K, T] int64."""
         return self._stacked("tokens")
 
     @cached_property
     def premature_layers(self) -> Tensor:
-        """[P, K, T] int64, the layer contrasted with; N (the final one) where there was no contrast."""
+        """Returns the layers contrasted with, [P, K, T] int64; N (the final layer) where there was no contrast."""
         return self._stacked("premature_layers")
 
     @cached_property
     def jsd(self) -> Tensor:
-        """[P, K, T] float32, that layer's Jensen-Shannon divergence from the final one, in [0, ln 2] nats."""
+        """Returns these layers' Jensen-Shannon divergences from the final layer, [P, K, T] float32, in [0, ln 2] nats."""
         return self._stacked("jsd")
 
     @cached_property
     def seeds(self) -> Tensor:
-        """[P, K] int64: alone with its seed an image comes out the same; -1 for torch's global generator."""
+        """Returns the seed that draws each image again, [P, K] int64; -1 for torch's global generator."""
         return torch.tensor([[each.seed for each in row] for row in self.drawn])
 
     @cached_property
     def passes(self) -> Tensor:
-        """[P, K] int64: of the model for each image, after that of the prompt; T - 1 with one code a pass."""
+        """Returns the model passes of each image after the prompt's, [P, K] int64; T - 1 if each decides one code."""
         return torch.tensor([[each.passes for each in row] for row in self.drawn])
 
     def save(self, folder: str | Path, image_format: ImageFormat = "png", overwrite: bool = False) -> list[Path]:
         """Writes every image with its recipe inside, as `{prompt index}_{words of the prompt}_p{k}.{format}`.
 
         Args:
-            folder: made if need be.
+            folder: made if it is not there.
             image_format: "jpg", "png" or "webp".
-            overwrite: whether files that are there are replaced.
+            overwrite: whether existing files are replaced.
         Returns:
             the files, prompt by prompt.
         Raises:
-            FileExistsError: a file is there, and `overwrite` is not set, or a link or a folder is; nothing has been written
-                then.
+            FileExistsError: a file exists and `overwrite` is not set, or a link or a folder is there. Nothing is written.
             OSError: a file cannot be written.
             ValueError: another format, or a prompt that is too long for it (JPEG: 64 kB).
         """
@@ -143,7 +142,7 @@ class GenerationOutput:
         return [each.save(path, overwrite) for each, path in files]
 
     def layer_map(self, i: int = 0, k: int = 0) -> Image.Image:
-        """`DrawnImage.layer_map` of image k of prompt i."""
+        """Draws `DrawnImage.layer_map` for image k of prompt i."""
         return self.drawn[i][k].layer_map()
 
     def __repr__(self) -> str:
@@ -164,10 +163,6 @@ def _sizes(drawn: DrawnImage) -> str:
     image, codes = drawn.image, len(drawn.tokens)
     columns = columns_of(codes, image)
     return f"{image.width}x{image.height} pixels, {columns}x{codes // columns} codes"
-
-
-def _short(prompt: str) -> str:
-    return repr(prompt if len(prompt) <= 40 else prompt[:39] + "…")
 
 
 def _list(seeds: list[int]) -> str:

@@ -38,9 +38,9 @@ _VERBS = """
     Accepts Adapts Adds Admits Advances Allocates Answer Answers Appends Applies Asks Begins Bounds Builds Calls
     Cancels Captures Carries Casts Checks Chooses Clamps Closes Collects Combines Compares Compiles Computes
     Concatenates Connects Contrasts Converts Copies Corrects Counts Creates Cuts Decides Decodes Deletes Describes
-    Discards Divides Downloads Draw Draws Drops Embeds Encodes Ends Enlarges Estimates Evolves Expands Fails Feeds
+    Discards Divides Downloads Draw Draws Drops Embeds Encodes Ends Enlarges Escapes Estimates Evolves Expands Fails Feeds
     Fetches Fills Finds Finishes Fits Formats Frames Gathers Gives Groups Guesses Guides Halves Hands Has Holds
-    Ignores Imports Interleaves Is Joins Keeps Launches Lays Leaves Lets Limits Lists Loads Locks Looks Makes Maps
+    Ignores Imports Interleaves Is Joins Keeps Launches Lay Lays Leaves Lets Limits Lists Loads Locks Looks Makes Maps
     Marks Masks Measures Merges Moves Mutes Names Normalises Notes Numbers Opens Orders Packs Pads Parses Pastes Picks
     Places Plans Prepares Prints Profile Projects Pushes Puts Quantizes Queues Raises Ranks Reads Record Records
     Refuses Registers Releases Removes Renders Repeats Replaces Replays Reports Requests Resolves Restores Resumes

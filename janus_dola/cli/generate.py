@@ -106,7 +106,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 
 def _refuse_other_settings(context: typer.Context) -> None:
-    """With --from, everything that decides what is drawn comes from the image."""
+    """Refuses options beside --from that decide what is drawn: the image decides it."""
     given = [name for name in context.params if name not in _ALLOWED_WITH_FROM and _is_given(context, name)]
     if given:
         raise typer.BadParameter(f"--from takes everything but the model from the image; leave out: {', '.join(given)}")

@@ -1,8 +1,8 @@
-"""Pictures of what DoLa did: which layer was contrasted at each code of an image, and how far it diverged.
+"""Draws what DoLa did: which layer was contrasted at each code, and how far it diverged.
 
 Divergences crowd at both ends of their range [0, ln 2]: in the mini model half of them lie within a thousandth of ln 2. So
-colours follow the logit of JSD / ln 2, on one scale for all images: equal steps of colour from 0.1% to 1% to 10%, and from
-90% to 99% to 99.9%.
+colours follow logit(JSD / ln 2), on one scale for all images: equal steps of colour from 0.1% to 1% to 10%, and from 90% to
+99% to 99.9%.
 """
 
 import math
@@ -14,39 +14,39 @@ from torch import Tensor
 
 Colour = tuple[int, int, int]
 
-# Okabe and Ito's colours, told apart with any kind of colour vision.
+# Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 _PALETTE = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66))
 _RAMP = ((255, 250, 232), (252, 205, 110), (243, 126, 60), (186, 40, 80), (84, 15, 109), (13, 8, 45))  # small to large
-_DECADES = 5  # of the logit, to both sides of ln 2 / 2
+_DECADES = 5  # decades that the scale spans on both sides of ln 2 / 2
 _LN2 = math.log(2)
 _INK, _SOFT, _PAPER, _LINE = (30, 30, 30), (100, 100, 100), (255, 255, 255), (200, 200, 200)
 _SIDE, _GAP, _TOP = 256, 16, 28
-_TICKS = {-5: "0.001%", -2: "1%", 0: "50%", 2: "99%", 5: "99.999%"}  # by logit, of ln 2
+_TICKS = {-5: "0.001%", -2: "1%", 0: "50%", 2: "99%", 5: "99.999%"}  # labels by log10 of the odds; shares of ln 2
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font."""
+    """Returns Pillow's own font."""
     return ImageFont.load_default(size)
 
 
 def colour_of_layer(layer: int) -> Colour:
-    """A layer's colour in all pictures and pages, whatever the other layers: neighbours in steps of one or two differ."""
+    """Returns a layer's colour, the same in all pictures and pages; layers one or two apart differ."""
     return _PALETTE[layer % len(_PALETTE)]
 
 
 def columns_of(codes: int, image: Image.Image) -> int:
-    """How many of an image's codes stand in a row; each covers a square of pixels."""
+    """Returns how many codes an image has per row; each code covers a square of pixels."""
     return round(math.sqrt(codes * image.width / image.height))
 
 
 def level_of_jsd(jsd: Tensor) -> Tensor:
-    """Where divergences in nats stand on the scale of colours: 0 (at most 0.001% of ln 2) .. 1 (at least 99.999%)."""
+    """Returns the place of divergences (nats) on the colour scale: 0 (at most 0.001% of ln 2) .. 1 (at least 99.999%)."""
     share = (jsd.double() / _LN2).clamp(0, 1)
     return (torch.logit(share) / math.log(10) / (2 * _DECADES) + 0.5).clamp(0, 1)
 
 
 def heat(level: float) -> Colour:
-    """The colour of a level: from near white (0) over orange to near black (1)."""
+    """Returns the colour of a level: from near white (0) over orange to near black (1)."""
     place = min(max(level, 0.0), 1.0) * (len(_RAMP) - 1)
     i = min(int(place), len(_RAMP) - 2)
     red, green, blue = (round(a + (b - a) * (place - i)) for a, b in zip(_RAMP[i], _RAMP[i + 1], strict=True))
@@ -54,17 +54,17 @@ def heat(level: float) -> Colour:
 
 
 def css(colour: Colour) -> str:
-    """A colour as style sheets have it."""
+    """Returns a colour as style sheets write it."""
     return "rgb({}, {}, {})".format(*colour)
 
 
 def css_ramp() -> str:
-    """The scale of divergences from small to large, as a gradient of a style sheet."""
+    """Returns the colour scale, from small to large divergences, as a style sheet's gradient."""
     return f"linear-gradient(90deg, {', '.join(map(css, _RAMP))})"
 
 
 def counts_of(premature_layers: Tensor) -> dict[int, int]:
-    """How many codes were contrasted with each layer."""
+    """Counts the codes that were contrasted with each layer."""
     layers, counts = premature_layers.unique(return_counts=True)
     return dict(zip(layers.tolist(), counts.tolist(), strict=True))
 
@@ -77,14 +77,14 @@ def layer_map(
     prompt: str = "",
     settings: str = "",
 ) -> Image.Image:
-    """An image beside a map of the layer chosen at each code and a map of its divergence.
+    """Draws an image beside a map of the layer chosen at each code and a map of that layer's divergence.
 
     Args:
-        image: what was drawn.
+        image: the drawn image.
         premature_layers: [T], from `DrawnImage`.
         jsd: [T], nats.
-        layers: the candidates, for the legend; none says that there was no contrast.
-        prompt, settings: written below; of a long one the beginning. Pillow's font has ASCII only: other letters are boxes.
+        layers: candidate layers, for the legend; empty if there was no contrast.
+        prompt, settings: text below, cut where it is too long. Pillow's font has ASCII only: other letters are boxes.
     Returns:
         an RGB picture, 832 x 376 pixels, with a legend.
     """
@@ -113,13 +113,13 @@ def layer_map(
 
 
 def small_map(premature_layers: Tensor, jsd: Tensor) -> Image.Image:
-    """The layer chosen at each code, and to the right of it how far it diverged, one pixel a code.
+    """Draws the layer chosen at each code, and to the right how far it diverged, with one pixel per code.
 
     Args:
         premature_layers, jsd: [T], from `DrawnImage`; layers below 128.
     Returns:
-        a palette picture of ceil(sqrt T) rows and twice as many columns. Its left half holds the number of the layer itself,
-        its right half 128 + round(127 * level_of_jsd).
+        a palette picture with ceil(sqrt T) rows and twice as many columns. Pixels on the left are layer numbers, pixels on
+        the right 128 + round(127 * level_of_jsd).
     """
     side = math.isqrt(len(jsd) - 1) + 1
     picture = Image.new("P", (2 * side, side))
@@ -137,7 +137,7 @@ def small_map(premature_layers: Tensor, jsd: Tensor) -> Image.Image:
 
 
 def _grid(colours: list[Colour], columns: int) -> Image.Image:
-    """One pixel per code, in raster order, enlarged."""
+    """Draws one enlarged pixel per code, in raster order."""
     small = Image.new("RGB", (columns, len(colours) // columns))
     small.putdata(colours)
     return small.resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
@@ -174,7 +174,7 @@ def _legend_of_jsd(canvas: ImageDraw.ImageDraw, left: int, y: int) -> None:
 
 
 def _fitting(canvas: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
-    """A line of text, cut off where it is too long."""
+    """Cuts a line of text where it is too long."""
     line = "".join(letter if letter.isprintable() else " " for letter in text)
     if canvas.textlength(line, font=font(size)) <= width:
         return line

@@ -14,6 +14,7 @@ from PIL import Image
 
 import janus_dola
 from janus_dola import DoLaConfig, DrawnImage, JanusDoLa
+from janus_dola.arguments import shown
 from janus_dola.images.recipe import read_recipe
 from janus_dola.kernels.packed import can_pack
 
@@ -90,7 +91,7 @@ def test_outputs_say_what_they_are(mini, out):
     assert len(repr(out)) < 250
     one = mini.draw(["x" * 99], [2**40], dola=None)[0]
     assert repr(one).startswith(
-        f"DrawnImage(prompt 0 '{'x' * 39}…', k=0, 64x64 pixels, 8x8 codes, seed {2**40}, baseline"
+        f"DrawnImage(prompt 0 {shown('x' * 99)}, k=0, 64x64 pixels, 8x8 codes, seed {2**40}, baseline"
     )
     assert isinstance(one, DrawnImage)
     assert "seeds 3, 1, 2 " not in repr(mini(PROMPTS[0], 3, seed=[3, 1, 2]))
