@@ -65,7 +65,7 @@ class DrawnImage:
         return path
 
     def layer_map(self) -> Image.Image:
-        """Draws the image beside maps of the layer contrasted at each code and of its JSD, with prompt, seed and settings."""
+        """Draws the image beside maps of the layer chosen at each code and of its JSD, with prompt, seed and settings."""
         return layer_map(
             self.image,
             self.premature_layers,

@@ -246,20 +246,20 @@ def test_demo(call, tmp_path):
     assert Image.open(maps[0]).size == (832, 376)
 
 
-def shell(*arguments, cwd):
-    return subprocess.run([sys.executable, "-m", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
-
-
-def test_errors_and_warnings_in_a_real_shell_are_one_line_each(tmp_path):
-    ended = shell("janus_dola.run_batch_prompts", "--prompt_json", "missing.json", cwd=tmp_path)
-    assert ended.returncode == 2
-    assert ended.stderr == "janus-dola: error: [Errno 2] No such file or directory: 'missing.json'\n"
-    ended = shell("janus_dola", "generate", "x", "--candidate_layers", "2,99", cwd=tmp_path)
+def test_a_warning_in_a_real_shell_is_one_line_and_libraries_say_nothing(tmp_path):
+    command = [sys.executable, "-m", "janus_dola", "generate", "x", "--candidate_layers", "2,99"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0
     assert ended.stdout == "generated_samples/0_x_candidate-layers-2_99_p0.png\n"
     hint, warning = ended.stderr.splitlines()
     assert hint.startswith('Drawing with "mini"')
     assert warning == "janus-dola: warning: candidate_layers outside 1 .. 7 dropped: [99]; [2] remain"
+
+
+def test_an_error_is_one_line(call):
+    status, out, err = call("--prompt_json", "missing.json", app=cli.batch_alone())
+    assert (status, out) == (2, "")
+    assert err == "janus-dola: error: [Errno 2] No such file or directory: 'missing.json'\n"
 
 
 @pytest.mark.parametrize("word", ["random", "-1"])
