@@ -1,13 +1,14 @@
 """Checks the types and ranges of what a user passes, and shows values in errors."""
 
+import functools
 import importlib
 import math
 import operator
 import random
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 MINI = "mini"
 HINT_AT_MINI = (
@@ -26,6 +27,7 @@ MAX_SEED = 2**63 - 1
 MAX_PARALLEL_SIZE = 65536
 WINDOWS = (1, 2, 4, 8, 16, 32)
 Window = int | Literal["auto"]
+_Method = TypeVar("_Method", bound=Callable)
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 80
 
@@ -154,12 +156,33 @@ def check_window(window: Window, sampler: str = "gumbel") -> Window:
     return codes
 
 
+def check_max_images(max_images: int | None) -> int | None:
+    """Returns how many images may be drawn at once; None is as many as fit.
+
+    Raises:
+        ValueError: it is no number of images.
+    """
+    return None if max_images is None else integer("max_images", max_images, 1, MAX_PARALLEL_SIZE, "None or ")
+
+
 def _one_of(allowed: Sequence[int], value: object) -> int | None:
     try:
         whole = integer("", value, min(allowed), max(allowed))
     except ValueError:
         return None
     return whole if whole in allowed else None
+
+
+def takes_engine(method: _Method) -> _Method:
+    """Lets a method take `engine=`, the first name of its parameter `launch`."""
+
+    @functools.wraps(method)
+    def renamed(*args: Any, **kwargs: Any) -> Any:
+        if "engine" in kwargs:
+            kwargs["launch"] = kwargs.pop("engine")
+        return method(*args, **kwargs)
+
+    return cast(_Method, renamed)
 
 
 def import_extra(module: str, extra: str, what: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""`generate` and `generate_with_dola`, callable like the function in the script of DeepSeek's repository.
+"""`generate` and `generate_with_dola`, callable like the function in the script in DeepSeek's repository.
 
 Both draw with torch.multinomial from torch's global generator, as that script does, and save `img_{k}.jpg`.
 """
@@ -27,18 +27,18 @@ def generate(
     patch_size: int | None = None,
     outdir: str | Path = "generated_samples",
 ) -> GenerationOutput:
-    """Plain decoding: draws `parallel_size` images and saves them to `outdir`.
+    """Draws `parallel_size` images by plain decoding and saves them to `outdir`.
 
     Args:
         mmgpt: DeepSeek's `MultiModalityCausalLM` or transformers' `JanusForConditionalGeneration`.
         vl_chat_processor: its processor, or its tokenizer.
         prompt: plain words, or a text already in the chat format that ends with `<begin_of_image>`.
         temperature, parallel_size, cfg_weight: as in `JanusDoLa.generate`.
-        image_token_num_per_image, img_size, patch_size: codes per image, pixels a side, pixels a side of one code; they are
-            the model's (of Janus-Pro 576, 384 and 16) and None stands for that.
+        image_token_num_per_image, img_size, patch_size: codes per image, pixels per side, pixels per side of a code. They
+            must be None or the model's own (576, 384 and 16 for Janus-Pro).
         outdir: made if need be.
     Raises:
-        ValueError: an argument is out of range, or a size is not that of the model; nothing has been drawn then.
+        ValueError: an argument is out of range, or a size is not the model's; nothing has been drawn then.
     """
     sizes = (image_token_num_per_image, img_size, patch_size)
     return _draw(mmgpt, vl_chat_processor, prompt, temperature, parallel_size, cfg_weight, sizes, outdir, None)
@@ -58,7 +58,7 @@ def generate_with_dola(
     alpha: float = 0.1,
     candidate_layers: Sequence[int] | Literal["auto"] = "auto",
 ) -> GenerationOutput:
-    """DoLa decoding; `alpha` and `candidate_layers` as in `DoLaConfig`, the rest as in `generate`."""
+    """Draws with DoLa decoding; `alpha` and `candidate_layers` as in `DoLaConfig`, the rest as in `generate`."""
     dola = DoLaConfig(candidate_layers=candidate_layers, alpha=alpha)
     sizes = (image_token_num_per_image, img_size, patch_size)
     return _draw(mmgpt, vl_chat_processor, prompt, temperature, parallel_size, cfg_weight, sizes, outdir, dola)
@@ -96,7 +96,7 @@ def _draw(
 
 
 def _check_sizes(pipe: JanusDoLa, sizes: tuple[int | None, int | None, int | None]) -> None:
-    """Raises ValueError where a size that was given is not that of the model."""
+    """Raises ValueError if a given size is not the model's."""
     image_model, (width, _) = pipe.image_model, pipe.image_model.image_size
     of_model = {
         "image_token_num_per_image": image_model.image_tokens,

@@ -1,11 +1,8 @@
 """`JanusDoLa`: the public API. Prompts in; images, codes and what DoLa did at each code out."""
 
-import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -17,21 +14,23 @@ from janus_dola.arguments import (
     MAX_PARALLEL_SIZE,
     MAX_SEED,
     Window,
+    check_max_images,
     check_negative,
     check_window,
     integer,
     iterable_of_strings,
     seeds_of,
     strings,
+    takes_engine,
 )
 from janus_dola.engine.engine import Engine
-from janus_dola.engine.images import Drawer, all_of, each_of, jobs_of
-from janus_dola.engine.jobs import Job
-from janus_dola.engine.plan import Plan, Sampler, plan, resolve_launch
+from janus_dola.engine.images import all_of, draw_images, each_of, jobs_of
+from janus_dola.engine.plan import Sampler, layers_of, make_plan, resolve_launch
 from janus_dola.engine.progress import Callback
 from janus_dola.engine.scoring import CodeScores, check_codes, log_probabilities, scores_of_images
 from janus_dola.images.recipe import Recipe
 from janus_dola.kernels.head import resolve_backend
+from janus_dola.kernels.types import Scores
 from janus_dola.models import ImageModel, PromptRows, adapt
 from janus_dola.models.checkpoint.hub import public_name, resolve
 from janus_dola.models.checkpoint.load import load, load_skeleton, load_tokenizer
@@ -47,36 +46,22 @@ from janus_dola.outputs import DrawnImage, GenerationOutput
 from janus_dola.settings import Changes, DoLaConfig, DrawSettings, with_changes
 from janus_dola.text.answer import Answering
 
-_Method = TypeVar("_Method", bound=Callable)
-
-
-def accepts_engine(method: _Method) -> _Method:
-    """Lets a method take `engine=`, the first name of its parameter `launch`."""
-
-    @functools.wraps(method)
-    def renamed(*args: Any, **kwargs: Any) -> Any:
-        if "engine" in kwargs:
-            kwargs["launch"] = kwargs.pop("engine")
-        return method(*args, **kwargs)
-
-    return cast(_Method, renamed)
-
 
 class JanusDoLa:
     """An image model that draws with DoLa decoding, or without.
 
     Args:
-        model: transformers' `JanusForConditionalGeneration`, DeepSeek's `MultiModalityCausalLM`, or of another family that
-            `janus_dola.models` has an adapter for; used as it is, on the device and in the dtype it has.
+        model: transformers' `JanusForConditionalGeneration`, DeepSeek's `MultiModalityCausalLM`, or one from another family
+            that `janus_dola.models` has an adapter for; used as it is, on the device and in the dtype it has.
         tokenizer: the tokenizer that belongs to it, or the processor that holds it.
     Attributes:
-        model, tokenizer: what was given or loaded.
-        image_model: where the pieces of the model are; `image_model.device` and `image_model.dtype` are its own.
-        prompts: makes token ids of words.
+        model, tokenizer: as they were given or loaded.
+        image_model: the model's pieces; `image_model.device` and `image_model.dtype` are the model's.
+        prompts: turns words into token ids.
         engine: draws codes; keeps memory for the next call, which `engine.release()` gives back.
-        model_name, revision, quantize: what recipes say of the model.
+        model_name, revision, quantize: the model as recipes name it.
     Raises:
-        ValueError: the model is of no such family, or the tokenizer lacks its tokens.
+        ValueError: no family recognises the model, or the tokenizer lacks its tokens.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> None:
@@ -88,7 +73,7 @@ class JanusDoLa:
         self.revision: str | None = None
         self.model_name = public_name(getattr(model, "name_or_path", "") or type(model).__name__)
         self.quantize: Quantization | None = None
-        self._packs = False  # whether float16 on a CPU is packed: where a model was loaded here
+        self._packs = False  # whether float16 on a CPU is packed: only if the model was loaded here
 
     @classmethod
     def from_pretrained(
@@ -104,13 +89,12 @@ class JanusDoLa:
         Args:
             model: "mini" (a small Janus that ships with this package), a folder, or a repository on the Hugging Face hub;
                 in transformers' format or in DeepSeek's own.
-            device: None is a GPU where there is one, else the CPU.
-            dtype: None is float32 on a CPU and bfloat16 elsewhere (float16 on a GPU without it). "float16" on a CPU
-                (x86) packs the weights of the language model and the image head in 16 bits and computes in float32: fastest
-                where images are few.
-            revision: of the repository.
-            quantize: "int8" or "fp8" stores the weights of the blocks in 8 bits (needs the extra `quantize`): half the
-                memory of 16 bits, and some tokens come out differently. On a GPU it is slow but with launch="compile".
+            device: None is a GPU if there is one, else the CPU.
+            dtype: None is float32 on a CPU and bfloat16 elsewhere (float16 on a GPU without it). "float16" on a CPU (x86)
+                packs the weights in 16 bits and computes in float32, which is fastest for few images.
+            revision: branch, tag or commit of the repository.
+            quantize: "int8" or "fp8" stores the blocks' weights in 8 bits (needs the extra `quantize`): half the memory of
+                16 bits, and some tokens come out differently. On a GPU it is slow except with launch="compile".
         Raises:
             FileNotFoundError: no checkpoint is there.
             ValueError: the checkpoint is not a Janus model, the dtype or the quantisation is unknown.
@@ -127,16 +111,51 @@ class JanusDoLa:
         pipe.quantize, pipe._packs = quantize, quantize is None
         return pipe
 
+    @classmethod
+    def check(
+        cls,
+        model: str | Path,
+        device: str | None = None,
+        dtype: str | None = None,
+        revision: str | None = None,
+        quantize: str | None = None,
+        *,
+        settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
+        backend: str = "auto",
+        launch: str = "auto",
+        prompts: Iterable[str] = (),
+    ) -> None:
+        """Checks arguments against the description of a model and against this machine, without loading weights.
+
+        Args:
+            model, device, dtype, revision, quantize: as for `from_pretrained`.
+            settings, backend, launch, prompts: as for `generate`.
+        Raises:
+            FileNotFoundError, ValueError, ImportError: as `from_pretrained` and `generate` would.
+        """
+        check_quantization(quantize)
+        on, stored = device_and_dtype(device, dtype)
+        resolve_backend(backend, on, stored)
+        resolve_launch(launch, on)
+        folder = resolve(model, revision, weights=False)
+        pipe = cls(load_skeleton(folder), load_tokenizer(folder))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # drawing says it
+            layers_of(settings, pipe.image_model)
+        negative = () if settings.negative_prompt is None else (settings.negative_prompt,)
+        for prompt in (*prompts, *negative):
+            pipe.check_prompt(prompt)
+
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> "JanusDoLa":
         """Moves the model, in place, as if it had been loaded there; not while another thread draws.
 
         Args:
             device: such as "cuda"; None leaves it where it is.
-            dtype: "float32", "bfloat16" or "float16"; None keeps that of the weights. Weights that were rounded stay so.
+            dtype: "float32", "bfloat16" or "float16"; None keeps the weights' own. Weights that were rounded stay rounded.
         Returns:
             this object.
         Raises:
-            ValueError: there is no such device or dtype, or the weights are in 8 bits and shall have another dtype.
+            ValueError: there is no such device or dtype, or weights in 8 bits shall have another dtype.
         """
         move_model(self.model, self.image_model, device, dtype)
         if self._packs:
@@ -148,7 +167,7 @@ class JanusDoLa:
     def __repr__(self) -> str:
         return f"JanusDoLa({self.model_name!r}, {self.quantize or self.image_model.stored_as} on {self.image_model.device})"
 
-    @accepts_engine
+    @takes_engine
     def generate(
         self,
         prompts: str | Sequence[str],
@@ -160,7 +179,7 @@ class JanusDoLa:
         backend: str = "auto",
         launch: str = "auto",
         window: Window = "auto",
-        strict: bool = False,
+        max_images: int | None = None,
         progress: bool = False,
         callback: Callback | None = None,
         **changes: Unpack[Changes],
@@ -172,50 +191,49 @@ class JanusDoLa:
             parallel_size: K, images per prompt.
             settings: how codes are chosen: guidance, temperature, DoLa, a negative prompt.
             seed: image k of prompt i has the seed `seed + i * parallel_size + k`. With the sampler "gumbel" an image depends
-                on its own seed only, not on its batch. None picks a random one; several are one for each image, prompt by
-                prompt. The sampler "multinomial" seeds one torch generator for the whole batch with `seed`; None is torch's
-                global one, as upstream loops use.
+                on its own seed only, not on its batch. None picks a random one; a sequence gives each image its own, prompt
+                by prompt. The sampler "multinomial" seeds one torch generator for the whole batch with `seed`; None is
+                torch's global one, as upstream loops use.
             sampler: "gumbel" (counter-based noise) or "multinomial" (torch.multinomial, to match other loops draw for draw).
-            backend: of the head stage: "auto", "reference", "torch" or "triton" (fused kernels, on a GPU). With
-                "triton" the blocks run by our kernels, too, unless they are float16 or quantized, have an adapter, or the
-                engine is "compile"; the others leave them to torch and cuBLAS.
-            engine: how a pass is run: "auto", "graph" (one CUDA graph replayed for each pass), "compile" (torch.compile of
-                the blocks, under the same graph on a GPU) or "eager". "auto" is "graph" on a CUDA device, else "eager".
-            window: codes fed a pass for each image: 1, 2, 4, 8, 16, 32, or "auto" for what is fastest. The images are the
+            backend: runs the head stage: "auto", "reference", "torch" or "triton" (fused kernels, on a GPU). With "triton"
+                the blocks run by our kernels, too, unless they are float16 or quantized, have an adapter, or the launch is
+                "compile"; the other backends leave the blocks to torch and cuBLAS.
+            launch: how a pass is run: "auto", "graph" (one CUDA graph replayed for each pass), "compile" (torch.compile
+                for the blocks, under the same graph on a GPU) or "eager". "auto" is "graph" on a CUDA device, else "eager".
+                A pass that cannot be compiled or captured runs eagerly, after a UserWarning. `engine` is its old name.
+            window: codes fed per pass and image: 1, 2, 4, 8, 16, 32, or "auto" for what is fastest. The images are the
                 same, in fewer passes; see `janus_dola.engine.slots`. The sampler "multinomial" has 1 only.
-            strict: a pass that cannot be compiled or captured is an error; otherwise it runs eagerly, after a warning.
+            max_images: images drawn at once; None is as many as fit into memory. Where memory runs out, half as many, until
+                `engine.release()`. The sampler "multinomial" draws all at once.
             progress: shows a bar with tokens per second and the time left.
             callback: called with (codes decided, codes of the images begun) whenever some are decided, in the thread that
                 draws. What it raises ends drawing and comes out here, so that another thread can cancel through it.
-            changes: fields of `DrawSettings` by their names, in place of those of `settings`:
-                `generate(prompts, dola=None, temperature=0.7)`.
+            changes: fields that replace those of `settings`: `generate(prompts, dola=None, temperature=0.7)`.
         Raises:
             ValueError: an argument is out of range; nothing has been drawn then.
             NonFiniteError: hidden states, logits or pixels became NaN or infinite.
-            RuntimeError: with `strict`, the pass cannot be compiled or captured.
             torch.OutOfMemoryError: not one image fits into memory or, with the sampler "multinomial", not all at once.
         """
         prompts, settings = strings(prompts), with_changes(settings, changes)
-        planned = plan(self.image_model, settings, sampler, backend, launch)
+        plan = make_plan(self.image_model, settings, sampler, backend, launch)
         window = check_window(window, sampler)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
+        max_images = check_max_images(max_images)
         images = len(prompts) * parallel_size
-        keys = seeds_of(seed, images, sampler)
-        jobs = [replace(job, seed=keys[job.index]) for job in self._jobs(prompts, parallel_size, 0, settings)]
-        most, generator = None, None
-        if sampler == "multinomial":  # draws of one generator for all images, so all together
-            most = len(jobs)
-            generator = None if seed is None else torch.Generator(self.image_model.device).manual_seed(keys[0])
-        recipe = self._recipe(settings, window)
-        drawer = Drawer(self.image_model, self.engine, planned, window, recipe, most, generator, strict)
-        drawn = all_of(drawer.draw_what_fits(jobs, progress, callback))
+        seeds, generator = seeds_of(seed, images, sampler), None
         if sampler == "multinomial" and seed is None:
-            drawn = [replace(image, seed=-1) for image in drawn]
+            seeds = [-1] * images
+        elif sampler == "multinomial":
+            generator = torch.Generator(self.image_model.device).manual_seed(seeds[0])
+        params = settings.sampling_params(plan.layers)
+        jobs = jobs_of(prompts, self._rows_of_prompt(settings), parallel_size, seeds, params)
+        recipe = self._recipe(settings, window)
+        drawn = all_of(draw_images(self.engine, list(jobs), plan, recipe, max_images, generator, progress, callback))
         return GenerationOutput([drawn[i : i + parallel_size] for i in range(0, images, parallel_size)])
 
     __call__ = generate
 
-    @accepts_engine
+    @takes_engine
     def stream(
         self,
         prompts: str | Iterable[str],
@@ -226,7 +244,6 @@ class JanusDoLa:
         backend: str = "auto",
         launch: str = "auto",
         window: Window = "auto",
-        strict: bool = False,
         max_images: int | None = None,
         progress: bool = False,
         callback: Callback | None = None,
@@ -238,62 +255,23 @@ class JanusDoLa:
 
         Args:
             prompts: read as they are needed.
-            parallel_size, settings, seed, backend, launch, window, strict, callback, changes: as for `generate` with the
-                sampler "gumbel".
-            max_images: images drawn at once; None is as many as fit into memory. Where they turn out not to, half as many.
+            parallel_size, settings, seed, backend, launch, window, max_images, callback, changes: as for `generate` with
+                the sampler "gumbel".
             progress: shows a bar with tokens per second.
         Raises:
             ValueError: a setting is out of range, before anything is drawn; or a prompt is, when its turn comes.
             NonFiniteError: hidden states, logits or pixels became NaN or infinite.
-            RuntimeError: with `strict`, the pass cannot be compiled or captured.
             torch.OutOfMemoryError: not one image fits into memory.
         """
         settings = with_changes(settings, changes)
-        planned = plan(self.image_model, settings, "gumbel", backend, launch)
-        window = check_window(window)
+        plan = make_plan(self.image_model, settings, "gumbel", backend, launch)
+        window, max_images = check_window(window), check_max_images(max_images)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
         seed = integer("seed", seed, 0, MAX_SEED - parallel_size)
-        most = None if max_images is None else integer("max_images", max_images, 1, MAX_PARALLEL_SIZE, "None or ")
-        jobs = self._jobs(iterable_of_strings(prompts), parallel_size, seed, settings)
-        drawer = Drawer(
-            self.image_model, self.engine, planned, window, self._recipe(settings, window), most, strict=strict
-        )
-        return each_of(drawer.draw_what_fits(jobs, progress, callback))
-
-    def draw(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
-        *,
-        backend: str = "auto",
-        launch: str = "auto",
-        window: Window = "auto",
-        **changes: Unpack[Changes],
-    ) -> list[DrawnImage]:
-        """Draws one image for each prompt and its seed, all at once.
-
-        Args:
-            prompts: at least one; the same one several times gives several images of it.
-            seeds: one for each image, 0 .. 2**63 - 1.
-            settings, backend, launch, window, changes: as for `generate` with the sampler "gumbel".
-        Returns:
-            the images in order; `prompt` counts them, and `k` is 0.
-        Raises:
-            ValueError: an argument is out of range; nothing has been drawn then.
-            NonFiniteError: hidden states, logits or pixels became NaN or infinite; its `images` count the prompts given, and
-                the others are in its `drawn`.
-        """
-        prompts = strings(prompts)
-        if len(prompts) != len(seeds):
-            raise ValueError(f"seeds must be one for each of at least one prompt, got {len(seeds)} for {len(prompts)}")
-        keys = [integer("seeds", seed, 0, MAX_SEED) for seed in seeds]
-        settings = with_changes(settings, changes)
-        planned = plan(self.image_model, settings, "gumbel", backend, launch)
-        window = check_window(window)
-        jobs = [replace(job, seed=keys[job.index]) for job in self._jobs(prompts, 1, 0, settings)]
+        rows, params = self._rows_of_prompt(settings), settings.sampling_params(plan.layers)
+        jobs = jobs_of(iterable_of_strings(prompts), rows, parallel_size, range(seed, MAX_SEED), params)
         recipe = self._recipe(settings, window)
-        return all_of(Drawer(self.image_model, self.engine, planned, window, recipe, len(jobs)).draw(iter(jobs)))
+        return each_of(draw_images(self.engine, jobs, plan, recipe, max_images, progress=progress, callback=callback))
 
     def log_probs(
         self,
@@ -302,7 +280,7 @@ class JanusDoLa:
         settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
         **changes: Unpack[Changes],
     ) -> Tensor:
-        """The log-probability of each code of images under the distribution that these settings draw it from.
+        """Returns the log-probability of each code under the distribution that these settings draw it from.
 
         That is softmax(F / T) on the plausible codes (`janus_dola.kernels.reference`), given prompt and the codes before,
         in one pass over each image. With the settings that `tokens` were drawn with, what a policy gradient needs.
@@ -316,13 +294,13 @@ class JanusDoLa:
         Raises:
             ValueError: an argument is out of range.
         """
-        planned, rows = self._given_codes(prompts, tokens, with_changes(settings, changes))
-        temperature, found = planned.params.temperature, []
-        of_images = scores_of_images(self.image_model, self.engine.weights.read(), rows, tokens, planned)
-        for codes, scores in zip(tokens.flatten(0, 1), of_images, strict=True):
-            of_codes = log_probabilities(scores.scores, codes.to(scores.scores.device), temperature)
-            found.append(of_codes.cpu())
-        return torch.stack(found).view(tokens.shape).float()
+        settings = with_changes(settings, changes)
+        scores, _ = self._scores(prompts, tokens, settings)
+        log_probs = [
+            log_probabilities(each.scores, codes.to(each.scores.device), settings.temperature).cpu()
+            for codes, each in zip(tokens.flatten(0, 1), scores, strict=True)
+        ]
+        return torch.stack(log_probs).view(tokens.shape).float()
 
     def scores(
         self,
@@ -331,7 +309,7 @@ class JanusDoLa:
         settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
         **changes: Unpack[Changes],
     ) -> CodeScores:
-        """The whole distribution that each code of images was drawn from by these settings, and what was contrasted there.
+        """Returns the whole distribution that these settings draw each code from, and what was contrasted there.
 
         Teacher-forced: given prompt and the codes before, in one pass over each image. An image's 576 distributions over
         16384 codes take 38 MB.
@@ -341,18 +319,18 @@ class JanusDoLa:
         Raises:
             ValueError: an argument is out of range.
         """
-        planned, rows = self._given_codes(prompts, tokens, with_changes(settings, changes))
-        found = scores_of_images(self.image_model, self.engine.weights.read(), rows, tokens, planned)
-        return CodeScores.of(found, tokens.shape, planned, self.image_model.num_layers)
+        settings = with_changes(settings, changes)
+        scores, layers = self._scores(prompts, tokens, settings)
+        return CodeScores.of(scores, tokens.shape, layers, settings.temperature)
 
     def encode(self, prompts: str | Sequence[str], negative_prompt: str | None = None) -> list[PromptRows]:
-        """The token ids that images of prompts are drawn from: for each prompt a conditional and an unconditional row.
+        """Returns the token ids that images are drawn from: a conditional and an unconditional row for each prompt.
+
+        With a Janus both rows begin with bos, end with begin-of-image, and are equally long.
 
         Args:
             prompts: one or several.
-            negative_prompt: as for `generate`; the shorter row of both has pads then, in a Janus.
-        Returns:
-            one for each prompt; of a Janus both rows begin with bos, end with begin-of-image, and are equally long.
+            negative_prompt: as for `generate`; with a Janus the shorter row of both has pads then.
         Raises:
             ValueError: what is given is not made of strings, or a prompt is too long for the model.
         """
@@ -380,32 +358,33 @@ class JanusDoLa:
         Raises:
             ValueError: an argument is out of range, or the question has no room. Nothing has been computed then.
         """
-        asked = Answering(self.image_model, self.tokenizer, images, question, dola, max_new_tokens, temperature)
-        return asked.pieces() if stream else asked.text()
+        answer = Answering(self.image_model, self.tokenizer, images, question, dola, max_new_tokens, temperature)
+        return answer.pieces() if stream else answer.text()
 
     def check_prompt(self, prompt: str) -> None:
         """Raises ValueError where a prompt is too long for the model."""
         self._prompt_ids(prompt)
 
-    def _given_codes(
+    def _scores(
         self, prompts: str | Sequence[str], tokens: Tensor, settings: DrawSettings
-    ) -> tuple[Plan, list[PromptRows]]:
-        """How the codes of images were drawn, and from which rows; checks all of it."""
+    ) -> tuple[Iterator[Scores], tuple[int, ...]]:
+        """Returns the scores of images, one after the other, and the layers they are read from; checks the arguments."""
         rows = self.encode(prompts, settings.negative_prompt)
         check_codes(tokens, len(rows), self.image_model)
-        return plan(self.image_model, settings), rows
+        layers = layers_of(settings, self.image_model)
+        params, weights = settings.sampling_params(layers), self.engine.weights.read()
+        scores = scores_of_images(self.image_model, weights, rows, tokens, layers, params)
+        return scores, (*layers, self.image_model.num_layers)
 
     def _recipe(self, settings: DrawSettings, window: Window) -> Recipe:
-        """Of images that are drawn now, but for prompt and seed."""
+        """Returns the recipe that images drawn now share; prompt and seed are left to each."""
         return Recipe(
             self.model_name, "", 0, settings, self.image_model.stored_as, self.quantize, window, self.revision
         )
 
-    def _jobs(self, prompts: Iterable[str], parallel_size: int, seed: int, settings: DrawSettings) -> Iterator[Job]:
-        negative = self._negative_ids(settings.negative_prompt)  # is wrong before anything is drawn
-        return jobs_of(
-            prompts, lambda prompt: self.prompts.rows(self._prompt_ids(prompt), negative), parallel_size, seed
-        )
+    def _rows_of_prompt(self, settings: DrawSettings) -> Callable[[str], PromptRows]:
+        negative = self._negative_ids(settings.negative_prompt)  # an error comes before anything is drawn
+        return lambda prompt: self.prompts.rows(self._prompt_ids(prompt), negative)
 
     def _negative_ids(self, prompt: str | None) -> list[int] | None:
         prompt = check_negative(prompt)
@@ -420,38 +399,3 @@ class JanusDoLa:
                 f"got one of {len(ids)} tokens: {prompt[:40]!r}"
             )
         return ids
-
-
-def check_before_loading(
-    model: str | Path,
-    device: str | None = None,
-    dtype: str | None = None,
-    revision: str | None = None,
-    quantize: str | None = None,
-    *,
-    settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
-    backend: str = "auto",
-    launch: str = "auto",
-    prompts: Iterable[str] = (),
-) -> None:
-    """Checks what is asked for against the description of a model, and against this machine.
-
-    Args:
-        model, device, dtype, revision, quantize: as for `JanusDoLa.from_pretrained`.
-        settings, backend, launch, prompts: as for `JanusDoLa.generate`.
-    Raises:
-        FileNotFoundError, ValueError, ImportError: as `from_pretrained` and `generate` would.
-    """
-    check_quantization(quantize)
-    on, stored = device_and_dtype(device, dtype)
-    resolve_backend(backend, on, stored)
-    resolve_launch(launch, on)
-    folder = resolve(model, revision, weights=False)
-    pipe = JanusDoLa(load_skeleton(folder), load_tokenizer(folder))
-    if settings.dola is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # drawing says it
-            settings.dola.layers_to_read(pipe.image_model.num_layers)
-    negative = () if settings.negative_prompt is None else (settings.negative_prompt,)
-    for prompt in (*prompts, *negative):
-        pipe.check_prompt(prompt)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.evaluation.sharpness import sharpness
 from bench.evaluation.task import EvaluationTask
-from janus_dola.engine.plan import plan
+from janus_dola.engine.plan import make_plan
 from janus_dola.outputs import DrawnImage
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.settings import DrawSettings
@@ -69,8 +69,8 @@ def measure(
         ("jsd", nats); "seconds".
     """
     begin = time.perf_counter()
-    planned = plan(pipe.image_model, sampling.settings)
-    raster = _Raster(list(planned.layers), pipe.image_model.image_tokens)
+    plan = make_plan(pipe.image_model, sampling.settings)
+    raster = _Raster(list(plan.layers), pipe.image_model.image_tokens)
     values: dict[str, list[float]] = {}
     tokens: list[Tensor] = []
     for images in drawn_together(pipe, task, sampling):

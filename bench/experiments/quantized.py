@@ -36,7 +36,7 @@ def side_by_side(plain: JanusDoLa, quantised: JanusDoLa, prompts: list[str]) -> 
     Returns:
         of the plain model and of the other; fields are [prompts * T].
     """
-    codes = torch.stack([image.tokens for image in plain.draw(prompts, range(len(prompts)))])
+    codes = plain.generate(prompts).tokens[:, 0]
     return tuple(_given(codes, pipe, prompts) for pipe in (plain, quantised))
 
 

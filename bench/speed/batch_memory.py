@@ -44,17 +44,17 @@ def measure(prompts: int, batch_size: int = 32) -> list[tuple[int, float]]:
     """Images written and MiB resident, after every tenth of a run with one image a prompt."""
     pipe = short_mini()
     found: list[tuple[int, float]] = []
-    drawn, draw = 0, pipe.draw
+    drawn, generate = 0, pipe.generate
 
-    def draw_and_look(*arguments, **settings):
+    def generate_and_look(*arguments, **settings):
         nonlocal drawn
-        images = draw(*arguments, **settings)
-        drawn += len(images)
+        images = generate(*arguments, **settings)
+        drawn += len(images.drawn)
         if drawn // max(1, prompts // 10) > len(found):
             found.append((drawn, resident_mib()))
         return images
 
-    pipe.draw = draw_and_look  # type: ignore[method-assign]
+    pipe.generate = generate_and_look  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder, "prompts.txt")
         with lines.open("w") as file:

@@ -1,15 +1,16 @@
 """Times one pass over images half way drawn, W codes of each fed, the codes decided: with DoLa and without."""
 
-from dataclasses import replace
-
+import pytest
 import torch
 
 from bench.speed import floor, models
-from janus_dola.cli.profiling import half_way
-from janus_dola.engine.plan import plan
+from janus_dola.engine.devices import undisturbed
+from janus_dola.engine.plan import make_plan
+from janus_dola.engine.profiling import half_way
 from janus_dola.kernels.block_torch import buffer_shape
 from janus_dola.settings import DrawSettings
 
+PROMPT = "a large red circle on white"
 HEADS = {"mini": "mini", "1B, 4 blocks": "1B", "1B": "1B", "7B": "7B"}
 
 
@@ -23,24 +24,27 @@ def table(names, dtypes, images, windows, engines):
     }  # fmt: skip
 
 
-@torch.no_grad()
+@pytest.mark.filterwarnings("error:(launch|a pass could not be captured):UserWarning")
 def test_step(timed, device, name, dtype, images, window, launch, way):
     pipe = models.model(name, device, dtype)
     image_model = pipe.image_model
-    planned = replace(plan(image_model, DrawSettings(dola=models.dola_of(name, way)), launch=launch), window=window)
-    decoder, visible = half_way(pipe, images, planned)
-    blocks = decoder.weights.blocks
-    matrices = (matrix for block in blocks for matrix in (block.qkv, block.output, block.gate_up, block.down))
-    weights = sum(matrix.weight.shape.numel() for matrix in matrices)
-    key_values = torch.Size(buffer_shape(blocks, 1, visible)).numel()
-    timed(
-        [lambda: decoder.run(visible)],
-        floor.decode_pass(
-            weights, key_values, floor.SHAPES[HEADS[name]], len(planned.layers) + 1, images, window, image_model.dtype,
-            image_model.stored_dtype,
-        ),
-        model=name, images=images, window=window, launch=launch, way=way, dtype=dtype,
-    )  # fmt: skip
+    settings, (rows,) = DrawSettings(dola=models.dola_of(name, way)), pipe.encode(PROMPT)
+    plan = make_plan(image_model, settings, launch=launch)
+    params = settings.sampling_params(plan.layers)
+    with half_way(pipe.engine, rows, images, plan, params, window) as runner, undisturbed(image_model.device):
+        decoder, visible = runner.decoder, runner.visible
+        blocks = decoder.weights.blocks
+        matrices = (matrix for block in blocks for matrix in (block.qkv, block.output, block.gate_up, block.down))
+        weights = sum(matrix.weight.shape.numel() for matrix in matrices)
+        key_values = torch.Size(buffer_shape(blocks, 1, visible)).numel()
+        timed(
+            [lambda: decoder.run(visible)],
+            floor.decode_pass(
+                weights, key_values, floor.SHAPES[HEADS[name]], len(plan.layers) + 1, images, window,
+                image_model.dtype, image_model.stored_dtype,
+            ),
+            model=name, images=images, window=window, launch=launch, way=way, dtype=dtype,
+        )  # fmt: skip
 
 
 test_step.cases = {

@@ -6,7 +6,7 @@ batches again, and so does any number of workers. A fault of one image stays wit
 
 import io
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,11 +16,10 @@ import torch
 from janus_dola.batch.prompts import ImageTask
 from janus_dola.batch.run_settings import RunSettings
 from janus_dola.compute import Compute
-from janus_dola.engine.capacity import images_that_fit
 from janus_dola.images.layer_map import counts_of, small_map
 from janus_dola.images.recipe import encode_image
 from janus_dola.outputs import DrawnImage, NonFiniteError
-from janus_dola.pipeline import JanusDoLa, check_before_loading
+from janus_dola.pipeline import JanusDoLa
 from janus_dola.settings import DrawSettings
 
 _WAITING = 8  # batches' worth of images that may wait for others of their settings
@@ -87,7 +86,6 @@ class BatchWorker:
         self.settings = settings.with_dtype(self.dtype)
         # Checks the settings; without a prompt there is nothing to draw.
         pipe.stream((), settings=settings.drawing, backend=compute.backend, launch=compute.launch)
-        self._limit: int | None = None  # images at once, once memory ran out
 
     @classmethod
     def load(cls, settings: RunSettings, compute: Compute) -> "BatchWorker":
@@ -98,13 +96,13 @@ class BatchWorker:
             ValueError: the model cannot be loaded, or cannot draw with these settings.
         """
         place = (settings.model, compute.device, settings.dtype, settings.revision, settings.quantize)
-        check_before_loading(*place, settings=settings.drawing, backend=compute.backend, launch=compute.launch)
+        JanusDoLa.check(*place, settings=settings.drawing, backend=compute.backend, launch=compute.launch)
         return cls(JanusDoLa.from_pretrained(*place), settings, compute)
 
     @property
     def batch_size(self) -> int:
         """Returns how many images fit into memory at once."""
-        return images_that_fit(self._pipe.image_model, _USUAL_PROMPT)
+        return self._pipe.engine.fit(_USUAL_PROMPT)
 
     def draw(self, batch: Batch) -> Results:
         """Draws a batch of images with the same settings; what cannot be drawn fails alone."""
@@ -126,13 +124,10 @@ class BatchWorker:
         return None
 
     def _draw(self, tasks: list[ImageTask]) -> list[DrawnImage | DrawFailure]:
-        if self._limit is not None and len(tasks) > self._limit:
-            slices = [tasks[i : i + self._limit] for i in range(0, len(tasks), self._limit)]
-            return [image for part in slices for image in self._draw(part)]
         if not tasks:
             return []
         try:
-            return list(self._draw_at_once(tasks))
+            return self._draw_together(tasks)
         except ValueError as error:  # the settings are wrong, and the same for all of them
             return [DrawFailure(str(error))] * len(tasks)
         except NonFiniteError as error:
@@ -141,24 +136,24 @@ class BatchWorker:
                 DrawFailure(str(NonFiniteError([task.number]))) if i in error.images else next(good)
                 for i, task in enumerate(tasks)
             ]
-        except torch.OutOfMemoryError:
-            pass
-        # Outside the except clause nothing holds on to the batch's memory.
-        torch.cuda.empty_cache()
+        except torch.OutOfMemoryError as error:  # at least one image does not fit, even alone
+            reason = str(error)
         if len(tasks) == 1:
-            return [DrawFailure("out of GPU memory with this image alone")]
-        self._limit = (len(tasks) + 1) // 2
-        return self._draw(tasks)
+            return [DrawFailure(reason)]
+        return [image for task in tasks for image in self._draw([task])]
 
-    def _draw_at_once(self, tasks: Sequence[ImageTask]) -> list[DrawnImage]:
-        return self._pipe.draw(
+    def _draw_together(self, tasks: list[ImageTask]) -> list[DrawnImage | DrawFailure]:
+        output = self._pipe.generate(
             [task.prompt for task in tasks],
-            [task.seed for task in tasks],
-            settings=tasks[0].drawing,
+            1,
+            tasks[0].drawing,
+            seed=[task.seed for task in tasks],
             backend=self._compute.backend,
             launch=self._compute.launch,
             window=self.settings.window,
+            max_images=len(tasks),  # whatever memory is free, so that an interrupted run draws the same bits again
         )
+        return [image for (image,) in output.drawn]
 
     def _encoded(self, task: ImageTask, image: DrawnImage, seconds: float) -> EncodedImage | DrawFailure:
         try:

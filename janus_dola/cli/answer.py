@@ -40,10 +40,10 @@ def answer(
     """
     import torch
 
-    from janus_dola.pipeline import JanusDoLa, check_before_loading
+    from janus_dola.pipeline import JanusDoLa
     from janus_dola.settings import DrawSettings
 
-    check_before_loading(model, device, dtype, revision, settings=DrawSettings(dola=dola))
+    JanusDoLa.check(model, device, dtype, revision, settings=DrawSettings(dola=dola))
     torch_seed, pictures = parse_seed(seed), [_open(path) for path in images]
     pipe = JanusDoLa.from_pretrained(model, device, dtype, revision)
     torch.manual_seed(torch_seed)

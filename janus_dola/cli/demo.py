@@ -35,12 +35,12 @@ def demo(
 ) -> None:
     """Draw a few prompts without and with DoLa, side by side, and maps of what DoLa did."""
     from janus_dola.images.recipe import encode_image
-    from janus_dola.pipeline import JanusDoLa, check_before_loading
+    from janus_dola.pipeline import JanusDoLa
 
     sheet = outdir / "contact_sheet.png"
     maps = {outdir / f"map_{i}_p{k}.png": (i, k) for i in range(len(PROMPTS)) for k in range(_COLUMNS)}
     refuse_existing([sheet, *maps], overwrite)
-    check_before_loading(model, device, revision=revision, prompts=PROMPTS)
+    JanusDoLa.check(model, device, revision=revision, prompts=PROMPTS)
     make_folder(outdir)
     pipe = JanusDoLa.from_pretrained(model, device, revision=revision)
     progress = sys.stderr.isatty()

@@ -48,7 +48,7 @@ def draw_to_files(
         FileExistsError: a file is there and may not be replaced.
         ValueError: the model cannot draw with these settings.
     """
-    from janus_dola.pipeline import JanusDoLa, check_before_loading
+    from janus_dola.pipeline import JanusDoLa
 
     if run.drawing.dola is None and (output.compare or output.layer_map):
         raise typer.BadParameter("--compare and --map are for images with DoLa, not for the baseline")
@@ -61,7 +61,7 @@ def draw_to_files(
 
     numbers = [(index, k) for index in range(len(prompts)) for k in range(run.parallel_size)]
     refuse_existing((path for each in runs for number in numbers for path in files(each, *number)), output.overwrite)
-    check_before_loading(
+    JanusDoLa.check(
         run.model, compute.device, run.dtype, run.revision, run.quantize,
         settings=run.drawing, backend=compute.backend, launch=compute.launch, prompts=prompts,
     )  # fmt: skip

@@ -19,6 +19,8 @@ from janus_dola.cli.options import (
 )
 from janus_dola.settings import DrawSettings
 
+_PROMPT = "a large red circle on white"
+
 
 @takes_settings
 def profile(
@@ -37,12 +39,13 @@ def profile(
     ] = Path("pass.json"),
 ) -> None:
     """Record one model pass: its ten most expensive operations, and a timeline."""
-    from janus_dola.cli.profiling import profile_pass
-    from janus_dola.pipeline import JanusDoLa, check_before_loading
+    from janus_dola.engine.profiling import profile_pass
+    from janus_dola.pipeline import JanusDoLa
 
-    check_before_loading(model, device, dtype, revision, settings=settings, backend=backend, launch=launch)
+    JanusDoLa.check(model, device, dtype, revision, settings=settings, backend=backend, launch=launch)
     trace.parent.mkdir(parents=True, exist_ok=True)
     trace.open("ab").close()  # the profiler itself does not report a file that it cannot write
     pipe = JanusDoLa.from_pretrained(model, device, dtype, revision)
-    typer.echo(profile_pass(pipe, parallel_size, settings, backend, launch, trace))
+    (rows,) = pipe.encode(_PROMPT)
+    typer.echo(profile_pass(pipe.engine, rows, parallel_size, settings, backend, launch, trace))
     typer.echo(f"timeline: {trace}")

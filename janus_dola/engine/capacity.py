@@ -14,38 +14,39 @@ _SHARE_OF_FREE_MEMORY = 0.7  # the rest is for activations, the image decoder an
 
 
 def positions(image_model: ImageModel, prompt_tokens: int, window: int) -> int:
-    """How many an image needs: its prompt, its sequence, and guesses behind it."""
+    """Counts the positions that an image needs: its prompt, its sequence, and guesses behind it."""
     return visible_length(prompt_tokens + image_model.raster.length + window)
 
 
 def images_that_fit(image_model: ImageModel, prompt_tokens: int, kept_bytes: int = 0) -> int:
-    """How many images to draw at once: what the GPU's free memory holds of keys and values, at least 1.
+    """Returns how many images' keys and values fit into a GPU's free memory, at least 1; on a CPU a constant.
 
     Args:
-        prompt_tokens: S, of the longest prompt.
+        prompt_tokens: tokens of the longest prompt.
         kept_bytes: memory that is not free, but will be.
     """
     if image_model.device.type != "cuda":
         return _ON_A_CPU
     config = image_model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    of_a_position = 2 * image_model.num_layers * 2 * config.num_key_value_heads * size * image_model.dtype.itemsize
+    bytes_per_position = 2 * image_model.num_layers * 2 * config.num_key_value_heads * size * image_model.dtype.itemsize
     free = free_memory(image_model.device) + kept_bytes
-    fit = int(_SHARE_OF_FREE_MEMORY * free) // (of_a_position * positions(image_model, prompt_tokens, WINDOWS[-1]))
+    fit = int(_SHARE_OF_FREE_MEMORY * free) // (bytes_per_position * positions(image_model, prompt_tokens, WINDOWS[-1]))
     fit = min(fit, _ON_A_GPU)
     return max(images for images in range(1, max(1, fit) + 1) if bucket_of(images) == images)
 
 
 def bucket_of(images: int) -> int:
-    """The number of images, at least so many, that a graph is captured for: 1, 2, 4 or a multiple of 8."""
+    """Rounds up to a number of slots that graphs are captured for: 1, 2, 4 or a multiple of 8."""
     return next((size for size in (1, 2, 4) if images <= size), math.ceil(images / 8) * 8)
 
 
 def window_of(slots: int, image_model: ImageModel) -> int:
-    """The window "auto" for so many images together: as many codes as a pass takes without growing much longer.
+    """Returns the window that "auto" stands for: as many codes as a pass takes without growing much longer.
 
-    On a CPU measured (bench/findings.md): up to 32 rows, two an image and code, a small model is bound by calls, and a large
-    one by reading its weights up to 8, up to 4 where they are packed. On a GPU a forecast: one reading for so many rows.
+    A pass has two rows per slot and code. Measured on a CPU (bench/findings.md): up to 32 rows a small model is bound by
+    calls; a large one is bound by reading its weights up to 8 rows, or up to 4 if they are packed. For a GPU it is a
+    forecast: the weights are read once for up to 32 rows.
     """
     small = image_model.device.type != "cpu" or image_model.head.hidden_size <= 512
     rows = 32 if small else 8 if image_model.stored_dtype == image_model.dtype else 4

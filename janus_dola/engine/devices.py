@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# Of torch's attention on a GPU. It would choose by shape, and its first choice has not been tried with masks like ours.
+# Torch's attention on a GPU. By itself torch chooses by shape, and its first choice has not been tried with masks like ours.
 _ATTENTION = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def has_graphs(device: torch.device) -> bool:
-    """Whether CUDA graphs can be captured on such a device."""
+    """Tells whether CUDA graphs can be captured on a device."""
     return device.type == "cuda"
 
 
 @cache
 def stream_for(purpose: str, device: torch.device) -> torch.cuda.Stream:
-    """One stream on a GPU for all work of a kind: what a stream has freed, only that stream can use again."""
+    """Returns the one stream on a GPU for all work of a kind: memory freed in a stream, only that stream can use again."""
     return torch.cuda.Stream(device)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes to be had on a GPU: those that are free, and those that torch keeps unused for tensors, not for graphs."""
+    """Returns the bytes available on a GPU: free ones, and ones that torch keeps unused for tensors, not for graphs."""
     free, _ = torch.cuda.mem_get_info(device)
     segments = torch.cuda.memory_snapshot()
     return free + sum(
@@ -35,14 +35,14 @@ def free_memory(device: torch.device) -> int:
 
 
 def upload(numbers: Sequence[float], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Numbers as a tensor on the device, [n], without waiting for what it has still to do."""
+    """Copies numbers to the device, [n], without waiting for its work."""
     on_host = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
     return on_host.to(device, non_blocking=True)
 
 
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
-    """No gradients, no autocast of the caller's; on a GPU the model's own device, and one kind of attention by torch."""
+    """Turns off gradients and the caller's autocast; on a GPU sets the model's device, and one kind of torch's attention."""
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
@@ -54,7 +54,7 @@ def undisturbed(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def waits_are_errors() -> Iterator[None]:
-    """What waits for the GPU raises a RuntimeError."""
+    """Raises RuntimeError where something waits for the GPU."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:

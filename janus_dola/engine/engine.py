@@ -1,113 +1,166 @@
-"""Draws images: makes a decoder ready, gives it images as slots get free, and hands out those that are done."""
+"""The engine: takes images through slots, keeps a decoder for the next call like it, and knows how many images fit."""
 
+import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from tqdm.auto import tqdm
 
 from janus_dola.arguments import Window
-from janus_dola.engine.capacity import bucket_of, positions, window_of
-from janus_dola.engine.decoder import Decoder
+from janus_dola.engine.capacity import bucket_of, images_that_fit, positions, window_of
+from janus_dola.engine.decoder import Decoder, DecoderKey
 from janus_dola.engine.devices import has_graphs, undisturbed
 from janus_dola.engine.jobs import Job, JobQueue, longest_of
 from janus_dola.engine.plan import Plan
+from janus_dola.engine.progress import Progress
 from janus_dola.engine.runner import SlotRunner
 from janus_dola.engine.slots import Codes
 from janus_dola.kernels.block import CANNOT_RUN
+from janus_dola.kernels.types import SamplingParams
 from janus_dola.models.model import ImageModel
 from janus_dola.models.weights import WeightReader
 
 
 class Engine:
-    """Draws images with one model, for any number of threads; keeps a decoder with its graphs for the next call like it."""
+    """Draws images with one model, for any number of threads.
+
+    It keeps a decoder with its graphs for the next call like it. Where a pass cannot be compiled or captured it warns once,
+    and runs passes eagerly; with such warnings as errors, every call that meets one raises.
+    """
 
     def __init__(self, image_model: ImageModel) -> None:
-        self._image_model = image_model
+        self.image_model = image_model
         self.weights = WeightReader(image_model)
-        self._lock = threading.Lock()  # of all below
+        self._lock = threading.Lock()  # guards all below
         self._kept: Decoder | None = None
-        self._failed: set[str] = set()  # engines that could not be had
+        self._failed: set[str] = set()  # launches that failed here
+        self._limit: int | None = None  # images at once, since memory ran out
 
     def draw(
         self,
-        jobs: Iterator[Job],
+        queue: JobQueue,
         plan: Plan,
-        window: Window,
-        limit: Callable[[int], int],
-        bar: tqdm,
+        window: Window = "auto",
+        max_images: int | None = None,
+        bar: tqdm | None = None,
         generator: torch.Generator | None = None,
-        strict: bool = False,
     ) -> Iterator[tuple[Job, Codes]]:
         """Draws images, and yields each when it is done; its codes are on the device.
 
         Args:
-            jobs: read as they are needed; an error that reading one raises comes after the images before it.
-            window: takes the place of the plan's.
-            limit: how many images may go together when the longest prompt among them has so many tokens.
-            bar: is told of codes as they are decided; what it raises ends drawing.
-            generator: of the sampler "multinomial"; None is torch's global one.
-            strict: a pass that cannot be compiled or captured is an error; otherwise it runs eagerly, after a warning.
-        Raises:
-            RuntimeError, TypeError, TritonError: with `strict`, the pass cannot be compiled or captured.
+            queue: an error in reading a job is raised after the images before it.
+            max_images: images at once, as for `fit`. The sampler "multinomial" draws all together.
+            bar: counts codes as they are decided; what it raises ends drawing.
+            generator: draws for the sampler "multinomial"; None is torch's global one.
         """
-        queue = JobQueue(jobs)
-        while queue.peek() is not None:
+        together = plan.sampler == "multinomial"
+
+        def limit(longest: int) -> int:
+            return sys.maxsize if together else self.fit(longest, max_images)
+
+        while (following := queue.peek()) is not None:
             first = queue.take_together(limit)
             # torch.multinomial draws other numbers for a larger batch.
-            exact = plan.sampler == "multinomial" or not has_graphs(self._image_model.device)
+            exact = together or not has_graphs(self.image_model.device)
             slots = len(first) if exact else bucket_of(len(first))
-            wide = replace(plan, window=window_of(slots, self._image_model) if window == "auto" else window)
-            decoder = self.take(wide, slots, longest_of(first), generator, strict)
-            try:
-                yield from SlotRunner(decoder, bar).run(first, queue)
-            finally:
-                self.give_back(decoder)
+            with self.runner(plan, slots, longest_of(first), following.params, window, bar, generator) as runner:
+                yield from runner.run(first, queue)
         queue.raise_error()
 
-    def take(
-        self, plan: Plan, slots: int, longest: int, generator: torch.Generator | None = None, strict: bool = False
+    @contextmanager
+    def runner(
+        self,
+        plan: Plan,
+        slots: int,
+        longest: int,
+        params: SamplingParams,
+        window: Window = "auto",
+        bar: tqdm | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[SlotRunner]:
+        """Lends a runner with free slots; afterwards its decoder is kept for the next call, if graphs make that worth while.
+
+        Args:
+            slots: images at a time.
+            longest: tokens of the longest prompt.
+            params: of any image, and of the plan's kind.
+            window: takes the place of the plan's; "auto" is the fastest for so many slots.
+            bar, generator: as for `draw`.
+        """
+        plan = replace(plan, window=window_of(slots, self.image_model) if window == "auto" else window)
+        decoder = self._decoder(plan, slots, longest, params, generator)
+        try:
+            yield SlotRunner(decoder, Progress() if bar is None else bar)
+        finally:
+            decoder.prompts.clear()
+            if has_graphs(self.image_model.device):
+                with self._lock:
+                    self._kept = decoder
+
+    def _decoder(
+        self, plan: Plan, slots: int, longest: int, params: SamplingParams, generator: torch.Generator | None
     ) -> Decoder:
-        """A decoder for so many slots and prompts of so many tokens: the one that is kept, or a new one."""
-        with self._lock, undisturbed(self._image_model.device):
-            if plan.launch in self._failed and not strict:
+        """Returns the decoder that is kept, if it fits, else a new one."""
+        with self._lock, undisturbed(self.image_model.device):
+            if plan.launch in self._failed:
                 plan = plan.simplest
+            key = DecoderKey(plan, slots, positions(self.image_model, longest, plan.window), generator)
             kept, self._kept = self._kept, None
-            needs = plan, slots, positions(self._image_model, longest, plan.window), generator
             weights = self.weights.read()
-            if kept is not None and kept.serves(weights, *needs):
-                kept.plan, kept.strict = plan, strict  # the plan may have other params
+            if kept is not None and kept.key == key and kept.weights.lie_where(weights):
                 return kept
             del kept  # its memory is free for the new one
             try:
-                decoder = Decoder(self._image_model, weights, *needs)
+                decoder = Decoder(self.image_model, weights, key, params)
                 decoder.try_out()
-                decoder.strict = strict
                 return decoder
             except CANNOT_RUN as error:
-                if strict or plan.launch == "eager" or isinstance(error, torch.OutOfMemoryError):
+                if plan.launch == "eager" or isinstance(error, torch.OutOfMemoryError):
                     raise
+                message = f"launch {plan.launch!r} failed, and passes run eagerly on tensors instead: {error}"
+                warnings.warn(message, stacklevel=2)
                 self._failed.add(plan.launch)
-                told = f"launch {plan.launch!r} failed, and passes run eagerly on tensors instead: {error}"
-                warnings.warn(told, stacklevel=2)
-            return Decoder(self._image_model, weights, plan.simplest, *needs[1:])
+            return Decoder(self.image_model, weights, replace(key, plan=plan.simplest), params)
 
-    def give_back(self, decoder: Decoder) -> None:
-        """Keeps a decoder for the next call, if graphs make that worth while."""
-        decoder.prompts.clear()
-        if has_graphs(self._image_model.device):
-            with self._lock:
-                self._kept = decoder
+    def fit(self, longest: int, max_images: int | None = None) -> int:
+        """Returns how many images to draw at once, at least 1; fewer since memory ran out.
+
+        Args:
+            longest: tokens of the longest prompt.
+            max_images: None is as many as fit into memory.
+        """
+        most = max_images or images_that_fit(self.image_model, longest, self.kept_bytes)
+        return most if self._limit is None else min(most, self._limit)
+
+    def halve(self, images: int, all_together: bool = False) -> None:
+        """Frees memory after it ran out with so many images at once: until `release`, at most half as many fit.
+
+        Args:
+            all_together: the images cannot be drawn fewer at once.
+        Raises:
+            torch.OutOfMemoryError: fewer are not possible; the message says in one line what to do.
+        """
+        self.release()
+        torch.cuda.empty_cache()
+        if images == 1 or all_together:
+            fewer = "draw fewer at once (a smaller parallel_size), or " if images > 1 else ""
+            raise torch.OutOfMemoryError(
+                f"out of memory with {images} image(s) at once: {fewer}free memory that others use, take a smaller model "
+                'or dtype, or quantize="int8"'
+            )
+        self._limit = (images + 1) // 2
 
     def release(self) -> None:
-        """Gives back the memory of what is kept for the next call."""
+        """Gives back the memory that is kept for the next call, and forgets that memory ran out before."""
         with self._lock:
-            self._kept = None
+            self._kept, self._limit = None, None
 
     @property
     def kept_bytes(self) -> int:
-        """Memory that is kept for the next call, and given back when that is of another kind."""
+        """Returns the memory that is kept for the next call, and given back if that is of another kind."""
         kept = self._kept
         return 0 if kept is None else kept.keys_values.nbytes

@@ -12,12 +12,12 @@ from janus_dola.engine.devices import stream_for
 def capture(
     run: Callable[[], None], device: torch.device, pool: Any, generator: torch.Generator | None = None
 ) -> torch.cuda.CUDAGraph:
-    """What `run` queues, as a graph; nothing of it is done yet.
+    """Captures the work that `run` queues as a graph; nothing is computed yet.
 
     Args:
         run: has been run before, so that everything is compiled and loaded.
-        pool: where its memory comes from. Graphs that run one after the other share it.
-        generator: that `run` draws from beside torch's global one.
+        pool: gives the memory. Graphs that run one after the other share it.
+        generator: used by `run` beside torch's global one.
     Raises:
         RuntimeError: something cannot be captured. Stream and allocator are as they were.
     """

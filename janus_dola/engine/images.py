@@ -1,41 +1,35 @@
-"""From jobs to images in order: codes by the engine, pictures beside it, and fewer at once where memory runs out."""
+"""From jobs to images in order: codes by the engine, pixels beside it."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
-from janus_dola.arguments import MAX_SEED, Window
-from janus_dola.engine.capacity import images_that_fit
+from janus_dola.arguments import MAX_SEED
 from janus_dola.engine.engine import Engine
-from janus_dola.engine.jobs import Job, longest_of
-from janus_dola.engine.kept_jobs import KeptJobs
+from janus_dola.engine.jobs import Job, JobQueue
 from janus_dola.engine.pixels import start_pixels
 from janus_dola.engine.plan import Plan
 from janus_dola.engine.progress import Callback, Progress
 from janus_dola.engine.slots import Codes
 from janus_dola.images.recipe import Recipe
-from janus_dola.models.model import ImageModel, PromptRows
+from janus_dola.kernels.types import SamplingParams
+from janus_dola.models.model import PromptRows
 from janus_dola.outputs import DrawnImage, NonFiniteError
 
-MaybeDrawn = tuple[Job, DrawnImage | None]  # None where an image is not finite
-
-
-def out_of_memory(images: int) -> str:
-    """What to do where so many images together do not fit into memory, in one line."""
-    fewer = "draw fewer at once (a smaller parallel_size), or " if images > 1 else ""
-    return (
-        f"out of memory with {images} image(s) at once: {fewer}free memory that others use, take a smaller model or dtype, "
-        'or quantize="int8"'
-    )
+MaybeImage = tuple[Job, DrawnImage | None]  # None for an image that is not finite
 
 
 def jobs_of(
-    prompts: Iterable[str], rows_of_prompt: Callable[[str], PromptRows], parallel_size: int, seed: int
+    prompts: Iterable[str],
+    rows_of_prompt: Callable[[str], PromptRows],
+    parallel_size: int,
+    seeds: Sequence[int],
+    params: SamplingParams,
 ) -> Iterator[Job]:
-    """A job for each image of each prompt; prompts are read as jobs are asked for.
+    """Makes a job for each image of each prompt; prompts are read as jobs are needed.
 
     Raises:
         ValueError: the next prompt cannot be drawn, or there is no seed left for it.
@@ -44,142 +38,121 @@ def jobs_of(
         if not isinstance(prompt, str):
             raise ValueError(f"prompts must be strings, got {prompt!r}")
         rows = rows_of_prompt(prompt)
-        if seed + (index + 1) * parallel_size > MAX_SEED:
-            raise ValueError(f"seed must leave room for prompt {index} below {MAX_SEED}, got {seed}")
+        if len(seeds) < (index + 1) * parallel_size:
+            raise ValueError(f"seed must leave room for prompt {index} below {MAX_SEED}, got {seeds[0]}")
         for k in range(parallel_size):
             number = index * parallel_size + k
-            yield Job(number, index, k, rows, seed + number, words=prompt)
+            yield Job(number, index, k, rows, seeds[number], params, prompt)
+
+
+def draw_images(
+    engine: Engine,
+    jobs: Iterable[Job],
+    plan: Plan,
+    recipe: Recipe,
+    max_images: int | None = None,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+    callback: Callback | None = None,
+) -> Iterator[MaybeImage]:
+    """Draws images and yields them in order; where memory runs out, half as many at once, from the first that is missing.
+
+    Args:
+        jobs: their indices count up.
+        recipe: holds for all images, but for prompt and seed.
+        max_images, generator: as for `Engine.draw`.
+        progress: shows a bar with tokens per second.
+    Raises:
+        torch.OutOfMemoryError: not one image fits or, with the sampler "multinomial", not all together.
+    """
+    queue = JobQueue(jobs)
+    with Progress(progress, callback) as bar:
+        while True:
+            try:
+                for image in _in_order(engine, queue, plan, recipe, max_images, generator, bar):
+                    queue.let_go()
+                    yield image
+                return
+            except torch.OutOfMemoryError:
+                pass
+            # Out of the except clause nothing holds on to the memory of the images.
+            engine.halve(queue.together, plan.sampler == "multinomial")
+            queue.put_back()
+            bar.back_to(queue.out * engine.image_model.raster.length)
+
+
+def _in_order(
+    engine: Engine,
+    queue: JobQueue,
+    plan: Plan,
+    recipe: Recipe,
+    max_images: int | None,
+    generator: torch.Generator | None,
+    bar: tqdm,
+) -> Iterator[MaybeImage]:
+    """Draws images and yields them in order; on a GPU one late, so that its pixels are decoded while the next is drawn."""
+    first = queue.peek()
+    following = 0 if first is None else first.index
+    behind = 1 if engine.image_model.device.type == "cuda" else 0
+    done: dict[int, _Done] = {}  # by index
+    for job, codes in engine.draw(queue, plan, recipe.window, max_images, bar, generator):
+        done[job.index] = _Done(job, codes, start_pixels(engine.image_model, codes.tokens))
+        while following in done and following + behind in done:
+            yield done.pop(following).image(plan, recipe)
+            following += 1
+    for index in sorted(done):
+        yield done.pop(index).image(plan, recipe)
 
 
 @dataclass(frozen=True)
-class Drawer:
-    """Draws the images of one call.
+class _Done:
+    """An image whose codes are drawn and whose pixels are being decoded."""
 
-    Attributes:
-        recipe: of all images, but for prompt and seed.
-        most: images at once; None is as many as fit.
-        generator: of the sampler "multinomial"; None is torch's global one.
-        strict: a pass that cannot be compiled or captured is an error.
-    """
+    job: Job
+    codes: Codes  # on the device
+    pixels: Callable[[], Image.Image | None]  # waits for them
 
-    image_model: ImageModel
-    engine: Engine
-    plan: Plan
-    window: Window
-    recipe: Recipe
-    most: int | None = None
-    generator: torch.Generator | None = None
-    strict: bool = False
-
-    def draw_what_fits(
-        self, jobs: Iterable[Job], progress: bool = False, callback: Callback | None = None
-    ) -> Iterator[MaybeDrawn]:
-        """As `draw`; half as many at once from where memory runs out, unless the sampler draws all of them together."""
-        kept, most = KeptJobs(jobs), self.most
-        with Progress(progress, callback) as bar:
-            while True:
-                try:
-                    for found in replace(self, most=most).draw(kept.to_draw(), bar):
-                        kept.drawn += 1
-                        yield found
-                    return
-                except torch.OutOfMemoryError:
-                    pass
-                # Out of the except clause nothing holds on to the memory of the images.
-                begun = kept.begun()
-                at_once = len(begun)
-                if self.plan.sampler != "multinomial":
-                    at_once = min(at_once, most or self._that_fit(longest_of(begun)))
-                self.engine.release()
-                torch.cuda.empty_cache()
-                if self.plan.sampler == "multinomial" or at_once == 1:
-                    raise torch.OutOfMemoryError(out_of_memory(at_once))
-                most = (at_once + 1) // 2
-                bar.back_to(kept.drawn * self.image_model.raster.length)
-
-    def draw(self, jobs: Iterator[Job], bar: Progress | None = None) -> Iterator[MaybeDrawn]:
-        """Draws images, and yields them in order.
-
-        On a GPU the picture of an image is waited for when the next image is done.
-        """
-        coming: deque[_Coming] = deque()
-        early: dict[int, _Coming] = {}  # done before images that come before them
-        order: deque[int] = deque()
-
-        def in_order() -> Iterator[Job]:
-            for job in jobs:
-                order.append(job.index)
-                yield job
-
-        behind = 1 if self.image_model.device.type == "cuda" else 0
-
-        def limit(longest: int) -> int:
-            return self.most or self._that_fit(longest)
-
-        bar = Progress() if bar is None else bar
-        drawn = self.engine.draw(in_order(), self.plan, self.window, limit, bar, self.generator, self.strict)
-        for job, codes in drawn:
-            early[job.index] = _Coming(job, codes, start_pixels(self.image_model, codes.tokens))
-            while order and order[0] in early:
-                coming.append(early.pop(order.popleft()))
-            while len(coming) > behind:
-                yield self._image(coming.popleft())
-        while coming:
-            yield self._image(coming.popleft())
-
-    def _that_fit(self, longest: int) -> int:
-        return images_that_fit(self.image_model, longest, self.engine.kept_bytes)
-
-    def _image(self, coming: "_Coming") -> MaybeDrawn:
-        """Waits for it."""
-        job, codes, picture = coming.job, coming.codes.cpu(), coming.picture()
-        if picture is None or not codes.finite:
+    def image(self, plan: Plan, recipe: Recipe) -> MaybeImage:
+        """Waits for the pixels."""
+        job, codes, pixels = self.job, self.codes.cpu(), self.pixels()
+        if pixels is None or not codes.finite:
             return job, None
         return job, DrawnImage(
             job.prompt,
             job.k,
-            picture,
+            pixels,
             codes.tokens,
             codes.premature_layers,
             codes.jsd,
             job.seed,
             int(codes.passes),
-            replace(self.recipe, prompt=job.words, seed=job.seed),
-            self.plan.layers,
-            self.plan.sampler == "gumbel",
+            replace(recipe, prompt=job.words, seed=job.seed),
+            plan.layers,
+            plan.sampler == "gumbel",
         )
 
 
-@dataclass(frozen=True)
-class _Coming:
-    """An image whose codes are drawn and whose picture is being decoded."""
-
-    job: Job
-    codes: Codes  # on the device
-    picture: Callable[[], Image.Image | None]  # waits for it
-
-
-def all_of(drawn: Iterable[MaybeDrawn]) -> list[DrawnImage]:
-    """The images.
+def all_of(images: Iterable[MaybeImage]) -> list[DrawnImage]:
+    """Collects images.
 
     Raises:
-        NonFiniteError: not all of them are finite.
+        NonFiniteError: some are not finite.
     """
-    found = list(drawn)
-    bad = [job.index for job, image in found if image is None]
-    good = [image for _, image in found if image is not None]
+    every = list(images)
+    bad = [job.index for job, image in every if image is None]
+    good = [image for _, image in every if image is not None]
     if bad:
         raise NonFiniteError(bad, good)
     return good
 
 
-def each_of(drawn: Iterable[MaybeDrawn]) -> Iterator[DrawnImage]:
-    """The images.
+def each_of(images: Iterable[MaybeImage]) -> Iterator[DrawnImage]:
+    """Yields images as they come.
 
     Raises:
         NonFiniteError: the next one is not finite.
     """
-    for job, image in drawn:
+    for job, image in images:
         if image is None:
             raise NonFiniteError([job.index])
         yield image

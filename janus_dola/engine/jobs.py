@@ -1,63 +1,85 @@
-"""Images to draw, in a queue."""
+"""Images to draw, in a queue that keeps each until it is out."""
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from janus_dola.kernels.types import SamplingParams
 from janus_dola.models.model import PromptRows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One image to draw."""
 
-    index: int  # over all prompts
+    index: int  # counts the images over all prompts; no two jobs of a decoder share it
     prompt: int  # index of its prompt
     k: int  # which of the prompt's images
     rows: PromptRows
     seed: int
-    params: SamplingParams | None = None  # the plan's
-    words: str = ""  # of the prompt, for its recipe
+    params: SamplingParams
+    words: str = ""  # the prompt, for the recipe
 
 
 class JobQueue:
-    """Jobs in order, read as they are needed. An error that reading one raises comes once the jobs before it are done."""
+    """Jobs in order, read as they are needed. An error in reading one is raised once the jobs before it are done.
 
-    def __init__(self, jobs: Iterator[Job]) -> None:
-        self._jobs = jobs
-        self._next: Job | None = None
+    A job is kept until its image is out, so that it can be put back and drawn again.
+
+    Attributes:
+        together: how many jobs `take_together` took last.
+        out: how many images are out.
+    """
+
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        self._unread = iter(jobs)
+        self._waiting = deque[Job]()
+        self._begun = deque[Job]()  # their images are not out yet
         self._error: ValueError | None = None
+        self.together = self.out = 0
 
     def peek(self) -> Job | None:
-        """The next job; None where there is none, or only an error."""
-        if self._next is None and self._error is None:
+        """Returns the next job, or None if there is none, or only an error."""
+        if not self._waiting and self._error is None:
             try:
-                self._next = next(self._jobs, None)
+                self._waiting.extend(itertools.islice(self._unread, 1))
             except ValueError as error:
                 self._error = error
-        return self._next
+        return self._waiting[0] if self._waiting else None
 
     def take_if(self, fits: Callable[[Job], bool]) -> Job | None:
-        """The next job, if there is one and it fits."""
+        """Takes the next job, if there is one and it fits."""
         job = self.peek()
         if job is None or not fits(job):
             return None
-        self._next = None
+        self._begun.append(self._waiting.popleft())
         return job
 
     def take_together(self, limit: Callable[[int], int]) -> list[Job]:
-        """The next jobs, as many as may go together when the longest prompt among them has so many tokens; at least one."""
+        """Takes jobs while they fit together, at least one: `limit(n)` images fit if the longest prompt has n tokens."""
         jobs: list[Job] = []
         while job := self.take_if(lambda job: not jobs or len(jobs) < limit(longest_of((*jobs, job)))):
             jobs.append(job)
+        self.together = len(jobs)
         return jobs
 
+    def let_go(self) -> None:
+        """Forgets the oldest job that was taken: its image is out."""
+        self._begun.popleft()
+        self.out += 1
+
+    def put_back(self) -> None:
+        """Puts the jobs whose images are not out before those that wait."""
+        self._waiting.extendleft(reversed(self._begun))
+        self._begun.clear()
+
     def raise_error(self) -> None:
-        """Raises what reading the next job raised, if it did."""
+        """Raises the error that reading the next job raised, if it did."""
         if self._error is not None:
             raise self._error
 
 
 def longest_of(jobs: Iterable[Job]) -> int:
-    """Tokens of the longest row of a prompt."""
+    """Returns the number of tokens of the longest row of a prompt."""
     return max(len(row) for job in jobs for row in job.rows)

@@ -1,4 +1,4 @@
-"""From codes to pictures: the image decoder, on a GPU beside the drawing of what comes next."""
+"""From codes to pixels: the image decoder, on a GPU beside the drawing of the next images."""
 
 from collections.abc import Callable
 
@@ -12,13 +12,14 @@ from janus_dola.models.model import ImageModel
 
 @torch.no_grad()
 def start_pixels(image_model: ImageModel, tokens: Tensor) -> Callable[[], Image.Image | None]:
-    """Decodes the codes of one image, [T]; on a GPU in a stream of its own, so that drawing can go on meanwhile.
+    """Decodes one image's codes [T]; on a GPU in a stream of its own, so that drawing can go on meanwhile.
 
-    One at a time: an image decoder needs far more memory than drawing does, and pixels then depend on nothing else.
+    Images are decoded one at a time: the image decoder needs far more memory than drawing does, and pixels then depend on
+    the image's codes alone.
 
     Returns:
-        a function that waits for the RGB image, pixels in [-1, 1] mapped to 0 .. 255, clipped and cut off as DeepSeek's and
-        transformers' code do; None where pixels are not finite.
+        a function that waits for the RGB image, or None if pixels are not finite. Pixels in [-1, 1] are mapped to 0 .. 255,
+        clipped and cut off as DeepSeek's and transformers' code do.
     """
     if tokens.device.type != "cuda":
         pixels, finite = _pixels(image_model, tokens)
@@ -26,9 +27,9 @@ def start_pixels(image_model: ImageModel, tokens: Tensor) -> Callable[[], Image.
     stream = stream_for("pictures", tokens.device)
     stream.wait_stream(torch.cuda.current_stream(tokens.device))
     with torch.cuda.stream(stream):
-        found = _pixels(image_model, tokens)
         pixels, finite = (
-            torch.empty(each.shape, dtype=each.dtype, pin_memory=True).copy_(each, non_blocking=True) for each in found
+            torch.empty(each.shape, dtype=each.dtype, pin_memory=True).copy_(each, non_blocking=True)
+            for each in _pixels(image_model, tokens)
         )
         done = stream.record_event()
     tokens.record_stream(stream)
@@ -53,7 +54,7 @@ def to_images(image_model: ImageModel, tokens: Tensor) -> list[Image.Image]:
 
 
 def _pixels(image_model: ImageModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """[H, W, 3] bytes, and whether what they were made of was finite."""
+    """Returns [H, W, 3] bytes, and whether the pixels were finite before rounding."""
     decoded = image_model.to_pixels(tokens.unsqueeze(0))[0].float()
     bytes_ = ((decoded + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
     return bytes_.permute(1, 2, 0).contiguous(), decoded.isfinite().all()

@@ -1,7 +1,7 @@
-"""What a user's settings mean for a model of so many blocks on its device."""
+"""A user's settings turned into what a pass is compiled for, on the model's device."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -9,7 +9,6 @@ import torch
 from janus_dola.arguments import LaunchName
 from janus_dola.engine.devices import has_graphs
 from janus_dola.kernels.head import resolve_backend
-from janus_dola.kernels.types import SamplingParams
 from janus_dola.models.model import ImageModel
 from janus_dola.settings import DrawSettings
 
@@ -19,43 +18,49 @@ SAMPLERS, LAUNCHES = get_args(Sampler), get_args(LaunchName)
 
 @dataclass(frozen=True)
 class Plan:
-    """Which layers are read at each token, how a pass is run, and how a token is chosen where an image does not say."""
+    """What a pass is compiled for. Images of equal plans share passes, whatever else their settings say."""
 
-    layers: tuple[int, ...]  # tapped, in ascending order; the final layer N comes after them
-    params: SamplingParams = field(compare=False)  # of other images the same passes draw
+    layers: tuple[int, ...]  # read at each token, in ascending order; the final layer N comes after them
+    kind: Hashable  # `SamplingParams.kind` of the images
     sampler: Sampler
-    backend: str  # of the head stage: "reference", "torch" or "triton"; and of the blocks, where it is "triton"
+    backend: str  # runs the head stage: "reference", "torch" or "triton"; and the blocks, if it is "triton"
     launch: str  # "graph", "compile" or "eager"
-    window: int = 1  # W, codes fed a pass for each image
-    kind: Hashable = field(init=False)  # of the images' params
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "kind", self.params.kind)
+    window: int = 1  # W, codes fed per image and pass
 
     @property
     def simplest(self) -> "Plan":
-        """The same images by what runs everywhere."""
+        """Returns a plan for the same images that runs everywhere."""
         return replace(self, launch="eager", backend="torch")
 
 
-def plan(
+def layers_of(settings: DrawSettings, image_model: ImageModel) -> tuple[int, ...]:
+    """Returns the layers below the final one that passes with these settings read, in ascending order.
+
+    Raises:
+        ValueError: the model has none of the candidate layers.
+    """
+    return () if settings.dola is None else tuple(settings.dola.layers_to_read(image_model.num_layers))
+
+
+def make_plan(
     image_model: ImageModel,
     settings: DrawSettings,
     sampler: Sampler = "gumbel",
     backend: str = "auto",
     launch: str = "auto",
 ) -> Plan:
-    """Turns the settings of a user into a plan for a model.
+    """Turns a user's settings into a plan for a model.
 
     Raises:
-        ValueError: a value is out of range, no candidate layer exists in the model, or its device lacks what is asked for.
+        ValueError: a value is out of range, the model has none of the candidate layers, or its device cannot run the
+            backend or the launch.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {list(SAMPLERS)}, got {sampler!r}")
-    layers = () if settings.dola is None else tuple(settings.dola.layers_to_read(image_model.num_layers))
+    layers = layers_of(settings, image_model)
     return Plan(
         layers,
-        settings.sampling_params(layers),
+        settings.sampling_params(layers).kind,
         sampler,
         resolve_backend(backend, image_model.device, image_model.dtype),
         resolve_launch(launch, image_model.device),
@@ -63,10 +68,10 @@ def plan(
 
 
 def resolve_launch(launch: str, device: torch.device) -> str:
-    """The way to run a pass that a name stands for: "auto" is "graph" on a CUDA device, and "eager" elsewhere.
+    """Resolves "auto": "graph" on a CUDA device, "eager" elsewhere.
 
     Raises:
-        ValueError: there is no such way, or graphs do not exist on this device.
+        ValueError: the name is unknown, or the device has no graphs.
     """
     if launch not in LAUNCHES:
         raise ValueError(f"launch must be one of {list(LAUNCHES)}, got {launch!r}")

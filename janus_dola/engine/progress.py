@@ -1,4 +1,4 @@
-"""How far drawing is: a bar in the terminal, and a call to whoever asked."""
+"""Progress: a bar in the terminal, and the caller's callback."""
 
 from collections.abc import Callable
 
@@ -11,8 +11,8 @@ class Progress(tqdm):
     """Counts codes as they are decided.
 
     Args:
-        shown: with a bar of tokens per second.
-        callback: is called with codes decided and codes of the images begun.
+        shown: shows a bar with tokens per second.
+        callback: called with the numbers of codes decided and of codes in the images begun.
     """
 
     def __init__(self, shown: bool = False, callback: Callback | None = None) -> None:
@@ -20,12 +20,12 @@ class Progress(tqdm):
         self._decided, self._callback = 0, callback
 
     def back_to(self, codes: int) -> None:
-        """Only so many codes are decided, and none of others begun."""
+        """Sets the count back: only so many codes are decided, and no other image is begun."""
         self._decided = self.total = self.n = codes
         self.refresh()
 
     def update(self, n: float | None = 1) -> bool | None:
-        """So many more."""
+        """Counts codes that were decided."""
         refreshed = super().update(n)
         self._decided += int(n or 0)
         if self._callback is not None:

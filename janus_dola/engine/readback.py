@@ -1,4 +1,4 @@
-"""How far the images are, read from the device some passes late, so that the host never waits for a pass."""
+"""Reads progress from the device some passes late, so that the host never waits for a pass."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ _AHEAD = 4  # passes that the host may be ahead of the device
 
 
 class Readback:
-    """Numbers that passes leave on the device, each with a tag of the host's."""
+    """Queue of small tensors being copied to the host, each with a host-side tag."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._queued: deque[tuple[Any, Tensor, torch.cuda.Event | None]] = deque()
 
     def push(self, tag: Any, numbers: Tensor) -> None:
-        """Queues a copy of what the numbers are after the passes queued so far."""
+        """Queues a copy of the numbers as they are after the passes queued so far."""
         if self._on_gpu:
             copy = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
             self._queued.append((tag, copy, torch.cuda.current_stream(numbers.device).record_event()))
@@ -26,7 +26,7 @@ class Readback:
             self._queued.append((tag, numbers.clone(), None))
 
     def arrived(self) -> Iterator[tuple[Any, list[int]]]:
-        """What has arrived, oldest first; waits only where the host is too far ahead."""
+        """Yields tags and numbers that have arrived, oldest first; waits only if the host is too far ahead."""
         while self._queued:
             tag, numbers, event = self._queued[0]
             if event is not None and not event.query():

@@ -1,6 +1,6 @@
 """The loop that takes images through the slots of a decoder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tqdm.auto import tqdm
 
@@ -13,71 +13,102 @@ from janus_dola.engine.slots import Codes
 
 
 class SlotRunner:
-    """Images going through the slots of one decoder: `jobs` says what each slot draws; None in its place gives it up."""
+    """Takes images through the slots of one decoder: admits them, runs passes, and hands out those that are done.
+
+    The device knows how many positions of an image are decided, and the host learns it some passes late. Meanwhile the
+    host keeps two bounds per slot, `_decided_at_least` <= truth <= `_decided_at_most`: the lower one tells when an image
+    is done, the upper one how far the next pass has to look. They are equal if each pass decides one code.
+    """
 
     def __init__(self, decoder: Decoder, bar: tqdm) -> None:
         self.decoder, self._bar = decoder, bar
         self._window, self._length = decoder.plan.window, decoder.image_model.raster.length
-        self.jobs: list[Job | None] = [None] * len(decoder.slots.seeds)
-        # Of each slot: positions that are decided for certain, and at the most.
-        self.least, self._most = [0] * len(self.jobs), [0] * len(self.jobs)
+        self._slot_of: dict[Job, int] = {}  # the images being drawn
+        self._count = len(decoder.slots.seeds)
+        self._decided_at_least, self._decided_at_most = [0] * self._count, [0] * self._count
         self._passes = 0
         self._readback = Readback(decoder.image_model.device)
 
-    def run(self, first: list[Job], queue: JobQueue) -> Iterator[tuple[Job, Codes]]:
-        """Draws the first jobs, and all further ones that fit into the positions there are."""
+    @property
+    def jobs(self) -> list[Job]:
+        """Returns the jobs whose images are being drawn."""
+        return list(self._slot_of)
+
+    @property
+    def free(self) -> list[int]:
+        """Returns the slots that images can begin in."""
+        taken = set(self._slot_of.values())
+        return [slot for slot in range(self._count) if slot not in taken]
+
+    @property
+    def visible(self) -> int:
+        """Returns the number of positions that attention looks at in the next pass."""
+        written = max(longest_of([job]) + self._decided_at_most[slot] for job, slot in self._slot_of.items())
+        return visible_length(written - 1 + self._window)
+
+    def decided(self, job: Job) -> int:
+        """Returns how many positions of an image being drawn are decided for certain, in its sequence."""
+        return self._decided_at_least[self._slot_of[job]]
+
+    def codes(self, job: Job) -> Codes:
+        """Returns the codes of an image being drawn; those not yet decided are guesses."""
+        return self.decoder.slots.codes(self._slot_of[job])
+
+    def cancel(self, job: Job) -> None:
+        """Gives up an image being drawn; its slot is free."""
+        del self._slot_of[job]
+
+    def run(self, first: Sequence[Job], queue: JobQueue) -> Iterator[tuple[Job, Codes]]:
+        """Draws the first jobs, and those of the queue that fit into the decoder's positions; yields each when done."""
         if self.decoder.plan.sampler == "multinomial":
-            self.admit(list(range(len(first))), first)  # together, as upstream loops draw
+            self.admit(first)  # together, as upstream loops draw
         else:
-            for slot, new in enumerate(first):
-                self.admit([slot], [new])
-        while any(self.jobs):
-            for slot, job in self.advance():
-                codes = self.decoder.slots.codes(slot)
+            for job in first:
+                self.admit([job])
+        while self._slot_of:
+            for job, codes in self.advance():
                 following = queue.take_if(self._fits)
                 if following is not None:
-                    self.admit([slot], [following])
+                    self.admit([following])
                 yield job, codes
 
     def _fits(self, job: Job) -> bool:
         room = self.decoder.capacity >= positions(self.decoder.image_model, longest_of([job]), self._window)
         return room and self.decoder.plan.sampler != "multinomial"
 
-    def admit(self, slots: list[int], jobs: list[Job]) -> None:
-        """Images begin in these slots, which are free."""
+    def admit(self, jobs: Sequence[Job]) -> None:
+        """Begins images in free slots, of which there must be as many."""
+        slots = self.free[: len(jobs)]
         with undisturbed(self.decoder.image_model.device):
-            sampling = [job.params or self.decoder.plan.params for job in jobs]
-            self.decoder.admit(slots, [job.rows for job in jobs], [job.seed for job in jobs], sampling)
+            self.decoder.admit(slots, jobs)
         for slot, job in zip(slots, jobs, strict=True):
-            self.jobs[slot], self.least[slot], self._most[slot] = job, 1, 1
+            self._slot_of[job] = slot
+            self._decided_at_least[slot] = self._decided_at_most[slot] = 1
         self._bar.total += len(jobs) * self._length
         self._bar.update(len(jobs))
 
-    def advance(self) -> list[tuple[int, Job]]:
-        """Runs a pass, and tells which slots are free after it: their images are done, and lie there till others begin."""
-        self._pass()
-        done = [(i, job) for i, job in enumerate(self.jobs) if job and self.least[i] >= self._length]
-        for slot, _ in done:
-            self.jobs[slot] = None
+    def advance(self) -> list[tuple[Job, Codes]]:
+        """Runs a pass over all slots, and returns the images known to be done; their slots are free."""
+        with undisturbed(self.decoder.image_model.device):
+            self.decoder.run(self.visible)
+        self._passes += 1
+        self._decided_at_most = [min(most + self._window, self._length) for most in self._decided_at_most]
+        if self._window == 1:  # known without reading it back
+            self._note_progress(self._passes, self._slot_of, self._decided_at_most)
+        else:
+            self._readback.push((self._passes, dict(self._slot_of)), self.decoder.slots.decided)
+            for (passes, slot_of), decided in self._readback.arrived():
+                self._note_progress(passes, slot_of, decided)
+        done = [(job, self.codes(job)) for job in self._slot_of if self.decided(job) >= self._length]
+        for job, _ in done:
+            del self._slot_of[job]
         return done
 
-    def _pass(self) -> None:
-        written = max(longest_of([job]) + most for job, most in zip(self.jobs, self._most, strict=True) if job)
-        with undisturbed(self.decoder.image_model.device):
-            self.decoder.run(visible_length(written - 1 + self._window))
-        self._passes += 1
-        self._most = [min(most + self._window, self._length) for most in self._most]
-        if self._window == 1:  # nothing to be told
-            self._told(self._passes, self.jobs, self._most)
-        else:
-            self._readback.push((self._passes, list(self.jobs)), self.decoder.slots.decided)
-            for (passes, jobs), decided in self._readback.arrived():
-                self._told(passes, jobs, decided)
-
-    def _told(self, passes: int, jobs: list[Job | None], decided: list[int]) -> None:
-        """So many codes of these jobs were decided after so many passes."""
-        later = (self._passes - passes) * self._window
-        for slot, (job, count) in enumerate(zip(jobs, decided, strict=True)):
-            if job is not None and job is self.jobs[slot]:
-                self._bar.update(count - self.least[slot])
-                self.least[slot], self._most[slot] = count, min(count + later, self._length)
+    def _note_progress(self, passes: int, slot_of: dict[Job, int], decided: list[int]) -> None:
+        """Corrects the bounds by the number of positions that were decided in each slot after so many passes."""
+        passes_since = self._passes - passes
+        for job, slot in slot_of.items():
+            if job in self._slot_of:
+                self._bar.update(decided[slot] - self._decided_at_least[slot])
+                self._decided_at_least[slot] = decided[slot]
+                self._decided_at_most[slot] = min(decided[slot] + passes_since * self._window, self._length)

@@ -1,4 +1,4 @@
-"""The distributions that the codes of images came from, found again from the codes.
+"""The distributions that the codes of images were drawn from, computed again from the codes.
 
 Given the codes, one pass over prompt and image reads the hidden states of all positions at once, and from them follows the
 very distribution that each code was drawn from, up to the rounding of another number of rows.
@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from janus_dola.engine.plan import Plan
 from janus_dola.kernels.block_torch import run_whole
 from janus_dola.kernels.head import head_scores
-from janus_dola.kernels.types import Scores
+from janus_dola.kernels.types import SamplingParams, Scores
 from janus_dola.models.model import ImageModel, PromptRows
 from janus_dola.models.weights import Weights
 
@@ -23,36 +22,35 @@ from janus_dola.models.weights import Weights
 class CodeScores:
     """What `JanusDoLa.scores` returns. P prompts, K images of each, T image tokens, V codes; tensors are on the CPU."""
 
-    scores: (
-        Tensor  # [P, K, T, V] float32, F: the contrasted scores before temperature, -inf where a code is not plausible
-    )
-    premature_layers: (
-        Tensor  # [P, K, T] int64, the layer contrasted with; N (the final one) where there was no contrast
-    )
+    # [P, K, T, V] float32, F: the contrasted scores before temperature, -inf where a code is not plausible
+    scores: Tensor
+    # [P, K, T] int64, the layer contrasted with; N (the final one) where there was no contrast
+    premature_layers: Tensor
     jsd: Tensor  # [P, K, T] float32, that layer's Jensen-Shannon divergence from the final one, in [0, ln 2] nats
     temperature: float  # T of the settings
 
     @property
     def log_distributions(self) -> Tensor:
-        """[P, K, T, V] float32, log softmax(F / T): what each code was drawn from, nats."""
+        """Returns log softmax(F / T), the distribution that each code was drawn from: [P, K, T, V] float32, nats."""
         return log_distributions(self.scores, self.temperature)
 
     @classmethod
-    def of(cls, found: Iterable[Scores], shape: Sequence[int], plan: Plan, num_layers: int) -> "CodeScores":
-        """From the scores of images [P, K, T], one after the other, in a model of so many blocks."""
-        columns = zip(*((each.scores.cpu(), each.layer.cpu(), each.jsd.cpu()) for each in found), strict=True)
-        scores, layer, jsd = (torch.cat(column) for column in columns)
-        layers = torch.tensor([*plan.layers, num_layers])
-        return cls(
-            scores.view(*shape, -1).float(),
-            layers[layer].view(*shape),
-            jsd.view(*shape).float(),
-            plan.params.temperature,
-        )
+    def of(
+        cls, scores: Iterable[Scores], shape: Sequence[int], layers: Sequence[int], temperature: float
+    ) -> "CodeScores":
+        """Joins the scores of images [P, K, T], given one after the other.
+
+        Args:
+            layers: the numbers of those that were read, the final one included.
+        """
+        columns = zip(*((each.scores.cpu(), each.layer.cpu(), each.jsd.cpu()) for each in scores), strict=True)
+        joined, layer, jsd = (torch.cat(column) for column in columns)
+        premature_layers = torch.tensor(layers)[layer].view(*shape)
+        return cls(joined.view(*shape, -1).float(), premature_layers, jsd.view(*shape).float(), temperature)
 
 
 def check_codes(tokens: Tensor, prompts: int, image_model: ImageModel) -> None:
-    """Raises ValueError where tokens are not codes [P, K, T] of images of so many prompts."""
+    """Raises ValueError where tokens are not codes [P, K, T] for so many prompts."""
     if tokens.ndim != 3 or tokens.shape[0] != prompts or tokens.shape[2] != image_model.image_tokens:
         raise ValueError(
             f"tokens must be of shape [{prompts}, images, {image_model.image_tokens}], got {list(tokens.shape)}"
@@ -64,15 +62,21 @@ def check_codes(tokens: Tensor, prompts: int, image_model: ImageModel) -> None:
 
 @torch.no_grad()
 def scores_of_images(
-    image_model: ImageModel, weights: Weights, rows: Sequence[PromptRows], tokens: Tensor, plan: Plan
+    image_model: ImageModel,
+    weights: Weights,
+    rows: Sequence[PromptRows],
+    tokens: Tensor,
+    layers: Sequence[int],
+    params: SamplingParams,
 ) -> Iterator[Scores]:
-    """The contrasted distribution at every code of each image, given the codes before it; one image at a time.
+    """Yields, image by image, the contrasted distribution at every code, given the codes before it.
 
     Args:
-        rows: of P prompts.
+        rows: one for each prompt.
         tokens: [P, K, T] int64.
+        layers: read below the final one, in ascending order.
     Returns:
-        for each image Scores of T rows, on the model's device.
+        Scores of T rows for each image, on the model's device.
     """
     for both, images in zip(rows, tokens.to(image_model.device), strict=True):
         words = [image_model.embed_text(torch.tensor(row, device=image_model.device)) for row in both]
@@ -80,15 +84,13 @@ def scores_of_images(
             fed_back = weights.code_table[image_model.raster.sequence(codes)[:-1]]
             # The shorter row is followed by zeros, which nothing looks back at.
             whole = pad_sequence([torch.cat([row, fed_back]) for row in words], batch_first=True)
-            _, states = run_whole(whole, weights.blocks, weights.rotary, plan.layers)
-            of_codes = torch.cat(
-                [states[:, i, len(row) - 1 + image_model.raster.places] for i, row in enumerate(words)], 1
-            )
-            yield head_scores(of_codes, weights.head, plan.params, "torch")
+            _, states = run_whole(whole, weights.blocks, weights.rotary, layers)
+            at_codes = [states[:, i, len(row) - 1 + image_model.raster.places] for i, row in enumerate(words)]
+            yield head_scores(torch.cat(at_codes, 1), weights.head, params, "torch")
 
 
 def log_distributions(scores: Tensor, temperature: float) -> Tensor:
-    """log softmax(F / T); at T = 0 all of it lies on the first of the highest.
+    """Returns log softmax(F / T); at T = 0 all probability lies on the first of the highest.
 
     Args:
         scores: [..., V], F; -inf where a code is not plausible.
@@ -102,5 +104,5 @@ def log_distributions(scores: Tensor, temperature: float) -> Tensor:
 
 
 def log_probabilities(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
-    """`log_distributions` at codes [N], of scores [N, V]: [N]."""
+    """Returns `log_distributions` of scores [N, V] at codes [N]: [N]."""
     return log_distributions(scores, temperature).gather(-1, codes.unsqueeze(-1)).squeeze(-1)

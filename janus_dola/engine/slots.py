@@ -1,9 +1,19 @@
-"""Slots: an image being drawn is one, and all there is to know of it lies on the device.
+"""Slots: each holds an image being drawn, on the device.
 
-The codes of an image solve x_t = f_t(x_<t), where f_t adds the noise of the image's seed at t. A pass feeds W codes, the
-last one decided and W - 1 guesses, and gets f of each. Guesses that turn out to be what f gives were fed with a right
-prefix, and so was the first code after them: between one and W codes are decided, and the same for any W and any guesses.
-What ends a line of some models stands among the codes, is always guessed right, and is left out in the end.
+The codes of an image solve x_t = f_t(x_<t), where f_t adds the seed's noise at t. A pass feeds W codes, the last one decided
+and W - 1 guesses, and computes f after each. A guess that equals f's value was fed after a right prefix, and so was the
+first code behind it: a pass decides between one and W codes, and the same ones for any W and any guesses.
+
+An example with W = 4, where x_0 .. x_9 are decided and a, b, c are the guesses for positions 10, 11, 12:
+
+    fed          x_9   a     b     c
+    f after it   a     p     q     r
+
+f after x_9 is a, so the first guess was right. f after a is p and not b, so b is the first wrong guess and p replaces it.
+Two codes are accepted: a and p, for positions 10 and 11. q and r came after a wrong prefix. They are the next guesses for
+positions 12 and 13, but where they begin by repeating the wrong b they become p.
+
+Some models end each line with a fixed token. It stands among the codes, is always guessed right, and is left out in the end.
 (Fixed-point iteration with reparametrised noise: Wiggers and Hoogeboom, ICML 2020, arXiv 2002.09928.)
 """
 
@@ -18,23 +28,23 @@ from janus_dola.models.model import Raster
 
 @dataclass(frozen=True)
 class Codes:
-    """The codes of an image, and what DoLa did at each. T image tokens."""
+    """An image's codes, and what DoLa did at each. T image tokens."""
 
     tokens: Tensor  # [T] int64
     premature_layers: Tensor  # [T] int64, the layer contrasted with; N where there was no contrast
-    jsd: Tensor  # [T], its divergence from the final layer in nats; 0 where there was no contrast
-    finite: Tensor  # [] bool, False where hidden states or logits were not finite at some token
-    passes: Tensor  # [] int64, after that of the prompt
+    jsd: Tensor  # [T], that layer's divergence from the final one in nats; 0 where there was no contrast
+    finite: Tensor  # [] bool, False if hidden states or logits were not finite at some token
+    passes: Tensor  # [] int64, number of passes after the prompt's
 
     def cpu(self) -> "Codes":
-        """The same on the CPU."""
+        """Copies all of it to the CPU."""
         return Codes(*(getattr(self, field.name).cpu() for field in fields(self)))
 
 
 class Slots:
     """S slots, whose images have T' positions each. A pass feeds W codes of every slot.
 
-    An empty slot is one whose image is done: it is fed all the same, and nothing comes of it.
+    A slot is empty if its image is done. It is fed all the same, and nothing comes of it.
     """
 
     def __init__(self, slots: int, raster: Raster, window: int, layers: Tensor, sampling: SamplingTensors):
@@ -42,24 +52,30 @@ class Slots:
             return torch.zeros(slots, *shape, dtype=dtype, device=layers.device)
 
         self.window, self._raster = window, raster
-        self._layer_numbers = layers  # of the stack
+        self._layer_numbers = layers  # [L], by index into the stack
         positions = raster.length + 2 * window  # guesses go beyond an image's end
         self.seeds = zeros()
-        self.prompt_tokens = torch.stack([zeros() + 1] * 2)  # [2, S], of both rows
-        self.decided = zeros() + raster.length  # how many positions are
+        self.prompt_tokens = torch.stack([zeros() + 1] * 2)  # [2, S], lengths of both rows
+        self.decided = zeros() + raster.length  # [S], number of decided positions
         self.passes = zeros()
-        self.sampling = sampling  # [S * W], an image's repeated for each code fed
+        self.sampling = sampling  # [S * W], each image's numbers repeated for the W codes fed
         self.tokens = zeros(positions)  # decided codes, then guesses
         self.layers = zeros(positions)  # indices into the stack
         self.jsd = zeros(positions, dtype=sampling.temperature.dtype)
         self.finite = zeros(dtype=torch.bool)
         self._ahead = torch.arange(window, device=layers.device)
-        self._codes = raster.places.to(layers.device)
+        self._code_places = raster.places.to(layers.device)
 
     def admit(
         self, slots: Tensor, lengths: Tensor, seeds: Tensor, sampling: SamplingTensors, first: SampledCodes
     ) -> None:
-        """Images begin in these slots with their first code, which the prompt gave. All [n] int64; lengths [2n]."""
+        """Begins images in these slots with their first code, drawn after the prompt.
+
+        Args:
+            slots, seeds: [n] int64.
+            lengths: [2n] int64, of the prompts' rows.
+            sampling, first: for n images.
+        """
         self.sampling.put(slots, sampling, self.window)
         self.seeds[slots] = seeds
         self.prompt_tokens[:, slots] = lengths.view(2, -1)
@@ -72,41 +88,46 @@ class Slots:
 
     @property
     def places(self) -> Tensor:
-        """Of the codes fed next, in their images: [S, W]."""
+        """Returns the positions [S, W], in their images, of the codes fed next."""
         return self.decided.unsqueeze(1) - 1 + self._ahead
 
     def fed(self, places: Tensor) -> Tensor:
-        """The codes at these places, decided or guessed."""
+        """Returns the codes, decided or guessed, at places [S, W]."""
         return self._raster.with_line_ends(places, self.tokens.gather(1, places))
 
-    def accept(self, found: SampledCodes) -> None:
-        """Takes what a pass found of the W codes fed to each slot; fields are [S * W]."""
+    def accept(self, sampled: SampledCodes) -> None:
+        """Accepts the codes that a pass decides, and keeps the others as guesses.
+
+        Args:
+            sampled: f after each of the W codes fed to each slot; fields are [S * W].
+        """
         places = self.places
         fed = self.fed(places)
-        code, layer, jsd, finite = (getattr(found, field.name).view(fed.shape) for field in fields(found))
-        code = self._raster.with_line_ends(places + 1, code)
-        right = (fed[:, 1:] == code[:, :-1]).long().cumprod(1).sum(1) + 1
-        accepted = torch.minimum(right, self._raster.length - self.decided)
-        self.finite &= (finite | (self._ahead >= accepted.unsqueeze(1))).all(1)
-        # What was not accepted stays as the next guess; behind the window the code above is one.
-        self.tokens.scatter_(1, places + 1, self._corrected(fed, code, accepted) if self.window > 1 else code)
-        self.layers.scatter_(1, places + 1, layer)
+        codes, layers, jsd, finite = (getattr(sampled, field.name).view(fed.shape) for field in fields(sampled))
+        codes = self._raster.with_line_ends(places + 1, codes)
+        # The right guesses up to the first wrong one, and the code behind them; nothing beyond the image's end.
+        num_right = (fed[:, 1:] == codes[:, :-1]).long().cumprod(1).sum(1) + 1
+        num_accepted = torch.minimum(num_right, self._raster.length - self.decided)
+        self.finite &= (finite | (self._ahead >= num_accepted.unsqueeze(1))).all(1)
+        self.tokens.scatter_(1, places + 1, self._next_guesses(fed, codes, num_accepted) if self.window > 1 else codes)
+        self.layers.scatter_(1, places + 1, layers)
         self.jsd.scatter_(1, places + 1, jsd)
+        # Behind the window, the code in the line above is the guess.
         behind = places + 1 + self.window
         self.tokens.scatter_(1, behind, self.tokens.gather(1, (behind - self._raster.stride).clamp(min=0)))
-        self.passes += accepted > 0
-        self.decided += accepted
+        self.passes += num_accepted > 0
+        self.decided += num_accepted
 
-    def _corrected(self, fed: Tensor, code: Tensor, accepted: Tensor) -> Tensor:
-        """Codes whose guesses went on with the first wrong guess go on with what stands in its place: [S, W]."""
-        accepted = accepted.unsqueeze(1)
-        wrong = fed.gather(1, accepted.clamp(max=self.window - 1))
-        right = code.gather(1, (accepted - 1).clamp(min=0))
-        rejected = self._ahead >= accepted
-        goes_on = ((code == wrong) | ~rejected).long().cumprod(1).bool() & rejected
-        return torch.where(goes_on, right, code)
+    def _next_guesses(self, fed: Tensor, codes: Tensor, num_accepted: Tensor) -> Tensor:
+        """Returns `codes` [S, W], where a run that goes on from the first wrong guess goes on with its replacement."""
+        num_accepted = num_accepted.unsqueeze(1)
+        first_wrong_guess = fed.gather(1, num_accepted.clamp(max=self.window - 1))
+        replacement = codes.gather(1, (num_accepted - 1).clamp(min=0))
+        rejected = self._ahead >= num_accepted
+        in_run = ((codes == first_wrong_guess) | ~rejected).long().cumprod(1).bool() & rejected
+        return torch.where(in_run, replacement, codes)
 
     def codes(self, slot: int) -> Codes:
-        """Of the image in a slot; the next one there does not change them."""
-        tokens, layers, jsd = (each[slot][self._codes] for each in (self.tokens, self.layers, self.jsd))
+        """Returns the codes of the image in a slot; the next image there does not change them."""
+        tokens, layers, jsd = (each[slot][self._code_places] for each in (self.tokens, self.layers, self.jsd))
         return Codes(tokens, self._layer_numbers[layers], jsd, self.finite[slot].clone(), self.passes[slot].clone())

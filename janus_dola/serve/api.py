@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from janus_dola.outputs import NonFiniteError
 from janus_dola.serve.access import BodyLimit, KeyCheck
+from janus_dola.serve.engine_thread import EngineThread, Event, FailedImage, FinishedImage, PartialImage
 from janus_dola.serve.errors import error_body, error_response, validation_response
 from janus_dola.serve.form_page import HEADERS, form_page
 from janus_dola.serve.metrics import RequestCounter
@@ -22,7 +23,6 @@ from janus_dola.serve.queue import FullError
 from janus_dola.serve.requests import ImagesRequest, InvalidError, ParsedRequest
 from janus_dola.serve.responses import ResponseWriter, event
 from janus_dola.serve.service import Service
-from janus_dola.serve.worker import Event, Failed, Finished, Partial, Worker
 
 GENERATIONS = "/v1/images/generations"
 _RETRY_AFTER = 5  # seconds, while the model loads
@@ -92,7 +92,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         try:
             async with aclosing(pictures):
                 async for picture in pictures:
-                    if isinstance(picture, Finished):
+                    if isinstance(picture, FinishedImage):
                         entries[picture.k] = await asyncio.to_thread(writer.entry, picture, keep)
         except ClientGoneError:
             return Response(status_code=499)
@@ -150,8 +150,8 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
 
 async def _until_done(
-    request: Request, worker: Worker, parsed: ParsedRequest, events: "asyncio.Queue[Event]"
-) -> AsyncGenerator[Partial | Finished, None]:
+    request: Request, worker: EngineThread, parsed: ParsedRequest, events: "asyncio.Queue[Event]"
+) -> AsyncGenerator[PartialImage | FinishedImage, None]:
     """Yields pictures until all images are drawn; however it ends, images that are not drawn by then are given up.
 
     Raises:
@@ -167,9 +167,9 @@ async def _until_done(
                 following.cancel()
                 raise ClientGoneError
             event = following.result()
-            if isinstance(event, Failed):
+            if isinstance(event, FailedImage):
                 raise event.error
-            missing -= isinstance(event, Finished)
+            missing -= isinstance(event, FinishedImage)
             yield event
     finally:
         gone.cancel()
@@ -181,11 +181,13 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _streamed(pictures: AsyncGenerator[Partial | Finished, None], writer: ResponseWriter) -> AsyncIterator[str]:
+async def _streamed(
+    pictures: AsyncGenerator[PartialImage | FinishedImage, None], writer: ResponseWriter
+) -> AsyncIterator[str]:
     try:
         async with aclosing(pictures):
             async for picture in pictures:
-                if isinstance(picture, Partial):
+                if isinstance(picture, PartialImage):
                     yield await asyncio.to_thread(writer.partial, picture)
                 else:
                     yield await asyncio.to_thread(writer.completed, picture)

@@ -1,4 +1,4 @@
-"""Who is drawn when: images wait in one queue, and are drawn in turns, each of images that can share passes."""
+"""The queue of waiting images: they are drawn in turns, and the images of a turn can share passes."""
 
 import threading
 from collections.abc import Hashable
@@ -6,25 +6,25 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Queued(Protocol):
-    """What can wait: its `kind` says with which others it can share a turn."""
+    """An item that can wait; items of equal `kind` can share a turn."""
 
     @property
     def kind(self) -> Hashable:
-        """Images of equal kinds can go together."""
+        """Returns a key that items which can go together have in common."""
 
 
 Item = TypeVar("Item", bound=Queued)
 
 
 class FullError(RuntimeError):
-    """More wait than may."""
+    """The queue is full."""
 
 
 class FairQueue(Generic[Item]):
-    """Images in order of arrival, for any number of threads that put and one that takes.
+    """Images in order of arrival, for many threads that put and one that takes.
 
     A turn has the kind of the oldest image. It draws the images of its kind that waited when it began, and later ones only
-    while nobody of another kind waits. So nobody waits longer than for what was there before, whatever arrives meanwhile.
+    while no image of another kind waits. So an image waits at most for images that were queued before it.
 
     Args:
         most: images that may wait.
@@ -33,9 +33,9 @@ class FairQueue(Generic[Item]):
     def __init__(self, most: int) -> None:
         self.most = most
         self._changed = threading.Condition()  # guards all below
-        self._waiting: list[tuple[int, Item]] = []  # with the number of its arrival
+        self._waiting: list[tuple[int, Item]] = []  # each with the number of its arrival
         self._arrived = 0
-        self._turn: tuple[Hashable, int] = (None, 0)  # its kind, and arrivals before it began
+        self._turn: tuple[Hashable, int] = (None, 0)  # its kind, and the number of arrivals before it began
         self._closed = False
 
     def __len__(self) -> int:
@@ -45,7 +45,7 @@ class FairQueue(Generic[Item]):
         """Adds all of them, or none.
 
         Raises:
-            FullError: not so many more may wait.
+            FullError: there is no room for all.
         """
         with self._changed:
             if len(self._waiting) + len(items) > self.most:
@@ -53,7 +53,7 @@ class FairQueue(Generic[Item]):
             self._append(items)
 
     def put_back(self, items: list[Item]) -> None:
-        """Adds again what was taken, before all others."""
+        """Adds items that were taken, before all others."""
         with self._changed:
             later = self._waiting
             self._waiting = []
@@ -67,10 +67,10 @@ class FairQueue(Generic[Item]):
         self._changed.notify()
 
     def begin_turn(self) -> int:
-        """Waits for an image, and begins a turn of the kind of the oldest.
+        """Waits for an image, and begins a turn that has the oldest image's kind.
 
         Returns:
-            how many images it may draw so far; 0 where the queue was closed.
+            how many images it may draw so far; 0 once the queue is closed.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
@@ -80,16 +80,16 @@ class FairQueue(Generic[Item]):
             return len(self._of_turn())
 
     def take(self) -> Item | None:
-        """The next image of this turn; None where there is none."""
+        """Takes the next image of this turn; None if there is none."""
         with self._changed:
-            found = self._of_turn()
-            if not found:
+            arrivals = self._of_turn()
+            if not arrivals:
                 return None
-            self._waiting.remove(found[0])
-            return found[0][1]
+            self._waiting.remove(arrivals[0])
+            return arrivals[0][1]
 
     def ready(self) -> int:
-        """How many images this turn may draw now."""
+        """Counts the images that this turn may draw now."""
         with self._changed:
             return len(self._of_turn())
 
@@ -99,13 +99,13 @@ class FairQueue(Generic[Item]):
         return [(number, item) for number, item in self._waiting if item.kind == kind and (alone or number < began)]
 
     def discard(self, items: list[Item]) -> None:
-        """Takes out those of the items that still wait."""
+        """Removes the items that still wait."""
         with self._changed:
             gone = {id(item) for item in items}
             self._waiting = [(number, item) for number, item in self._waiting if id(item) not in gone]
 
     def close(self) -> list[Item]:
-        """Ends waiting: what still waits comes back, and no turn begins any more."""
+        """Ends waiting: returns the items that still wait, and no turn begins any more."""
         with self._changed:
             left, self._waiting, self._closed = [item for _, item in self._waiting], [], True
             self._changed.notify()

@@ -13,7 +13,7 @@ from janus_dola.engine.jobs import Job
 from janus_dola.images.recipe import Recipe
 from janus_dola.models.model import PromptRows
 from janus_dola.pipeline import JanusDoLa
-from janus_dola.serve.worker import Asked, Event
+from janus_dola.serve.engine_thread import Event, ImageRequest
 from janus_dola.settings import SETTINGS, DoLaConfig, DrawSettings, Setting
 
 MAX_IMAGES = 10  # per request
@@ -78,7 +78,7 @@ class InvalidError(ValueError):
 class ParsedRequest:
     """A valid request."""
 
-    images: list[Asked]
+    images: list[ImageRequest]
     recipes: list[Recipe]  # one per image
     image_format: ImageFormat
     prompt_tokens: int
@@ -136,7 +136,7 @@ class Reader:
         )
         jobs = [Job(next(self._numbers), 0, k, rows, seed + k, params) for k in range(count)]
         return ParsedRequest(
-            [Asked(job, layers, partials, tell) for job in jobs],
+            [ImageRequest(job, layers, partials, tell) for job in jobs],
             [replace(recipe, seed=job.seed) for job in jobs],
             "jpg" if body.output_format == "jpeg" else body.output_format or "png",
             len(rows.conditional),

@@ -7,8 +7,8 @@ from typing import Any
 
 from janus_dola.images.layer_map import counts_of, small_map
 from janus_dola.images.recipe import encode_image
+from janus_dola.serve.engine_thread import FinishedImage, PartialImage
 from janus_dola.serve.requests import ParsedRequest
-from janus_dola.serve.worker import Finished, Partial
 
 
 class ResponseWriter:
@@ -24,7 +24,7 @@ class ResponseWriter:
         self._request, self._size, self._image_tokens, self._created = request, size, image_tokens, created
         self._format = "jpeg" if request.image_format == "jpg" else request.image_format
 
-    def entry(self, image: Finished, keep: Callable[[bytes, str], str] | None) -> dict[str, Any]:
+    def entry(self, image: FinishedImage, keep: Callable[[bytes, str], str] | None) -> dict[str, Any]:
         """Returns an image with its seed, its settings and what DoLa did.
 
         Args:
@@ -49,13 +49,13 @@ class ResponseWriter:
         """Returns the answer to a request without `stream`."""
         return {"data": entries, "usage": self._usage(len(entries)), **self._common("created")}
 
-    def partial(self, image: Partial) -> str:
+    def partial(self, image: PartialImage) -> str:
         """Returns the event for an image that is half drawn."""
         content = encode_image(image.picture, self._request.image_format, None)
         more = {"partial_image_index": image.number, "index": image.k, "b64_json": _base64(content)}
         return self._event("image_generation.partial_image", more)
 
-    def completed(self, image: Finished) -> str:
+    def completed(self, image: FinishedImage) -> str:
         """Returns the event for an image that is done."""
         more = {**self.entry(image, None), "index": image.k, "usage": self._usage(1)}
         return self._event("image_generation.completed", more)

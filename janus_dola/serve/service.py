@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from janus_dola.pipeline import JanusDoLa
+from janus_dola.serve.engine_thread import EngineThread
 from janus_dola.serve.image_urls import ImageUrls
 from janus_dola.serve.metrics import Metrics
 from janus_dola.serve.requests import Reader
-from janus_dola.serve.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Service:
     ) -> None:
         self.options, self.metrics, self.image_urls = options, Metrics(), ImageUrls()
         self.failure: Exception | None = None
-        self._ready: tuple[Reader, Worker] | None = None
+        self._ready: tuple[Reader, EngineThread] | None = None
         self._load, self._on_failure = load, on_failure
         self._lock, self._closed = threading.Lock(), False  # the lock guards that nothing gets ready after closing
         self._thread = threading.Thread(target=self._get_ready, name="loading", daemon=True)
@@ -63,7 +63,7 @@ class Service:
         """Starts to load the model."""
         self._thread.start()
 
-    def ready(self) -> tuple[Reader, Worker] | None:
+    def ready(self) -> tuple[Reader, EngineThread] | None:
         """Returns what reads requests and what draws them, or None while the model loads."""
         return self._ready
 
@@ -82,8 +82,8 @@ class Service:
             with self._lock:
                 if self._closed:
                     return
-                worker = Worker(
-                    reader.image_model, options.slots, reader.longest, options.max_waiting, self.metrics,
+                worker = EngineThread(
+                    reader.pipe.engine, options.slots, reader.longest, options.max_waiting, self.metrics,
                     options.backend, options.launch,
                 )  # fmt: skip
                 self._ready = reader, worker

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from janus_dola import DrawnImage, JanusDoLa
+from janus_dola import DrawnImage, GenerationOutput, JanusDoLa
 from janus_dola.images.recipe import Recipe
 
 SHAPES = [
@@ -22,23 +22,24 @@ SHAPES = [
 class FastPipe(JanusDoLa):
     """The mini model, but for the drawing: each image is a surface of the colour that its seed gives."""
 
-    def draw(self, prompts, seeds, settings, *, backend="auto", launch="auto", window="auto"):
+    def generate(self, prompts, parallel_size, settings, *, seed, backend, launch, window, max_images):
         if settings.dola is not None:
             settings.dola.layers_to_read(self.image_model.num_layers)
-        return [
+        images = [
             DrawnImage(
                 i,
                 0,
-                Image.new("RGB", (8, 8), (seed % 251, seed // 251 % 251, 7)),
+                Image.new("RGB", (8, 8), (each % 251, each // 251 % 251, 7)),
                 torch.zeros(4, dtype=torch.int64),
                 torch.tensor([2, 4, 6, 8]),
                 torch.tensor([0.1, 0.2, 0.3, 0.0]),
-                seed,
+                each,
                 passes=4,
-                recipe=Recipe("mini", prompts[i], seed, settings, "float32"),
+                recipe=Recipe("mini", prompts[i], each, settings, "float32"),
             )
-            for i, seed in enumerate(seeds)
+            for i, each in enumerate(seed)
         ]
+        return GenerationOutput([[image] for image in images])
 
 
 def lines(outdir: Path) -> list[dict]:

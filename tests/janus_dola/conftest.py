@@ -19,11 +19,11 @@ def fast(mini):
 def drawn_prompts(fast, monkeypatch):
     """The prompts of each batch drawn."""
     calls = []
-    draw = FastPipe.draw
+    generate = FastPipe.generate
     monkeypatch.setattr(
         FastPipe,
-        "draw",
-        lambda self, prompts, *rest, **more: calls.append(prompts) or draw(self, prompts, *rest, **more),
+        "generate",
+        lambda self, prompts, *rest, **more: calls.append(prompts) or generate(self, prompts, *rest, **more),
     )
     return calls
 

@@ -89,7 +89,7 @@ def test_outputs_say_what_they_are(mini, out):
         "away from 'a green cross', mean JSD 0."
     )
     assert len(repr(out)) < 250
-    one = mini.draw(["x" * 99], [2**40], dola=None)[0]
+    one = mini.generate("x" * 99, seed=2**40, dola=None).drawn[0][0]
     assert repr(one).startswith(
         f"DrawnImage(prompt 0 {shown('x' * 99)}, k=0, 64x64 pixels, 8x8 codes, seed {2**40}, baseline"
     )
@@ -168,8 +168,8 @@ def test_numbers_of_numpy_are_numbers_in_every_call(mini, tmp_path):
         found = mini(PROMPTS[0], np.int8(2), **numbers, seed=seeds, window=np.int64(4))
         assert torch.equal(found.tokens, expected.tokens)
     assert read_recipe(found.save(tmp_path)[1]) == expected.drawn[0][1].recipe
-    drawn = mini.draw([PROMPTS[0]] * 2, np.array([3, 9]), **numbers, window=np.int64(4))
-    assert torch.equal(torch.stack([each.tokens for each in drawn]), expected.tokens[0])
+    drawn = mini([PROMPTS[0]] * 2, **numbers, seed=np.array([3, 9]), window=np.int64(4), max_images=np.int8(2))
+    assert torch.equal(drawn.tokens[:, 0], expected.tokens[0])
     (streamed,) = mini.stream(PROMPTS[0], np.int64(1), **{**numbers, "cfg_weight": np.int64(3)}, seed=np.uint64(3))
     assert torch.equal(streamed.tokens, expected.tokens[0, 0])
     with pytest.raises(ValueError, match="window must be"):
@@ -178,7 +178,7 @@ def test_numbers_of_numpy_are_numbers_in_every_call(mini, tmp_path):
 
 @pytest.mark.parametrize("dola", [True, False, 0.1, "auto"])
 def test_dola_that_is_no_config_is_refused_by_name(mini, dola):
-    for call in (mini, mini.stream, lambda prompt, dola: mini.draw([prompt], [0], dola=dola)):
+    for call in (mini, mini.stream):
         with pytest.raises(ValueError, match=f"dola must be a DoLaConfig, or None for plain decoding, got {dola!r}"):
             call("a red circle", dola=dola)
 

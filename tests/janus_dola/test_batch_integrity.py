@@ -287,7 +287,7 @@ def test_a_disk_that_fails_is_not_taken_for_one_without_fsync(fast, tmp_path, mo
 
 @pytest.mark.parametrize("when", ["grown", "replaced", "gone"])
 def test_prompts_that_change_during_a_run(fast, tmp_path, monkeypatch, when):
-    path, draw = tmp_path / "p.txt", type(fast).draw
+    path, generate = tmp_path / "p.txt", type(fast).generate
     path.write_text("a\nb\n")
 
     def meanwhile(self, *arguments, **settings):
@@ -297,9 +297,9 @@ def test_prompts_that_change_during_a_run(fast, tmp_path, monkeypatch, when):
             path.write_text("c\nd\n")
         else:
             path.unlink()
-        return draw(self, *arguments, **settings)
+        return generate(self, *arguments, **settings)
 
-    monkeypatch.setattr(type(fast), "draw", meanwhile)
+    monkeypatch.setattr(type(fast), "generate", meanwhile)
     with pytest.warns(UserWarning, match="changed during the run, which drew what it held"):
         summary = run_batch(path, tmp_path / "out", RunSettings(parallel_size=1), pipe=fast)
     monkeypatch.undo()

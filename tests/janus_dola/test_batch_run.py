@@ -16,6 +16,8 @@ from janus_dola.batch import Compute, RunSettings, run_batch, runner
 from janus_dola.batch.folder import LOCK, WORK
 from janus_dola.batch.manifest import names_of
 from janus_dola.batch.prompts import ImageTask
+from janus_dola.engine.decoder import Decoder
+from janus_dola.engine.engine import Engine
 from janus_dola.images.recipe import read_recipe
 from janus_dola.settings import DrawSettings
 from tests.janus_dola.batch_helpers import (
@@ -36,7 +38,8 @@ def test_a_run_writes_what_stream_draws_and_says_how(mini, tmp_path):
     assert (summary.prompts, summary.images, summary.drawn, summary.kept, summary.failed) == (3, 6, 6, 0, 0)
     found = lines(tmp_path)
     prompts = [prompt for prompt in SHAPES[:3] for _ in range(2)]
-    images = [*mini.draw(prompts[:4], range(4)), *mini.draw(prompts[4:], range(4, 6))]  # those of a batch together
+    together = [mini.generate(prompts[:4], seed=range(4)), mini.generate(prompts[4:], seed=range(4, 6))]  # two batches
+    images = [image for batch in together for (image,) in batch.drawn]
     for i, (drawn, line) in enumerate(zip(images, found, strict=True)):
         assert line["prompt"] == prompts[i]
         assert (line["index"], line["k"], line["seed"]) == (i // 2, i % 2, drawn.seed)
@@ -160,17 +163,17 @@ def test_one_bad_prompt_does_not_stop_the_others(mini, tmp_path):
 
 
 def test_the_others_of_a_batch_with_a_non_finite_image_come_out(mini, tmp_path, monkeypatch):
-    draw = type(mini).draw
+    generate = type(mini).generate
 
-    def overflows(self, prompts, seeds, **settings):
-        drawn = draw(self, prompts, seeds, **settings)
-        bad = [i for i, seed in enumerate(seeds) if seed in (1, 6)]
+    def overflows(self, prompts, *rest, seed, **settings):
+        output = generate(self, prompts, *rest, seed=seed, **settings)
+        bad = [i for i, each in enumerate(seed) if each in (1, 6)]
         if bad:
-            raise NonFiniteError(bad, [image for i, image in enumerate(drawn) if i not in bad])
-        return drawn
+            raise NonFiniteError(bad, [image for i, (image,) in enumerate(output.drawn) if i not in bad])
+        return output
 
     run_batch(SHAPES[:4], tmp_path / "whole", TWO, FOUR_AT_ONCE, pipe=mini)
-    monkeypatch.setattr(type(mini), "draw", overflows)
+    monkeypatch.setattr(type(mini), "generate", overflows)
     summary = run_batch(SHAPES[:4], tmp_path / "faulty", TWO, FOUR_AT_ONCE, pipe=mini)
     assert (summary.drawn, summary.failed) == (6, 2)
     errors = {line["image"]: line["error"] for line in lines(tmp_path / "faulty") if line["file"] is None}
@@ -179,39 +182,40 @@ def test_the_others_of_a_batch_with_a_non_finite_image_come_out(mini, tmp_path, 
     whole, faulty = pictures(tmp_path / "whole"), pictures(tmp_path / "faulty")
     assert len(faulty) == 12
     assert faulty.items() < whole.items()
-    monkeypatch.setattr(type(mini), "draw", draw)
+    monkeypatch.setattr(type(mini), "generate", generate)
     assert run_batch(SHAPES[:4], tmp_path / "faulty", TWO, FOUR_AT_ONCE, pipe=mini).failed == 0
     # The two that had failed were drawn without their neighbours, in other shapes.
     assert_equal_but_for_rounding(pictures(tmp_path / "faulty"), whole)
 
 
 def test_out_of_gpu_memory_halves_the_batch_for_good(mini, tmp_path, monkeypatch):
-    draw, sizes = type(mini).draw, []
+    make, sizes = Decoder.__init__, []
 
-    def small_gpu(self, prompts, seeds, **settings):
-        sizes.append(len(prompts))
-        if len(prompts) > 3:
+    def small_gpu(self, image_model, weights, key, params):
+        sizes.append(key.slots)
+        if key.slots > 3:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return draw(self, prompts, seeds, **settings)
+        make(self, image_model, weights, key, params)
 
     run_batch(SHAPES[:6], tmp_path / "large", TWO, Compute(batch_size=8), pipe=mini)
-    monkeypatch.setattr(type(mini), "draw", small_gpu)
+    monkeypatch.setattr(Decoder, "__init__", small_gpu)
+    monkeypatch.setattr(mini, "engine", Engine(mini.image_model))
     assert run_batch(SHAPES[:6], tmp_path / "small", TWO, Compute(batch_size=8), pipe=mini).failed == 0
-    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2]
+    assert sizes == [8, 4, 2, 2]  # two batches
     assert_equal_but_for_rounding(pictures(tmp_path / "small"), pictures(tmp_path / "large"))
 
 
 def test_an_image_too_large_for_the_gpu_fails_alone(fast, tmp_path, monkeypatch):
-    def draw(self, prompts, seeds, **settings):
+    def huge(self, prompts, *rest, **settings):
         if "huge" in prompts:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return FAST(self, prompts, seeds, **settings)
+            raise torch.cuda.OutOfMemoryError("out of memory with 1 image(s) at once")
+        return generate(self, prompts, *rest, **settings)
 
-    FAST = FastPipe.draw
-    monkeypatch.setattr(FastPipe, "draw", draw)
+    generate = FastPipe.generate
+    monkeypatch.setattr(FastPipe, "generate", huge)
     summary = run_batch(["a", "huge", "b"], tmp_path, RunSettings(parallel_size=1), pipe=fast)
     assert (summary.drawn, summary.failed) == (2, 1)
-    assert lines(tmp_path)[1]["error"] == "out of GPU memory with this image alone"
+    assert lines(tmp_path)[1]["error"] == "out of memory with 1 image(s) at once"
 
 
 @pytest.mark.parametrize("where", ["image", "manifest"])
@@ -250,15 +254,15 @@ def test_a_folder_that_cannot_be_made_stops_with_one_line(fast, tmp_path):
 
 
 def test_ctrl_c_finishes_the_batch_in_hand(fast, tmp_path, monkeypatch, capsys):
-    draw, calls = FastPipe.draw, []
+    generate, calls = FastPipe.generate, []
 
-    def interrupted(self, prompts, seeds, **settings):
-        calls.append(seeds)
+    def interrupted(self, *arguments, **settings):
+        calls.append(arguments)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return draw(self, prompts, seeds, **settings)
+        return generate(self, *arguments, **settings)
 
-    monkeypatch.setattr(FastPipe, "draw", interrupted)
+    monkeypatch.setattr(FastPipe, "generate", interrupted)
     before = signal.getsignal(signal.SIGINT)
     summary = run_batch(SHAPES, tmp_path, TWO, FOUR_AT_ONCE, pipe=fast)
     assert signal.getsignal(signal.SIGINT) is before
@@ -270,12 +274,12 @@ def test_ctrl_c_finishes_the_batch_in_hand(fast, tmp_path, monkeypatch, capsys):
 
 
 def test_the_second_ctrl_c_stops_at_once(fast, tmp_path, monkeypatch):
-    def interrupted(self, prompts, seeds, **settings):
+    def interrupted(self, *arguments, **settings):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("it went on")
 
-    monkeypatch.setattr(FastPipe, "draw", interrupted)
+    monkeypatch.setattr(FastPipe, "generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_batch(SHAPES, tmp_path, TWO, FOUR_AT_ONCE, pipe=fast)
     monkeypatch.undo()
@@ -309,7 +313,7 @@ def test_a_negative_prompt_of_the_run_and_one_of_a_line(mini, tmp_path):
     assert [line["settings"]["negative_prompt"] for line in lines(tmp_path)] == ["blue", negative]
     for line in lines(tmp_path):
         recipe = read_recipe(tmp_path / line["file"])
-        (drawn,) = mini.draw([recipe.prompt], [0], recipe.settings)
+        (drawn,) = mini.stream(recipe.prompt, 1, recipe.settings)
         assert drawn.image.tobytes() == Image.open(tmp_path / line["file"]).tobytes()
     assert run_batch(prompts, tmp_path, of_run, pipe=mini).kept == 2
     with pytest.raises(ValueError, match="negative_prompt blue, now None"):

@@ -5,9 +5,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from janus_dola.engine.jobs import Job
-from janus_dola.engine.plan import plan
-from janus_dola.engine.progress import Progress
+from janus_dola.engine.jobs import Job, JobQueue
+from janus_dola.engine.plan import make_plan
 from janus_dola.engine.runner import SlotRunner
 from janus_dola.settings import DrawSettings
 from tests.janus_dola.recorded import PROMPTS, SEED, SETTINGS, assert_as_recorded, recorded
@@ -42,10 +41,12 @@ def test_images_are_those_recorded(mini, name, window, slots, order):
 
 def draw(pipe, prompts, seeds, window, slots, **look):
     """The codes of images with seeds of their own, at most so many at once."""
-    planned = plan(pipe.image_model, DrawSettings(**look))
-    jobs = [Job(i, i, 0, pipe.encode(prompt)[0], seeds[i]) for i, prompt in enumerate(prompts)]
-    drawn = pipe.engine.draw(iter(jobs), planned, window, lambda longest: slots, Progress())
-    return [codes for _, codes in sorted(drawn, key=lambda found: found[0].index)]
+    settings = DrawSettings(**look)
+    plan = make_plan(pipe.image_model, settings)
+    params = settings.sampling_params(plan.layers)
+    jobs = [Job(i, i, 0, pipe.encode(prompt)[0], seeds[i], params) for i, prompt in enumerate(prompts)]
+    drawn = pipe.engine.draw(JobQueue(jobs), plan, window, slots)
+    return [codes for _, codes in sorted(drawn, key=lambda image: image[0].index)]
 
 
 def test_the_window_saves_passes(mini):
@@ -59,17 +60,17 @@ def test_the_window_saves_passes(mini):
 def test_codes_do_not_depend_on_the_guesses(mini, monkeypatch, guesses):
     """And with right ones every pass decides W codes."""
     expected = mini.generate(PROMPTS[0], seed=SEED, window=1)
-    passing = SlotRunner._pass
+    advance = SlotRunner.advance
 
-    def guess(drawing):
-        slots = drawing.decoder.slots
+    def guess(runner):
+        slots = runner.decoder.slots
         behind = torch.arange(slots.tokens.shape[1]) >= slots.decided.unsqueeze(1)
         right = torch.nn.functional.pad(expected.tokens[0], (0, slots.tokens.shape[1] - 64))
         wrong = {"of nothing": torch.zeros_like(right), "all wrong": (right + 1) % 512, "all right": right}[guesses]
         slots.tokens = torch.where(behind, wrong, slots.tokens)
-        passing(drawing)
+        return advance(runner)
 
-    monkeypatch.setattr(SlotRunner, "_pass", guess)
+    monkeypatch.setattr(SlotRunner, "advance", guess)
     found = mini.generate(PROMPTS[0], seed=SEED, window=8)
     assert torch.equal(found.tokens, expected.tokens)
     assert found.passes.item() == {"of nothing": 63, "all wrong": 63, "all right": 8}[guesses]

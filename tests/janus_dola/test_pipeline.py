@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bench.mini.pictures import BACKGROUNDS, COLOURS, SHAPES, SIZES
 from janus_dola import DoLaConfig, JanusDoLa, NonFiniteError
 from janus_dola.engine.decoder import Decoder
+from janus_dola.engine.engine import Engine
 from janus_dola.engine.scoring import log_probabilities
 from janus_dola.kernels import block as blocks
 from janus_dola.kernels.head import head_scores
@@ -96,7 +97,7 @@ def test_dola_changes_the_image(mini):
 @pytest.mark.parametrize("dola", [None, DoLaConfig()], ids=["baseline", "dola"])
 def test_backends_draw_the_same_images(mini, dola, monkeypatch):
     """The image head's; tests/janus_dola/test_triton_blocks.py has the blocks, which take minutes when interpreted."""
-    monkeypatch.setattr(blocks, "block_fused", SimpleNamespace(why_not=lambda blocks, window: "time"))
+    monkeypatch.setattr(blocks, "block_triton", SimpleNamespace(why_not=lambda blocks, window: "time"))
     drawn = [mini.generate(PROMPTS[0], dola=dola, backend=backend, window=4).tokens for backend in CPU_BACKENDS]
     assert all(torch.equal(tokens, drawn[0]) for tokens in drawn[1:])
 
@@ -208,13 +209,14 @@ def memory_for(mini, monkeypatch):
     def limit(images):
         begun, make = [], Decoder.__init__
 
-        def counted(self, image_model, weights, plan, slots, *rest):
-            begun.append(slots)
-            if slots > images:
+        def counted(self, image_model, weights, key, params):
+            begun.append(key.slots)
+            if key.slots > images:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            make(self, image_model, weights, plan, slots, *rest)
+            make(self, image_model, weights, key, params)
 
         monkeypatch.setattr(Decoder, "__init__", counted)
+        monkeypatch.setattr(mini, "engine", Engine(mini.image_model))
         return begun
 
     return limit
@@ -227,6 +229,13 @@ def test_where_memory_runs_out_half_as_many_images_are_drawn_at_once(mini, memor
     assert begun == [4, 2, 1, 1, 1, 1] or begun == [4, 2, 1]  # a slot may serve image after image
     assert torch.equal(found.tokens, expected.tokens)
     assert found.seeds.tolist() == expected.seeds.tolist()
+    begun.clear()
+    mini.generate(PROMPTS[:2], 2, max_images=3)
+    assert set(begun) == {1}  # for good, until memory is given back
+    mini.engine.release()
+    begun.clear()
+    mini.generate(PROMPTS[:2], 2, max_images=3)
+    assert begun[:3] == [3, 2, 1]
 
 
 def test_a_stream_halves_too_and_loses_no_image_and_no_error(mini, memory_for):
@@ -252,6 +261,7 @@ def test_a_stream_whose_memory_is_taken_half_way_goes_on_with_what_is_missing(mi
         step(self, visible)
 
     monkeypatch.setattr(Decoder, "run", run)
+    monkeypatch.setattr(mini, "engine", Engine(mini.image_model))
     told = []
     found = list(mini.stream(PROMPTS[0], 6, seed=3, max_images=3, window=1, callback=lambda *codes: told.append(codes)))
     assert (calls[69], calls[70]) == (3, 2)
@@ -311,9 +321,7 @@ def test_a_negative_prompt_stands_in_the_unconditional_row(mini, negative):
     expected = _by_transformers(model, mini, prompt, out.tokens[0, 1], DoLaConfig(), 0.7, negative)
     assert torch.allclose(found[0, 1].double(), expected, atol=2e-3)
     (streamed,) = mini.stream(prompt, temperature=0.7, seed=5, negative_prompt=negative)
-    (drawn,) = mini.draw([prompt], [5], temperature=0.7, negative_prompt=negative)
     assert torch.equal(streamed.tokens, out.tokens[0, 0])
-    assert torch.equal(drawn.tokens, out.tokens[0, 0])
 
 
 def test_away_from_the_prompt_itself_is_no_guidance(mini):
@@ -355,7 +363,7 @@ def _by_transformers(model, pipe, prompt, codes, dola, temperature, negative=Non
     inner.language_model(inputs_embeds=torch.cat([words, fed.view(2, -1, 192)], 1))
     hook.remove()
     stack = torch.stack([*(states[layer] for layer in layers), raw[0]])[:, :, len(ids) - 1 :].flatten(1, 2)
-    params = DrawSettings(5.0, temperature, dola).params(tuple(layers))
+    params = DrawSettings(5.0, temperature, dola).sampling_params(tuple(layers))
     scores = head_scores(stack, JanusDoLa(model, pipe.tokenizer).image_model.head, params, "reference").scores
     return log_probabilities(scores, codes, temperature)
 
@@ -382,7 +390,7 @@ def test_settings_and_keywords_say_the_same(mini):
     assert torch.equal(
         drawn, mini.generate(prompt, cfg_weight=3.0, temperature=0.7, dola=None, top_k=40, seed=3).tokens
     )
-    assert torch.equal(drawn[0, 0], mini.draw([prompt], [3], replace(settings, top_k=7), top_k=40)[0].tokens)
+    assert torch.equal(drawn[0, 0], mini.generate(prompt, 1, replace(settings, top_k=7), seed=3, top_k=40).tokens[0, 0])
     with pytest.raises(
         ValueError, match="settings must be DrawSettings, got DoLaConfig.*; a DoLaConfig is given as dola="
     ):

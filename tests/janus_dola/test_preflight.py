@@ -12,7 +12,6 @@ import torch
 
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.models.checkpoint.hub import resolve
-from janus_dola.pipeline import check_before_loading
 from janus_dola.settings import DrawSettings
 
 
@@ -82,7 +81,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_weights_are_loaded
 
 
 def test_what_can_be_drawn_passes_without_a_word(description, recwarn):
-    check_before_loading(
+    JanusDoLa.check(
         description, "cpu", "fp16", settings=DrawSettings(dola=DoLaConfig([2, 99])), prompts=["a red circle", ""]
     )
     assert not recwarn.list
@@ -103,7 +102,7 @@ def test_a_device_that_is_not_there_is_told_beside_those_that_are(monkeypatch, n
     monkeypatch.setattr(torch, "empty", _refusing)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ValueError, match="device") as caught:
-        check_before_loading("mini", name)
+        JanusDoLa.check("mini", name)
     assert str(caught.value) == (f"device must be one that is here, got '{name}': torch {torch.__version__} {seen}")
 
 

@@ -265,7 +265,7 @@ def test_an_image_that_is_not_finite_fails_its_request_alone(mini, monkeypatch, 
         until(lambda: service.ready())
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         with monkeypatch.context() as patch:
-            patch.setattr("janus_dola.serve.worker.start_pixels", lambda image_model, tokens: lambda: None)
+            patch.setattr("janus_dola.serve.engine_thread.start_pixels", lambda image_model, tokens: lambda: None)
             with pytest.raises(openai.InternalServerError, match="became NaN or infinite"):
                 client.images.generate(prompt="a red circle")
             with pytest.raises(openai.APIError, match="became NaN or infinite"):

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from janus_dola import DoLaConfig, JanusDoLa, NonFiniteError
-from janus_dola.engine import engine
 from janus_dola.engine.capacity import bucket_of, images_that_fit
 from janus_dola.engine.decoder import Decoder
 from janus_dola.engine.jobs import Job, JobQueue
-from janus_dola.engine.plan import plan
-from janus_dola.engine.progress import Progress
+from janus_dola.engine.plan import make_plan
+from janus_dola.engine.runner import SlotRunner
+from janus_dola.kernels.types import SamplingParams
 from janus_dola.models import PromptRows
 from janus_dola.settings import DrawSettings
 
@@ -47,18 +47,16 @@ def test_bits_of_an_image_do_not_depend_on_its_neighbours(half, dtype, slots, wi
     pipe = half[dtype]
 
     def codes_of(jobs, index):
-        drawn = pipe.engine.draw(iter(jobs), plan_of(pipe), window, lambda longest: slots, Progress())
-        return {job.index: codes for job, codes in drawn}[index]
+        return draw(pipe, jobs, window, slots)[index]
 
     first = [PROMPTS[0], *["x"] * (slots - 1)]
-    alone = codes_of([Job(i, i, 0, pipe.encode(prompt)[0], 7 + i) for i, prompt in enumerate(first)], 0)
+    alone = codes_of(jobs_for(pipe, first, [7 + i for i in range(slots)]), 0)
     for before in ([FILLERS[1]], [FILLERS[2], *FILLERS[:2]]):
         prompts = [*before, PROMPTS[0], *FILLERS[2:] * (slots - 1)]
         at = len(before)
         seeds = [100 + i for i in range(len(prompts))]
         seeds[at] = 7
-        jobs = [Job(i, i, 0, pipe.encode(prompt)[0], seeds[i]) for i, prompt in enumerate(prompts)]
-        assert same_bits(codes_of(jobs, at), alone)
+        assert same_bits(codes_of(jobs_for(pipe, prompts, seeds), at), alone)
 
 
 @pytest.mark.parametrize(("dtype", "window"), [(torch.float32, 4), (torch.bfloat16, 2)], ids=str)
@@ -78,15 +76,14 @@ def test_bits_of_an_image_do_not_depend_on_its_neighbours_settings(half, dtype, 
             Job(i, i, 0, pipe.encode(PROMPTS[i % 3])[0], 7 + i, settings.sampling_params(layers))
             for i, settings in enumerate(of_images)
         ]
-        drawn = pipe.engine.draw(iter(jobs), plan_of(pipe), window, lambda longest: 3, Progress())
-        return [codes for _, codes in sorted(drawn, key=lambda found: found[0].index)]
+        return draw(pipe, jobs, window, 3)
 
     together = codes_of(of_images)
     for image, settings in enumerate(of_images):
         assert same_bits(together[image], codes_of([settings] * len(of_images))[image])
     if dtype == torch.float32:  # and they are those of passes that read no more than an image needs
         for image, settings in enumerate(of_images):
-            alone = pipe.draw([PROMPTS[image % 3]], [7 + image], settings)[0]
+            (alone,) = pipe.stream(PROMPTS[image % 3], 1, settings, seed=7 + image)
             assert torch.equal(alone.tokens, together[image].tokens)
             same = alone.premature_layers == together[image].premature_layers  # rounding decides between equal ones
             assert same.float().mean() > 0.8
@@ -94,7 +91,18 @@ def test_bits_of_an_image_do_not_depend_on_its_neighbours_settings(half, dtype, 
 
 
 def plan_of(pipe):
-    return plan(pipe.image_model, DrawSettings())
+    return make_plan(pipe.image_model, DrawSettings())
+
+
+def jobs_for(pipe, prompts, seeds):
+    params = DrawSettings().sampling_params(plan_of(pipe).layers)
+    return [Job(i, i, 0, pipe.encode(prompt)[0], seeds[i], params) for i, prompt in enumerate(prompts)]
+
+
+def draw(pipe, jobs, window, slots):
+    """The codes of jobs in order, at most so many at once."""
+    drawn = pipe.engine.draw(JobQueue(jobs), plan_of(pipe), window, slots)
+    return [codes for _, codes in sorted(drawn, key=lambda image: image[0].index)]
 
 
 @pytest.mark.parametrize("window", [1, 8])
@@ -112,13 +120,11 @@ def test_an_image_that_is_not_finite_leaves_its_neighbours_bits_alone(mini, monk
 
     monkeypatch.setattr(Decoder, "step", poisoned)
     with pytest.raises(NonFiniteError, match=r"became NaN or infinite for image\(s\) \[1\], counted over all") as error:
-        mini.draw(prompts[:2], [0, 1], window=window)
+        mini.generate(prompts[:2], window=window)
     assert error.value.images == [1]
     assert [same_bits(image, expected[0]) for image in error.value.drawn] == [True]
     calls.clear()
-    jobs = [Job(i, i, 0, mini.encode(prompt)[0], i) for i, prompt in enumerate(prompts)]
-    drawn = mini.engine.draw(iter(jobs), plan_of(mini), window, lambda longest: 2, Progress())
-    found = [codes for _, codes in sorted(drawn, key=lambda found: found[0].index)]
+    found = draw(mini, jobs_for(mini, prompts, range(len(prompts))), window, 2)
     assert [bool(codes.finite) for codes in found] == [i != 1 for i in range(len(prompts))]
     assert all(same_bits(a, b) for i, (a, b) in enumerate(zip(found, expected, strict=True)) if i != 1)
 
@@ -168,13 +174,13 @@ def test_images_are_yielded_in_order_however_long_they_take(mini):
 
 def test_a_slot_that_is_free_is_filled_at_once(mini, monkeypatch):
     """No pass is run with an empty slot while images wait."""
-    waiting, passing = [], engine.SlotRunner._pass
+    waiting, advance = [], SlotRunner.advance
 
-    def watched(drawing):
-        waiting.append(sum(job is not None for job in drawing.jobs))
-        passing(drawing)
+    def watched(runner):
+        waiting.append(len(runner.jobs))
+        return advance(runner)
 
-    monkeypatch.setattr(engine.SlotRunner, "_pass", watched)
+    monkeypatch.setattr(SlotRunner, "advance", watched)
     drawn = list(mini.stream(PROMPTS * 3, max_images=2))
     assert len(drawn) == 9
     alone = next(i for i, busy in enumerate(waiting) if busy < 2)
@@ -184,7 +190,7 @@ def test_a_slot_that_is_free_is_filled_at_once(mini, monkeypatch):
 
 
 def jobs(lengths):
-    return [Job(i, i, 0, PromptRows([0] * length, [0] * length), i) for i, length in enumerate(lengths)]
+    return [Job(i, i, 0, PromptRows([0] * n, [0] * n), i, SamplingParams()) for i, n in enumerate(lengths)]
 
 
 @pytest.mark.parametrize(
@@ -202,6 +208,48 @@ def test_so_many_begin_together_as_the_longest_prompt_allows(lengths, limit, siz
         found.append(together)
     assert [len(together) for together in found] == sizes
     assert [job.index for together in found for job in together] == list(range(len(lengths)))
+
+
+def test_jobs_are_kept_until_their_images_are_out():
+    def read():
+        yield from jobs([5, 5, 5, 5])
+        raise ValueError("no more")
+
+    queue = JobQueue(read())
+    assert [job.index for job in queue.take_together(lambda longest: 3)] == [0, 1, 2]
+    assert queue.together == 3
+    queue.let_go()
+    queue.put_back()
+    assert (queue.out, queue.peek().index) == (1, 1)
+    assert [job.index for job in queue.take_together(lambda longest: 2)] == [1, 2]
+    assert queue.take_if(lambda job: False) is None
+    assert queue.take_if(lambda job: True).index == 3
+    assert queue.peek() is None
+    queue.put_back()
+    assert queue.peek().index == 1
+    with pytest.raises(ValueError, match="no more"):
+        queue.raise_error()
+
+
+@pytest.mark.parametrize("window", [1, 8])
+def test_an_image_that_is_cancelled_frees_its_slot_and_leaves_the_other_alone(mini, window):
+    first, other, late = jobs_for(mini, PROMPTS, [3, 4, 5])
+    alone = draw(mini, [other], window, 2)[0]
+    with mini.engine.runner(plan_of(mini), 2, 60, first.params, window) as runner:
+        runner.admit([first])
+        runner.admit([other])
+        assert (runner.jobs, runner.free) == ([first, other], [])
+        runner.advance()
+        assert 2 <= runner.decided(other) <= 1 + window
+        assert torch.equal(runner.codes(other).tokens[:2], alone.tokens[:2])
+        runner.cancel(first)
+        assert (runner.jobs, runner.free) == ([other], [0])
+        runner.admit([late])
+        while runner.jobs:
+            for job, codes in runner.advance():
+                if job is other:
+                    assert torch.equal(codes.tokens, alone.tokens)
+        assert runner.free == [0, 1]
 
 
 def test_a_longer_prompt_waits_for_a_larger_buffer(mini):

@@ -12,16 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from janus_dola import DoLaConfig, JanusDoLa
-from janus_dola.engine.decoder import Decoder
-from janus_dola.engine.plan import plan
+from janus_dola.engine.decoder import Decoder, DecoderKey
+from janus_dola.engine.jobs import Job
+from janus_dola.engine.plan import make_plan
 from janus_dola.kernels import head as front
-from janus_dola.models import adapt
+from janus_dola.models import PromptRows, adapt
 from janus_dola.models.weights import WeightReader
 from janus_dola.settings import DrawSettings
 from tests.kernels.blocks import Launches
 
 TO_THE_DEVICE = {"aten._to_copy.default", "aten.copy_.default"}  # of numbers that the host knows
-ROWS = [([1] * length, [2] * length) for length in (5, 9)]
+ROWS = [PromptRows([1] * length, [2] * length) for length in (5, 9)]
 
 
 class Watch(TorchDispatchMode):
@@ -76,27 +77,30 @@ def model():
 )
 @torch.no_grad()
 def test_the_host_waits_for_nothing(model, monkeypatch, dola, temperature, backend, sampler, window):
-    if front.fused is None:
+    if front.head_triton is None:
         pytest.skip("needs Triton")
     image_model, weights = model
-    monkeypatch.setattr(front.fused, "why_not", lambda device, dtype: None)  # runs on "meta" as on a GPU
+    monkeypatch.setattr(front.head_triton, "why_not", lambda device, dtype: None)  # runs on "meta" as on a GPU
     launches = Launches(monkeypatch)
-    planned = replace(plan(image_model, DrawSettings(5.0, temperature, dola), sampler, backend, "eager"), window=window)
-    decoder = Decoder(image_model, weights, planned, 3, 128)
+    settings = DrawSettings(5.0, temperature, dola)
+    plan = replace(make_plan(image_model, settings, sampler, backend, "eager"), window=window)
+    params = settings.sampling_params(plan.layers)
+    decoder = Decoder(image_model, weights, DecoderKey(plan, 3, 128), params)
+    jobs = [Job(i, i, 0, rows, 7 + i, params) for i, rows in enumerate(ROWS)]
     with Watch() as admission:
-        decoder.admit([0, 2], ROWS, [7, 8])
+        decoder.admit([0, 2], jobs)
     assert admission.copied >= 3  # of slots, lengths and seeds
-    with Watch() as passes:
+    with Watch() as stepping:
         for visible in (64, 128):
             decoder.step(visible)
     with Watch() as handing_out:
         drawn = decoder.slots.codes(2)
-    assert passes.seen > 100
+    assert stepping.seen > 100
     own = [launches.names.count(f"_{name}_kernel") for name in ("normed", "attention", "combine", "added")]
     blocks = 2 * image_model.num_layers  # in two passes
     assert own == ([2 * blocks, blocks, blocks, 2 * blocks] if backend == "triton" else [0] * 4)
-    assert passes.copied == handing_out.copied == 0
-    assert admission.bad == passes.bad == handing_out.bad == []
+    assert stepping.copied == handing_out.copied == 0
+    assert admission.bad == stepping.bad == handing_out.bad == []
     assert drawn.tokens.shape == (image_model.image_tokens,)
 
 
@@ -104,14 +108,14 @@ def test_the_host_waits_for_nothing(model, monkeypatch, dola, temperature, backe
 @torch.no_grad()
 def test_launches_of_a_pass_are_those_of_its_forecast(model, monkeypatch, window):
     """Six a block, one before the first, the head stage (one operator here), and small ones by torch."""
-    if front.fused is None:
+    if front.head_triton is None:
         pytest.skip("needs Triton")
     from bench.forecast.whole_pass import small_launches
 
     image_model, weights = model
-    monkeypatch.setattr(front.fused, "why_not", lambda device, dtype: None)
-    planned = replace(plan(image_model, DrawSettings(), "gumbel", "triton", "eager"), window=window)
-    decoder = Decoder(image_model, weights, planned, 3, 128)
+    monkeypatch.setattr(front.head_triton, "why_not", lambda device, dtype: None)
+    plan = replace(make_plan(image_model, DrawSettings(), "gumbel", "triton", "eager"), window=window)
+    decoder = Decoder(image_model, weights, DecoderKey(plan, 3, 128), DrawSettings().sampling_params(plan.layers))
     with Launches(monkeypatch) as launches:
         decoder.step(64)
     of_blocks = [name for name in launches.names if name.endswith("_kernel")]

@@ -10,11 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from janus_dola.engine.decoder import Decoder
+from janus_dola.engine.engine import Engine
 from janus_dola.outputs import NonFiniteError
+from janus_dola.serve.engine_thread import EngineThread, FinishedImage, PartialImage
 from janus_dola.serve.metrics import Metrics
 from janus_dola.serve.queue import FairQueue, FullError
 from janus_dola.serve.requests import ImagesRequest, Reader
-from janus_dola.serve.worker import Finished, Partial, Worker
 from janus_dola.settings import DrawSettings
 
 
@@ -119,7 +121,7 @@ def reader(mini):
 
 @pytest.fixture
 def worker(mini, reader):
-    made = Worker(mini.image_model, 4, reader.longest, 64, Metrics())
+    made = EngineThread(Engine(mini.image_model), 4, reader.longest, 64, Metrics())
     yield made
     made.close()
 
@@ -149,10 +151,10 @@ def finished(told, images):
     found = {}
     while len(found) < images:
         event = told.get(timeout=60)
-        if isinstance(event, Finished):
+        if isinstance(event, FinishedImage):
             found[event.k] = event
         else:
-            assert isinstance(event, Partial), event
+            assert isinstance(event, PartialImage), event
     return [found[k] for k in range(images)]
 
 
@@ -192,7 +194,7 @@ def test_partial_pictures_show_what_is_drawn_and_grey(ask):
     _, told = ask(prompt="a large red circle on white", seed=1, partial_images=3, stream=True)
     events = [told.get(timeout=60) for _ in range(4)]
     pictures = [event.picture for event in events]
-    assert [type(event) for event in events] == [Partial, Partial, Partial, Finished]
+    assert [type(event) for event in events] == [*[PartialImage] * 3, FinishedImage]
     assert [event.number for event in events[:3]] == [0, 1, 2]
     grey = [picture.convert("RGB").tobytes().count(bytes([128, 128, 128])) / (64 * 64) for picture in pictures]
     assert 0.75 >= grey[0] > grey[1] > grey[2] > 0 == grey[3]
@@ -226,7 +228,7 @@ def test_nan_in_one_image_fails_that_image_alone(mini, reader):
             return found * float("nan") if given.tolist() == ids else found
 
     image_model = replace(mini.image_model, embed_text=Poisoned())
-    worker = Worker(image_model, 4, reader.longest, 64, Metrics())
+    worker = EngineThread(Engine(image_model), 4, reader.longest, 64, Metrics())
     told = queue.Queue()
     images = [
         reader.read(
@@ -238,12 +240,12 @@ def test_nan_in_one_image_fails_that_image_alone(mini, reader):
     events = dict(told.get(timeout=60) for _ in images)
     worker.close()
     assert isinstance(events.pop(bad).error, NonFiniteError)
-    assert all(isinstance(event, Finished) for event in events.values())
+    assert all(isinstance(event, FinishedImage) for event in events.values())
 
 
 def test_an_error_of_the_engine_is_told_and_the_next_turn_goes_on(worker, ask, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("janus_dola.serve.worker.SlotRunner.advance", lambda self: 1 / 0)
+        patch.setattr("janus_dola.engine.runner.SlotRunner.advance", lambda self: 1 / 0)
         _, told = ask(prompt="a red circle", n=2, seed=1)
         events = [told.get(timeout=60) for _ in range(2)]
     assert all(isinstance(event.error, ZeroDivisionError) for event in events)
@@ -251,14 +253,14 @@ def test_an_error_of_the_engine_is_told_and_the_next_turn_goes_on(worker, ask, m
 
 
 def test_where_memory_runs_out_half_as_many_slots_draw_all(worker, ask, monkeypatch):
-    taken = worker._engine.take
+    make = Decoder.__init__
 
-    def take(plan, slots, longest):
-        if slots > 1:
+    def for_one(self, image_model, weights, key, params):
+        if key.slots > 1:
             raise torch.OutOfMemoryError
-        return taken(plan, slots, longest)
+        make(self, image_model, weights, key, params)
 
-    monkeypatch.setattr(worker._engine, "take", take)
+    monkeypatch.setattr(Decoder, "__init__", for_one)
     _, told = ask(prompt="a red circle", n=4, seed=1)
     finished(told, 4)
     assert worker.most == 1

@@ -1,0 +1,76 @@
+"""Where the time of a pass goes, by torch.profiler."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from janus_dola.arguments import Window, check_window
+from janus_dola.engine.engine import Engine
+from janus_dola.engine.jobs import Job, longest_of
+from janus_dola.engine.plan import Plan, make_plan
+from janus_dola.engine.runner import SlotRunner
+from janus_dola.kernels.types import SamplingParams
+from janus_dola.models.model import PromptRows
+from janus_dola.settings import DrawSettings
+
+_OPERATIONS = 10
+
+
+def profile_pass(
+    engine: Engine,
+    rows: PromptRows,
+    images: int,
+    settings: DrawSettings,
+    backend: str,
+    launch: str,
+    trace: Path,
+    window: Window = "auto",
+) -> str:
+    """Records one pass, in the middle of images, after passes that warm up.
+
+    Args:
+        rows: the images' prompt.
+        images: drawn at once.
+        settings, backend, launch, window: as for `JanusDoLa.generate`.
+        trace: file for the recorded timeline, which Perfetto and Chrome open.
+    Returns:
+        the most expensive operations, on the GPU if there is one, as a table.
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if images < 1:
+        raise ValueError(f"images must be at least 1, got {images}")
+    device, window = engine.image_model.device, check_window(window)
+    plan = make_plan(engine.image_model, settings, "gumbel", backend, launch)
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    params = settings.sampling_params(plan.layers)
+    with (
+        half_way(engine, rows, images, plan, params, window) as runner,
+        profile(activities=activities) as recorded,
+    ):
+        with record_function("pass"):
+            runner.advance()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    trace.parent.mkdir(parents=True, exist_ok=True)
+    recorded.export_chrome_trace(str(trace))
+    order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    return recorded.key_averages().table(sort_by=order, row_limit=_OPERATIONS, max_name_column_width=60)
+
+
+@contextmanager
+def half_way(
+    engine: Engine, rows: PromptRows, images: int, plan: Plan, params: SamplingParams, window: Window
+) -> Iterator[SlotRunner]:
+    """Lends a runner whose images, with the seeds 0, 1, ..., are drawn up to their middle."""
+    jobs = [Job(seed, 0, seed, rows, seed, params) for seed in range(images)]
+    with engine.runner(plan, images, longest_of(jobs), params, window) as runner:
+        for job in jobs:
+            runner.admit([job])
+        while min(map(runner.decided, jobs)) < engine.image_model.raster.length // 2:
+            runner.advance()
+        yield runner
