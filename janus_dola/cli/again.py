@@ -9,7 +9,6 @@ import typer
 from janus_dola.arguments import MINI
 from janus_dola.cli.drawing import Output, draw_to_files
 from janus_dola.cli.options import (
-    MACHINE,
     Backend,
     Compare,
     Device,
@@ -20,6 +19,7 @@ from janus_dola.cli.options import (
     OutDir,
     Overwrite,
     Revision,
+    machine_option,
 )
 from janus_dola.images.files import name_beside
 
@@ -38,8 +38,7 @@ def again(
     overwrite: Overwrite = False,
     model: Annotated[
         str | None,
-        typer.Option(
-            rich_help_panel=MACHINE,
+        machine_option(
             help="The model's folder, if the image was drawn with one; the image holds only its name.",
             show_default="the image's model",
         ),
@@ -53,7 +52,8 @@ def again(
 
     OUTDIR/NAME_again.png has the same pixels. --map shows what DoLa did, --compare draws the baseline from the same seed.
     """
-    from janus_dola.batch import Compute, RunSettings
+    from janus_dola.batch import RunSettings
+    from janus_dola.compute import Compute
     from janus_dola.images.recipe import read_recipe
     from janus_dola.models.checkpoint.hub import public_name
 

@@ -1,5 +1,6 @@
 """`janus-dola answer`: answers a question about pictures in words."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from janus_dola.settings import DoLaConfig
 if TYPE_CHECKING:
     from PIL import Image
 
-_SAID = "The answer"  # a panel of --help
+_answer_option = partial(typer.Option, rich_help_panel="The answer")
 
 
 @takes_dola
@@ -21,16 +22,10 @@ def answer(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you ask about them.")],
     model: Model = MINI,
     revision: Revision = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(rich_help_panel=_SAID, min=1, help="Tokens that the answer may have.")
-    ] = 256,
-    temperature: Annotated[
-        float, typer.Option(rich_help_panel=_SAID, min=0, help="0 is greedy: the same answer each time.")
-    ] = 0.0,
+    max_new_tokens: Annotated[int, _answer_option(min=1, help="Tokens that the answer may have.")] = 256,
+    temperature: Annotated[float, _answer_option(min=0, help="0 is greedy: the same answer each time.")] = 0.0,
     dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
-    seed: Annotated[
-        str, typer.Option(rich_help_panel=_SAID, help="Used with a temperature above 0; random (or -1) picks one.")
-    ] = "0",
+    seed: Annotated[str, _answer_option(help="Used with a temperature above 0; random (or -1) picks one.")] = "0",
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:

@@ -1,5 +1,6 @@
 """`janus-dola batch`: draws thousands of prompts into a folder."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -7,9 +8,6 @@ import typer
 
 from janus_dola.arguments import MINI
 from janus_dola.cli.options import (
-    DRAWN,
-    FILES,
-    MACHINE,
     Backend,
     CodesPerPass,
     Device,
@@ -23,6 +21,9 @@ from janus_dola.cli.options import (
     Quantize,
     Revision,
     Size,
+    drawn_option,
+    file_option,
+    machine_option,
     parse_seed,
     parse_window,
     takes_settings,
@@ -30,42 +31,36 @@ from janus_dola.cli.options import (
 from janus_dola.cli.terminal import complain
 from janus_dola.settings import SETTINGS, DrawSettings
 
-PROMPTS = "Prompts"
+_prompt_option = partial(typer.Option, rich_help_panel="Prompts")
 
 
 @takes_settings
 def batch(
     prompts: Annotated[
         str,
-        typer.Option(
+        _prompt_option(
             "--prompts",
             "--prompt-json",
             metavar="FILE",
-            rich_help_panel=PROMPTS,
             help='.json: a list, or {"prompts": [...]}. .jsonl: one object per line with "prompt" and, optionally, id, '
             f"seed, parallel_size, {', '.join(SETTINGS)}. .csv, .tsv: the same as columns. "
             ".txt: one prompt per line. A folder: one .txt file per prompt. - reads stdin.",
         ),
     ],
     prompt_key: Annotated[
-        str | None,
-        typer.Option(rich_help_panel=PROMPTS, help="Key or column that holds the prompt.", show_default="prompt"),
+        str | None, _prompt_option(help="Key or column that holds the prompt.", show_default="prompt")
     ] = None,
     outdir: OutDir = Path("out_dola"),
     parallel_size: ParallelSize = 4,
     settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
     max_prompts: Annotated[
-        int | None,
-        typer.Option(
-            rich_help_panel=PROMPTS, min=1, help="Draw only the first N prompts.", metavar="N", show_default="all"
-        ),
+        int | None, _prompt_option(min=1, help="Draw only the first N prompts.", metavar="N", show_default="all")
     ] = None,
     seed: Annotated[
         str,
-        typer.Option(
-            rich_help_panel=DRAWN,
+        drawn_option(
             help="Image n of the run, from 0, gets the seed SEED + n; random (or -1) takes the seed of the run in OUTDIR, "
-            "or picks one.",
+            "or picks one."
         ),
     ] = "0",
     backend: Backend = "auto",
@@ -81,43 +76,27 @@ def batch(
     metadata: Metadata = True,
     name_template: Annotated[
         str | None,
-        typer.Option(
-            rich_help_panel=FILES,
+        file_option(
             help="File names, made from {words}, {id}, {index}, {k}, {number} and {seed}: for example {id}_p{k}.",
             show_default="{index}_{words}_p{k}",
         ),
     ] = None,
     skip_bad: Annotated[
-        bool,
-        typer.Option(
-            "--skip-bad", rich_help_panel=PROMPTS, help="Record malformed prompts as failed, and draw the others."
-        ),
+        bool, _prompt_option("--skip-bad", help="Record malformed prompts as failed, and draw the others.")
     ] = False,
     overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", rich_help_panel=FILES, help="Replace what OUTDIR holds from other settings or prompts."
-        ),
+        bool, file_option("--overwrite", help="Replace what OUTDIR holds from other settings or prompts.")
     ] = False,
     batch_size: Annotated[
-        int | None,
-        typer.Option(rich_help_panel=MACHINE, help="Images drawn at once.", show_default="what fits into memory"),
+        int | None, machine_option(help="Images drawn at once.", show_default="what fits into memory")
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            rich_help_panel=MACHINE,
-            help="Number of Ray actors, each with a GPU or a CPU core.",
-            show_default="this process alone",
-        ),
+        machine_option(help="Number of Ray actors, each with a GPU or a CPU core.", show_default="this process alone"),
     ] = None,
     ray_address: Annotated[
         str | None,
-        typer.Option(
-            rich_help_panel=MACHINE,
-            help="A Ray cluster: auto or HOST:PORT; starts one actor per GPU.",
-            show_default="none",
-        ),
+        machine_option(help="A Ray cluster: auto or HOST:PORT; starts one actor per GPU.", show_default="none"),
     ] = None,
 ) -> None:
     """Draw thousands of prompts into a folder.
@@ -132,7 +111,7 @@ def batch(
     base = parse_seed(seed, outdir)
     run = RunSettings(
         model, settings, parallel_size, base, image_format, dtype, quantize, parse_window(window), metadata, name_template,
-        revision,
+        revision
     )  # fmt: skip
     compute = Compute(device, backend, launch, workers, ray_address, batch_size)
     summary = run_batch(

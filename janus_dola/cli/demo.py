@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from janus_dola.arguments import MINI
-from janus_dola.cli.options import DRAWN, Device, Model, OutDir, Overwrite, Revision
+from janus_dola.cli.options import Device, Model, OutDir, Overwrite, Revision, drawn_option
 from janus_dola.images.files import make_folder, refuse_existing, write_new
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _COLUMNS = 3  # images per prompt and method
 
 def demo(
     outdir: OutDir = Path("demo_out"),
-    seed: Annotated[int, typer.Option(rich_help_panel=DRAWN, help="Seed of the first image.")] = 0,
+    seed: Annotated[int, drawn_option(help="Seed of the first image.")] = 0,
     model: Model = MINI,
     revision: Revision = None,
     device: Device = None,

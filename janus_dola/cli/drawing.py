@@ -1,7 +1,7 @@
 """Draws prompts to files, for `janus-dola generate` and `janus-dola again`."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +12,8 @@ from janus_dola.cli.options import hint_at_mini
 from janus_dola.images.files import make_folder, name_beside, refuse_existing, write_new
 
 if TYPE_CHECKING:
-    from janus_dola.batch import Compute, RunSettings
-    from janus_dola.pipeline import JanusDoLa
+    from janus_dola.batch import RunSettings
+    from janus_dola.compute import Compute
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def draw_to_files(
         FileExistsError: a file is there and may not be replaced.
         ValueError: the model cannot draw with these settings.
     """
+    from janus_dola.images.recipe import encode_image
     from janus_dola.pipeline import JanusDoLa
 
     if run.drawing.dola is None and (output.compare or output.layer_map):
@@ -59,43 +60,26 @@ def draw_to_files(
         has_map = output.layer_map and each.drawing.dola is not None
         return [path, path.with_name(name_beside(path, "map", "png"))] if has_map else [path]
 
+    def write(path: Path, content: bytes) -> None:
+        write_new(path, content, output.overwrite)
+        typer.echo(path)
+
     numbers = [(index, k) for index in range(len(prompts)) for k in range(run.parallel_size)]
     refuse_existing((path for each in runs for number in numbers for path in files(each, *number)), output.overwrite)
     JanusDoLa.check(
         run.model, compute.device, run.dtype, run.revision, run.quantize,
-        settings=run.drawing, backend=compute.backend, launch=compute.launch, prompts=prompts,
+        settings=run.drawing, backend=compute.backend, launch=compute.launch, prompts=prompts
     )  # fmt: skip
     make_folder(output.folder)
     hint_at_mini(run.model)
     pipe = JanusDoLa.from_pretrained(run.model, compute.device, run.dtype, run.revision, run.quantize)
     for each in runs:
-        for path, content in _drawn(pipe, prompts, each, compute, files):
-            write_new(path, content, output.overwrite)
-            typer.echo(path)
-
-
-def _drawn(
-    pipe: "JanusDoLa",
-    prompts: Sequence[str],
-    run: "RunSettings",
-    compute: "Compute",
-    files: Callable[["RunSettings", int, int], list[Path]],
-) -> Iterator[tuple[Path, bytes]]:
-    """Yields each file's path and content: an image, then its map if it has one."""
-    from janus_dola.images.recipe import encode_image
-
-    images = pipe.stream(
-        prompts,
-        run.parallel_size,
-        run.drawing,
-        seed=run.seed,
-        backend=compute.backend,
-        launch=compute.launch,
-        window=run.window,
-        progress=sys.stderr.isatty(),
-    )
-    for drawn in images:
-        path, *maps = files(run, drawn.prompt, drawn.k)
-        yield path, encode_image(drawn.image, run.image_format, drawn.recipe if run.metadata else None)
-        for each in maps:
-            yield each, encode_image(drawn.layer_map(), "png", None)
+        images = pipe.stream(
+            prompts, each.parallel_size, each.drawing, seed=each.seed, window=each.window, backend=compute.backend,
+            launch=compute.launch, progress=sys.stderr.isatty(),
+        )  # fmt: skip
+        for drawn in images:
+            path, *maps = files(each, drawn.prompt, drawn.k)
+            write(path, encode_image(drawn.image, each.image_format, drawn.recipe if each.metadata else None))
+            for map_path in maps:
+                write(map_path, encode_image(drawn.layer_map(), "png", None))

@@ -73,7 +73,8 @@ def generate(
     A file name shows the prompt, the settings that are not the defaults, and the image's number. The model fixes the size
     of its images. `janus-dola again FILE` draws an image again.
     """
-    from janus_dola.batch import Compute, RunSettings
+    from janus_dola.batch import RunSettings
+    from janus_dola.compute import Compute
     from janus_dola.models.checkpoint.hub import public_name
 
     if from_image is not None:  # the old way to say `janus-dola again`

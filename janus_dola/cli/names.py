@@ -8,20 +8,9 @@ from janus_dola.settings import OF_DOLA
 
 # Options that do not change a picture, or that its name shows in another way.
 _ELSEWHERE = {
-    "prompts",
-    "outdir",
-    "parallel_size",
-    "backend",
-    "launch",
-    "window",
-    "device",
-    "image_format",
-    "metadata",
-    "from_image",
-    "compare",
-    "layer_map",
-    "overwrite",
-}
+    "prompts", "outdir", "parallel_size", "backend", "launch", "window", "device", "image_format", "metadata", "from_image",
+    "compare", "layer_map", "overwrite",
+}  # fmt: skip
 _LONGEST, _LONGEST_VALUE = 120, 32  # bytes of all, characters of one
 
 

@@ -23,87 +23,53 @@ from janus_dola.arguments import (
 )
 from janus_dola.settings import OF_DOLA, SETTINGS, DrawSettings, Setting
 
-# The panels of --help.
+# The panels of --help, and options in them.
 DRAWN, CONTRAST, FILES, MACHINE = "What is drawn", "DoLa", "Files", "Model and machine"
+drawn_option = functools.partial(typer.Option, rich_help_panel=DRAWN)
+contrast_option = functools.partial(typer.Option, rich_help_panel=CONTRAST)
+file_option = functools.partial(typer.Option, rich_help_panel=FILES)
+machine_option = functools.partial(typer.Option, rich_help_panel=MACHINE)
+_SEEDS = "Image k of prompt i gets the seed SEED + i * PARALLEL_SIZE + k"
 
 Model = Annotated[
-    str,
-    typer.Option(
-        rich_help_panel=MACHINE,
-        help='"mini", a folder, or a Hugging Face repository such as deepseek-community/Janus-Pro-1B.',
-    ),
+    str, machine_option(help='"mini", a folder, or a Hugging Face repository such as deepseek-community/Janus-Pro-1B.')
 ]
 Revision = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=MACHINE, help="Branch, tag or commit of the model's repository.", show_default="the newest"
-    ),
+    str | None, machine_option(help="Branch, tag or commit of the model's repository.", show_default="the newest")
 ]
-OutDir = Annotated[Path, typer.Option(rich_help_panel=FILES, help="Folder for the files; made if it is not there.")]
-ParallelSize = Annotated[int, typer.Option(rich_help_panel=DRAWN, help="Images per prompt.")]
-Seed = Annotated[
-    int, typer.Option(rich_help_panel=DRAWN, help="Image k of prompt i gets the seed SEED + i * PARALLEL_SIZE + k.")
-]
-RandomSeed = Annotated[
-    str,
-    typer.Option(
-        "--seed",
-        rich_help_panel=DRAWN,
-        help="Image k of prompt i gets the seed SEED + i * PARALLEL_SIZE + k; random (or -1) picks SEED.",
-    ),
-]
-Backend = Annotated[
-    BackendName, typer.Option(rich_help_panel=MACHINE, help="What computes the contrast of layers; triton needs a GPU.")
-]
+OutDir = Annotated[Path, file_option(help="Folder for the files; made if it is not there.")]
+ParallelSize = Annotated[int, drawn_option(help="Images per prompt.")]
+Seed = Annotated[int, drawn_option(help=f"{_SEEDS}.")]
+RandomSeed = Annotated[str, drawn_option("--seed", help=f"{_SEEDS}; random (or -1) picks SEED.")]
+Backend = Annotated[BackendName, machine_option(help="What computes the contrast of layers; triton needs a GPU.")]
 Launch = Annotated[
-    LaunchName,
-    typer.Option(
-        "--launch", rich_help_panel=MACHINE, help="How model passes are run; graph needs a GPU, compile starts slowly."
-    ),
+    LaunchName, machine_option("--launch", help="How model passes are run; graph needs a GPU, compile starts slowly.")
 ]
-CodesPerPass = Annotated[
-    WindowName,
-    typer.Option(rich_help_panel=MACHINE, help="Codes decided per pass; changes the speed, not the image."),
-]
+CodesPerPass = Annotated[WindowName, machine_option(help="Codes decided per pass; changes the speed, not the image.")]
 Quantize = Annotated[
     Quantization | None,
-    typer.Option(
-        rich_help_panel=MACHINE,
-        help="Store the blocks' weights in 8 bits; this changes some tokens.",
-        show_default="no",
-    ),
+    machine_option(help="Store the blocks' weights in 8 bits; this changes some tokens.", show_default="no"),
 ]
 Device = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=MACHINE,
-        metavar="NAME",
-        help="cpu, cuda (a GPU), cuda:1 or mps (Apple's GPU).",
-        show_default="a GPU if there is one",
+    machine_option(
+        metavar="NAME", help="cpu, cuda (a GPU), cuda:1 or mps (Apple's GPU).", show_default="a GPU if there is one"
     ),
 ]
 Dtype = Annotated[
     DtypeName | None,
-    typer.Option(
-        rich_help_panel=MACHINE,
+    machine_option(
         help="Number format of the weights; float16 is the fastest on a CPU.",
         show_default="float32 on a CPU, else bfloat16",
     ),
 ]
 Metadata = Annotated[
-    bool,
-    typer.Option(
-        "--metadata/--no-metadata", rich_help_panel=FILES, help="Write prompt, model and settings into each image."
-    ),
+    bool, file_option("--metadata/--no-metadata", help="Write prompt, model and settings into each image.")
 ]
-Format = Annotated[ImageFormat, typer.Option("--format", rich_help_panel=FILES, help="File format of the images.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=FILES, help="Replace files that exist.")]
-Compare = Annotated[
-    bool, typer.Option("--compare", rich_help_panel=CONTRAST, help="Also draw the baseline, from the same seeds.")
-]
-LayerMap = Annotated[
-    bool, typer.Option("--map", rich_help_panel=CONTRAST, help="Write a map of what DoLa did beside each image.")
-]
+Format = Annotated[ImageFormat, file_option("--format", help="File format of the images.")]
+Overwrite = Annotated[bool, file_option("--overwrite", help="Replace files that exist.")]
+Compare = Annotated[bool, contrast_option("--compare", help="Also draw the baseline, from the same seeds.")]
+LayerMap = Annotated[bool, contrast_option("--map", help="Write a map of what DoLa did beside each image.")]
 
 
 def _refuse_size(value: str | None) -> None:

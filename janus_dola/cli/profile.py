@@ -7,14 +7,14 @@ import typer
 
 from janus_dola.arguments import MAX_PARALLEL_SIZE, MINI
 from janus_dola.cli.options import (
-    DRAWN,
-    FILES,
     Backend,
     Device,
     Dtype,
     Launch,
     Model,
     Revision,
+    drawn_option,
+    file_option,
     takes_settings,
 )
 from janus_dola.settings import DrawSettings
@@ -26,17 +26,13 @@ _PROMPT = "a large red circle on white"
 def profile(
     model: Model = MINI,
     revision: Revision = None,
-    parallel_size: Annotated[
-        int, typer.Option(rich_help_panel=DRAWN, min=1, max=MAX_PARALLEL_SIZE, help="Images drawn at once.")
-    ] = 4,
+    parallel_size: Annotated[int, drawn_option(min=1, max=MAX_PARALLEL_SIZE, help="Images drawn at once.")] = 4,
     settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
     backend: Backend = "auto",
     launch: Launch = "auto",
     device: Device = None,
     dtype: Dtype = None,
-    trace: Annotated[
-        Path, typer.Option(rich_help_panel=FILES, help="File for the timeline; ui.perfetto.dev opens it.")
-    ] = Path("pass.json"),
+    trace: Annotated[Path, file_option(help="File for the timeline; ui.perfetto.dev opens it.")] = Path("pass.json"),
 ) -> None:
     """Record one model pass: its ten most expensive operations, and a timeline."""
     from janus_dola.engine.profiling import profile_pass

@@ -1,13 +1,13 @@
 """`janus-dola serve`: draws images over HTTP."""
 
 import ipaddress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from janus_dola.arguments import MAX_PARALLEL_SIZE, MINI, integer
 from janus_dola.cli.options import (
-    MACHINE,
     Backend,
     Device,
     Dtype,
@@ -16,6 +16,7 @@ from janus_dola.cli.options import (
     Quantize,
     Revision,
     hint_at_mini,
+    machine_option,
     number_or_text,
 )
 from janus_dola.cli.terminal import complain
@@ -23,65 +24,44 @@ from janus_dola.cli.terminal import complain
 if TYPE_CHECKING:
     from janus_dola.pipeline import JanusDoLa
 
-ADDRESS, REPLICAS = "Address and clients", "More than one engine"
+_address_option = partial(typer.Option, rich_help_panel="Address and clients")
+_replica_option = partial(typer.Option, rich_help_panel="More than one engine")
 
 
 def serve(
     model: Model = MINI,
     revision: Revision = None,
     host: Annotated[
-        str,
-        typer.Option(rich_help_panel=ADDRESS, help="Address to listen at; 0.0.0.0 is every address of this machine."),
+        str, _address_option(help="Address to listen at; 0.0.0.0 is every address of this machine.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(rich_help_panel=ADDRESS, min=0, max=65535, help="0 takes any free port.")] = 8000,
+    port: Annotated[int, _address_option(min=0, max=65535, help="0 takes any free port.")] = 8000,
     slots: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=MACHINE, help="Images drawn at once, at most; auto is as many as fit into memory."
-        ),
+        str, machine_option(help="Images drawn at once, at most; auto is as many as fit into memory.")
     ] = "auto",
     max_waiting: Annotated[
-        int,
-        typer.Option(
-            rich_help_panel=ADDRESS, min=10, help="Images that may wait; requests for more are answered with 429."
-        ),
+        int, _address_option(min=10, help="Images that may wait; requests for more are answered with 429.")
     ] = 256,
-    grace: Annotated[
-        int, typer.Option(rich_help_panel=ADDRESS, min=0, help="Seconds that requests have to finish in after SIGTERM.")
-    ] = 60,
+    grace: Annotated[int, _address_option(min=0, help="Seconds that requests have to finish in after SIGTERM.")] = 60,
     api_key: Annotated[
         str | None,
-        typer.Option(
-            rich_help_panel=ADDRESS,
-            envvar="JANUS_DOLA_API_KEY",
-            help="Key that clients must send.",
-            show_default="none",
-        ),
+        _address_option(envvar="JANUS_DOLA_API_KEY", help="Key that clients must send.", show_default="none"),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option(
-            rich_help_panel=ADDRESS,
+        _address_option(
             help="Origin of another site whose pages may send requests, such as https://example.org.",
             show_default="none",
         ),
     ] = None,
     replicas: Annotated[
         int | None,
-        typer.Option(
-            rich_help_panel=REPLICAS,
-            min=1,
-            help="Number of engines under Ray Serve, each with a GPU or a CPU core.",
-            show_default="none: no Ray",
+        _replica_option(
+            min=1, help="Number of engines under Ray Serve, each with a GPU or a CPU core.", show_default="none: no Ray"
         ),
     ] = None,
     ray_address: Annotated[
         str | None,
-        typer.Option(
-            rich_help_panel=REPLICAS,
-            help="A Ray cluster: auto or HOST:PORT; starts one engine per GPU.",
-            show_default="none",
-        ),
+        _replica_option(help="A Ray cluster: auto or HOST:PORT; starts one engine per GPU.", show_default="none"),
     ] = None,
     backend: Backend = "auto",
     launch: Launch = "auto",
