@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from janus_dola.batch.folder import checked, digest, sync, sync_folder, with_checksum, write_whole
-from janus_dola.batch.prompts import BadPrompt, ImageTask
+from janus_dola.batch.prompts import ImageTask, PromptRecord
 from janus_dola.batch.run_settings import RunSettings
 from janus_dola.batch.worker import DrawFailure, EncodedImage
 from janus_dola.images.files import TEMPLATE, file_name
@@ -32,11 +32,11 @@ class Manifest:
     """
 
     def __init__(self, outdir: Path, images: int) -> None:
-        self._outdir, self._path, self._images = outdir, outdir / MANIFEST, images
+        self._outdir, self._path, self.images = outdir, outdir / MANIFEST, images
         self._scan()
 
     def _scan(self) -> None:
-        self._start = array("q", [-1]) * self._images  # where the line of each image starts
+        self._start = array("q", [-1]) * self.images  # where the line of each image starts
         self._end = self.ignored = 0
         self._files: tuple[IO[bytes], IO[bytes]] | None = None  # to append to, to read from; None before the first line
         if not self._path.exists():
@@ -68,7 +68,7 @@ class Manifest:
 
     def beyond(self) -> list[int]:
         """Returns the numbers of lines beyond the images of the run."""
-        return [number for number in range(self._images, len(self._start)) if self._start[number] >= 0]
+        return [number for number in range(self.images, len(self._start)) if self._start[number] >= 0]
 
     def _read(self, start: int) -> bytes:
         assert self._files is not None  # there are lines
@@ -173,9 +173,16 @@ def failed_entry(task: ImageTask, failure: DrawFailure) -> Entry:
     return {"file": None, **_described(task), "error": failure.reason}
 
 
-def bad_entry(number: int, record: BadPrompt) -> Entry:
+def bad_entry(record: PromptRecord) -> Entry:
     """Returns the line of a bad prompt, under the number that its first image would have."""
-    return {"file": None, "image": number, "index": record.index, "k": None, "prompt": None, "error": record.reason}
+    return {
+        "file": None,
+        "image": record.first,
+        "index": record.index,
+        "k": None,
+        "prompt": None,
+        "error": record.fault,
+    }
 
 
 def is_bad_entry(entry: Entry) -> bool:

@@ -11,12 +11,13 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from janus_dola.arguments import MAX_PARALLEL_SIZE, MAX_SEED, integer, shown
 from janus_dola.batch import readers
-from janus_dola.batch.readers import MAX_LINE, FormatError, Piece, Reader, decode, key_of_prompt, parse_json
+from janus_dola.batch.readers import MAX_LINE, Piece, Reader, decode, key_of_prompt, parse_json
 from janus_dola.batch.run_settings import RunSettings
 from janus_dola.settings import SETTINGS, DrawSettings
 
@@ -41,31 +42,10 @@ _MAX_FILE = MAX_LINE // 8  # bytes per file in a folder, since JSON may take six
 _KEYS = ("id", "seed", "parallel_size", *SETTINGS)
 _SAME_FOR_ALL = ("model", "dtype", "quantize")  # keys that a prompt cannot set for itself
 _MAX_PROMPT = 2**16  # characters; no model reads that many
-_MAX_REASON = 300  # characters
+_MAX_FAULT = 300  # characters
 _MAX_DEPTH = 20  # of values that are only kept
 
 Prompts = str | Path | Iterable[str | Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class PromptRecord:
-    """One prompt, and what it sets for itself."""
-
-    index: int  # place among the prompts, from 0
-    prompt: str
-    id: str | int | None = None
-    seed: int | None = None
-    parallel_size: int | None = None
-    drawing: DrawSettings | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)  # keys that set nothing, kept in the manifest
-
-
-@dataclass(frozen=True)
-class BadPrompt:
-    """A prompt that cannot be drawn, and why; the reason says where it stands."""
-
-    index: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -79,16 +59,17 @@ class ImageTask:
     seed: int
     drawing: DrawSettings
     id: str | int | None = None  # the user's name for the prompt
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)  # keys that set nothing, kept in the manifest
 
 
 @dataclass(frozen=True)
-class NumberedPrompt:
-    """A prompt, the number of its first image, and its images; a bad prompt has none."""
+class PromptRecord:
+    """A prompt's images, numbered; a bad prompt has none."""
 
-    first: int
-    record: PromptRecord | BadPrompt
+    index: int  # place among the prompts
+    first: int  # number of its first image
     tasks: list[ImageTask]
+    fault: str = ""  # why a bad prompt cannot be drawn, and where it stands
 
 
 class PromptSource:
@@ -115,22 +96,31 @@ class PromptSource:
         else:
             self._list = list(prompts)
 
-    def read(self, settings: RunSettings) -> Iterator[PromptRecord | BadPrompt]:
-        """Reads the prompts, in order.
+    def read(self, settings: RunSettings, max_prompts: int | None = None) -> Iterator[PromptRecord]:
+        """Reads the prompts, in order, and numbers their images.
+
+        Image k of a prompt has the number `images of all prompts before it + k` and, unless the prompt has its own seed, the
+        seed `settings.seed + number`: two images share a seed only if it was given. A bad prompt takes as many numbers as
+        one without a parallel size, so that mending it changes no other image.
 
         Args:
             settings: what a prompt does not set for itself.
+            max_prompts: reads only the first ones; None is all.
         Raises:
-            ValueError: the file as a whole is not what its ending says.
+            ValueError: the file as a whole is not what its ending says, or there are more images than seeds.
         """
-        for index, (place, value) in enumerate(self._pieces()):
+        first = 0
+        for index, (place, value) in enumerate(islice(self._pieces(), max_prompts)):
+            tasks, fault = [], ""
             try:
-                yield _checked(index, value, self._prompt_key, settings)
+                tasks = _tasks(index, first, value, self._prompt_key, settings)
             except ValueError as error:
-                reason = str(error)
-                yield BadPrompt(
-                    index, f"{place}: {reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + '...'}"
-                )
+                fault = f"{place}: {str(error)[:_MAX_FAULT]}{'...' if len(str(error)) > _MAX_FAULT else ''}"
+            after = first + (len(tasks) or settings.parallel_size)
+            if settings.seed + after > MAX_SEED:
+                raise ValueError(f"seed must leave room for prompt {index} below {MAX_SEED}, got {settings.seed}")
+            yield PromptRecord(index, first, tasks, fault)
+            first = after
 
     def changed(self) -> bool:
         """Returns whether the file, or a file of the folder, has changed since it was copied."""
@@ -143,7 +133,7 @@ class PromptSource:
         self._copy.seek(0)
         try:
             yield from self._reader(self._copy, self._prompt_key)
-        except FormatError as error:
+        except ValueError as error:
             raise ValueError(f"{self.name} {error}") from None
 
     def _open(self, path: Path) -> Reader:
@@ -248,11 +238,11 @@ def _marked(content: bytes) -> str | None:
     return next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
 
 
-def _checked(index: int, value: object, prompt_key: str | None, settings: RunSettings) -> PromptRecord:
-    """Returns the record that a piece of a file, or a prompt in memory, stands for.
+def _tasks(index: int, first: int, value: object, prompt_key: str | None, settings: RunSettings) -> list[ImageTask]:
+    """Returns the images that a piece of a file, or a prompt in memory, stands for.
 
     Raises:
-        ValueError: it cannot be drawn.
+        ValueError: they cannot be drawn.
     """
     if isinstance(value, ValueError):
         raise value
@@ -266,22 +256,18 @@ def _checked(index: int, value: object, prompt_key: str | None, settings: RunSet
     misplaced = next((name for name in given if name in _SAME_FOR_ALL), None)
     if misplaced is not None:
         raise ValueError(f"{misplaced} must be the same for all prompts of a run, got {shown(given[misplaced])}")
-    name, size, seed = (given.get(key) for key in ("id", "parallel_size", "seed"))
+    name = given.get("id")
     if isinstance(name, bool) or not isinstance(name, str | int | None):
         raise ValueError(f"id must be a string or an int, got {shown(name)}")
     _check_text("prompt", prompt)
     if "negative_prompt" in given:
         _check_text("negative_prompt", given["negative_prompt"])
     _check_unicode(str(name))
-    extra = {key: each for key, each in fields.items() if key not in _KEYS}
-    if size is not None:
-        size = integer("parallel_size", size, 1, MAX_PARALLEL_SIZE)
-    if seed is not None:
-        seed = integer("seed", seed, 0, MAX_SEED - (size or settings.parallel_size))
+    extra = _as_stored({key: each for key, each in fields.items() if key not in _KEYS})
+    size = integer("parallel_size", given.get("parallel_size", settings.parallel_size), 1, MAX_PARALLEL_SIZE)
+    seed = integer("seed", given["seed"], 0, MAX_SEED - size) if "seed" in given else settings.seed + first
     drawing = settings.drawing.changed({key: each for key, each in given.items() if key in SETTINGS})
-    return PromptRecord(
-        index, prompt, name, seed, size, drawing if drawing != settings.drawing else None, _as_stored(extra)
-    )
+    return [ImageTask(first + k, index, k, prompt, seed + k, drawing, name, extra) for k in range(size)]
 
 
 def _check_text(name: str, value: object) -> None:
@@ -318,27 +304,3 @@ def _as_stored(extra: dict[Any, Any]) -> dict[str, Any]:
 def _is_deeper(value: object, levels: int) -> bool:
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return levels < 0 or any(_is_deeper(each, levels - 1) for each in inner)
-
-
-def numbered(records: Iterable[PromptRecord | BadPrompt], settings: RunSettings) -> Iterator[NumberedPrompt]:
-    """Numbers the images of all prompts.
-
-    Image k of a prompt has the number `images of all prompts before it + k` and, where the prompt has no seed of its own,
-    the seed `settings.seed + number`: two images share a seed only if it was given. A bad prompt takes as many numbers as
-    one without a parallel size, so that mending it changes no other image.
-    """
-    first = 0
-    for record in records:
-        size = getattr(record, "parallel_size", None) or settings.parallel_size
-        if settings.seed + first + size > MAX_SEED:
-            raise ValueError(f"seed must leave room for prompt {record.index} below {MAX_SEED}, got {settings.seed}")
-        tasks = []
-        if isinstance(record, PromptRecord):
-            seed = settings.seed + first if record.seed is None else record.seed
-            drawing = record.drawing or settings.drawing
-            tasks = [
-                ImageTask(first + k, record.index, k, record.prompt, seed + k, drawing, record.id, record.extra)
-                for k in range(size)
-            ]
-        yield NumberedPrompt(first, record, tasks)
-        first += size

@@ -22,11 +22,8 @@ _OBJECT = 'must be a JSON object such as {"prompt": "..."}, got'
 # Where a piece stands, such as "line 3", and its value: a string, an object with the prompt among its keys, or a
 # ValueError that says why the piece cannot be read.
 Piece = tuple[str, Any]
-Reader = Callable[[IO[bytes], str | None], Iterator[Piece]]  # reads a file, given the prompt's key
-
-
-class FormatError(ValueError):
-    """A file as a whole is not what its ending says."""
+# Reads a file, given the prompt's key. What it raises, a ValueError, is wrong with the file as a whole.
+Reader = Callable[[IO[bytes], str | None], Iterator[Piece]]
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -85,18 +82,18 @@ def read_json(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
     """Reads a list of strings and objects, bare or under the key "prompts"."""
     content = file.read(_MAX_JSON + 1)
     if len(content) > _MAX_JSON:
-        raise FormatError(f"must be at most {_MAX_JSON >> 20} MiB of JSON; longer lists are .jsonl, an object a line")
+        raise ValueError(f"must be at most {_MAX_JSON >> 20} MiB of JSON; longer lists are .jsonl, an object a line")
     try:
         document = parse_json(content)
     except ValueError as error:
         hint = "; an object a line is .jsonl" if "Extra data" in str(error) else ""
-        raise FormatError(f"{_LIST}, but is not JSON: {error}{hint}") from None
+        raise ValueError(f"{_LIST}, but is not JSON: {error}{hint}") from None
     del content
     prompts = document.get("prompts") if isinstance(document, dict) else document
     if not isinstance(prompts, list) or not prompts:
-        raise FormatError(f"{_LIST}, got {'an empty list' if prompts == [] else shown(document)}")
+        raise ValueError(f"{_LIST}, got {'an empty list' if prompts == [] else shown(document)}")
     if len(prompts) > _MAX_JSON_PROMPTS:
-        raise FormatError(
+        raise ValueError(
             f"must hold at most {_MAX_JSON_PROMPTS} prompts, got {len(prompts)}; longer lists are .jsonl, an object a line"
         )
     yield from ((f"prompt {index}", prompt) for index, prompt in enumerate(prompts))
@@ -116,7 +113,7 @@ def read_json_lines(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
 def read_text(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
     """Reads a prompt per line."""
     if prompt_key is not None:
-        raise FormatError(f"has no keys, so that prompt_key must be left out, got {prompt_key!r}")
+        raise ValueError(f"has no keys, so that prompt_key must be left out, got {prompt_key!r}")
     for place, line in _lines(file):
         try:
             text = decode(line)
@@ -149,7 +146,7 @@ def _read_table(file: IO[bytes], prompt_key: str | None, delimiter: str) -> Iter
             raise ValueError(f"must have each column once, got {shown(repeated)} again")
         key = key_of_prompt(names, prompt_key)
     except (ValueError, csv.Error) as error:
-        raise FormatError(f"header {error}") from None
+        raise ValueError(f"header {error}") from None
     while True:
         try:
             row = next(rows)

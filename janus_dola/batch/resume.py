@@ -5,8 +5,9 @@ too, and deletes there what runs made: files that a manifest names with the dige
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from janus_dola.batch.manifest import (
     names_of,
     with_prompt_of,
 )
-from janus_dola.batch.prompts import ImageTask, NumberedPrompt
+from janus_dola.batch.prompts import ImageTask, PromptRecord
 from janus_dola.batch.run_settings import RUN_FILE, RunFile, RunSettings
 
 MISSING, DONE, FAILED, OTHER = range(4)  # states of an image; OTHER was drawn from another prompt, seed or settings
@@ -67,24 +68,6 @@ def look_into(outdir: Path, overwrite: bool) -> RunFile | None:
         return before
 
 
-def replaceable(outdir: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
-    """Returns the files that the manifest names and that nobody has changed since.
-
-    Args:
-        names: the files that a new run will write.
-    Raises:
-        ValueError: one of them is there and not a run's.
-    """
-    ours = dict.fromkeys(name for entry in manifest for name in unchanged(outdir, entry))
-    theirs = next((name for name in names if name not in ours and os.path.lexists(outdir / name)), None)
-    if theirs is not None:
-        raise ValueError(
-            f"outdir {outdir} holds a file {theirs} that is not as an earlier run wrote it, and this run would write one. "
-            "Move it away, or take another --outdir"
-        )
-    return list(ours)
-
-
 def unchanged(outdir: Path, entry: Entry) -> Iterator[str]:
     """Yields the files of a manifest's line, image and map, that still have the digest in the line."""
     for kind, digest_key in (("file", "digest"), ("map", "map_digest")):
@@ -93,37 +76,40 @@ def unchanged(outdir: Path, entry: Entry) -> Iterator[str]:
             yield name
 
 
-def delete(outdir: Path, names: Iterable[str]) -> None:
-    """Deletes files in the folder."""
-    for name in names:
-        (outdir / name).unlink(missing_ok=True)
+@dataclass(frozen=True)
+class Inventory:
+    """What a folder holds for a run."""
+
+    states: bytearray  # MISSING, DONE or FAILED, per image
+    others: list[int]  # numbers of lines that are not this run's, to be forgotten
+    files: list[str]  # those lines' files that nobody has changed since, to be deleted
 
 
-def states_of(
+def take_inventory(
     outdir: Path,
     manifest: Manifest,
-    prompts: Iterable[NumberedPrompt],
+    records: Iterable[PromptRecord],
     settings: RunSettings,
-    images: int,
+    resumed: bool,
     overwrite: bool,
     note_checked: Callable[[int], object],
-) -> bytearray:
-    """Returns the state of each image in a run: MISSING, DONE or FAILED.
+) -> Inventory:
+    """Compares the manifest with the images of a run.
 
     An image is done when the manifest has its line, and its file and map have the digests that stand there. What a line says
     about the prompt, its id and other keys, is brought up to date.
 
     Args:
         settings: the run's, with the dtype known.
-        images: how many numbers the run has.
-        overwrite: whether images of other prompts are deleted instead of refused.
+        resumed: whether the folder was begun with these settings; if not, no line is this run's.
+        overwrite: whether images of other runs and prompts are to go; they are refused otherwise.
         note_checked: is given the number of lines looked at.
     Raises:
-        ValueError: an image in the folder was drawn from another prompt, seed or settings than the run's.
+        ValueError: an image in the folder was drawn from another prompt, seed or settings than the run's, or an image would
+            be written over a file that is no run's.
     """
-    states = bytearray(images)
-    others: list[int] = []
-    lines = _lines(manifest, prompts)
+    states, others = bytearray(manifest.images), []
+    lines = _lines(manifest, records) if resumed else iter(())
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         while part := list(islice(lines, _CHECKED_AT_ONCE)):
             updates = []
@@ -140,17 +126,28 @@ def states_of(
             manifest.append(updates)
             note_checked(len(part))
     if overwrite:
-        others += manifest.beyond()
-        delete(outdir, (name for number in others for name in unchanged(outdir, manifest.get(number) or {})))
-        manifest.forget(others)
-    return states
+        others = [*others, *manifest.beyond()] if resumed else [entry["image"] for entry in manifest]
+    files = dict.fromkeys(name for number in others for name in unchanged(outdir, manifest.get(number) or {}))
+    if not resumed:
+        _refuse_foreign(outdir, files, (task for record in records for task in record.tasks), settings)
+    return Inventory(states, others, list(files))
 
 
-def _lines(manifest: Manifest, prompts: Iterable[NumberedPrompt]) -> Iterator[tuple[int, Entry, ImageTask | None]]:
+def _refuse_foreign(outdir: Path, ours: Container[str], tasks: Iterable[ImageTask], settings: RunSettings) -> None:
+    names = (name for task in tasks for name in names_of(task, settings) if name is not None)
+    foreign = next((name for name in names if name not in ours and os.path.lexists(outdir / name)), None)
+    if foreign is not None:
+        raise ValueError(
+            f"outdir {outdir} holds a file {foreign} that is not as an earlier run wrote it, and this run would write one. "
+            "Move it away, or take another --outdir"
+        )
+
+
+def _lines(manifest: Manifest, records: Iterable[PromptRecord]) -> Iterator[tuple[int, Entry, ImageTask | None]]:
     """Yields the number, the line and the image, None for a bad prompt, where the manifest has a line."""
-    for prompt in prompts:
-        for task in prompt.tasks or (None,):
-            number = prompt.first if task is None else task.number
+    for record in records:
+        for task in record.tasks or (None,):
+            number = record.first if task is None else task.number
             entry = manifest.get(number)
             if entry is not None:
                 yield number, entry, task

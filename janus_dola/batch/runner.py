@@ -6,7 +6,7 @@ import threading
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -19,10 +19,10 @@ from janus_dola.arguments import HINT_AT_MINI, MINI, integer, shown
 from janus_dola.batch.folder import clear_disk_errors, locked_folder, sync_folder, write_whole
 from janus_dola.batch.index_page import write_page
 from janus_dola.batch.manifest import MANIFEST, MAPS, Manifest, bad_entry, drawn_entry, failed_entry, names_of
-from janus_dola.batch.prompts import BadPrompt, ImageTask, NumberedPrompt, Prompts, PromptSource, numbered
-from janus_dola.batch.resume import DONE, FAILED, MISSING, delete, look_into, replaceable, states_of
+from janus_dola.batch.prompts import ImageTask, PromptRecord, Prompts, PromptSource
+from janus_dola.batch.resume import DONE, FAILED, MISSING, look_into, take_inventory
 from janus_dola.batch.run_settings import RunFile, RunSettings
-from janus_dola.batch.worker import Batch, BatchWorker, DrawFailure, InProcess, Pool, Results, batches
+from janus_dola.batch.worker import Batch, BatchWorker, DrawFailure, Pool, Results, batches
 from janus_dola.compute import Compute
 from janus_dola.models.checkpoint.hub import public_name
 from janus_dola.pipeline import JanusDoLa
@@ -109,8 +109,7 @@ def run_batch(
             manifest = Manifest(folder, run_prompts.numbers)
         with closing(manifest), _Interrupt() as interrupt:
             run = _Run(folder, run_prompts, settings, manifest, interrupt, progress)
-            run.prepare(before, overwrite)
-            summary = run.draw(compute, before, pipe)
+            summary = run.draw(compute, before, overwrite, pipe)
     run_prompts.warn_if_changed()
     return summary
 
@@ -148,26 +147,26 @@ class _RunPrompts:
     def __init__(self, source: PromptSource, max_prompts: int | None, settings: RunSettings, skip_bad: bool) -> None:
         self._source, self._max_prompts, self._settings = source, max_prompts, settings
         self.prompts = self.images = self.numbers = self.bad = 0  # bad prompts take numbers, too
-        first_reason, kept_keys, names = "", dict[str, None](), set[int]()
-        for prompt in self:
-            self.prompts, self.images = self.prompts + 1, self.images + len(prompt.tasks)
-            self.numbers = prompt.first + (len(prompt.tasks) or settings.parallel_size)
+        first_fault, kept_keys, names = "", dict[str, None](), set[int]()
+        for record in self:
+            self.prompts, self.images = self.prompts + 1, self.images + len(record.tasks)
+            self.numbers = record.first + (len(record.tasks) or settings.parallel_size)
             if settings.name_template is not None:
-                self._check_names(prompt.tasks, names)
-            if isinstance(prompt.record, BadPrompt):
+                self._check_names(record.tasks, names)
+            if record.fault:
                 self.bad += 1
-                first_reason = first_reason or prompt.record.reason
+                first_fault = first_fault or record.fault
                 if self.bad == _BAD_COUNTED and not skip_bad:
                     break
             elif len(kept_keys) < _KEYS_NAMED:
-                kept_keys.update(dict.fromkeys(prompt.record.extra))
+                kept_keys.update(dict.fromkeys(record.tasks[0].extra))
         if self.prompts == 0:
             raise ValueError(f"{source.name} must hold at least one prompt, got none")
         if self.bad and not skip_bad:
             more = f"; {self.bad} of {self.prompts} prompts read are bad" if self.bad > 1 else ""
-            raise ValueError(f"{source.name} {first_reason}{more}. --skip-bad draws the others")
+            raise ValueError(f"{source.name} {first_fault}{more}. --skip-bad draws the others")
         if self.images == 0:
-            raise ValueError(f"{source.name} must hold a prompt that can be drawn, but {first_reason}")
+            raise ValueError(f"{source.name} must hold a prompt that can be drawn, but {first_fault}")
         if kept_keys:
             keys = ", ".join(map(shown, list(kept_keys)[:_KEYS_NAMED]))
             warnings.warn(f"{source.name}: keys that set nothing are kept in the manifest: {keys}", stacklevel=3)
@@ -181,8 +180,8 @@ class _RunPrompts:
                 raise ValueError(f"name_template must tell all images apart, but two are {name}: add {{number}}")
             names.add(key)
 
-    def __iter__(self) -> Iterator[NumberedPrompt]:
-        return numbered(islice(self._source.read(self._settings), self._max_prompts), self._settings)
+    def __iter__(self) -> Iterator[PromptRecord]:
+        return self._source.read(self._settings, self._max_prompts)
 
     def warn_if_changed(self) -> None:
         """Warns when the prompts are no longer what they were when the run began."""
@@ -195,7 +194,7 @@ class _RunPrompts:
 
     def tasks(self) -> Iterator[ImageTask]:
         """Yields the images, in order."""
-        return (task for prompt in self for task in prompt.tasks)
+        return (task for record in self for task in record.tasks)
 
 
 class _Run:
@@ -212,9 +211,7 @@ class _Run:
     ) -> None:
         self._outdir, self._prompts, self._settings = outdir, prompts, settings
         self._manifest, self._interrupt, self._progress = manifest, interrupt, progress
-        self._states = bytearray(prompts.numbers)  # all MISSING
         self._failed = prompts.bad
-        self._replaced: list[str] = []  # files from earlier runs, deleted once the model is loaded
         if manifest.ignored:
             warnings.warn(
                 f"{manifest.ignored} lines of {outdir / MANIFEST} are not as a run wrote them; "
@@ -222,25 +219,17 @@ class _Run:
                 stacklevel=3,
             )
 
-    def prepare(self, before: RunFile | None, overwrite: bool) -> None:
-        """Looks at what an earlier run with the same settings left, or finds what other runs made and may be deleted."""
-        if before is None:
-            names = (name for task in self._prompts.tasks() for name in names_of(task, self._settings) if name)
-            self._replaced = replaceable(self._outdir, self._manifest, names)
-            return
-        with self._bar("checking", self._prompts.images) as bar:
-            self._states = states_of(
-                self._outdir,
-                self._manifest,
-                self._prompts,
-                self._settings,
-                self._prompts.numbers,
-                overwrite,
-                bar.update,
-            )
+    def draw(self, compute: Compute, before: RunFile | None, overwrite: bool, pipe: JanusDoLa | None) -> Summary:
+        """Looks at what earlier runs left, draws what is missing, then makes the page.
 
-    def draw(self, compute: Compute, before: RunFile | None, pipe: JanusDoLa | None) -> Summary:
-        """Draws what is missing, then makes the page."""
+        Args:
+            before: what the folder was begun with, if its settings are this run's.
+        """
+        with self._bar("checking", self._prompts.images) as bar:
+            self._inventory = take_inventory(
+                self._outdir, self._manifest, self._prompts, self._settings, before is not None, overwrite, bar.update
+            )
+        self._states = self._inventory.states
         kept = self._states.count(DONE)
         left = self._prompts.images - kept
         if left:
@@ -248,7 +237,10 @@ class _Run:
             if self._settings.model == MINI:
                 log(HINT_AT_MINI)
             with _pool(self._settings, compute, pipe, log) as pool:
+                self._clear()
                 left -= self._draw_missing(pool, compute, before, kept)
+        else:
+            self._clear()
         with clear_disk_errors(self._outdir):
             self._record_bad()
             self._manifest.compact()
@@ -257,13 +249,17 @@ class _Run:
         drawn = self._states.count(DONE) - kept
         return Summary(self._prompts.prompts, self._prompts.images, drawn, kept, self._failed, left)
 
+    def _clear(self) -> None:
+        """Deletes what other runs made, now that the model is there."""
+        with clear_disk_errors(self._outdir):
+            for name in self._inventory.files:
+                (self._outdir / name).unlink(missing_ok=True)
+            if self._inventory.others:
+                self._manifest.forget(self._inventory.others)
+
     def _record_bad(self) -> None:
         """Gives each bad prompt its line."""
-        bad = (
-            bad_entry(prompt.first, prompt.record)
-            for prompt in (self._prompts if self._prompts.bad else ())
-            if isinstance(prompt.record, BadPrompt)
-        )
+        bad = (bad_entry(record) for record in (self._prompts if self._prompts.bad else ()) if record.fault)
         while part := list(islice(bad, _LINES_AT_ONCE)):
             self._manifest.append(part)
 
@@ -272,9 +268,6 @@ class _Run:
         size = compute.batch_size or (pool.batch_size if before is None else before.batch_size)
         self._settings = self._settings.with_dtype(pool.dtype)
         with clear_disk_errors(self._outdir):
-            if before is None:  # all that is there is another run's
-                delete(self._outdir, self._replaced)
-                self._manifest.forget([entry["image"] for entry in self._manifest])
             RunFile(self._settings.to_json(), size).write(self._outdir)
             (self._outdir / MAPS).mkdir(exist_ok=True)
         taken = 0
@@ -345,9 +338,11 @@ def _silent(message: str) -> None:
     pass
 
 
-def _pool(settings: RunSettings, compute: Compute, pipe: JanusDoLa | None, log: Callable[[str], None]) -> Pool:
+def _pool(
+    settings: RunSettings, compute: Compute, pipe: JanusDoLa | None, log: Callable[[str], None]
+) -> AbstractContextManager[Pool]:
     if compute.uses_ray:
         from janus_dola.batch.ray_pool import RayPool
 
         return RayPool(settings, compute, log)
-    return InProcess(BatchWorker.load(settings, compute) if pipe is None else BatchWorker(pipe, settings, compute))
+    return nullcontext(BatchWorker.load(settings, compute) if pipe is None else BatchWorker(pipe, settings, compute))

@@ -7,7 +7,6 @@ batches again, and so does any number of workers. A fault of one image stays wit
 import io
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +52,17 @@ class WorkersLostError(RuntimeError):
     """Workers die again and again."""
 
 
+class Pool(Protocol):
+    """Models that are loaded, and draw."""
+
+    dtype: str
+    batch_size: int  # images that fit into memory
+
+    def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Results]]:
+        """Draws the batches, which are read as they are needed; yields each with its images once it is done."""
+        ...
+
+
 def batches(tasks: Iterable[ImageTask], size: int) -> Iterator[Batch]:
     """Puts tasks with the same settings together, `size` at a time.
 
@@ -72,7 +82,7 @@ def batches(tasks: Iterable[ImageTask], size: int) -> Iterator[Batch]:
 
 
 class BatchWorker:
-    """A model and the batches it draws.
+    """A model in this process, and the batches it draws; a `Pool` by itself.
 
     Args:
         compute: its backend and launch are used.
@@ -86,6 +96,7 @@ class BatchWorker:
         self.settings = settings.with_dtype(self.dtype)
         # Checks the settings; without a prompt there is nothing to draw.
         pipe.stream((), settings=settings.drawing, backend=compute.backend, launch=compute.launch)
+        self.batch_size = pipe.engine.fit(_USUAL_PROMPT)
 
     @classmethod
     def load(cls, settings: RunSettings, compute: Compute) -> "BatchWorker":
@@ -99,10 +110,9 @@ class BatchWorker:
         JanusDoLa.check(*place, settings=settings.drawing, backend=compute.backend, launch=compute.launch)
         return cls(JanusDoLa.from_pretrained(*place), settings, compute)
 
-    @property
-    def batch_size(self) -> int:
-        """Returns how many images fit into memory at once."""
-        return self._pipe.engine.fit(_USUAL_PROMPT)
+    def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Results]]:
+        """See `Pool`; draws one batch after the other."""
+        yield from ((batch, self.draw(batch)) for batch in batches)
 
     def draw(self, batch: Batch) -> Results:
         """Draws a batch of images with the same settings; what cannot be drawn fails alone."""
@@ -169,29 +179,3 @@ class BatchWorker:
             png = buffer.getvalue()
         mean, largest = round(image.jsd.mean().item(), 4), round(image.jsd.max().item(), 4)
         return EncodedImage(content, png, mean, largest, counts_of(image.premature_layers), round(seconds, 4))
-
-
-class Pool(AbstractContextManager["Pool"], Protocol):
-    """Models that are loaded, and draw."""
-
-    dtype: str
-    batch_size: int  # images that fit into memory
-
-    def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Results]]:
-        """Draws the batches, which are read as they are needed; yields each with its images once it is done."""
-        ...
-
-
-class InProcess(AbstractContextManager["InProcess"]):
-    """Draws in this process, one batch after the other."""
-
-    def __init__(self, worker: BatchWorker) -> None:
-        self._worker = worker
-        self.dtype, self.batch_size = worker.dtype, worker.batch_size
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Results]]:
-        """See `Pool`."""
-        yield from ((batch, self._worker.draw(batch)) for batch in batches)

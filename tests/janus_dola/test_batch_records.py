@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from janus_dola import DoLaConfig
 from janus_dola.batch import RunSettings
-from janus_dola.batch.prompts import BadPrompt, PromptRecord, PromptSource, numbered
+from janus_dola.batch.prompts import ImageTask, PromptSource
 from janus_dola.batch.worker import batches
 from janus_dola.settings import DrawSettings
 from tests.bounds import bounded
@@ -17,8 +17,26 @@ from tests.bounds import bounded
 SETTINGS = RunSettings(parallel_size=2, seed=10)
 
 
-def read(path, settings=SETTINGS):
-    return list(PromptSource(path).read(settings))
+def read(path, settings=SETTINGS, prompt_key=None):
+    return list(PromptSource(path, prompt_key).read(settings))
+
+
+def prompts_of(path):
+    return [record.tasks[0].prompt for record in read(path)]
+
+
+def task(index, prompt, id=None, seed=None, drawing=None, extra=None):
+    """The first image of a prompt after others of two images each."""
+    return ImageTask(
+        2 * index,
+        index,
+        0,
+        prompt,
+        10 + 2 * index if seed is None else seed,
+        drawing or DrawSettings(),
+        id,
+        extra or {},
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +58,7 @@ def read(path, settings=SETTINGS):
 )
 def test_every_form_gives_its_prompts(tmp_path, name, content, prompts):
     (tmp_path / name).write_bytes(content.encode())
-    assert [record.prompt for record in read(tmp_path / name)] == prompts
+    assert prompts_of(tmp_path / name) == prompts
     assert [record.index for record in read(tmp_path / name)] == list(range(len(prompts)))
 
 
@@ -60,7 +78,7 @@ def test_stdin_is_told_by_its_first_line_and_can_be_read_twice(monkeypatch, cont
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
     records = PromptSource("-")
     for _ in range(2):
-        assert [record.prompt for record in records.read(SETTINGS)] == prompts
+        assert [record.tasks[0].prompt for record in records.read(SETTINGS)] == prompts
     assert not records.changed()
 
 
@@ -68,22 +86,24 @@ def test_a_line_may_have_its_own_settings(tmp_path):
     path = tmp_path / "a.jsonl"
     fields = {"prompt": "x", "id": "mine", "seed": 7, "parallel_size": 3, "cfg_weight": 2, "alpha": 0.5}
     path.write_text(json.dumps({**fields, "candidate_layers": [4, 2]}))
-    assert read(path) == [PromptRecord(0, "x", "mine", 7, 3, DrawSettings(2.0, 1.0, DoLaConfig([4, 2], 0.5)))]
+    (record,) = read(path)
+    assert record.tasks[0] == task(0, "x", "mine", 7, DrawSettings(2.0, 1.0, DoLaConfig([4, 2], 0.5)))
+    assert [(each.k, each.seed) for each in record.tasks] == [(0, 7), (1, 8), (2, 9)]
     path.write_text('{"prompt": "x", "negative_prompt": "blue"}')
-    assert read(path)[0].drawing == DrawSettings(negative_prompt="blue")
+    assert read(path)[0].tasks[0].drawing == DrawSettings(negative_prompt="blue")
     path.write_text('{"prompt": "x", "negative_prompt": ["blue"]}')
-    assert "negative_prompt must be a string, got ['blue']" in read(path)[0].reason
+    assert "negative_prompt must be a string, got ['blue']" in read(path)[0].fault
     path.write_text('{"prompt": "x", "dola": false, "temperature": 0.5}')
-    assert read(path)[0].drawing == DrawSettings(5.0, 0.5, None)
+    assert read(path)[0].tasks[0].drawing == DrawSettings(5.0, 0.5, None)
     path.write_text('{"prompt": "x", "dola": true, "premature_layer": "final"}')
-    assert read(path, RunSettings(drawing=DrawSettings(dola=None)))[0].drawing == DrawSettings(
+    assert read(path, RunSettings(drawing=DrawSettings(dola=None)))[0].tasks[0].drawing == DrawSettings(
         dola=DoLaConfig(premature_layer="final")
     )
     path.write_text('{"prompt": "x", "dola": "no"}')
-    assert "dola must be true or false, got 'no'" in read(path)[0].reason
+    assert "dola must be true or false, got 'no'" in read(path)[0].fault
     path = tmp_path / "a.csv"
     path.write_text("prompt,dola,premature_layer,temperature\nx,false,,0.5\ny,,final,\nz,,3,\n")
-    assert [record.drawing for record in read(path)] == [
+    assert [record.tasks[0].drawing for record in read(path)] == [
         DrawSettings(5.0, 0.5, None),
         DrawSettings(dola=DoLaConfig(premature_layer="final")),
         DrawSettings(dola=DoLaConfig(premature_layer=3)),
@@ -91,7 +111,7 @@ def test_a_line_may_have_its_own_settings(tmp_path):
     path = tmp_path / "a.jsonl"
     of_run = RunSettings(drawing=DrawSettings(dola=DoLaConfig([2, 6], 0.3, 4)))
     path.write_text('{"prompt": "x", "alpha": 0.2}')
-    assert read(path, of_run)[0].drawing == DrawSettings(dola=DoLaConfig([2, 6], 0.2, 4))
+    assert read(path, of_run)[0].tasks[0].drawing == DrawSettings(dola=DoLaConfig([2, 6], 0.2, 4))
 
 
 @pytest.mark.parametrize(
@@ -132,43 +152,43 @@ def test_malformed_lines_are_reported_with_their_line(tmp_path, line, reason):
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"prompt": "a"}}\n\n{line}\n{{"prompt": "b"}}\n')
     good, bad, also_good = read(path)
-    assert (good.prompt, also_good.prompt, also_good.index) == ("a", "b", 2)
-    assert isinstance(bad, BadPrompt)
+    assert (good.tasks[0].prompt, also_good.tasks[0].prompt, also_good.index) == ("a", "b", 2)
+    assert bad.tasks == []
     assert bad.index == 1
-    assert bad.reason.startswith("line 3: ")
-    assert reason in bad.reason
-    assert len(bad.reason) < 300
-    assert bad.reason.isprintable()
+    assert bad.fault.startswith("line 3: ")
+    assert reason in bad.fault
+    assert len(bad.fault) < 300
+    assert bad.fault.isprintable()
 
 
 def test_alpha_without_dola_is_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "x", "alpha": 0.2}')
     (bad,) = read(path, RunSettings(drawing=DrawSettings(dola=None)))
-    assert bad.reason == "line 1: alpha must be left out where there is no DoLa"
+    assert bad.fault == "line 1: alpha must be left out where there is no DoLa"
 
 
 def test_text_that_is_not_utf_8(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"a\n\xff\xfe\nb")
     _, bad, last = read(tmp_path / "a.txt")
-    assert bad.reason.startswith("line 2: must be UTF-8")
-    assert last.prompt == "b"
+    assert bad.fault.startswith("line 2: must be UTF-8")
+    assert last.tasks[0].prompt == "b"
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
 def test_utf_16_is_read_where_its_mark_says_so_and_else_refused(tmp_path, encoding):
     text = "ein roter Kreis\n汉字 😀\n"
     (tmp_path / "a.txt").write_text(text, encoding=encoding)
-    assert [record.prompt for record in read(tmp_path / "a.txt")] == text.splitlines()
+    assert prompts_of(tmp_path / "a.txt") == text.splitlines()
     (tmp_path / "a.txt").write_bytes(text.encode(encoding)[:-1])
     with pytest.raises(ValueError, match=f"must be the {encoding} that its byte order mark says"):
         read(tmp_path / "a.txt")
     (tmp_path / "a.txt").write_text(text, encoding=f"{encoding}-le")
     first, *others = read(tmp_path / "a.txt")
-    assert first.reason.endswith("(is it UTF-16 without a byte order mark?)")
-    assert all(isinstance(other, BadPrompt) for other in others)
+    assert first.fault.endswith("(is it UTF-16 without a byte order mark?)")
+    assert all(other.fault for other in others)
     (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\r\n{"prompt": "b"}', encoding=f"{encoding}-le")
-    assert all("without a byte order mark" in record.reason for record in read(tmp_path / "a.jsonl"))
+    assert all("without a byte order mark" in record.fault for record in read(tmp_path / "a.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -184,11 +204,11 @@ def test_utf_16_is_read_where_its_mark_says_so_and_else_refused(tmp_path, encodi
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_every_form_is_read_as_other_programs_write_it(tmp_path, name, content, encoding):
     (tmp_path / name).write_bytes(content.encode(encoding))
-    assert [record.prompt for record in read(tmp_path / name)] == ["ein Kreis", "üñ"]
+    assert prompts_of(tmp_path / name) == ["ein Kreis", "üñ"]
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "1.txt").write_bytes("üñ\r\n".encode(encoding))
-    assert [record.prompt for record in read(folder)] == ["üñ"]
+    assert prompts_of(folder) == ["üñ"]
 
 
 def test_files_of_other_forms_are_refused_by_name(tmp_path):
@@ -203,7 +223,7 @@ def test_files_of_other_forms_are_refused_by_name(tmp_path):
             read(tmp_path / name)
     (tmp_path / "old.txt").write_bytes(b"a red circle\ra blue square\r")
     (bad,) = read(tmp_path / "old.txt")
-    assert bad.reason == "line 1: must end in LF or CR LF, got a CR alone: 'a red circle\\ra blue square'"
+    assert bad.fault == "line 1: must end in LF or CR LF, got a CR alone: 'a red circle\\ra blue square'"
 
 
 def test_a_table_with_its_own_settings_and_columns(tmp_path):
@@ -212,28 +232,26 @@ def test_a_table_with_its_own_settings_and_columns(tmp_path):
         'caption,prompt,id,seed,candidate_layers,note,\na,x,7,3,"[2,4]",n,1\nb,y,,,auto,,2\nc,z,,-1,,,\nd,1,2,3,4,5,6,7\n"e'
     )
     first, second, bad, long, torn = PromptSource(path, "caption").read(SETTINGS)
-    assert first == PromptRecord(
-        0, "a", "7", 3, None, DrawSettings(dola=DoLaConfig([2, 4])), {"prompt": "x", "note": "n"}
-    )
-    assert second == PromptRecord(1, "b", None, None, None, None, {"prompt": "y"})
-    assert bad.reason == "line 4: seed must be an int in 0 .. 9223372036854775805, got -1"
-    assert long.reason.startswith("line 5: must have at most 7 cells as the header has, got 8: ['d', '1'")
-    assert torn.reason == "line 6: unexpected end of data"
+    of_first = DrawSettings(dola=DoLaConfig([2, 4]))
+    assert first.tasks[0] == task(0, "a", "7", 3, of_first, {"prompt": "x", "note": "n"})
+    assert second.tasks[0] == task(1, "b", extra={"prompt": "y"})
+    assert bad.fault == "line 4: seed must be an int in 0 .. 9223372036854775805, got -1"
+    assert long.fault.startswith("line 5: must have at most 7 cells as the header has, got 8: ['d', '1'")
+    assert torn.fault == "line 6: unexpected end of data"
 
 
 def test_other_keys_are_kept(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"tag": "single_object", "include": [{"class": "bench"}], "prompt": "a bench", "Seed": null}')
-    assert read(path) == [
-        PromptRecord(0, "a bench", extra={"tag": "single_object", "include": [{"class": "bench"}], "Seed": None})
-    ]
-    assert read([{"Prompt": "a", "size": (1, 2)}]) == [PromptRecord(0, "a", extra={"size": [1, 2]})]
+    extra = {"tag": "single_object", "include": [{"class": "bench"}], "Seed": None}
+    assert read(path)[0].tasks[0] == task(0, "a bench", extra=extra)
+    assert read([{"Prompt": "a", "size": (1, 2)}])[0].tasks[0] == task(0, "a", extra={"size": [1, 2]})
 
 
 def test_a_folder_of_prompts(tmp_path):
     for name, text in [("10.txt", "b"), ("1.txt", "\ufeffa\nof two lines\n"), (".hidden", "x")]:
         (tmp_path / name).write_text(text)
-    assert read(tmp_path) == [PromptRecord(0, "a\nof two lines", "1"), PromptRecord(1, "b", "10")]
+    assert [each.tasks[0] for each in read(tmp_path)] == [task(0, "a\nof two lines", "1"), task(1, "b", "10")]
     (tmp_path / "readme.md").write_text("x")
     with pytest.raises(ValueError, match=r"must hold \.txt files only, a prompt each, got 'readme\.md'"):
         read(tmp_path)
@@ -282,7 +300,7 @@ def test_devices_and_things_that_are_no_prompts():
     for prompts in ({"prompts": ["a"]}, 5, None):
         with pytest.raises(ValueError, match="prompts must be a file, or strings and mappings, got"):
             PromptSource(prompts)
-    assert [record.prompt for record in read(prompt for prompt in "ab")] == ["a", "b"]
+    assert prompts_of(prompt for prompt in "ab") == ["a", "b"]
 
 
 JSON = st.recursive(
@@ -311,15 +329,15 @@ def test_any_content_gives_records_or_one_line(tmp_path_factory, pieces, joint, 
     try:
         with bounded():
             for record in read(folder / name):
-                if isinstance(record, PromptRecord):
-                    record.prompt.encode()
-                    json.dumps(record.extra, allow_nan=False)
-                else:
-                    reasons.append(record.reason)
+                assert bool(record.tasks) != bool(record.fault)
+                for each in record.tasks[:1]:
+                    each.prompt.encode()
+                    json.dumps(each.extra, allow_nan=False)
+                reasons.append(record.fault)
     except ValueError as error:
         reasons.append(str(error))
     (folder / name).unlink()
-    assert all(reason.isprintable() and len(reason) < 500 for reason in reasons)
+    assert all((reason.isprintable() or not reason) and len(reason) < 500 for reason in reasons)
 
 
 def test_seeds_go_on_through_mixed_parallel_sizes(tmp_path):
@@ -327,7 +345,7 @@ def test_seeds_go_on_through_mixed_parallel_sizes(tmp_path):
     path.write_text(
         '{"prompt": "a"}\n{"prompt": "b", "parallel_size": 5}\n{"prompt": 3}\n{"prompt": "c", "seed": 0}\n{"prompt": "d"}\n'
     )
-    found = [(each.first, [task.seed for task in each.tasks]) for each in numbered(read(path), SETTINGS)]
+    found = [(each.first, [task.seed for task in each.tasks]) for each in read(path)]
     assert found == [
         (0, [10, 11]),
         (2, [12, 13, 14, 15, 16]),
@@ -338,18 +356,14 @@ def test_seeds_go_on_through_mixed_parallel_sizes(tmp_path):
 
 
 def test_seeds_are_those_of_generate_where_the_parallel_size_is_one(mini):
-    tasks = [task for each in numbered(read_list(["a", "b", "c"]), SETTINGS) for task in each.tasks]
+    tasks = [task for each in read(["a", "b", "c"]) for task in each.tasks]
     assert [task.seed for task in tasks] == [10 + i * 2 + k for i in range(3) for k in range(2)]
-
-
-def read_list(prompts):
-    return list(PromptSource(prompts).read(SETTINGS))
 
 
 @given(looks=st.lists(st.sampled_from([1.0, 2.0, 3.0, 4.0]), max_size=60), size=st.integers(1, 7))
 def test_batches_lose_no_image_and_double_none(looks, size):
     prompts = [{"prompt": str(i), "cfg_weight": look} for i, look in enumerate(looks)]
-    tasks = [task for each in numbered(read_list(prompts), SETTINGS) for task in each.tasks]
+    tasks = [task for each in read(prompts) for task in each.tasks]
     found = list(batches(tasks, size))
     assert sorted(task.number for batch in found for task in batch) == list(range(2 * len(looks)))
     assert all(len({task.drawing for task in batch}) == 1 and 1 <= len(batch) <= size for batch in found)
