@@ -3,40 +3,45 @@ PYTHON ?= python3
 BIN := .venv/bin
 COMPAT := .venv-compat/bin
 OF_TRANSFORMERS := tests/janus_dola/test_against_transformers.py tests/janus_dola/test_checkpoints.py \
-	tests/janus_dola/test_prompt.py tests/janus_dola/test_weights.py tests/janus_dola/test_slots.py \
-	tests/janus_dola/test_text.py tests/janus_dola/test_answer.py tests/janus_dola/test_pack.py \
-	tests/janus_dola/test_emu3.py
+	tests/janus_dola/test_prompt.py tests/janus_dola/test_weights.py tests/janus_dola/test_text.py \
+	tests/janus_dola/test_answer.py tests/janus_dola/test_pack.py tests/janus_dola/test_emu3.py
 QUICK := tests/janus_dola/test_exact.py tests/janus_dola/test_recorded_tokens.py tests/janus_dola/test_pipeline.py \
 	tests/janus_dola/test_families.py tests/janus_dola/test_engine.py tests/kernels/test_block_torch.py tests/kernels/test_reference.py
+
+# Two processes at once.
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The newest CPU build of torch that pip's index lists. Without one pip takes the newest torch, with gigabytes for GPUs.
 NEWEST_TORCH = torch$(addprefix ==,$(shell $(PYTHON) -m pip index versions torch 2>/dev/null | grep -oE '[0-9.]+[+]cpu' | head -n 1))
 
 .PHONY: help test test-quick test-rounding test-triton test-newest test-compat test-install lint format types demo bench report bench-compare static-report gpu-check tune batch-memory passes train-mini train-vision text-costs score-mini evaluate-mini clean
 
-help:  ## this list
+help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
-# Two processes at once, each with torch's default of threads: these outnumber the cores, so none may spin while it waits.
+# Each process has torch's default of threads: these outnumber the cores, so none may spin while it waits.
+test test-quick test-rounding test-newest test-compat: export OMP_WAIT_POLICY = PASSIVE
+
 test: .venv/ready  ## run the tests
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python $(PYTEST)
 
-test-quick: .venv/ready  ## what the engine promises (100 s of processor time)
-	$(BIN)/python -m pytest $(QUICK)
+test-quick: .venv/ready  ## run the tests of what the engine promises
+	$(BIN)/python $(PYTEST) $(QUICK)
 
-test-rounding: .venv/ready  ## the same with every product perturbed by the size of its rounding
-	$(BIN)/python -m pytest $(QUICK) --rounding 1
+test-rounding: .venv/ready  ## run the quick tests with every product perturbed by the size of its rounding
+	$(BIN)/python $(PYTEST) $(QUICK) --rounding 1
 
-test-triton: .venv/ready .venv-triton-3.6/ready  ## compile the kernels for GPUs by the oldest Triton that is promised
-	PYTHONPATH=$(CURDIR)/.venv-triton-3.6 $(BIN)/python -m pytest tests/bench/test_static_report.py
+test-triton: .venv/ready .venv-triton-3.6/ready  ## compile all kernels for five GPUs, by the newest and the oldest Triton
+	$(BIN)/python -m pytest tests/bench/test_static_report.py --all-kernels
+	PYTHONPATH=$(CURDIR)/.venv-triton-3.6 $(BIN)/python -m pytest tests/bench/test_static_report.py --all-kernels
 
-test-newest: .venv-newest/ready  ## the same with the newest of all dependencies
-	.venv-newest/bin/python -m pytest $(QUICK) $(OF_TRANSFORMERS)
+test-newest: .venv-newest/ready  ## run the quick tests, and those of transformers, with the newest of all dependencies
+	.venv-newest/bin/python $(PYTEST) $(QUICK) $(OF_TRANSFORMERS)
 
-test-compat: .venv-compat/ready  ## run what depends on transformers with transformers 4
-	$(COMPAT)/python -m pytest $(QUICK) $(OF_TRANSFORMERS)
+test-compat: .venv-compat/ready  ## run the same with transformers 4
+	$(COMPAT)/python $(PYTEST) $(QUICK) $(OF_TRANSFORMERS)
 
-test-install:  ## install it into a fresh environment, and run what the README shows there
+test-install:  ## install the package into a fresh environment, and run what the README shows
 	$(PYTHON) tests/run_readme.py $(NEWEST_TORCH)
 
 lint: .venv/ready  ## check style and format
@@ -66,14 +71,10 @@ bench-compare: .venv/ready  ## make bench-compare A.json B.json: what got slower
 
 %.json: ;
 
-static-report: .venv/ready .venv-triton-3.6/ready  ## compile the fused kernels for GPUs that are not here, report and forecast
-	$(BIN)/python -m bench.forecast.static_report --instrumented
-	PYTHONPATH=.venv-triton-3.6 $(BIN)/python -m bench.forecast.head_stage
-	$(BIN)/python -m bench.forecast.head_stage
-	PYTHONPATH=.venv-triton-3.6 $(BIN)/python -m bench.forecast.whole_pass
-	$(BIN)/python -m bench.forecast.whole_pass
+static-report: .venv/ready  ## compile all kernels for GPUs that are not here, and forecast from them
+	$(BIN)/python -m bench.forecast
 
-gpu-check:  ## accuracy, then speed, of the kernels on the GPU here; STAGE=head for one of its stages (uses python3)
+gpu-check:  ## check accuracy, then speed, of the kernels on the GPU here; STAGE=head for one of its stages (uses python3)
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(PYTHON) -m bench.gpu.check $(STAGE)
 
@@ -81,7 +82,7 @@ tune:  ## measure the kernels' launch parameters anew on the GPU here (uses pyth
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(PYTHON) -m bench.gpu.tune
 
-batch-memory: .venv/ready  ## memory of the process during a batch run of 2,000 prompts
+batch-memory: .venv/ready  ## show the memory of the process during a batch run of 2,000 prompts
 	$(BIN)/python -m bench.speed.batch_memory
 
 passes: .venv/ready  ## count the passes of an image, and codes that differ between shapes of a pass

@@ -21,11 +21,12 @@ def pytest_addoption(parser):
     parser.addoption(
         "--rounding", type=int, metavar="SEED", help="perturb products by their rounding, see tests/rounding.py"
     )
+    parser.addoption("--all-kernels", action="store_true", help="compile every kernel in every configuration")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def rounding(request):
-    """Other roundings than this machine's, if asked for."""
+    """Takes other roundings than this machine's, if `--rounding` is given."""
     seed = request.config.getoption("--rounding")
     with pytest.MonkeyPatch.context() as patch:
         if seed is not None:
@@ -35,20 +36,20 @@ def rounding(request):
 
 @pytest.fixture
 def one_rounding(request):
-    """For tests that compare bits with those of another process, which `--rounding` does not perturb."""
+    """Skips tests that compare bits with those of another process, which `--rounding` does not perturb."""
     if request.config.getoption("--rounding") is not None:
         pytest.skip("other processes are not perturbed")
 
 
 @pytest.fixture(scope="session")
 def mini() -> JanusDoLa:
-    """The shipped model in float32 on the CPU."""
+    """Loads the shipped model in float32 on the CPU."""
     return JanusDoLa.from_pretrained("mini", device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="session")
 def deepseek(mini) -> JanusDoLa:
-    """A small model with random weights in DeepSeek's classes, in float32 on the CPU."""
+    """Makes a small model with random weights in DeepSeek's classes, in float32 on the CPU."""
     from tests.deepseek_stand_in import MultiModalityCausalLM
 
     return JanusDoLa(MultiModalityCausalLM(len(mini.tokenizer)).eval().requires_grad_(False), mini.tokenizer)
@@ -56,7 +57,7 @@ def deepseek(mini) -> JanusDoLa:
 
 @pytest.fixture(scope="session")
 def mini_hidden_states(mini) -> torch.Tensor:
-    """[4, 8, 192]: layers 2, 4, 6 and 8 of the mini model for four images, in the middle of being drawn."""
+    """Returns [4, 8, 192]: layers 2, 4, 6 and 8 of the mini model for four images, in the middle of being drawn."""
     from janus_dola.kernels.block_torch import run_whole
     from janus_dola.models.weights import WeightReader
 
@@ -79,9 +80,9 @@ def mini_hidden_states(mini) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def remembered_builtins():
-    """At each call of a helper, Triton's interpreter goes over all names of its library to find those to replace.
+    """Remembers the names that Triton's interpreter replaces, which it looks up anew at each call of a helper.
 
-    Which they are never changes: with them remembered, the tests take two thirds of the time.
+    They never change: with them remembered, the tests take two thirds of the time.
     """
     from tests.kernels.cases import CPU_BACKENDS
 

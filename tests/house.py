@@ -1,6 +1,6 @@
-"""Counts what makes the package easy or hard to read; `python -m tests.house` prints it, `test_house.py` holds the limits.
+"""Counts what makes the code easy or hard to read; `python -m tests.house` prints it, `test_house.py` holds the limits.
 
-Of the docstrings of functions it counts those that begin with a verb: a first word of `VERBS`, to which a new verb is added.
+A docstring of a function begins with a verb if its first word is one of `VERBS`; add a new verb there.
 """
 
 import ast
@@ -9,7 +9,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent.parent / "janus_dola"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "janus_dola"
 # From the lowest to the highest: what stands in a line imports from lines above it only.
 ROOMS = (
     "kernels",
@@ -54,31 +55,41 @@ VERBS = frozenset(_VERBS.split())
 
 @dataclass(frozen=True)
 class House:
-    """What was counted."""
+    """Counts of a package."""
 
     lines: int
-    docstrings: int  # of functions
-    without_verb: list[str]  # "file:line first words", of docstrings of functions
-    of_share: float  # of the words of all docstrings
+    docstrings: int  # number of functions that have one
+    without_verb: list[str]  # functions' docstrings, "file:line first words"
+    of_share: float  # share of "of" among the words of all docstrings
     empty_names: list[str]  # "file:line name"
     long_modules: list[str]  # more than 400 lines
     top_level: list[str]  # files
     upward: list[str]  # imports that point up
-    cycles: list[list[str]]  # of modules
+    cycles: list[list[str]]  # modules in a circle
+    twins: list[str]  # modules or classes that share a name
 
 
-def measure(package: Path = PACKAGE) -> House:
-    files = sorted(package.rglob("*.py"))
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in files}
-    words: Counter[str] = Counter()
-    docstrings, without_verb, empty_names = 0, [], []
-    for path, tree in trees.items():
-        place = path.relative_to(package.parent)
-        for node in ast.walk(tree):
+def empty_names(folder: Path) -> list[str]:
+    """Lists "file:line name" for each variable or parameter below a folder whose name is one of `EMPTY_NAMES`."""
+    names = []
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             assigned = node.id if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else None
             name = node.arg if isinstance(node, ast.arg) else assigned
             if name in EMPTY_NAMES:
-                empty_names.append(f"{place}:{node.lineno} {name}")
+                names.append(f"{path.relative_to(folder.parent)}:{node.lineno} {name}")
+    return names
+
+
+def measure(package: Path = PACKAGE) -> House:
+    """Counts everything in a package."""
+    files = sorted(package.rglob("*.py"))
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in files}
+    words: Counter[str] = Counter()
+    docstrings, without_verb = 0, []
+    for path, tree in trees.items():
+        place = path.relative_to(package.parent)
+        for node in ast.walk(tree):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
                 continue
             text = ast.get_docstring(node)
@@ -96,12 +107,20 @@ def measure(package: Path = PACKAGE) -> House:
         docstrings=docstrings,
         without_verb=without_verb,
         of_share=words["of"] / words.total(),
-        empty_names=empty_names,
+        empty_names=empty_names(package),
         long_modules=[f"{path.relative_to(package.parent)} {n}" for path, n in lengths.items() if n > 400],
         top_level=sorted(path.name for path in package.glob("*.py")),
         upward=_upward(imports),
         cycles=_cycles(imports),
+        twins=_twins(trees),
     )
+
+
+def _twins(trees: dict[Path, ast.Module]) -> list[str]:
+    """Lists names that two modules, or two classes, have; cli/X.py may bear the name of what its command runs."""
+    modules = Counter(path.stem for path in trees if path.stem != "__init__" and path.parent.name != "cli")
+    classes = Counter(node.name for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    return [f"{name} ({number} times)" for name, number in (modules + classes).items() if number > 1]
 
 
 def _name(path: Path, package: Path) -> str:
@@ -110,7 +129,7 @@ def _name(path: Path, package: Path) -> str:
 
 
 def _imports(path: Path, tree: ast.Module, package: Path) -> set[str]:
-    """Modules of the package that a module imports, wherever in it."""
+    """Returns the modules of the package that a module imports, wherever in it."""
     known = {_name(other, package) for other in package.rglob("*.py")} | {
         ".".join(folder.relative_to(package).parts) for folder in package.rglob("*") if folder.is_dir()
     }
@@ -164,6 +183,8 @@ if __name__ == "__main__":
     print(f"{house.lines} lines; top level: {', '.join(house.top_level)}")
     print(f"{len(house.without_verb)} of {house.docstrings} docstrings of functions do not begin with a verb")
     print(f"'of' is {house.of_share:.2%} of the words of docstrings")
-    for title in ("without_verb", "empty_names", "long_modules", "upward", "cycles"):
+    for title in ("without_verb", "empty_names", "long_modules", "upward", "cycles", "twins"):
         items = getattr(house, title)
         print(f"{title}: {len(items)}", *items, sep="\n  ")
+    for folder in ("bench", "tests"):
+        print(f"empty names in {folder}: {len(empty_names(ROOT / folder))}")

@@ -60,13 +60,13 @@ def _figure(rows: int, columns: int, width: float, height: float) -> "tuple[Figu
 
 
 def _colours(evaluation: dict[str, Any]) -> dict[str, tuple[float, ...]]:
-    """A colour for each layer set, told apart with any kind of colour vision."""
+    """Returns a colour for each layer set, told apart with any kind of colour vision."""
     names = list(evaluation["layers"])
     return {name: _rgb(i) for i, name in enumerate(names)}
 
 
 def _rgb(layer: int) -> tuple[float, ...]:
-    """The colour that a layer has in maps, as matplotlib takes it."""
+    """Returns the colour of a layer in maps, as matplotlib takes it."""
     return tuple(value / 255 for value in colour_of_layer(layer))
 
 
@@ -81,29 +81,29 @@ def _with_unit(metric: Metric) -> str:
 
 
 def _cells(rows: list[Row]) -> list[Row]:
-    """Those of the grid, without matched baselines."""
+    """Returns the cells of the grid, without matched baselines."""
     return [row for row in rows if not row["is matched baseline"]]
 
 
 def _row_of(rows: list[Row], layers: str, alpha: float) -> Row:
-    """The cell of these settings."""
+    """Returns the cell of these settings."""
     return next(row for row in _cells(rows) if (row["layers"], row["alpha"]) == (layers, alpha))
 
 
 def _heat_maps(evaluation: dict[str, Any]) -> "Figure":
-    """A panel for each score (without scores: for each measure of diversity) and each guidance and temperature."""
-    found = groups(evaluation)
-    metrics = [metric for metric in METRICS if metric.key in found[0][1][0]["metrics"]]
+    """Draws a panel per score (without scores: per measure of diversity) and per guidance and temperature."""
+    grouped = groups(evaluation)
+    metrics = [metric for metric in METRICS if metric.key in grouped[0][1][0]["metrics"]]
     metrics = [metric for metric in metrics if metric.is_score] or metrics
     layers, alphas = list(evaluation["layers"]), evaluation["grid"]["alpha"]
-    figure, axes = _figure(len(found), len(metrics), 0.62 * len(alphas) + 0.5, 0.42 * len(layers) + 1.0)
+    figure, axes = _figure(len(grouped), len(metrics), 0.62 * len(alphas) + 0.5, 0.42 * len(layers) + 1.0)
     for j, metric in enumerate(metrics):
         grids = [
             [[_difference(_row_of(rows, name, alpha), metric) for alpha in alphas] for name in layers]
-            for _, rows in found
+            for _, rows in grouped
         ]
         limit = _POINTS_SHOWN if metric.unit == "%" else _largest(grids)
-        for i, (title, _) in enumerate(found):
+        for i, (title, _) in enumerate(grouped):
             last = _heat_map(axes[i, j], grids[i], metric, limit)
             axes[i, j].set_title(f"{metric.key}\n{title}" if j == 0 else f"{metric.key}\n", fontsize=9)
             axes[i, j].set_xticks(range(len(alphas)), [exact(alpha) for alpha in alphas], fontsize=8)
@@ -124,7 +124,7 @@ def _heat_maps(evaluation: dict[str, Any]) -> "Figure":
 
 
 def _difference(row: Row, metric: Metric) -> tuple[float, bool]:
-    """Of a cell from its baseline, in units shown, and whether its interval leaves out 0."""
+    """Returns a cell's difference from its baseline, in units shown, and whether its interval leaves out 0."""
     if row["is baseline"]:
         return 0.0, False
     estimate = row["metrics"][metric.key]["from baseline"]
@@ -150,7 +150,7 @@ def _heat_map(axes: "Axes", grid: list[list[tuple[float, bool]]], metric: Metric
 
 
 def _bars(estimate: dict[str, float], scale: float) -> tuple[float, list[list[float]]]:
-    """A mean and how far its interval reaches down and up, as errorbar wants them."""
+    """Returns a mean and how far its interval reaches down and up, as errorbar takes them."""
     mean = estimate["mean"]
     return scale * mean, [
         [scale * max(0.0, mean - estimate["low"])],
@@ -162,10 +162,10 @@ def _against_alpha(evaluation: dict[str, Any]) -> "Figure | None":
     alphas = sorted(evaluation["grid"]["alpha"])
     if len(alphas) < 2:
         return None
-    found, colours = groups(evaluation), _colours(evaluation)
-    metric = headline(found[0][1])
-    figure, axes = _figure(1, len(found), 5.2, 4.0)
-    for panel, (title, rows) in zip(axes[0], found, strict=True):
+    grouped, colours = groups(evaluation), _colours(evaluation)
+    metric = headline(grouped[0][1])
+    figure, axes = _figure(1, len(grouped), 5.2, 4.0)
+    for panel, (title, rows) in zip(axes[0], grouped, strict=True):
         baseline = rows[0]["metrics"][metric.key]["value"]
         low, high = metric.scale * baseline["low"], metric.scale * baseline["high"]
         panel.axhspan(low, high, color=_GREY, alpha=0.15, linewidth=0)
@@ -201,15 +201,15 @@ def _set_label(evaluation: dict[str, Any], name: str) -> str:
 
 
 def _against_entropy(evaluation: dict[str, Any]) -> "Figure | None":
-    """Whether a cell does better, or is more diverse, than plain decoding that is as sharp."""
-    found = groups(evaluation)
+    """Draws whether a cell does better, or is more diverse, than plain decoding that is as sharp."""
+    grouped = groups(evaluation)
     if not any(row["match"] for row in evaluation["cells"]):
         return None
-    wanted = (headline(found[0][1]).key, "differing codes")
-    metrics = [metric for metric in METRICS if metric.key in wanted and metric.key in found[0][1][0]["metrics"]]
-    figure, axes = _figure(len(metrics), len(found), 5.2, 3.4)
+    keys = (headline(grouped[0][1]).key, "differing codes")
+    metrics = [metric for metric in METRICS if metric.key in keys and metric.key in grouped[0][1][0]["metrics"]]
+    figure, axes = _figure(len(metrics), len(grouped), 5.2, 3.4)
     for line, metric in zip(axes, metrics, strict=True):
-        for panel, (title, rows) in zip(line, found, strict=True):
+        for panel, (title, rows) in zip(line, grouped, strict=True):
             _panel_against_entropy(panel, rows, metric, evaluation)
             panel.set_title(title, fontsize=10)
     for panel in axes[-1]:
@@ -241,13 +241,13 @@ def _panel_against_entropy(panel: "Axes", rows: list[Row], metric: Metric, evalu
 
 
 def _point(row: Row, metric: Metric) -> tuple[float, float]:
-    found = row["metrics"]
-    return found["entropy"]["value"]["mean"], metric.scale * found[metric.key]["value"]["mean"]
+    statistics = row["metrics"]
+    return statistics["entropy"]["value"]["mean"], metric.scale * statistics[metric.key]["value"]["mean"]
 
 
 def _layers(evaluation: dict[str, Any]) -> "Figure | None":
-    """For each set of layers: how often each was chosen at each position, and the JSD there; over all cells."""
-    pooled = {name: found for name in evaluation["layers"] if (found := _pooled(evaluation, name)) is not None}
+    """Draws per set of layers how often each was chosen at each position, and the JSD there; over all cells."""
+    pooled = {name: pool for name in evaluation["layers"] if (pool := _pooled(evaluation, name)) is not None}
     if not pooled:
         return None
     columns = max(len(counts) for _, counts, _ in pooled.values())
@@ -281,7 +281,7 @@ def _layers(evaluation: dict[str, Any]) -> "Figure | None":
 
 
 def _pooled(evaluation: dict[str, Any], name: str) -> tuple[list[int], np.ndarray, np.ndarray] | None:
-    """Layers, counts [L, T] and sums of JSD [L, T] of all cells with a set of layers; None where there is no contrast."""
+    """Sums counts [L, T] and JSD [L, T] of all cells with a set of layers; None where there is no contrast."""
     rasters = [
         row["raster"] for row in _cells(evaluation["cells"]) if row["layers"] == name and row["raster"]["layers"]
     ]
@@ -292,7 +292,7 @@ def _pooled(evaluation: dict[str, Any], name: str) -> tuple[list[int], np.ndarra
 
 
 def _jsd_map() -> "Colormap":
-    """The colours that divergences have in layer maps, here in proportion: means do not crowd at ln 2."""
+    """Returns the colours of divergences in layer maps, here in proportion: means do not crowd at ln 2."""
     from matplotlib.colors import ListedColormap
 
     return ListedColormap([[part / 255 for part in heat(level / 255)] for level in range(256)], "jsd")

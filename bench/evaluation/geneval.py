@@ -8,7 +8,7 @@ from janus_dola.evaluate.geneval import KEYS
 
 
 def read_metadata(path: Path) -> list[dict[str, Any]]:
-    """The entries of an `evaluation_metadata.jsonl`: one JSON object a line, with "tag", "include" and "prompt".
+    """Reads an `evaluation_metadata.jsonl`: one JSON object per line, with "tag", "include" and "prompt".
 
     Raises:
         FileNotFoundError: there is no such file.

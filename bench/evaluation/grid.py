@@ -11,7 +11,7 @@ LAYER_SETS = ("auto", "early", "late", "random", "final")
 
 
 def layer_set(name: str, num_layers: int, seed: int) -> list[int]:
-    """The candidate layers a name of `LAYER_SETS` stands for in a model of N = `num_layers` blocks, ascending.
+    """Returns the candidate layers of a name of `LAYER_SETS` in a model of N = `num_layers` blocks, ascending.
 
     auto    the default of `DoLaConfig`, n layers
     early   the first n blocks: 1 .. n
@@ -31,7 +31,7 @@ def layer_set(name: str, num_layers: int, seed: int) -> list[int]:
 
 
 def exact(value: float) -> str:
-    """A number as short as it can be said, and never the same for two numbers."""
+    """Formats a number as briefly as it can be said, and never the same for two numbers."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 
@@ -53,16 +53,16 @@ class Cell:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it is plain decoding."""
+        """Says whether it is plain decoding."""
         return self.layers == "final" and self.alpha == 0
 
     @property
     def baseline(self) -> "Cell":
-        """The baseline of the same guidance and temperature, which it is compared with."""
+        """Returns the baseline of the same guidance and temperature, which it is compared with."""
         return Cell("final", 0.0, self.cfg, self.temperature)
 
     def settings(self, num_layers: int, seed: int) -> DrawSettings:
-        """What it stands for in a model of `num_layers` blocks."""
+        """Returns the settings it stands for in a model of `num_layers` blocks."""
         dola: DoLaConfig | None = None
         if self.layers != "final":
             dola = DoLaConfig(layer_set(self.layers, num_layers, seed), self.alpha)
@@ -96,7 +96,7 @@ class Grid:
             DrawSettings(cfg, temperature, DoLaConfig(alpha=alpha))  # says what is out of range
 
     def cells(self) -> list[Cell]:
-        """Every cell once, each after the baseline it is compared with."""
+        """Lists every cell once, each after the baseline it is compared with."""
         product = itertools.product(self.cfg, self.temperature, self.layers, self.alpha)
         cells = [Cell(layers, alpha, cfg, temperature) for cfg, temperature, layers, alpha in product]
         return list(dict.fromkeys(each for cell in cells for each in (cell.baseline, cell)))
@@ -113,16 +113,16 @@ def parse_grid(words: Sequence[str]) -> Grid:
         ValueError: a word is not of that form, a key is unknown or named twice, or a value is wrong.
     """
     known = [field.name for field in fields(Grid)]
-    found: dict[str, tuple] = {}
+    axes: dict[str, tuple] = {}
     for word in " ".join(words).split():
         key, separator, text = word.partition("=")
         if not separator or key not in known:
             raise ValueError(f"grid must be of KEY=VALUE,VALUE,... with KEY of {', '.join(known)}, got {word!r}")
-        if key in found:
+        if key in axes:
             raise ValueError(f"grid must name {key} once, got it again in {word!r}")
         values = text.split(",")
         try:
-            found[key] = tuple(values) if key == "layers" else tuple(map(float, values))
+            axes[key] = tuple(values) if key == "layers" else tuple(map(float, values))
         except ValueError:
             raise ValueError(f"{key} must be numbers separated by commas, got {text!r}") from None
-    return Grid(**found)
+    return Grid(**axes)

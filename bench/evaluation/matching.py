@@ -49,7 +49,7 @@ def match_temperature(entropy_at: Callable[[float], float], target: float) -> Ma
 
 
 def _interpolated(low: float, high: float, entropies: dict[float, float], target: float) -> float:
-    """On the straight line between two points of log entropy over log temperature, but well inside the interval."""
+    """Returns a point on the line between two points of log entropy over log temperature, well inside the interval."""
     x = [math.log(low), math.log(high)]
     y = [math.log(max(entropies[temperature], 1e-9)) for temperature in (low, high)]
     share = min(max((math.log(target) - y[0]) / (y[1] - y[0]), 0.15), 0.85)

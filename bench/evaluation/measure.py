@@ -77,9 +77,9 @@ def measure(
         prompts = [task.prompts[image.prompt] for image in images]
         codes = torch.stack([image.tokens for image in images])
         sharp = sharpness(pipe, prompts, codes, sampling.settings)
-        found = dict(task.judge([image.image for image in images], prompts)) if task.judge else {}
-        found |= {"entropy": sharp.entropy.tolist(), "top probability": sharp.top_probability.tolist()}
-        for name, numbers in found.items():
+        judged = dict(task.judge([image.image for image in images], prompts)) if task.judge else {}
+        judged |= {"entropy": sharp.entropy.tolist(), "top probability": sharp.top_probability.tolist()}
+        for name, numbers in judged.items():
             values.setdefault(name, []).extend(numbers)
         for image in images:
             raster.add(image)
@@ -100,7 +100,7 @@ def measure(
 
 
 def drawn_together(pipe: JanusDoLa, task: EvaluationTask, sampling: Sampling) -> Iterator[list[DrawnImage]]:
-    """The images of a cell in order, some at a time."""
+    """Yields the images of a cell in order, some at a time."""
     stream = pipe.stream(
         task.prompts,
         sampling.parallel_size,
@@ -113,7 +113,7 @@ def drawn_together(pipe: JanusDoLa, task: EvaluationTask, sampling: Sampling) ->
 
 
 def diversity(tokens: Tensor) -> dict[str, list[float]]:
-    """How different the images of one prompt are.
+    """Measures how different the images of one prompt are.
 
     Args:
         tokens: [P, K, T].
@@ -122,11 +122,11 @@ def diversity(tokens: Tensor) -> dict[str, list[float]]:
         what share of positions two of its images have different codes, over all pairs.
     """
     images = tokens.shape[1]
-    found = {"distinct codes": [float(len(of_prompt.unique())) for of_prompt in tokens]}
+    values = {"distinct codes": [float(len(of_prompt.unique())) for of_prompt in tokens]}
     if images > 1:
         differing = (tokens[:, :, None] != tokens[:, None]).double().mean(-1).sum((1, 2)) / (images * (images - 1))
-        found["differing codes"] = differing.tolist()
-    return found
+        values["differing codes"] = differing.tolist()
+    return values
 
 
 def _short(number: float) -> float:

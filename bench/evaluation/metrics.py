@@ -27,7 +27,7 @@ class Metric:
 
     @property
     def scale(self) -> float:
-        """What values are multiplied with to be shown."""
+        """Returns what values are multiplied by to be shown."""
         return 100.0 if self.unit == "%" else 1.0
 
 
@@ -50,12 +50,12 @@ class Estimate:
     high: float
 
     def rounded(self) -> dict[str, float]:
-        """For JSON, to six digits."""
+        """Rounds to six digits, for JSON."""
         return {name: float(f"{value:.6g}") for name, value in asdict(self).items()}
 
 
 def per_prompt(values: Sequence[float], prompts: int) -> np.ndarray:
-    """Means over the images of each prompt: P or P * K numbers, prompt after prompt, to [P] float64."""
+    """Averages over the images of each prompt: P or P * K numbers, prompt after prompt, to [P] float64."""
     return np.asarray(values, dtype=np.float64).reshape(prompts, -1).mean(1)
 
 
@@ -77,14 +77,14 @@ class Bootstrap:
         self._weights = np.concatenate(counts) / prompts
 
     def estimate(self, values: np.ndarray) -> Estimate:
-        """The mean of [P] numbers, or of the differences of two such arrays, and its interval."""
+        """Estimates the mean of [P] numbers, or of the differences of two such arrays, and its interval."""
         low, high = np.percentile(self._weights @ values, [2.5, 97.5])
         # Rounded, so that an interval that ends at 0 does.
         return Estimate(*(round(float(value), 12) for value in (values.mean(), low, high)))
 
 
 def shown(metric: Metric, estimate: Mapping[str, float], signed: bool = False) -> str:
-    """ "97.5 [95.0, 99.2]", in the metric's units."""
+    """Formats it as "97.5 [95.0, 99.2]", in the metric's units."""
     numbers = []
     for name in ("mean", "low", "high"):
         value = round(metric.scale * estimate[name], metric.digits) + 0.0  # no -0.0

@@ -35,7 +35,7 @@ PAIRS = [
 
 def collect() -> None:
     """Gathers what is compared from the cells of the runs into one file."""
-    found = {
+    values_of = {
         f"{run}/{cell.stem}": {
             metric.key: json.loads(cell.read_text(encoding="utf-8"))["values"][metric.key]
             for metric in METRICS_COMPARED
@@ -43,12 +43,12 @@ def collect() -> None:
         for run in RUNS
         for cell in sorted((RESULTS / run / "cells").glob("*.json"))
     }
-    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in found.items())
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in values_of.items())
     VALUES.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
 
 
 def table(values: dict[str, dict[str, list[float]]]) -> str:
-    """First cell minus second, mean and 95% interval, of each pair."""
+    """Tabulates per pair the first cell minus the second, mean and 95% interval."""
     names = [f"{metric.key}, {metric.unit}" for metric in METRICS_COMPARED]
     lines = ["| first minus second | images | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     for first, second in PAIRS:

@@ -10,24 +10,26 @@ Row = dict[str, Any]
 
 
 def headline(rows: list[Row]) -> Metric:
-    """The one measure to look at first: all attributes right, else CLIP score, else distinct codes."""
+    """Returns the one measure to look at first: all attributes right, else CLIP score, else distinct codes."""
     measured = rows[0]["metrics"]
     key = next(key for key in (ALL_FOUR, CLIP_SCORE, "distinct codes") if key in measured)
     return next(metric for metric in METRICS if metric.key == key)
 
 
 def groups(evaluation: dict[str, Any]) -> list[tuple[str, list[Row]]]:
-    """The cells that share guidance and temperature, the baseline first, with a title."""
-    found: dict[tuple[float, float], list[Row]] = {}
+    """Returns the cells that share guidance and temperature, the baseline first, with a title."""
+    by_key: dict[tuple[float, float], list[Row]] = {}
     for row in evaluation["cells"]:
         # A matched baseline belongs to the cell it is matched to, whose temperature is the group's.
         key = (row["cfg"], row["grid temperature"])
-        found.setdefault(key, []).append(row)
-    return [(f"cfg {exact(cfg)}, temperature {exact(temperature)}", rows) for (cfg, temperature), rows in found.items()]
+        by_key.setdefault(key, []).append(row)
+    return [
+        (f"cfg {exact(cfg)}, temperature {exact(temperature)}", rows) for (cfg, temperature), rows in by_key.items()
+    ]
 
 
 def label(row: Row) -> str:
-    """What a cell is: "auto, alpha 0.1"."""
+    """Names a cell: "auto, alpha 0.1"."""
     if row["is matched baseline"]:
         of = f"{row['layers']}, alpha {exact(row['alpha'])}"
         if row["match"] is None:
@@ -39,7 +41,7 @@ def label(row: Row) -> str:
 
 
 def tables(evaluation: dict[str, Any]) -> str:
-    """Per guidance and temperature a table of scores and one of sharpness and diversity."""
+    """Makes per guidance and temperature a table of scores and one of sharpness and diversity."""
     settings = evaluation["settings"]
     prompts = settings["images"] // settings["parallel_size"]
     parts = [
@@ -47,7 +49,9 @@ def tables(evaluation: dict[str, Any]) -> str:
         f"and seeds in every cell. In brackets 95% confidence intervals, by a bootstrap over prompts; numbers with a "
         f"sign are paired differences: cell minus the baseline of the same cfg and temperature."
     ]
-    layers = [f"{name}: {', '.join(map(str, found)) or 'no contrast'}" for name, found in evaluation["layers"].items()]
+    layers = [
+        f"{name}: {', '.join(map(str, indices)) or 'no contrast'}" for name, indices in evaluation["layers"].items()
+    ]
     parts.append(f"Candidate layers: {'; '.join(layers)}.")
     parts.append(
         "Entropy and top probability are those of the distributions that codes were drawn from, means over codes; distinct "
@@ -65,36 +69,37 @@ def tables(evaluation: dict[str, Any]) -> str:
 
 
 def _scores(rows: list[Row], metrics: list[Metric], main: Metric) -> str:
-    """The baseline's means; of the other cells the headline's mean and the differences of all scores."""
+    """Tabulates the baseline's means, and per cell the headline's mean and the differences of all scores."""
     head = [f"{metric.key}{', points' if metric.unit == '%' else ''}" for metric in metrics]
     own = f"{main.key}{', ' + main.unit if main.unit else ''}"
     lines = [_line("", own, *head, f"{head[metrics.index(main)]}, from matched baseline")]
     lines.append("|---" * (len(metrics) + 3) + "|")
     for row in rows:
-        found = row["metrics"]
-        if not found:
+        statistics = row["metrics"]
+        if not statistics:
             lines.append(_line(label(row), *[""] * (len(metrics) + 2)))
             continue
         title, signed = ("value", False) if row["is baseline"] else ("from baseline", True)
-        differences = [shown(metric, found[metric.key][title], signed) for metric in metrics]
-        matched = found[main.key].get("from matched")
+        differences = [shown(metric, statistics[metric.key][title], signed) for metric in metrics]
+        matched = statistics[main.key].get("from matched")
         last = shown(main, matched, signed=True) if matched else ""
-        lines.append(_line(label(row), _mean(main, found[main.key]["value"]), *differences, last))
+        lines.append(_line(label(row), _mean(main, statistics[main.key]["value"]), *differences, last))
     return "\n".join(lines)
 
 
 def _others(rows: list[Row], metrics: list[Metric]) -> str:
-    """Means, and differences from the baseline."""
+    """Tabulates means, and differences from the baseline."""
     head = [f"{metric.key}{', ' + metric.unit if metric.unit not in ('', 'codes') else ''}" for metric in metrics]
     lines = [_line("", *head), "|---" * (len(metrics) + 1) + "|"]
     for row in rows:
         cells = []
         for metric in metrics if row["metrics"] else ():
-            found = row["metrics"][metric.key]
+            statistics = row["metrics"][metric.key]
             if row["is baseline"]:
-                cells.append(shown(metric, found["value"]))
+                cells.append(shown(metric, statistics["value"]))
             else:
-                cells.append(f"{_mean(metric, found['value'])} ({shown(metric, found['from baseline'], signed=True)})")
+                difference = shown(metric, statistics["from baseline"], signed=True)
+                cells.append(f"{_mean(metric, statistics['value'])} ({difference})")
         lines.append(_line(label(row), *(cells or [""] * len(metrics))))
     return "\n".join(lines)
 

@@ -106,11 +106,11 @@ class Evaluation:
         self._bar.reset((len(cells) + len(to_match)) * self._settings.images)
         measured: dict[str, dict[str, Any]] = {}
         for cell in cells:
-            found = self._measured(cell.name, partial(self._draw, cell.name, self._sampling(cell)))
-            measured[cell.name] = {**found, "cell": cell}
+            values = self._measured(cell.name, partial(self._draw, cell.name, self._sampling(cell)))
+            measured[cell.name] = {**values, "cell": cell}
             if cell in to_match:
                 baseline = self._measured(
-                    matched_name(cell), partial(self._draw_matched, cell, found["values"]["entropy"])
+                    matched_name(cell), partial(self._draw_matched, cell, values["values"]["entropy"])
                 )
                 measured[matched_name(cell)] = {**baseline, "cell": cell}
         self._bar.close()
@@ -127,12 +127,12 @@ class Evaluation:
         return evaluation
 
     def _measured(self, name: str, draw: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What is in the cell's file; if there is none, what `draw` measures."""
+        """Returns what is in the cell's file; if there is none, what `draw` measures."""
         path = self._outdir / "cells" / f"{name}.json"
-        found = self._kept(path)
-        if found is not None:
+        kept = self._kept(path)
+        if kept is not None:
             self._bar.update(self._settings.images)
-            return found
+            return kept
         if path.exists():
             warnings.warn(f"{path}, or an image of its cell, is not as it was written: measured again", stacklevel=4)
         self._bar.set_description(name)
@@ -141,15 +141,15 @@ class Evaluation:
         return measured
 
     def _kept(self, path: Path) -> dict[str, Any] | None:
-        """What a cell's file holds, where it and the cell's images are as they were written."""
-        found = checked(path.read_bytes()) if path.is_file() else None
-        if found is None or found.get("settings") != asdict(self._settings):
+        """Returns what a cell's file holds, if it and the cell's images are as they were written."""
+        kept = checked(path.read_bytes()) if path.is_file() else None
+        if kept is None or kept.get("settings") != asdict(self._settings):
             return None
-        whole = all(file_digest(self._outdir / name) == its_digest for name, its_digest in found["files"].items())
-        return found if whole else None
+        whole = all(file_digest(self._outdir / name) == its_digest for name, its_digest in kept["files"].items())
+        return kept if whole else None
 
     def _files(self, name: str) -> dict[str, str | None]:
-        """The digests of a cell's images and what lies beside them, by path."""
+        """Returns the digests of a cell's images and what lies beside them, by path."""
         paths = sorted(path for path in (self._outdir / "images" / name).rglob("*") if path.is_file())
         return {path.relative_to(self._outdir).as_posix(): file_digest(path) for path in paths}
 
@@ -165,7 +165,7 @@ class Evaluation:
         }
 
     def _draw_matched(self, cell: Cell, target: list[float]) -> dict[str, Any]:
-        """The baseline at the temperature that gives it the entropy of `cell`; without values where there is none."""
+        """Draws the baseline at the temperature that gives it the entropy of `cell`; no values if there is none."""
         begin = time.perf_counter()
         prompts = max(1, _MATCHED_ON // self._settings.parallel_size)
         few = replace(self._task, prompts=self._task.prompts[:prompts], judge=None, metadata=None)
@@ -179,13 +179,13 @@ class Evaluation:
             return known[cell.cfg, temperature]
 
         match = match_temperature(entropy_at, float(np.mean(target[:images])))
-        found = asdict(match) | {"images": images} if match is not None else None
+        matched = asdict(match) | {"images": images} if match is not None else None
         searched = time.perf_counter() - begin
         if match is None:
             self._bar.update(self._settings.images)
             return {"match": None, "seconds": round(searched, 1)}
         drawn = self._draw(matched_name(cell), self._sampling(cell.baseline, match.temperature))
-        return {**drawn, "match": found, "seconds": round(drawn["seconds"] + searched, 1)}
+        return {**drawn, "match": matched, "seconds": round(drawn["seconds"] + searched, 1)}
 
     def _sampling(self, cell: Cell, temperature: float | None = None) -> Sampling:
         settings = cell.settings(self._num_layers, self._settings.seed)
@@ -209,7 +209,7 @@ class Evaluation:
         return keep
 
     def _recipe(self, sampling: Sampling) -> dict[str, Any]:
-        """All that is needed to draw the images of a cell again."""
+        """Returns all that is needed to draw the images of a cell again."""
         return {
             **asdict(self._settings),
             **sampling.settings.to_json(),
@@ -225,19 +225,19 @@ def matched_name(cell: Cell) -> str:
 
 
 def summaries(measured: dict[str, dict[str, Any]], prompts: int) -> list[dict[str, Any]]:
-    """Means and intervals of each cell, and of its differences from the baseline and from the matched baseline.
+    """Computes means and intervals of each cell, and of its differences from the baseline and the matched baseline.
 
     Args:
         measured: by name, what `measure` gave, with the "cell" it belongs to.
     """
     bootstrap = Bootstrap(prompts)
     values = {
-        name: {key: per_prompt(numbers, prompts) for key, numbers in found.get("values", {}).items()}
-        for name, found in measured.items()
+        name: {key: per_prompt(numbers, prompts) for key, numbers in result.get("values", {}).items()}
+        for name, result in measured.items()
     }
     rows = []
-    for name, found in measured.items():
-        cell: Cell = found["cell"]
+    for name, result in measured.items():
+        cell: Cell = result["cell"]
         others = {"from baseline": cell.baseline.name, "from matched": matched_name(cell)}
         metrics = {}
         for metric in METRICS:
@@ -256,13 +256,13 @@ def summaries(measured: dict[str, dict[str, Any]], prompts: int) -> list[dict[st
                 "alpha": cell.alpha,
                 "cfg": cell.cfg,
                 "grid temperature": cell.temperature,
-                "temperature": found.get("temperature"),  # of a matched baseline another than the grid's
+                "temperature": result.get("temperature"),  # a matched baseline has another than the grid
                 "is baseline": cell.is_baseline,
-                "is matched baseline": "match" in found,
-                "match": found.get("match"),
+                "is matched baseline": "match" in result,
+                "match": result.get("match"),
                 "metrics": {key: {title: each.rounded() for title, each in e.items()} for key, e in metrics.items()},
-                "raster": found.get("raster"),
-                "seconds": found["seconds"],
+                "raster": result.get("raster"),
+                "seconds": result["seconds"],
             }
         )
     return rows

@@ -29,21 +29,21 @@ def sharpness(
     tokens: Tensor,
     settings: DrawSettings,
 ) -> Sharpness:
-    """How sharp the distributions were that `tokens` came from.
+    """Measures how sharp the distributions were that `tokens` came from.
 
     Args:
         prompts: one per image.
         tokens: [B, T] int64, drawn with these settings.
     """
-    found = []
+    per_image = []
     for prompt, codes in zip(prompts, tokens, strict=True):
         scores = pipe.scores(prompt, codes[None, None], settings)
-        found.append(of_scores(scores.scores[0, 0], settings.temperature))
-    entropy, top = (torch.stack([getattr(each, name) for each in found]) for name in ("entropy", "top_probability"))
+        per_image.append(of_scores(scores.scores[0, 0], settings.temperature))
+    entropy, top = (torch.stack([getattr(each, name) for each in per_image]) for name in ("entropy", "top_probability"))
     return Sharpness(entropy.mean(1), top.mean(1))
 
 
 def of_scores(scores: Tensor, temperature: float) -> Sharpness:
-    """Entropy and top probability of softmax(F / T) for F [B, V]; all on one code at T = 0."""
+    """Returns entropy and top probability of softmax(F / T) for F [B, V]; at T = 0 all is on one code."""
     p = log_distributions(scores, temperature).exp()
     return Sharpness(torch.special.entr(p).sum(-1), p.amax(-1))

@@ -44,20 +44,20 @@ class EvaluationTask:
 
 
 def check_pictures(images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, list[float]]:
-    """1 where an image is right, 0 where not: each attribute, and all four together. The captions name all four."""
+    """Returns 1 where an image is right, 0 where not: each attribute, and all four together, which the captions name."""
     verdicts = [check(image, text) for image, text in zip(images, prompts, strict=True)]
     scores = {name: [float(verdict.right[name]) for verdict in verdicts] for name in ATTRIBUTES}
     return scores | {ALL_FOUR: [float(verdict.all_right) for verdict in verdicts]}
 
 
 def captions(count: int) -> list[str]:
-    """Captions that name all four attributes, always the same ones in the same order."""
+    """Returns captions that name all four attributes, always the same ones in the same order."""
     rng = random.Random(_CAPTION_SEED)
     return [caption(random_scene(rng)) for _ in range(count)]
 
 
 def mini_task(prompts: int) -> EvaluationTask:
-    """So many captions for the mini model, judged by its checker."""
+    """Makes a task of `count` captions for the mini model, judged by its checker."""
     checker = "bench.mini.judge"
     return EvaluationTask(captions(prompts), check_pictures, checker, None, f"captions of {MINI}", _MINI_AT_ONCE)
 
@@ -65,7 +65,7 @@ def mini_task(prompts: int) -> EvaluationTask:
 def geneval_task(
     path: Path, prompts: int | None, judge: Judge | None = None, judge_name: str | None = None
 ) -> EvaluationTask:
-    """The first prompts (None: all) of a file in GenEval's format, whose images are kept in GenEval's folders.
+    """Makes a task of the first prompts (None: all) of a file in GenEval's format, with images in GenEval's folders.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -31,7 +31,7 @@ class Drawn(NamedTuple):
 
 
 def side_by_side(plain: JanusDoLa, quantised: JanusDoLa, prompts: list[str]) -> tuple[Drawn, Drawn]:
-    """What each draws at every token of an image for each prompt, given the plain model's earlier tokens.
+    """Returns what each draws at every token of an image for each prompt, given the plain model's earlier tokens.
 
     Returns:
         of the plain model and of the other; fields are [prompts * T].
@@ -41,16 +41,16 @@ def side_by_side(plain: JanusDoLa, quantised: JanusDoLa, prompts: list[str]) -> 
 
 
 def _given(codes: Tensor, pipe: JanusDoLa, prompts: list[str]) -> Drawn:
-    found = pipe.scores(prompts, codes.unsqueeze(1))
+    scores = pipe.scores(prompts, codes.unsqueeze(1))
     seeds, position = torch.meshgrid(*map(torch.arange, codes.shape), indexing="ij")
-    code = gumbel_max(found.scores.flatten(0, 2), found.temperature, seeds.flatten(), position.flatten())
-    return Drawn(code, found.premature_layers.flatten(), found.jsd.flatten())
+    code = gumbel_max(scores.scores.flatten(0, 2), scores.temperature, seeds.flatten(), position.flatten())
+    return Drawn(code, scores.premature_layers.flatten(), scores.jsd.flatten())
 
 
 def all_right(pipe: JanusDoLa, prompts: list[str]) -> float:
-    """The share of captions of which the checker finds every attribute."""
+    """Returns the share of captions of which the checker finds every attribute."""
     drawn = pipe.stream(prompts)
-    return sum(check(found.image, prompts[found.prompt]).all_right for found in drawn) / len(prompts)
+    return sum(check(image.image, prompts[image.prompt]).all_right for image in drawn) / len(prompts)
 
 
 def main(
@@ -61,18 +61,18 @@ def main(
     rng = random.Random(1)
     prompts = [caption(random_scene(rng)) for _ in range(images)]
     plain = JanusDoLa.from_pretrained("mini", device=device, dtype="float32")
-    found = {"images": images, "device": device, "all_right": all_right(plain, prompts)}
+    results = {"images": images, "device": device, "all_right": all_right(plain, prompts)}
     for how in QUANTIZATIONS:
         quantised = JanusDoLa.from_pretrained("mini", device=device, dtype="float32", quantize=how)
         expected, drawn = side_by_side(plain, quantised, prompts)
-        found[how] = {
+        results[how] = {
             "same_codes": (drawn.code == expected.code).float().mean().item(),
             "same_layers": (drawn.layer == expected.layer).float().mean().item(),
             "jsd_moved_by": (drawn.jsd - expected.jsd).abs().mean().item(),
             "all_right": all_right(quantised, prompts),
         }
-        print(how, found[how], flush=True)
-    FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(how, results[how], flush=True)
+    FILE.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,14 +26,14 @@ OTHER_DTYPES = ("float16", "bfloat16")  # on a CPU float16 is packed
 
 
 def score(pipe: JanusDoLa, images: int, dola: DoLaConfig | None, seed: int) -> dict[str, float]:
-    """Shares of images in which each attribute is right, all of them, and the mean number of distinct codes an image has."""
+    """Returns shares of images in which each attribute is right, and all, and the mean number of distinct codes."""
     sampling = Sampling(DrawSettings(dola=dola), parallel_size=1, seed=seed)
     values = measure(pipe, mini_task(images), sampling)["values"]
     return {name: sum(values[name]) / images for name in (*ATTRIBUTES, ALL_FOUR, "distinct codes")}
 
 
 def table(results: dict) -> str:
-    """The scores as a Markdown table with a sentence on what they are."""
+    """Formats the scores as a Markdown table, with a sentence on what they are."""
     settings, scores = results["settings"], results["scores"]
     lines = [
         f"{settings['images']} captions that name all four attributes, one image each, the same seeds; cfg_weight "
@@ -48,8 +48,8 @@ def table(results: dict) -> str:
         label = "distinct codes per image, of 64" if name == "distinct codes" else name
         lines.append(f"| {label} | " + " | ".join(form.format(row[name]) for row in scores.values()) + " |")
     right = (
-        f"{dtype} " + ", ".join(f"{row[ALL_FOUR]:.1%}" for row in found.values())
-        for dtype, found in results["of other dtypes"].items()
+        f"{dtype} " + ", ".join(f"{row[ALL_FOUR]:.1%}" for row in rows.values())
+        for dtype, rows in results["of other dtypes"].items()
     )
     lines += ["", f"All four in other dtypes, {' and '.join(scores)}: {'; '.join(right)}."]
     return "\n".join(lines) + "\n"
@@ -60,13 +60,13 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the first image.")] = 0,
 ) -> None:
     """Score the mini model."""
-    found = {}
+    by_dtype = {}
     for dtype in ("float32", *OTHER_DTYPES):
         pipe = JanusDoLa.from_pretrained("mini", device="cpu", dtype=dtype)
-        found[dtype] = {name: score(pipe, images, dola, seed) for name, dola in METHODS.items()}
-    scores = found.pop("float32")
+        by_dtype[dtype] = {name: score(pipe, images, dola, seed) for name, dola in METHODS.items()}
+    scores = by_dtype.pop("float32")
     settings = {"images": images, "seed": seed, "cfg_weight": 5.0, "temperature": 1.0, "dola": asdict(DoLaConfig())}
-    results = {"settings": settings, "torch": torch.__version__, "scores": scores, "of other dtypes": found}
+    results = {"settings": settings, "torch": torch.__version__, "scores": scores, "of other dtypes": by_dtype}
     SCORES.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     before, rest = PAGE.read_text(encoding="utf-8").split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]

@@ -29,7 +29,7 @@ _INK, _PAPER, _WRONG = (30, 30, 30), (250, 250, 250), (205, 20, 40)
 
 
 def sheet(rows: dict[str, list[list[Image.Image]]], prompts: list[str], images: int) -> Image.Image:
-    """A row of captions for each, below it the images of each setting side by side.
+    """Draws a row per caption, and below it the images of each setting side by side.
 
     Args:
         rows: for each setting the images of each prompt.
@@ -38,8 +38,8 @@ def sheet(rows: dict[str, list[list[Image.Image]]], prompts: list[str], images: 
     block = images * (_SIDE + _GAP) - _GAP
     line = _SIDE + 26
     size = len(rows) * (block + _BETWEEN) + _BETWEEN, _TOP + len(prompts) * line + _GAP
-    found = Image.new("RGB", size, _PAPER)
-    canvas = ImageDraw.Draw(found)
+    picture = Image.new("RGB", size, _PAPER)
+    canvas = ImageDraw.Draw(picture)
     for i, prompt in enumerate(prompts):
         canvas.text((_BETWEEN, _TOP + i * line), prompt, fill=_INK, font=font(13))
     for column, (name, of_prompts) in enumerate(rows.items()):
@@ -50,8 +50,8 @@ def sheet(rows: dict[str, list[list[Image.Image]]], prompts: list[str], images: 
                 x, y = left + k * (_SIDE + _GAP), _TOP + i * line + 19
                 if not check(image, prompt).all_right:
                     canvas.rectangle((x - 3, y - 3, x + _SIDE + 2, y + _SIDE + 2), fill=_WRONG)
-                found.paste(image.resize((_SIDE, _SIDE), Image.Resampling.NEAREST), (x, y))
-    return found
+                picture.paste(image.resize((_SIDE, _SIDE), Image.Resampling.NEAREST), (x, y))
+    return picture
 
 
 def main(

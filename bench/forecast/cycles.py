@@ -1,4 +1,4 @@
-"""What NVIDIA machine code costs one warp, read off its control bits and a table of latencies. Nothing is run.
+"""Reads off the control bits of NVIDIA machine code what it costs one warp, by a table of latencies. Nothing is run.
 
 Every instruction says how many cycles the warp stalls after it, which of six barriers it sets and which it waits for
 (Jia et al., arXiv 1804.06826, section 2.1). A walk over the code in order, with a latency for each kind of instruction
@@ -31,36 +31,36 @@ class Instruction:
 
     @property
     def kind(self) -> str:
-        """The first part of the name, such as LDG."""
+        """Returns the first part of the name, such as LDG."""
         return re.sub(r"^@!?U?P\w+\s+", "", self.text).split()[0].split(".")[0]
 
 
 def instructions(sass: str) -> list[Instruction]:
-    """Those of a listing by `cuobjdump -sass`."""
-    found = []
+    """Parses a listing by `cuobjdump -sass`."""
+    code = []
     pattern = r"/\*([0-9a-f]{4,})\*/\s+(.*?);\s*/\* 0x[0-9a-f]+ \*/\s*/\* 0x([0-9a-f]+) \*/"
     for address, text, high in re.findall(pattern, sass):
         control = int(high, 16) >> 41
         sets = tuple(None if barrier == 7 else barrier for barrier in (control >> 5 & 7, control >> 8 & 7))
         waits = tuple(barrier for barrier in range(6) if control >> 11 >> barrier & 1)
-        found.append(Instruction(int(address, 16), text.strip(), control & 15, sets, waits))
-    return found
+        code.append(Instruction(int(address, 16), text.strip(), control & 15, sets, waits))
+    return code
 
 
 def loops(code: list[Instruction]) -> list[list[Instruction]]:
-    """The bodies of the loops: from where a branch leads back to the branch."""
+    """Returns the bodies of the loops: from where a branch leads back to the branch."""
     index = {instruction.address: i for i, instruction in enumerate(code)}
-    found = []
+    bodies = []
     for i, instruction in enumerate(code):
         target = re.search(r"\bBRA(?:\.\w+)*\s.*?(0x[0-9a-f]+)", instruction.text)
         first = index.get(int(target.group(1), 16), i) if target else i
         if i - first >= SHORTEST_LOOP:
-            found.append(code[first : i + 1])
-    return found
+            bodies.append(code[first : i + 1])
+    return bodies
 
 
 def warp_cycles(code: list[Instruction]) -> int:
-    """Cycles from the first instruction to the last, one after the other, for a warp alone."""
+    """Counts cycles from the first instruction to the last, one after the other, for a warp alone."""
     now, ready, free = 0, [0] * 6, dict.fromkeys(OCCUPIES, 0)
     for instruction in code:
         now = max([now, *(ready[barrier] for barrier in instruction.waits)])

@@ -1,6 +1,4 @@
-"""A forecast of a whole pass on an H100 with the block kernels, from compiled code alone. Nothing is measured.
-
-    python -m bench.forecast.whole_pass     # part of `make static-report`
+"""Forecasts a whole pass on an H100 with the block kernels, from compiled code alone. Nothing is measured.
 
     pass = blocks x (six launches, with a microsecond after each) + head stage + small launches
 
@@ -10,16 +8,13 @@ The floor is `floor.decode_pass` over the same 3.0 TB/s: each weight, key and va
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
 import triton
-import typer
 
-from bench import RESULTS
 from bench.forecast import cycles, head_stage, static_report
 from bench.forecast.head_stage import AROUND, CACHE, CLOCK, DTYPE, GAP, GPU, MEMORY, MULTIPROCESSORS, Launch
 from bench.forecast.static_report import Case
+from bench.report.tables import markdown as markdown_table
 from bench.speed import floor
 from janus_dola.kernels.gpu.attention import CHUNK
 
@@ -31,7 +26,7 @@ CASES = [("1B", 1, 1), ("1B", 4, 1), ("1B", 4, 8), ("7B", 1, 1), ("7B", 4, 1), (
 
 @dataclass(frozen=True)
 class Step:
-    """What is forecast of a pass; times in seconds."""
+    """The forecast of a pass; times in seconds."""
 
     shape: str
     images: int
@@ -43,32 +38,32 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """The forecast."""
+        """Returns the forecast."""
         return self.blocks * sum(launch.seconds + GAP for launch in self.launches) + self.head + self.outside
 
     @property
     def outside(self) -> float:
-        """Around blocks and head: embedding, positions, accepting."""
+        """Returns the time around blocks and head: embedding, positions, accepting."""
         return small_launches(self.window) * SMALL
 
 
 def small_launches(window: int) -> int:
-    """How many torch makes around blocks and head, as counted on tensors without a device; a window corrects guesses."""
+    """Returns how many launches torch makes around blocks and head, counted without a device; a window corrects guesses."""
     return 39 if window == 1 else 53
 
 
 def step(name: str, images: int, window: int) -> Step:
-    """A pass over images half way drawn, with DoLa and guidance."""
+    """Forecasts a pass over images half way drawn, with DoLa and guidance."""
     shape, rows = floor.BLOCKS[name], 2 * images * window
     cases = [case for case in static_report.block_cases(GPU, shape, window) if case.kernel not in ("gate", "weigh")]
-    found = [_launch(case, shape, images, window) for case in cases]
+    launches = [_launch(case, shape, images, window) for case in cases]
     head = sum(launch.seconds + GAP for launch in head_stage.launches(name, images * window))
     hidden, inner = shape.hidden, shape.inner
     weights = shape.number * (4 * hidden * hidden + 3 * hidden * inner)
     key_values = shape.number * 2 * hidden * VISIBLE
     least = floor.decode_pass(weights, key_values, floor.SHAPES[name], head_stage.LAYERS, images, window, DTYPE)
     assert rows <= 64, "more rows than the products are made for"
-    return Step(name, images, window, shape.number, found, head, least.bytes / MEMORY)
+    return Step(name, images, window, shape.number, launches, head, least.bytes / MEMORY)
 
 
 def _launch(case: Case, shape: floor.BlockShape, images: int, window: int) -> Launch:
@@ -89,9 +84,9 @@ def _launch(case: Case, shape: floor.BlockShape, images: int, window: int) -> La
         blocks = constants["BLOCK_O"] * constants["BLOCK_ROWS"] * constants["BLOCK_D"]
         turn = max(cycles.warp_cycles(body), len(body) * case.num_warps // 4, 2 * blocks // head_stage.OPERATIONS)
         took = triton.cdiv(tiles, MULTIPROCESSORS) * triton.cdiv(inputs, constants["BLOCK_D"]) * turn / CLOCK
-        asked = outputs * inputs * of_columns + columns * (inputs * tiles // of_columns + written)
+        requested = outputs * inputs * of_columns + columns * (inputs * tiles // of_columns + written)
         memory = outputs * inputs * DTYPE.itemsize / MEMORY
-        return Launch(shape.name, images, case.kernel, case.what, memory, asked * DTYPE.itemsize / CACHE, took)
+        return Launch(shape.name, images, case.kernel, case.what, memory, requested * DTYPE.itemsize / CACHE, took)
     chunks = VISIBLE // CHUNK
     partial = 4 * rows * window * hidden * chunks
     programs, moved, seconds = (
@@ -106,38 +101,12 @@ def _launch(case: Case, shape: floor.BlockShape, images: int, window: int) -> La
     return Launch(shape.name, images, case.kernel, case.what, seconds, moved / CACHE, took)
 
 
-def markdown(by_version: dict[str, list[dict]]) -> str:
-    """The forecast as tables: passes, then the launches of a block."""
-    text = [
-        "# A forecast of a pass on one H100: no line of this was measured", "",
-        "Made by `make static-report` from compiled code; `bench/forecast/whole_pass.py` says how. bfloat16, 4 candidates,",
-        f"guidance, {VISIBLE} positions visible, blocks by our own kernels.",
-    ]  # fmt: skip
-    for version, rows in by_version.items():
-        steps = [Step(**row | {"launches": [Launch(**launch) for launch in row["launches"]]}) for row in rows]
-        text += ["", f"## Triton {version}", "", "Milliseconds.", ""]
-        text += ["| | images | window | blocks | head | pass | floor | floor / pass |", "|" + "---|" * 8]
-        for each in steps:
-            blocks = each.seconds - each.head - each.outside
-            times = [f"{1e3 * t:.2f}" for t in (blocks, each.head, each.seconds, each.floor)]
-            cells = [each.shape, each.images, each.window, *times, f"{each.floor / each.seconds:.0%}"]
-            text.append("| " + " | ".join(map(str, cells)) + " |")
-        text += ["", "Microseconds of the launches of a block.", ""]
-        text += ["| | images | window | launch | configuration | memory | cache | instructions | forecast |"]
-        text += ["|" + "---|" * 9]
-        for each in steps:
-            for one in each.launches:
-                times = [f"{1e6 * t:.1f}" for t in (one.memory, one.cache, one.instructions, one.seconds)]
-                cells = [each.shape, each.images, each.window, one.kernel, one.configuration, *times]
-                text.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(text) + "\n"
-
-
-def main(outdir: Annotated[Path, typer.Option(help="Where the forecast goes.")] = RESULTS) -> None:
-    """Forecast passes for this version of Triton, beside those already in the folder."""
-    found = [step(*case) for case in CASES]
-    print(f"{len(found)} passes: {head_stage.keep(found, outdir, 'forecast_step', markdown)}")
-
-
-if __name__ == "__main__":
-    typer.run(main)
+def markdown(steps: list[Step]) -> str:
+    """Returns the forecast as a table."""
+    rows = []
+    for step in steps:
+        blocks = step.seconds - step.head - step.outside
+        times = [f"{1e3 * t:.2f}" for t in (blocks, step.head, step.seconds, step.floor)]
+        rows.append([step.shape, step.images, step.window, *times, f"{step.floor / step.seconds:.0%}"])
+    columns = ["", "images", "window", "blocks", "head", "pass", "floor", "floor / pass"]
+    return f"A pass on an H100, milliseconds, {VISIBLE} positions visible:\n\n{markdown_table(columns, rows)}\n"

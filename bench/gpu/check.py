@@ -126,18 +126,18 @@ class Check:
         if part.makes == "sanitizer" and shutil.which(part.command[0]) is None:
             return f"not measured: {part.command[0]} is not installed"
         label = f"{stage}_{part.name.replace(' ', '_')}_{len(list(self._outdir.glob('*.log')))}"
-        log, found = self._outdir / f"{label}.log", self._outdir / f"{label}.part"
-        option = {"tests": (f"--junitxml={found}",), "times": (f"--lines={found}",)}.get(part.makes, ())
+        log, output = self._outdir / f"{label}.log", self._outdir / f"{label}.part"
+        option = {"tests": (f"--junitxml={output}",), "times": (f"--lines={output}",)}.get(part.makes, ())
         began = self._now()
         status = self._runner((*part.command, *option), seconds, log)
         took = f"{self._now() - began:.0f} s"
         said = took
-        if part.makes == "times" and found.exists():
-            lines = [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        if part.makes == "times" and output.exists():
+            lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
             self._add({}, lines)
             said = f"{len(lines)} times, {took}"
-        elif part.makes == "tests" and found.exists():
-            counts, names = _suite(found)
+        elif part.makes == "tests" and output.exists():
+            counts, names = _suite(output)
             said = (
                 f"{counts['tests']} run, {counts['skipped']} skipped, {took}; not passed: {', '.join(names) or 'none'}"
             )
@@ -145,16 +145,16 @@ class Check:
                 status = 1
         elif part.makes == "sanitizer":
             said = f"{' '.join(re.findall(r'SUMMARY: (.*)', log.read_text(encoding='utf-8')))} {took}"
-        found.unlink(missing_ok=True)
+        output.unlink(missing_ok=True)
         if status is None:
             return f"NOT DONE within {seconds:.0f} s; {said}"
         return f"FAILED: {said}; see {log.name}" if status else said
 
     def _add(self, about: dict, benchmarks: list[dict]) -> None:
-        """To the record of this GPU; a benchmark that it has already is replaced."""
+        """Adds benchmarks to the record of this GPU, and replaces those that it has already."""
         old = json.loads(self.record.read_text(encoding="utf-8")) if self.record.exists() else {"benchmarks": []}
-        new = {found["name"] for found in benchmarks}
-        kept = [found for found in old["benchmarks"] if found["name"] not in new]
+        new = {benchmark["name"] for benchmark in benchmarks}
+        kept = [benchmark for benchmark in old["benchmarks"] if benchmark["name"] not in new]
         whole = json.dumps(old | about | {"benchmarks": kept + benchmarks}, indent=1) + "\n"
         self.record.write_text(whole, encoding="utf-8")
 

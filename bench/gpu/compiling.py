@@ -1,4 +1,4 @@
-"""All Triton compilations of the stage `correct`, known beforehand and made by all processors at once.
+"""Makes all Triton compilations of the stage `correct` beforehand, by all processors at once.
 
     python -m bench.gpu.compiling # `make gpu-check` begins with it
 
@@ -33,7 +33,7 @@ from janus_dola.kernels.types import Head, SamplingParams, SamplingTensors
 
 SHAPES = ("1B", "7B")
 MINI = floor.BlockShape("mini", 192, 8, 6, 512)
-# Of the mini model in the tests of the engines: slots and codes a pass, layers that are read, positions looked at.
+# Of the mini model in the tests of the engines: slots and codes per pass, layers that are read, positions looked at.
 MINI_PASSES = ((1, 1), (6, 1), (16, 1), (4, 1), (4, 8), (8, 1), (8, 2), (8, 4), (8, 8), (8, 16), (8, 32))
 MINI_LAYERS, MINI_VISIBLE = (4, 1), (64, 128)
 IMAGES, WINDOWS, LAYERS, CAPACITY = (1, 4, 16), (1, 8), 5, 640
@@ -51,7 +51,7 @@ class Compilation:
 
 
 def of_launch(kernel: JITFunction, args: tuple, keywords: dict) -> Compilation:
-    """What Triton would compile for a launch: it tells 1, multiples of 16 and other integers apart, and no floats."""
+    """Returns what Triton would compile for a launch, which depends on integers: 1, multiples of 16, or others."""
     given = dict(zip(kernel.arg_names, args, strict=False)) | keywords
     constants = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
     arguments = []
@@ -70,19 +70,19 @@ def of_launch(kernel: JITFunction, args: tuple, keywords: dict) -> Compilation:
 @contextmanager
 def recorded(generation: str) -> Iterator[list[Compilation]]:
     """Launches made inside, on tensors of the device "meta", as a GPU of this generation would compile them."""
-    found: list[Compilation] = []
+    launches: list[Compilation] = []
     run, here = JITFunction.run, launch.generation_here
-    JITFunction.run = lambda kernel, *args, grid, warmup, **keywords: found.append(of_launch(kernel, args, keywords))
+    JITFunction.run = lambda kernel, *args, grid, warmup, **keywords: launches.append(of_launch(kernel, args, keywords))
     launch.generation_here = lambda device: generation
     try:
-        yield found
+        yield launches
     finally:
         JITFunction.run, launch.generation_here = run, here
 
 
 def quick(generation: str) -> list[Compilation]:
-    """Of the head stage and the blocks in bfloat16: 1B and 7B; 1, 4 and 16 images; one code and eight a pass."""
-    with recorded(generation) as found:
+    """Lists what head stage and blocks need in bfloat16: 1B and 7B; 1, 4 and 16 images; 1 and 8 codes per pass."""
+    with recorded(generation) as launches:
         for name in SHAPES:
             hidden, width, codes = astuple(floor.SHAPES[name])
             head = Head(_empty(hidden), 1e-6, _empty(codes, width), _empty(codes), _empty(width, hidden), _empty(width))
@@ -91,24 +91,24 @@ def quick(generation: str) -> list[Compilation]:
                     _head_stage(head, images, layers, truncates=images == TRUNCATED)
             for window in WINDOWS:
                 _blocks(floor.BLOCKS[name], 1, window, CAPACITY)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(launches))
 
 
 def engines(generation: str) -> list[Compilation]:
-    """Of the mini model in float32, which the tests of the engines draw with: head stage and blocks of all their passes."""
+    """Lists what the mini model needs in float32, with which the tests of the engine draw: all their passes."""
     hidden, width, codes = astuple(floor.SHAPES["mini"])
     weights = (
         _empty(*size, dtype=torch.float32) for size in ((hidden,), (codes, width), (codes,), (width, hidden), (width,))
     )
     norm, *matrices = weights
     head = Head(norm, 1e-6, *matrices)
-    with recorded(generation) as found:
+    with recorded(generation) as launches:
         for slots, window in MINI_PASSES:
             for layers in MINI_LAYERS:
                 _head_stage(head, slots * window, layers)
             for visible in MINI_VISIBLE:
                 _blocks(MINI, slots, window, visible, torch.float32)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(launches))
 
 
 def _head_stage(head: Head, images: int, layers: int, truncates: bool = False) -> None:
@@ -120,17 +120,17 @@ def _head_stage(head: Head, images: int, layers: int, truncates: bool = False) -
     logits = codebook(project(normed, head, sampling.cfg_weight), head)
     drawn = sweep(*logits, arrived, sampling, seeds, seeds)
     if layers > 1 or head.norm_weight.dtype == torch.float32:
-        wanted = scores(*logits, drawn.layer, sampling)
+        contrasted = scores(*logits, drawn.layer, sampling)
         if truncates:
             truncating = SamplingTensors.repeat(SamplingParams(top_k=1), images, _empty(1, dtype=torch.float32))
-            truncate(wanted, truncating)
-            sweep(*race_of(wanted), arrived, truncating, seeds, seeds)
+            truncate(contrasted, truncating)
+            sweep(*race_of(contrasted), arrived, truncating, seeds, seeds)
 
 
 def _blocks(
     shape: floor.BlockShape, slots: int, window: int, visible: int, dtype: torch.dtype = torch.bfloat16
 ) -> None:
-    """Two of them: the first has other sums of squares before it, and none follows the last."""
+    """Launches two blocks: the first has other sums of squares before it, and none follows the last."""
     hidden, heads, size, rows = shape.hidden, shape.heads, shape.head_size, 2 * slots
 
     def new(*sizes: int) -> Tensor:

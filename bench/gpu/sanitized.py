@@ -21,7 +21,7 @@ TESTS = ("test_head_stage[1B-as in a model]", "test_blocks[1B-1]")
 
 
 def available() -> bool:
-    """Whether this Triton has it."""
+    """Says whether this Triton has the sanitizer."""
     return hasattr(triton.knobs.compilation, "instrumentation_mode")
 
 

@@ -35,7 +35,7 @@ class Verdict:
 
     @property
     def all_right(self) -> bool:
-        """Whether every attribute the caption names is right."""
+        """Says whether every attribute that the caption names is right."""
         return all(self.right.values())
 
 
@@ -48,7 +48,7 @@ def _distance(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 
 
 def _overlap(mask: np.ndarray, shape: str) -> float:
-    """Intersection over union of a cropped mask with the ideal shape in the same box."""
+    """Returns intersection over union of a cropped mask with the ideal shape in the same box."""
     height, width = mask.shape
     ideal = Image.new("L", (4 * width, 4 * height))
     draw_shape(ImageDraw.Draw(ideal), shape, (0, 0, 4 * width - 1, 4 * height - 1), 255)
@@ -57,7 +57,7 @@ def _overlap(mask: np.ndarray, shape: str) -> float:
 
 
 def look(picture: Image.Image) -> Scene:
-    """The scene a picture shows; only the background is named where no shape is found."""
+    """Returns the scene that a picture shows; only the background is named where no shape is seen."""
     pixels = np.asarray(picture.convert("RGB")).astype(np.float64)
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     background = _nearest(np.median(border, axis=0), BACKGROUNDS)
@@ -77,7 +77,7 @@ def look(picture: Image.Image) -> Scene:
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:
-    """A pixel of the mask stays where at least three of its eight neighbours belong to it too."""
+    """Keeps a pixel of the mask where at least three of its eight neighbours belong to it too."""
     padded = np.pad(mask, 1).astype(np.int8)
     height, width = mask.shape
     around = sum(padded[dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3) if (dy, dx) != (1, 1))
@@ -86,6 +86,6 @@ def _without_specks(mask: np.ndarray) -> np.ndarray:
 
 def check(picture: Image.Image, text: str) -> Verdict:
     """Scores a picture against its caption, attribute by attribute; attributes the caption leaves open are not scored."""
-    seen, wanted = look(picture), parse_caption(text)
-    named = [name for name in ATTRIBUTES if getattr(wanted, name) is not None]
-    return Verdict(seen, {name: getattr(seen, name) == getattr(wanted, name) for name in named})
+    seen, described = look(picture), parse_caption(text)
+    named = [name for name in ATTRIBUTES if getattr(described, name) is not None]
+    return Verdict(seen, {name: getattr(seen, name) == getattr(described, name) for name in named})

@@ -41,14 +41,14 @@ ATTRIBUTES = tuple(field.name for field in fields(Scene))
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """A scene with every attribute drawn uniformly."""
+    """Draws a scene with every attribute chosen uniformly."""
     return Scene(
         rng.choice(tuple(SIZES)), rng.choice(tuple(COLOURS)), rng.choice(SHAPES), rng.choice(tuple(BACKGROUNDS))
     )
 
 
 def caption(scene: Scene) -> str:
-    """The words for a scene: "a large red circle on white"; open attributes are left out (the shape becomes "shape")."""
+    """Puts a scene into words: "a large red circle on white"; open attributes are left out (the shape becomes "shape")."""
     words = [word for word in (scene.size, scene.colour) if word] + [scene.shape or "shape"]
     article = "an" if words[0][0] in "aeiou" else "a"
     ending = f" on {scene.background}" if scene.background else ""
@@ -56,7 +56,7 @@ def caption(scene: Scene) -> str:
 
 
 def random_caption(scene: Scene, rng: random.Random) -> str:
-    """A caption for a scene in which, one time in three, some attributes other than colour and shape are left out."""
+    """Puts a scene into words; one time in three some attributes other than colour and shape are left out."""
     if rng.random() < 2 / 3:
         return caption(scene)
     size = scene.size if rng.random() < 0.5 else None
@@ -65,7 +65,7 @@ def random_caption(scene: Scene, rng: random.Random) -> str:
 
 
 def parse_caption(text: str) -> Scene:
-    """The attributes a caption names. Words it does not know are passed over."""
+    """Reads the attributes that a caption names, and passes over words that it does not know."""
     words = text.lower().replace(",", " ").replace(".", " ").split()
 
     def named(known: Collection[str]) -> str | None:
@@ -75,7 +75,7 @@ def parse_caption(text: str) -> Scene:
 
 
 def outline(shape: str, box: tuple[float, float, float, float]) -> list[tuple[float, float]]:
-    """The corners of a polygonal shape that fills `box` (left, top, right, bottom)."""
+    """Returns the corners of a polygonal shape that fills `box` (left, top, right, bottom)."""
     left, top, right, bottom = box
     width, height = right - left, bottom - top
     cross = [(1, 0), (2, 0), (2, 1), (3, 1), (3, 2), (2, 2), (2, 3), (1, 3), (1, 2), (0, 2), (0, 1), (1, 1)]
@@ -98,7 +98,7 @@ def draw_shape(
 
 
 def draw(scene: Scene, rng: random.Random) -> Image.Image:
-    """An anti-aliased RGB picture of a fully named scene, 64 x 64 pixels, its position and extent drawn from `rng`."""
+    """Draws an anti-aliased RGB picture of a fully named scene, 64 x 64 pixels; `rng` picks position and extent."""
     if scene.size is None or scene.colour is None or scene.shape is None or scene.background is None:
         raise ValueError(f"scene must name every attribute to be drawn, got {scene}")
     extent = rng.choice(SIZES[scene.size])

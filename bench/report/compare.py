@@ -16,7 +16,7 @@ LEAST_NOISE = 0.05
 
 
 def noise(before: Row, after: Row) -> float:
-    """As a share of the median before."""
+    """Returns the noise as a share of the median before."""
     return max(LEAST_NOISE, (before.high - before.low) / before.median, (after.high - after.low) / before.median)
 
 

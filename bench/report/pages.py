@@ -13,26 +13,26 @@ PLOTS = RESULTS / "plots"
 
 
 def between(name: str) -> re.Pattern[str]:
-    """What stands between the markers of this name."""
+    """Matches what stands between the markers of this name."""
     return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
 
 
 def replace(path: Path, name: str, text: str) -> None:
     """Puts the text between the markers in a file."""
     content = path.read_text(encoding="utf-8")
-    found, count = between(name).subn(lambda _: text, content)
+    replaced, count = between(name).subn(lambda _: text, content)
     if count != 1:
         raise ValueError(f"{path} must have the markers {name!r} once, got {count}")
-    path.write_text(found, encoding="utf-8")
+    path.write_text(replaced, encoding="utf-8")
 
 
 def file_name(record: Record) -> str:
-    """Of a record's plots: "cpu", or the GPU's name."""
+    """Names the files of a record's plots: "cpu", or the GPU's name."""
     return re.sub(r"[^a-z0-9]+", "_", record.device.lower()).strip("_") if record.on_gpu else "cpu"
 
 
 def results(records: list[Record]) -> str:
-    """The results in bench/README.md: for each record its plots and tables."""
+    """Makes the results in bench/README.md: for each record its plots and tables."""
     text = []
     for record in records:
         from bench.report.plots import PLOTS as EACH

@@ -27,7 +27,7 @@ STYLE = {
 
 
 def _lines(axes: Axes, rows: list[Row], x: Callable[[Row], float]) -> None:
-    """A line for each backend, with quartiles, and the floor; times in milliseconds."""
+    """Draws a line per backend with quartiles, and the floor; times in milliseconds."""
     axes.set_ylabel("time of one call, ms")
     if not rows:
         axes.text(0.5, 0.5, NOT_MEASURED, transform=axes.transAxes, ha="center")

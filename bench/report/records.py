@@ -21,7 +21,7 @@ class Row:
     floor: float | None  # seconds, where the benchmark says what work it needs
 
     def has(self, **facts: object) -> bool:
-        """Whether these are facts of the case."""
+        """Says whether these are facts of the case."""
         return all(self.facts.get(name) == value for name, value in facts.items())
 
 
@@ -35,38 +35,38 @@ class Record:
 
     @property
     def device(self) -> str:
-        """The processor it was made on."""
+        """Returns the processor it was made on."""
         return self.made_with["device"]
 
     @property
     def on_gpu(self) -> bool:
-        """Whether that is a GPU."""
+        """Says whether the processor is a GPU."""
         return not self.device.startswith("CPU")
 
     @property
     def has_bfloat16(self) -> bool:
-        """Whether the processor multiplies bfloat16 in units of its own: faster than float32."""
+        """Says whether the processor multiplies bfloat16 in units of its own: faster than float32."""
         rates = self.ceilings["operations_per_second"]
         return rates["bfloat16"] > rates["float32"]
 
     def select(self, test: str, **facts: object) -> list[Row]:
-        """The rows of a test with these facts, in the order they were run."""
+        """Returns the rows of a test with these facts, in the order they were run."""
         return [row for row in self.rows if row.test == test and row.has(**facts)]
 
     def median(self, test: str, **facts: object) -> float | None:
-        """The median of the one row with these facts; None if it was not measured."""
-        found = self.select(test, **facts)
-        if len(found) > 1:
-            raise LookupError(f"{len(found)} rows of {test} have {facts}")
-        return found[0].median if found else None
+        """Returns the median of the one row with these facts; None if it was not measured."""
+        rows = self.select(test, **facts)
+        if len(rows) > 1:
+            raise LookupError(f"{len(rows)} rows of {test} have {facts}")
+        return rows[0].median if rows else None
 
 
 def read(path: Path) -> Record:
     """Reads the file that `--benchmark-json` wrote."""
     content = json.loads(path.read_text(encoding="utf-8"))
     ceilings, rows = content["ceilings"], []
-    for found in content["benchmarks"]:
-        facts, stats = found["extra_info"], found["stats"]
+    for benchmark in content["benchmarks"]:
+        facts, stats = benchmark["extra_info"], benchmark["stats"]
         calls = facts["calls"]
         least = None
         if "bytes" in facts:
@@ -74,10 +74,10 @@ def read(path: Path) -> Record:
             rate = rates.get(facts["dtype"], rates["float32"])  # packed float16 is multiplied in float32
             least = floor.Work(facts["bytes"], facts["operations"]).seconds(ceilings["bytes_per_second"], rate)
         seconds = [stats[key] / calls for key in ("median", "q1", "q3")]
-        rows.append(Row(found["name"], found["name"].split("[")[0], facts, *seconds, least))
+        rows.append(Row(benchmark["name"], benchmark["name"].split("[")[0], facts, *seconds, least))
     return Record(content["machine_info"], ceilings, rows)
 
 
 def committed() -> list[Record]:
-    """The records in bench/results, CPUs first."""
+    """Reads the records in bench/results, CPUs first."""
     return sorted(map(read, RESULTS.glob("bench_*.json")), key=lambda record: (record.on_gpu, record.device))

@@ -10,13 +10,13 @@ _ROWS_BOUND_BY_CALLS = 32  # of the mini model on a CPU, two an image and code (
 
 
 def markdown(columns: list[str], rows: Iterable[list]) -> str:
-    """A table."""
+    """Formats a table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)]) + "\n"
 
 
 def time(seconds: float) -> str:
-    """Three digits with a unit that suits."""
+    """Formats seconds by three digits and a unit that suits."""
     unit, name = next(
         (unit, name) for unit, name in ((1, "s"), (1e-3, "ms"), (1e-6, "us")) if seconds >= unit or unit == 1e-6
     )
@@ -24,18 +24,18 @@ def time(seconds: float) -> str:
 
 
 def spread(row: Row) -> str:
-    """Median and quartiles."""
+    """Formats median and quartiles."""
     return f"{time(row.median)} ({time(row.low)} - {time(row.high)})"
 
 
 def _measures_python(record: Record, row: Row) -> bool:
-    """Whether a row takes as long as Python does to call its operations, whatever the machine could do."""
+    """Says whether a row takes as long as Python does to call its operations, whatever the machine could do."""
     mini = "mini" in (row.facts.get("shape"), row.facts.get("model"))
     return not record.on_gpu and mini and 2 * row.facts["images"] * row.facts.get("window", 1) <= _ROWS_BOUND_BY_CALLS
 
 
 def _over_floor(record: Record, row: Row) -> list[str]:
-    """The floor, and how often the median has room for it."""
+    """Formats the floor, and how often the median has room for it."""
     if _measures_python(record, row):
         return ["", "calls"]
     return [time(row.floor), f"{row.median / row.floor:.2f} x"] if row.floor else ["", ""]
@@ -48,7 +48,7 @@ def _listing(record: Record, test: str, facts: list[str]) -> str:
 
 
 def _shown(record: Record, test: str) -> list[Row]:
-    """The rows of a test, without those in bfloat16 on a CPU that has no units for it: torch emulates them there."""
+    """Returns the rows of a test, without bfloat16 on a CPU that has no units for it: torch emulates it there."""
     return [row for row in record.select(test) if record.has_bfloat16 or row.facts.get("dtype") != "bfloat16"]
 
 
@@ -62,7 +62,7 @@ def _images(record: Record) -> str:
          f"{row.facts['images'] / row.median:.3g}"]
         for row in rows
     ]  # fmt: skip
-    columns = [*facts[:-1], "decoding", "codes a pass", "median (quartiles)", "images a second"]
+    columns = [*facts[:-1], "decoding", "codes per pass", "median (quartiles)", "images per second"]
     return markdown(columns, body)
 
 
@@ -108,7 +108,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Record], str]]] = {
 
 
 def made_with(record: Record) -> str:
-    """The machine of a record, and what it was measured to be capable of."""
+    """Says which machine a record was made on, and what it was measured to be capable of."""
     made = ", ".join(f"{name} {value}" for name, value in record.made_with.items() if name != "device")
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in record.ceilings["operations_per_second"].items())
     left_out = "" if record.has_bfloat16 else " It has no units for bfloat16: rows in bfloat16 are left out."
@@ -119,10 +119,10 @@ def made_with(record: Record) -> str:
 
 
 def report(record: Record) -> str:
-    """All tables of one record; what it did not measure is named behind them."""
-    found = {name: (what, table(record)) for name, (what, table) in SECTIONS.items()}
-    text = [f"#### {name}\n\n{what}\n\n{table}" for name, (what, table) in found.items() if table]
-    left_out = [name for name, (_, table) in found.items() if not table]
+    """Makes all tables of one record, and names behind them what it did not measure."""
+    sections = {name: (what, table(record)) for name, (what, table) in SECTIONS.items()}
+    text = [f"#### {name}\n\n{what}\n\n{table}" for name, (what, table) in sections.items() if table]
+    left_out = [name for name, (_, table) in sections.items() if not table]
     if left_out:
         text.append(f"{NOT_MEASURED.capitalize()} here: {', '.join(left_out)}.\n")
     return "\n".join(text)
@@ -133,7 +133,7 @@ def _ratio(over: float | None, under: float | None) -> str:
 
 
 def on_a_cpu(record: Record) -> str:
-    """The ratios of a CPU in docs/speed.md."""
+    """Makes the table of ratios on a CPU in docs/speed.md."""
 
     def stage(backend: str, dtype: str) -> float | None:
         return record.median("test_head_stage", shape="1B", images=4, candidates=4, backend=backend, dtype=dtype)
@@ -171,7 +171,7 @@ def on_a_cpu(record: Record) -> str:
 
 
 def on_a_gpu(record: Record | None) -> str:
-    """The targets in docs/speed.md, and how far they are met on a GPU."""
+    """Makes the table of targets in docs/speed.md, and how far they are met on a GPU."""
 
     def worst(shape: str) -> str:
         rows = record.select("test_head_stage", shape=shape, candidates=4, backend="triton") if record else []
@@ -203,7 +203,7 @@ def on_a_gpu(record: Record | None) -> str:
         return f"{(size['DoLa'] - size['baseline']) / 1e6:.1f} MB" if len(size) == 2 else NOT_MEASURED
 
     def faster(model: str, loop: str, way: str) -> str:
-        """Than ours with DoLa."""
+        """Says how much faster it is than ours with DoLa."""
         return _ratio(image(model, loop, way), image(model, "ours, graph", "DoLa"))
 
     def stage_faster(backend: str) -> str:
@@ -230,7 +230,7 @@ def on_a_gpu(record: Record | None) -> str:
 
 
 def performance(records: list[Record]) -> str:
-    """The tables of docs/speed.md: one CPU, one GPU."""
+    """Makes the tables of docs/speed.md: one CPU, one GPU."""
     gpu = next((record for record in records if record.on_gpu), None)
     parts = [on_a_cpu(record) for record in records if not record.on_gpu][:1]
     return "\n".join([*parts, on_a_gpu(gpu)])

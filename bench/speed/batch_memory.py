@@ -24,7 +24,7 @@ _CODES = 4
 
 
 def short_mini() -> JanusDoLa:
-    """The mini model with images of few codes."""
+    """Returns the mini model with images of few codes."""
     pipe = JanusDoLa.from_pretrained("mini", device="cpu")
     whole, decode = pipe.image_model.image_tokens, pipe.image_model.to_pixels
     pipe.image_model = replace(
@@ -35,23 +35,23 @@ def short_mini() -> JanusDoLa:
 
 
 def resident_mib() -> float:
-    """What the process occupies now."""
+    """Returns what the process occupies now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def measure(prompts: int, batch_size: int = 32) -> list[tuple[int, float]]:
-    """Images written and MiB resident, after every tenth of a run with one image a prompt."""
+    """Returns images written and MiB resident, after every tenth of a run with one image per prompt."""
     pipe = short_mini()
-    found: list[tuple[int, float]] = []
+    occupied: list[tuple[int, float]] = []
     drawn, generate = 0, pipe.generate
 
     def generate_and_look(*arguments, **settings):
         nonlocal drawn
         images = generate(*arguments, **settings)
         drawn += len(images.drawn)
-        if drawn // max(1, prompts // 10) > len(found):
-            found.append((drawn, resident_mib()))
+        if drawn // max(1, prompts // 10) > len(occupied):
+            occupied.append((drawn, resident_mib()))
         return images
 
     pipe.generate = generate_and_look  # type: ignore[method-assign]
@@ -63,7 +63,7 @@ def measure(prompts: int, batch_size: int = 32) -> list[tuple[int, float]]:
             lines, Path(folder, "out"), RunSettings(parallel_size=1), Compute(batch_size=batch_size), pipe=pipe
         )
     assert summary.drawn == prompts, summary
-    return found
+    return occupied
 
 
 def main(prompts: Annotated[int, typer.Option(help="How many prompts.")] = 2000) -> None:

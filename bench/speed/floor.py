@@ -37,7 +37,7 @@ class BlockShape:
 
     @property
     def head_size(self) -> int:
-        """d."""
+        """Returns d."""
         return self.hidden // self.heads
 
 
@@ -55,19 +55,19 @@ class Work:
     operations: int
 
     def seconds(self, bytes_per_second: float, operations_per_second: float) -> float:
-        """The floor: the longer of moving and computing."""
+        """Returns the floor: the longer of moving and computing."""
         return max(self.bytes / bytes_per_second, self.operations / operations_per_second)
 
 
 def normalise(shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -> Work:
-    """The final norm: reads hidden states [L, 2B, D]; writes as many, or [L, B, D] where guidance follows at once."""
+    """Counts the final norm: reads hidden states [L, 2B, D], writes as many, or [L, B, D] if guidance follows."""
     pairs = layers * images
     written = pairs if shape.width is None else 2 * pairs
     return Work((2 * pairs + written) * shape.hidden * dtype.itemsize, 0)
 
 
 def project(shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -> Work:
-    """Projection and guidance: reads W1 [E, D] and normalised rows [L, 2B, D], writes y [L, B, E]."""
+    """Counts projection and guidance: reads W1 [E, D] and normalised rows [L, 2B, D], writes y [L, B, E]."""
     if shape.width is None:
         return Work(0, 0)
     pairs, weights = layers * images, shape.width * shape.hidden
@@ -76,7 +76,7 @@ def project(shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -> W
 
 
 def codebook(shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -> Work:
-    """The last Linear: reads W2 [V, E] and x [L, B, E], writes float32 logits [L, B, V]."""
+    """Counts the last Linear: reads W2 [V, E] and x [L, B, E], writes float32 logits [L, B, V]."""
     pairs = layers * images
     width = shape.hidden if shape.width is None else shape.width
     weights = shape.codes * width
@@ -84,14 +84,14 @@ def codebook(shape: HeadShape, layers: int, images: int, dtype: torch.dtype) -> 
 
 
 def sweep(shape: HeadShape, layers: int, images: int) -> Work:
-    """JSD, choice of layer and sampling: reads float32 logits [L, B, V] once."""
+    """Counts JSD, choice of layer and sampling: reads float32 logits [L, B, V] once."""
     return Work(layers * images * shape.codes * 4, 0)
 
 
 def head_stage(
     shape: HeadShape, layers: int, images: int, dtype: torch.dtype, stored: torch.dtype | None = None
 ) -> Work:
-    """Hidden states in, codes out: the weights are read once; what lies between may stay in the cache and counts nothing.
+    """Counts hidden states in and codes out: weights are read once; what lies between may stay in the cache.
 
     `stored` is the dtype of the weights, where they are packed in another than that of the hidden states.
     """
@@ -113,7 +113,7 @@ def decode_pass(
     dtype: torch.dtype,
     stored: torch.dtype | None = None,
 ) -> Work:
-    """A whole pass: reads the blocks' weights once, the keys and values of what is visible, and what the head stage reads.
+    """Counts a whole pass: blocks' weights once, visible keys and values, and what the head stage reads.
 
     Args:
         weights: numbers in the blocks.

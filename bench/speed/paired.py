@@ -1,4 +1,4 @@
-"""Images a second on a CPU: our engine beside transformers' own `generate` and the plain DoLa loop, round by round.
+"""Images per second on a CPU: our engine beside transformers' own `generate` and the plain DoLa loop, round by round.
 
 Each round draws the same number of images by every contender, one after the other, so that what else the machine does falls
 on all of them. A ratio is the median over rounds of theirs over ours in the same round. Theirs is in the dtype where it is
@@ -28,17 +28,17 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def contenders(name: str, images: int) -> dict[str, Callable[[], object]]:
-    """What is timed, by a name that says dtype and, for ours, the window."""
-    found: dict[str, Callable[[], object]] = {}
+    """Returns what is timed, by a name that says dtype and, for ours, the window."""
+    calls: dict[str, Callable[[], object]] = {}
     dola = models.dola_of(name, "DoLa")
     for dtype in DTYPES:
         pipe = models.load(name, "cpu", dtype)
         for window in (1, "auto"):
-            found[f"ours, {dtype}, window {window}"] = _ours(pipe, images, dola, window)
+            calls[f"ours, {dtype}, window {window}"] = _ours(pipe, images, dola, window)
         if dtype != "float16":  # packed weights are ours; torch's own float16 is far slower
-            found[f"transformers, {dtype}"] = _theirs(pipe, lambda p: peers.transformers_generate(p, PROMPT, images))
-            found[f"plain loop, {dtype}"] = _theirs(pipe, lambda p: peers.seed_loop(p, PROMPT, images, dola))
-    return found
+            calls[f"transformers, {dtype}"] = _theirs(pipe, lambda p: peers.transformers_generate(p, PROMPT, images))
+            calls[f"plain loop, {dtype}"] = _theirs(pipe, lambda p: peers.seed_loop(p, PROMPT, images, dola))
+    return calls
 
 
 def _ours(pipe: JanusDoLa, images: int, dola, window) -> Callable[[], object]:
@@ -50,25 +50,25 @@ def _theirs(pipe: JanusDoLa, draw: Callable[[JanusDoLa], torch.Tensor]) -> Calla
 
 
 def measure(name: str, images: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, after one that does not count."""
+    """Returns the seconds of each contender in each round, after one round that does not count."""
     draw = contenders(name, images)
-    found: dict[str, list[float]] = {each: [] for each in draw}
+    seconds: dict[str, list[float]] = {each: [] for each in draw}
     for turn in range(rounds + 1):
         for each, call in draw.items():
             start = time.perf_counter()
             call()
             if turn:
-                found[each].append(time.perf_counter() - start)
-    return found
+                seconds[each].append(time.perf_counter() - start)
+    return seconds
 
 
 def rows(name: str, images: int, seconds: dict[str, list[float]]) -> list[list]:
-    """Ours in each dtype with its better window, over the fastest of each kind of theirs."""
+    """Compares ours in each dtype, with its better window, with the fastest of each kind of theirs."""
     fastest = {
         kind: min((each for each in seconds if each.startswith(kind)), key=lambda each: median(seconds[each]))
         for kind in ("transformers", "plain loop")
     }
-    found = []
+    table = []
     for dtype in DTYPES:
         ours = min(
             (each for each in seconds if each.startswith(f"ours, {dtype}")), key=lambda each: median(seconds[each])
@@ -78,9 +78,9 @@ def rows(name: str, images: int, seconds: dict[str, list[float]]) -> list[list]:
             shares = [b / a for a, b in zip(seconds[ours], seconds[theirs], strict=True)]
             low, _, high = quantiles(shares, n=4)
             ratios.append(f"{median(shares):.2f} x ({low:.2f} - {high:.2f})")
-        found.append([name, images, ours.removeprefix("ours, "), f"{images / median(seconds[ours]):.3g}", *ratios])
-    found.append([name, images, "theirs: " + "; ".join(fastest.values()), "", "", ""])
-    return found
+        table.append([name, images, ours.removeprefix("ours, "), f"{images / median(seconds[ours]):.3g}", *ratios])
+    table.append([name, images, "theirs: " + "; ".join(fastest.values()), "", "", ""])
+    return table
 
 
 def main(rounds: Annotated[int, typer.Option(help="Rounds that count.")] = 5) -> None:
@@ -98,7 +98,7 @@ def main(rounds: Annotated[int, typer.Option(help="Rounds that count.")] = 5) ->
         "model",
         "images",
         "ours with DoLa",
-        "images a second",
+        "images per second",
         "transformers without DoLa over ours",
         "plain DoLa loop over ours",
     ]

@@ -1,4 +1,4 @@
-"""How many passes an image takes by window, and how many codes differ between shapes of a pass: the mini model on a CPU.
+"""How many passes per image by window, and how many codes differ between shapes of a pass: the mini model on a CPU.
 
 Writes bench/results/passes_mini.json and the section "Passes" of bench/README.md.
 """
@@ -28,20 +28,20 @@ SHAPES = {"W = 8 instead of 1": ((1, 8), (8, 8)), "8 slots instead of 1": ((1, 1
 
 
 def captions(count: int) -> list[str]:
-    """Of random pictures, the same every time."""
+    """Returns captions of random pictures, the same every time."""
     rng = random.Random(1)
     return [caption(random_scene(rng)) for _ in range(count)]
 
 
 def drawing_codes_only(dtype: str) -> JanusDoLa:
-    """The mini model; its pictures, which in 16 bits take a CPU seconds each, are one pixel."""
+    """Loads the mini model with pictures of one pixel: in 16 bits whole ones take a CPU seconds each."""
     pipe = JanusDoLa.from_pretrained("mini", device="cpu", dtype=dtype)
     pipe.image_model = replace(pipe.image_model, to_pixels=lambda codes: torch.zeros(len(codes), 3, 1, 1))
     return pipe
 
 
 def passes(pipe: JanusDoLa, prompts: list[str], dola: DoLaConfig | None, window: int) -> dict[str, float]:
-    """Passes an image, mean and standard deviation, and codes a pass; an image for each prompt, with the seeds 0, 1, ..."""
+    """Counts passes per image, mean and standard deviation, and codes per pass; one image per prompt, seeds 0, 1, ..."""
     of_each = [image.passes for image in pipe.stream(prompts, dola=dola, window=window)]
     mean = statistics.fmean(of_each)
     return {
@@ -52,13 +52,13 @@ def passes(pipe: JanusDoLa, prompts: list[str], dola: DoLaConfig | None, window:
 
 
 def codes(pipe: JanusDoLa, prompts: list[str], dola: DoLaConfig | None, window: int, slots: int) -> Tensor:
-    """[prompts, T], drawn with so many slots."""
+    """Draws codes [prompts, T] with this number of slots."""
     drawn = pipe.stream(prompts, dola=dola, window=window, max_images=slots)
     return torch.stack([image.tokens for image in drawn])
 
 
 def difference(some: Tensor, others: Tensor) -> dict[str, float]:
-    """Between codes [B, T] of the same images: those that differ, and images whose codes do, for each 10,000 codes.
+    """Counts codes [B, T] that differ, and images whose codes do, per 10,000 codes of the same images.
 
     A code that differs for rounding changes what follows it, so it is the images that count such codes.
     """
@@ -68,27 +68,27 @@ def difference(some: Tensor, others: Tensor) -> dict[str, float]:
 
 
 def differences(pipe: JanusDoLa, prompts: list[str], dola: DoLaConfig | None) -> dict[str, dict[str, float]]:
-    """For each of `SHAPES`."""
+    """Counts differences for each of `SHAPES`."""
     drawn = {shape: codes(pipe, prompts, dola, *shape) for shape in dict.fromkeys(sum(SHAPES.values(), ()))}
     return {name: difference(drawn[one], drawn[other]) for name, (one, other) in SHAPES.items()}
 
 
 def text(results: dict) -> str:
-    """The results as two tables, with what they are."""
+    """Formats the results as two tables, with what they are."""
     settings = results["settings"]
     by_window = [
         [name, *(f"{row[w]['mean']:.1f} ± {row[w]['deviation']:.1f}: **{row[w]['codes_a_pass']:.2f}**" for w in row)]
         for name, row in results["passes"].items()
     ]
     by_dtype = [
-        [dtype, name, *(f"{found['codes']:.3g} in {found['images']:.2g} images" for found in rows[name].values())]
+        [dtype, name, *(f"{counts['codes']:.3g} in {counts['images']:.2g} images" for counts in rows[name].values())]
         for dtype, rows in results["differences"].items()
         for name in rows
     ]
     return "\n".join(
         [
-            f"Passes an image of {settings['image_tokens']} codes (mean ± standard deviation), and codes a pass, which are "
-            f"{settings['image_tokens'] - 1} over that mean, the first code being that of the prompt. Mini model, "
+            f"Passes per image of {settings['image_tokens']} codes (mean ± standard deviation), and codes per pass: "
+            f"{settings['image_tokens'] - 1} over that mean, since the prompt's pass decides the first code. Mini model, "
             f"{settings['captions']} captions, one image each; temperature 1, cfg_weight 5, DoLa with alpha 0.1.",
             "",
             markdown(["", *(f"W = {window}" for window in WINDOWS)], by_window),
@@ -116,12 +116,12 @@ def main(
         }  # fmt: skip
         for name, dola in METHODS.items():
             if dtype == "float32":
-                found = {str(window): passes(pipe, prompts[:images], dola, window) for window in WINDOWS}
-                results["passes"][name] = found
-                print(name, found, flush=True)
-            found = differences(pipe, prompts[:images_of_dtypes], dola)
-            results["differences"].setdefault(dtype, {})[name] = found
-            print(dtype, name, found, flush=True)
+                by_window = {str(window): passes(pipe, prompts[:images], dola, window) for window in WINDOWS}
+                results["passes"][name] = by_window
+                print(name, by_window, flush=True)
+            differing = differences(pipe, prompts[:images_of_dtypes], dola)
+            results["differences"].setdefault(dtype, {})[name] = differing
+            print(dtype, name, differing, flush=True)
     FILE.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     pages.replace(pages.REPORT, "passes", text(results))
 

@@ -32,7 +32,7 @@ class Step(nn.Module):
     def forward(
         self, x: Tensor, keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x [R, D], keys and values [N, R, H, S, d], cos and sin [d]; returns x and what S + 1 positions have."""
+        """Takes x [R, D], keys and values [N, R, H, S, d], cos and sin [d]; returns x, keys and values, S + 1 long."""
         new_keys, new_values = [], []
         for number, block in enumerate(self.blocks):
             normed = block.input_layernorm(x)
@@ -76,14 +76,14 @@ def theirs(rows: int, folder: Path) -> dict:
     given = torch.randn(rows, hidden), cache, cache.clone(), torch.randn(size), torch.randn(size)
     model = ov.convert_model(Step(pipe.image_model.blocks, heads).eval(), example_input=given)
     ov.save_model(model, folder / "step.xml", compress_to_fp16=True)
-    found = {}
+    steps = {}
     for name, options in {"its choice": {}, "float32": {"INFERENCE_PRECISION_HINT": "f32"}}.items():
         compiled = ov.Core().compile_model(folder / "step.xml", "CPU", {"PERFORMANCE_HINT": "LATENCY", **options})
         request, inputs = compiled.create_infer_request(), [each.numpy() for each in given]
-        found[f"OpenVINO, {name} ({compiled.get_property('INFERENCE_PRECISION_HINT').type_name})"] = (
+        steps[f"OpenVINO, {name} ({compiled.get_property('INFERENCE_PRECISION_HINT').type_name})"] = (
             lambda request=request, inputs=inputs: request.infer(inputs, share_inputs=True)
         )
-    return found
+    return steps
 
 
 @torch.no_grad()
@@ -105,8 +105,8 @@ def main() -> None:
                         seconds[name].append(time.perf_counter() - start)
             sizes = floor.BLOCKS["1B"]
             size = 2 * BLOCKS * (4 * sizes.hidden**2 + 3 * sizes.hidden * sizes.inner)
-            for name, found in seconds.items():
-                low, middle, high = quantiles(found, n=4)
+            for name, times_of in seconds.items():
+                low, middle, high = quantiles(times_of, n=4)
                 times = f"{middle * 1e3:.1f} ({low * 1e3:.1f} - {high * 1e3:.1f})"
                 typer.echo(f"| {rows} | {name} | {times} | {size / middle / 1e9:.1f} |")
 

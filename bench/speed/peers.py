@@ -17,7 +17,7 @@ from janus_dola.dola_runtime import (
 
 
 def _rows(pipe: JanusDoLa, prompt: str, images: int) -> Tensor:
-    """[2 images, S] token ids, conditional rows first."""
+    """Returns token ids [2 images, S], conditional rows first."""
     rows = torch.tensor(pipe.encode(prompt)[0], device=pipe.image_model.device)
     return rows.repeat_interleave(images, 0)
 
@@ -72,7 +72,7 @@ def seed_loop(
 
 @torch.no_grad()
 def transformers_generate(pipe: JanusDoLa, prompt: str, images: int, cfg_weight: float = 5.0) -> Tensor:
-    """transformers' own image generation, drawing from torch's global generator: [images, T] codes."""
+    """Draws by transformers' own image generation and torch's global generator: [images, T] codes."""
     ids = torch.tensor([pipe.encode(prompt)[0].conditional], device=pipe.image_model.device)
     return pipe.model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), generation_mode="image", guidance_scale=cfg_weight,

@@ -76,7 +76,7 @@ def main(
             print(report_line("one after the other", each, whole))
             together, each_of_many, whole_of_many = asyncio.run(load(url, range(requests), clients))
             print(report_line(f"{clients} clients", each_of_many, whole_of_many))
-            print(f"{whole / whole_of_many:.2f} times the images a second; {len(together)} of {requests} answered")
+            print(f"{whole / whole_of_many:.2f} times the images per second; {len(together)} of {requests} answered")
             print("images equal" if together == alone else "IMAGES DIFFER")
             tenth = max(1, memory_requests // 10)
             for done in range(0, memory_requests, tenth):

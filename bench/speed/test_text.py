@@ -20,7 +20,7 @@ WAYS = {"plain": {}, "DoLa": DOLA, "legacy": DOLA | {"legacy": True}}
 
 @lru_cache(maxsize=1)
 def random_llama(shape: str, device: str, dtype: str):
-    """A Llama of random weights."""
+    """Makes a Llama of random weights."""
     sizes, key_value_heads, words = SHAPES[shape]
     config = LlamaConfig(
         vocab_size=words, hidden_size=sizes.hidden, intermediate_size=sizes.inner, num_hidden_layers=sizes.number,

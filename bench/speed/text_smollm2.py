@@ -32,7 +32,7 @@ METHODS = {
 
 
 def seconds(model, inputs, tokens: int, **method) -> float:
-    """Of the process, for so many tokens after the first, whose pass is that of the prompt."""
+    """Measures seconds of the process for `tokens` tokens after the first, which the prompt's pass decides."""
     taken = []
     for count in (1, tokens + 1):
         started = time.process_time()
@@ -42,26 +42,26 @@ def seconds(model, inputs, tokens: int, **method) -> float:
 
 
 def measure(model, tokenizer, batch: int, tokens: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds a step and the ratio to plain decoding, medians over the rounds, for each method."""
+    """Returns milliseconds per step and the ratio to plain decoding, medians over the rounds, for each method."""
     inputs = tokenizer(list(PROMPTS[:batch]), return_tensors="pt", padding=True)
     for method in METHODS.values():
         seconds(model, inputs, 2, **method)
-    names, found = list(METHODS), {name: [] for name in METHODS}
+    names, times = list(METHODS), {name: [] for name in METHODS}
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            found[name].append(seconds(model, inputs, tokens, **METHODS[name]))
-        print(batch, {name: round(values[-1] / tokens * 1000, 1) for name, values in found.items()}, flush=True)
+            times[name].append(seconds(model, inputs, tokens, **METHODS[name]))
+        print(batch, {name: round(values[-1] / tokens * 1000, 1) for name, values in times.items()}, flush=True)
     return {
         name: {
             "milliseconds": statistics.median(values) / tokens * 1000,
-            "ratio": statistics.median(a / b for a, b in zip(values, found[PLAIN], strict=True)),
+            "ratio": statistics.median(a / b for a, b in zip(values, times[PLAIN], strict=True)),
         }
-        for name, values in found.items()
+        for name, values in times.items()
     }
 
 
 def table(record: dict) -> str:
-    """The results in Markdown, with what they were made with."""
+    """Formats the results in Markdown, with what they were made with."""
     rows = [
         [
             f"{batch} at once",

@@ -38,12 +38,12 @@ class DeviceClock:
 
 
 def clock(device: str) -> Callable[[], float]:
-    """Seconds, as a benchmark on this device takes them."""
+    """Returns a clock of seconds, as a benchmark on this device takes them."""
     return DeviceClock() if device == "cuda" else time.perf_counter
 
 
 def in_graph(calls: Sequence[Call]) -> tuple[Call, int]:
-    """All calls captured in one CUDA graph, after a warm-up that compiles: kernels alone, without Python's launching.
+    """Captures all calls in one CUDA graph, after a warm-up that compiles: kernels alone, without Python's launching.
 
     Returns:
         what replays the graph, and the number of calls in it: as often all of `calls` as make a millisecond of work.
@@ -68,7 +68,7 @@ def _captured(calls: Sequence[Call]) -> Call:
 
 
 def one_after_the_other(calls: Sequence[Call]) -> Call:
-    """All calls as Python makes them."""
+    """Makes all calls as Python makes them."""
 
     def run() -> None:
         for call in calls:
@@ -78,14 +78,14 @@ def one_after_the_other(calls: Sequence[Call]) -> Call:
 
 
 def seconds(run: Call, device: str, repeats: int = 15) -> list[float]:
-    """Of some repeats, after three that do not count."""
+    """Returns the seconds of some repeats, after three that do not count."""
     now = clock(device)
-    found = []
+    times = []
     for _ in range(repeats + 3):
         start = now()
         run()
-        found.append(now() - start)
-    return found[3:]
+        times.append(now() - start)
+    return times[3:]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Ceilings:
 
 
 def ceilings(device: str) -> Ceilings:
-    """A copy within memory, read plus written, and a square matrix product of random numbers: the best of some repeats.
+    """Measures a copy within memory, read plus written, and a square matrix product of random numbers: the best repeat.
 
     On a GPU memory is read, as weights are, and not copied, which takes some percent longer.
     """

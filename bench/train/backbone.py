@@ -37,7 +37,7 @@ GUIDANCE = (1.0, 7.0)
 
 
 def build_model(tokenizer, vq: JanusVQVAE) -> JanusForConditionalGeneration:
-    """An untrained mini Janus around a trained image tokenizer. Its vision tower, which drawing does not use, is a stub."""
+    """Builds an untrained mini Janus around a trained image tokenizer, with a stub for a vision tower."""
     text = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=BLOCKS,
         num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=512, tie_word_embeddings=True,
@@ -78,7 +78,7 @@ def codes_of_pictures(vq: JanusVQVAE, count: int, rng: random.Random) -> tuple[l
 
 
 def guided_rows(prompts: list[list[int]], special: SpecialTokens) -> tuple[Tensor, Tensor]:
-    """Conditional rows of prompts of B different lengths, then unconditional ones, padded on the left.
+    """Returns conditional rows of prompts of B different lengths, then unconditional ones, padded on the left.
 
     Returns:
         [2B, S] token ids, and [2B, S] bool, False in the padding.
@@ -99,7 +99,7 @@ def train_backbone(
     peak_rate: float = 1.2e-3,
     seed: int = 0,
 ) -> None:
-    """Trains for so many steps and saves model and tokenizer in transformers' format, weights in float16.
+    """Trains for `steps` steps and saves model and tokenizer in transformers' format, weights in float16.
 
     The learning rate rises to `peak_rate` in 50 steps and falls along a cosine. With `start`, a folder that an earlier run
     saved, training goes on from there.

@@ -29,37 +29,37 @@ VQ_CONFIG = JanusVQVAEConfig(
 
 
 def pictures(count: int, rng: random.Random) -> Tensor:
-    """[count, 3, 64, 64] float32 in [-1, 1]."""
+    """Draws [count, 3, 64, 64] float32 in [-1, 1]."""
     arrays = [np.asarray(draw(random_scene(rng), rng)) for _ in range(count)]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def random_crops(batch: Tensor, rng: random.Random) -> Tensor:
-    """One 32 x 32 crop of each picture, placed in steps of a code's eight pixels."""
+    """Cuts one 32 x 32 crop from each picture, placed in steps of a code's eight pixels."""
     steps = (batch.shape[-1] - CROP) // 8
     offsets = [(8 * rng.randint(0, steps), 8 * rng.randint(0, steps)) for _ in batch]
     return torch.stack([x[:, i : i + CROP, j : j + CROP] for x, (i, j) in zip(batch, offsets, strict=True)])
 
 
 def latents(model: JanusVQVAE, batch: Tensor) -> Tensor:
-    """[B, 8, h, w] on the unit sphere."""
+    """Returns [B, 8, h, w] on the unit sphere."""
     return F.normalize(model.quant_conv(model.encoder(batch)).float(), dim=1)
 
 
 def nearest_codes(model: JanusVQVAE, z: Tensor) -> Tensor:
-    """[B, h * w]: the index of the nearest code of each latent."""
+    """Returns [B, h * w]: the index of the nearest code of each latent."""
     return (z.flatten(2).transpose(1, 2) @ F.normalize(model.quantize.embedding.weight, dim=-1).T).argmax(-1)
 
 
 @torch.no_grad()
 def encode(model: JanusVQVAE, batch: Tensor) -> Tensor:
-    """[B, 64] codes of whole pictures."""
+    """Returns [B, 64] codes of whole pictures."""
     return nearest_codes(model, latents(model, batch))
 
 
 @torch.no_grad()
 def start_codebook(model: JanusVQVAE, rng: random.Random) -> None:
-    """Spherical k-means over the latents; plain background, most of every picture, is thinned out first."""
+    """Clusters the latents by spherical k-means; plain background, most of every picture, is thinned out first."""
     points = []
     for _ in range(64):
         batch = pictures(32, rng)
@@ -102,7 +102,7 @@ class Codebook:
 
 
 def near_shape(batch: Tensor) -> Tensor:
-    """[B, 1, H, W] bool: the shape and three pixels around it, told from the background by the pixel in the corner."""
+    """Marks the shape and three pixels around it, [B, 1, H, W] bool; the pixel in the corner is background."""
     shape = (batch - batch[:, :, :1, :1]).abs().sum(1, keepdim=True) > 0.1
     return F.max_pool2d(shape.float(), 7, stride=1, padding=3) > 0
 

@@ -23,7 +23,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
-    """Trains it on captions."""
+    """Trains the tokenizer on captions."""
     rng = random.Random(seed)
     captions = [random_caption(random_scene(rng), rng) for _ in range(5000)]
     tokenizer = Tokenizer(models.BPE())

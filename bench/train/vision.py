@@ -50,7 +50,7 @@ QUESTIONS = (
 
 
 def build(old: JanusForConditionalGeneration) -> JanusForConditionalGeneration:
-    """The mini model with a new vision tower, a new aligner and a text head that is not tied."""
+    """Builds the mini model with a new vision tower, a new aligner and a text head that is not tied."""
     config = JanusConfig.from_pretrained(CHECKPOINT)
     width = config.text_config.hidden_size
     config.vision_config = JanusVisionConfig(
@@ -73,8 +73,8 @@ def build(old: JanusForConditionalGeneration) -> JanusForConditionalGeneration:
 def pictures(
     model: JanusForConditionalGeneration, count: int, rng: random.Random, tokenizer
 ) -> tuple[list[Scene], Tensor]:
-    """So many scenes and their pixels [count, 3, 64, 64], every fourth chunk as the image tokenizer gives it back."""
-    scenes, found, chunk = [], [], 32
+    """Draws scenes and their pixels [count, 3, 64, 64], every fourth chunk as the image tokenizer gives it back."""
+    scenes, batches, chunk = [], [], 32
     vq = model.model.vqmodel
     for index in range(count // chunk):
         drawn = [random_scene(rng) for _ in range(chunk)]
@@ -82,12 +82,12 @@ def pictures(
         if index % 4 == 3:
             batch = vq.decode(encode(vq, batch)).clamp(-1, 1)
         scenes += drawn
-        found.append(batch)
-    return scenes, torch.cat(found)
+        batches.append(batch)
+    return scenes, torch.cat(batches)
 
 
 def rate(peak: float, step: int, steps: int) -> float:
-    """Rises to its peak in 50 steps and falls along a cosine to a hundredth of it."""
+    """Returns the learning rate: rises to its peak in 50 steps and falls along a cosine to a hundredth of it."""
     return peak * min(1, (step + 1) / 50) * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * step / steps)))
 
 
@@ -95,7 +95,7 @@ def train_tower(
     tower: nn.Module, scenes: list[Scene], seen: Tensor, steps: int, rng: random.Random, batch_size: int = 32
 ) -> None:
     """Trains the vision tower to tell all four attributes from the mean of its features, by a head that is thrown away."""
-    wanted = torch.tensor([[CHOICES[name].index(getattr(scene, name)) for name in CHOICES] for scene in scenes])
+    targets = torch.tensor([[CHOICES[name].index(getattr(scene, name)) for name in CHOICES] for scene in scenes])
     sizes = [len(choices) for choices in CHOICES.values()]
     head = nn.Linear(tower.config.hidden_size, sum(sizes))
     trained = [*tower.parameters(), *head.parameters()]
@@ -105,7 +105,7 @@ def train_tower(
         optimizer.param_groups[0]["lr"] = rate(2e-3, step, steps)
         chosen = [rng.randrange(len(scenes)) for _ in range(batch_size)]
         logits = head(tower(seen[chosen]).last_hidden_state.mean(1)).split(sizes, -1)
-        losses = [F.cross_entropy(z, wanted[chosen, i]) for i, z in enumerate(logits)]
+        losses = [F.cross_entropy(z, targets[chosen, i]) for i, z in enumerate(logits)]
         optimizer.zero_grad()
         sum(losses).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -119,7 +119,7 @@ def train_tower(
 
 
 def right_of(folder: Path) -> int:
-    """Of SHOWN new pictures, how many a checkpoint names right."""
+    """Counts how many of SHOWN new pictures a checkpoint names right."""
     pipe, rng = JanusDoLa.from_pretrained(folder, device="cpu", dtype="float32"), random.Random(1)
     scenes = [random_scene(rng) for _ in range(SHOWN)]
     return sum(pipe.answer(draw(scene, rng), QUESTIONS[0], dola=None) == caption(scene) for scene in scenes)
@@ -146,7 +146,7 @@ def main(
     started = time.time()
     scenes, seen = pictures(model, count, rng, tokenizer)
     print(f"{len(scenes)} pictures, {time.time() - started:.0f} s", flush=True)
-    asked = [question_ids(question, 1, image_model.image_tokens, tokenizer, special) for question in QUESTIONS]
+    questions = [question_ids(question, 1, image_model.image_tokens, tokenizer, special) for question in QUESTIONS]
     answers = {text: tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in map(caption, scenes)}
     for name, weight in model.named_parameters():
         weight.requires_grad_(name.startswith(TRAINED))
@@ -158,7 +158,7 @@ def main(
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate(peak_rate, step, steps)
         chosen = [rng.randrange(len(scenes)) for _ in range(batch_size)]
-        asking = rng.choice(asked)
+        asking = rng.choice(questions)
         said = [torch.tensor([*answers[caption(scenes[i])], tokenizer.eos_token_id]) for i in chosen]
         targets = torch.nn.utils.rnn.pad_sequence(said, batch_first=True, padding_value=-100)
         ids = torch.cat([torch.tensor(asking).expand(batch_size, -1), targets.clamp(min=0)[:, :-1]], 1)

@@ -125,7 +125,7 @@ def test_the_mini_model_is_of_the_shape_that_is_compiled():
     from bench.gpu import compiling
     from janus_dola import DoLaConfig, JanusDoLa
 
-    config, shape = JanusDoLa.from_pretrained("mini", device="cpu", dtype="float32").parts.config, compiling.MINI
+    config, shape = JanusDoLa.from_pretrained("mini", device="cpu", dtype="float32").image_model.config, compiling.MINI
     assert (shape.hidden, shape.number) == (config.hidden_size, config.num_hidden_layers)
     assert shape.heads == config.num_attention_heads == config.num_key_value_heads
     assert shape.inner == config.intermediate_size

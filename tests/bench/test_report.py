@@ -2,13 +2,13 @@
 
 import copy
 import json
-import subprocess
-import sys
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from bench import RESULTS, ROOT
-from bench.report import pages, plots, records, tables
+from bench import RESULTS
+from bench.report import compare, pages, plots, records, tables
 
 CPU = RESULTS / "bench_cpu.json"
 
@@ -117,14 +117,10 @@ def test_plots_are_drawn_from_either_kind_of_record(gpu, tmp_path):
             assert "</svg>" in path.read_text(encoding="utf-8")
 
 
-def compare(before, after):
-    return subprocess.run(
-        [sys.executable, "-m", "bench.report.compare", str(before), str(after)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def run_compare(before, after):
+    app = typer.Typer()
+    app.command()(compare.main)
+    return CliRunner().invoke(app, [str(before), str(after)])
 
 
 def test_comparison_tells_what_is_slower_beyond_the_noise(content, tmp_path):
@@ -138,15 +134,15 @@ def test_comparison_tells_what_is_slower_beyond_the_noise(content, tmp_path):
     for index, median in ((0, 1.04), (1, 1.1), (2, 1.3), (3, 0.5)):
         changed["benchmarks"][index]["stats"]["median"] = median
     after.write_text(json.dumps(changed))
-    ended = compare(before, after)
-    assert ended.returncode == 1
+    ended = run_compare(before, after)
+    assert ended.exit_code == 1
     assert f"{len(rows)} benchmarks in both, 1 slower beyond the noise" in ended.stdout
     assert f"| {rows[1]['name']} | 1 s | 1.1 s | 1.10 x | 5% |" in ended.stdout
-    assert compare(before, before).returncode == 0
+    assert run_compare(before, before).exit_code == 0
     changed["machine_info"]["device"] = "another"
     after.write_text(json.dumps(changed))
-    ended = compare(before, after)
-    assert ended.returncode == 2
+    ended = run_compare(before, after)
+    assert ended.exit_code == 2
     assert "both records must be of one device" in ended.stderr
 
 
