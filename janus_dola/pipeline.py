@@ -33,7 +33,7 @@ from janus_dola.kernels.head import resolve_backend
 from janus_dola.kernels.types import Scores
 from janus_dola.models import ImageModel, PromptRows, adapt
 from janus_dola.models.checkpoint.hub import public_name, resolve
-from janus_dola.models.checkpoint.load import load, load_skeleton, load_tokenizer
+from janus_dola.models.checkpoint.load import Checkpoint, load
 from janus_dola.models.storage import (
     Quantization,
     check_quantization,
@@ -97,7 +97,7 @@ class JanusDoLa:
                 16 bits, and some tokens come out differently. On a GPU it is slow except with launch="compile".
         Raises:
             FileNotFoundError: no checkpoint is there.
-            ValueError: the checkpoint is not a Janus model, the dtype or the quantisation is unknown.
+            ValueError: the checkpoint is damaged or of no known family, or the dtype or the quantisation is unknown.
             ImportError: torchao is needed and not installed.
         """
         check_quantization(quantize)
@@ -137,8 +137,8 @@ class JanusDoLa:
         on, stored = device_and_dtype(device, dtype)
         resolve_backend(backend, on, stored)
         resolve_launch(launch, on)
-        folder = resolve(model, revision, weights=False)
-        pipe = cls(load_skeleton(folder), load_tokenizer(folder))
+        checkpoint = Checkpoint.open(resolve(model, revision, weights=False))
+        pipe = cls(checkpoint.skeleton(), checkpoint.tokenizer())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # drawing says it
             layers_of(settings, pipe.image_model)

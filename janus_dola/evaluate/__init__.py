@@ -1,1 +1,1 @@
-"""Scores of drawn images by other models: CLIP and GenEval."""
+"""Has drawn images scored by other models: CLIP, and GenEval's detector."""

@@ -1,4 +1,4 @@
-"""CLIP score: how near an image and its prompt lie to each other, by a model of open_clip."""
+"""Computes CLIP scores: how near an image and its prompt lie to each other, by an open_clip model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -11,18 +11,20 @@ from janus_dola.arguments import import_extra
 from janus_dola.images.recipe import read_recipe
 
 Scorer = Callable[[Sequence[Image.Image], Sequence[str]], list[float]]
-_AT_ONCE = 32  # images
+_BATCH_SIZE = 32  # images
 _ENDINGS = {".jpg", ".png", ".webp"}
 
 
 def scores_of(folder: Path, scorer: Scorer) -> Iterator[tuple[Path, str, float]]:
-    """Each image below a folder that carries a recipe, by name: its path, its prompt and its score.
+    """Yields path, prompt and score for each image below a folder that carries a recipe, by name.
+
+    Other pictures, such as layer maps, are passed over.
 
     Raises:
-        ValueError: there is none; other pictures, such as layer maps, are passed over.
+        ValueError: no image carries a recipe.
     """
     images = ((path, prompt) for path in sorted(folder.rglob("*")) if (prompt := _prompt_of(path)) is not None)
-    part = list(islice(images, _AT_ONCE))
+    part = list(islice(images, _BATCH_SIZE))
     if not part:
         raise ValueError(f"folder {folder} must hold images that carry a recipe, as janus-dola writes them, got none")
     while part:
@@ -33,7 +35,7 @@ def scores_of(folder: Path, scorer: Scorer) -> Iterator[tuple[Path, str, float]]
         prompts = [prompt for _, prompt in part]
         for (path, prompt), score in zip(part, scorer(pictures, prompts), strict=True):
             yield path, prompt, score
-        part = list(islice(images, _AT_ONCE))
+        part = list(islice(images, _BATCH_SIZE))
 
 
 def _prompt_of(path: Path) -> str | None:
@@ -46,11 +48,11 @@ def _prompt_of(path: Path) -> str | None:
 
 
 def clip_scorer(model: str, device: str | torch.device) -> Scorer:
-    """Gives each image 100 times the cosine of its embedding and its prompt's.
+    """Returns a scorer: 100 times the cosine between the embeddings of an image and its prompt.
 
     Args:
-        model: architecture and weights as open_clip names them, "ViT-L-14:openai"; weights may be a file.
-        device: where it runs.
+        model: architecture and weights as open_clip names them, such as "ViT-L-14:openai"; weights may be a file.
+        device: where the model runs.
     Raises:
         ValueError: open_clip is not installed, there is no such model, or its weights cannot be loaded.
     """
@@ -62,7 +64,7 @@ def clip_scorer(model: str, device: str | torch.device) -> Scorer:
         raise ValueError(f"clip must name an architecture of open_clip, got {architecture!r}")
     try:
         network, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=weights, device=device)
-    except Exception as error:  # of the hub, the network, the file or its contents
+    except Exception as error:  # whatever hub, network or file raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"clip weights {weights!r} for {architecture!r} could not be loaded: {reason}") from error
     tokenize = open_clip.get_tokenizer(architecture)
@@ -71,12 +73,12 @@ def clip_scorer(model: str, device: str | torch.device) -> Scorer:
     @torch.no_grad()
     def scorer(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         scores: list[float] = []
-        for start in range(0, len(images), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
+        for start in range(0, len(images), _BATCH_SIZE):
+            part = slice(start, start + _BATCH_SIZE)
             pixels = torch.stack([preprocess(image) for image in images[part]]).to(device)
-            seen = network.encode_image(pixels, normalize=True)
-            said = network.encode_text(tokenize(list(prompts[part])).to(device), normalize=True)
-            scores += (100 * (seen * said).sum(-1)).tolist()
+            image_embeddings = network.encode_image(pixels, normalize=True)
+            text_embeddings = network.encode_text(tokenize(list(prompts[part])).to(device), normalize=True)
+            scores += (100 * (image_embeddings * text_embeddings).sum(-1)).tolist()
         return scores
 
     return scorer

@@ -1,7 +1,7 @@
-"""GenEval's files: a batch run's images in the folders that its own scorer reads.
+"""Lays out a batch run's images in the folders that GenEval's own scorer reads.
 
-    <folder>/00000/metadata.jsonl       the prompt's line of evaluation_metadata.jsonl
-    <folder>/00000/samples/00000.png    its images
+    <folder>/00000/metadata.jsonl       the prompt's line in evaluation_metadata.jsonl
+    <folder>/00000/samples/00000.png    the prompt's images
 
 GenEval: Ghosh, Hajishirzi and Schmidt, NeurIPS 2023, https://github.com/djghosh13/geneval
 """
@@ -18,16 +18,20 @@ from janus_dola.batch.folder import checked
 from janus_dola.batch.manifest import MANIFEST, Entry
 from janus_dola.batch.resume import unchanged
 
-KEYS = {"tag": str, "include": list, "prompt": str}  # of a line of evaluation_metadata.jsonl
+KEYS = {"tag": str, "include": list, "prompt": str}  # in a line of evaluation_metadata.jsonl
 
 
 def place_for(folder: Path, index: int, k: int, metadata: Mapping[str, Any]) -> Path:
-    """Where the scorer looks for image k of prompt `index`; makes its folder, with the metadata, which has the `KEYS`."""
-    prompt = folder / f"{index:05}"
-    (prompt / "samples").mkdir(parents=True, exist_ok=True)
+    """Returns the path where the scorer looks for image k of prompt `index`; makes its folder, and writes the metadata.
+
+    Args:
+        metadata: has the `KEYS`.
+    """
+    prompt_folder = folder / f"{index:05}"
+    (prompt_folder / "samples").mkdir(parents=True, exist_ok=True)
     if k == 0:
-        (prompt / "metadata.jsonl").write_text(json.dumps(metadata), encoding="utf-8")
-    return prompt / "samples" / f"{k:05}.png"
+        (prompt_folder / "metadata.jsonl").write_text(json.dumps(metadata), encoding="utf-8")
+    return prompt_folder / "samples" / f"{k:05}.png"
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def lay_out(outdir: Path, folder: Path) -> LaidOut:
     """Copies the images of a batch run, with the recipe that each carries, to where GenEval's scorer looks for them.
 
     Args:
-        outdir: of a run of GenEval's prompts with the format png.
+        outdir: the folder of a run that drew GenEval's prompts with the format png.
         folder: must be empty or not there.
     Raises:
         OSError: `outdir` holds no manifest, or `folder` cannot be written to.

@@ -21,8 +21,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     made.add_special_tokens([AddedToken(name, special=True) for name in (*_SPECIAL.values(), *codes)])
     named = {name: token for name, token in _SPECIAL.items() if name[:3] in ("bos", "eos", "pad")}
     others = {name: token for name, token in _SPECIAL.items() if name not in named}
-    found = PreTrainedTokenizerFast(tokenizer_object=made, **named, extra_special_tokens=others)
-    return found
+    return PreTrainedTokenizerFast(tokenizer_object=made, **named, extra_special_tokens=others)
 
 
 def model(words: PreTrainedTokenizerFast) -> Emu3ForConditionalGeneration:

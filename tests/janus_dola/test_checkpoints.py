@@ -1,4 +1,4 @@
-"""Checkpoints of both formats: what is whole loads, and what is not says so in one line that names file and tensors."""
+"""Checkpoints of all families: a whole one loads, and a damaged one says so in one line that names file and tensors."""
 
 import json
 import os
@@ -14,29 +14,45 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.cli import app as cli
 from janus_dola.models.checkpoint.load import load_skeleton
 from janus_dola.models.checkpoint.reading import UnreadableModelError
+from janus_dola.models.families.emu3 import EMU3
 from janus_dola.models.families.janus_prompts import PAD
 from tests.bounds import bounded
+from tests.janus_dola import emu3
 
-FORMS = ["bin", "sharded bin", "safetensors", "transformers"]
-WEIGHTS = {"bin": "pytorch_model.bin", "safetensors": "model.safetensors", "transformers": "model.safetensors"}
+JANUS_FORMS = ["bin", "sharded bin", "safetensors", "transformers"]
+FORMS = [*JANUS_FORMS, "emu3"]
+SAFETENSORS = dict.fromkeys(["safetensors", "transformers", "emu3"], "model.safetensors")
+WEIGHTS = {"bin": "pytorch_model.bin", **SAFETENSORS}
 
 
 @pytest.fixture(scope="session")
 def whole(deepseek, tmp_path_factory):
-    """A folder with the same small model for each form, to be copied from."""
+    """A folder with a small model for each form, to be copied from; those of Janus hold the same one."""
     folders = {form: tmp_path_factory.mktemp("whole") / form for form in FORMS}
-    for form in FORMS[:-1]:
+    for form in JANUS_FORMS[:-1]:
         deepseek.model.save(folders[form], deepseek.tokenizer, form)
     loaded = JanusDoLa.from_pretrained(folders["bin"], device="cpu")
     loaded.model.save_pretrained(folders["transformers"])
     loaded.tokenizer.save_pretrained(folders["transformers"])
+    emu3_in_memory().model.save_pretrained(folders["emu3"])
+    emu3_in_memory().tokenizer.save_pretrained(folders["emu3"])
     return folders
+
+
+def emu3_in_memory():
+    """Its weights fit into float16."""
+    tokenizer = emu3.tokenizer()
+    model = emu3.model(tokenizer)
+    for parameter in model.parameters():
+        parameter.data = parameter.half().float()
+    return JanusDoLa(model, tokenizer)
 
 
 @pytest.fixture
@@ -62,16 +78,16 @@ def load(folder):
     return JanusDoLa.from_pretrained(folder, device="cpu")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", JANUS_FORMS)
 def test_checkpoint_draws_what_the_model_in_memory_draws(form, whole, deepseek):
     loaded = load(whole[form])
     assert type(loaded.model).__name__ == "JanusForConditionalGeneration"
     assert loaded.image_model.image_tokens == deepseek.image_model.image_tokens
     for config in (None, DoLaConfig()):
         expected = deepseek.generate(["a red circle", "x"], 2, dola=config, seed=5)
-        found = loaded.generate(["a red circle", "x"], 2, dola=config, seed=5)
-        assert torch.equal(found.tokens, expected.tokens)
-        assert torch.equal(found.premature_layers, expected.premature_layers)
+        drawn = loaded.generate(["a red circle", "x"], 2, dola=config, seed=5)
+        assert torch.equal(drawn.tokens, expected.tokens)
+        assert torch.equal(drawn.premature_layers, expected.premature_layers)
     codes = torch.arange(32).reshape(2, 16)
     pixels = [pipe.image_model.to_pixels(codes).detach() for pipe in (loaded, deepseek)]
     assert torch.allclose(*pixels, atol=1e-4)
@@ -80,6 +96,65 @@ def test_checkpoint_draws_what_the_model_in_memory_draws(form, whole, deepseek):
     tower = "vision_model.vision_tower.blocks.1.attn.qkv.weight"
     split = [ours[f"model.vision_model.encoder.layers.1.self_attn.{part}_proj.weight"] for part in "qkv"]
     assert torch.equal(torch.cat(split), theirs[tower])
+
+
+def test_an_emu3_folder_draws_what_the_model_in_memory_draws(whole):
+    in_memory = emu3_in_memory()
+    for dtype in ("float32", "float16"):  # packed on a CPU that can
+        loaded = JanusDoLa.from_pretrained(whole["emu3"], device="cpu", dtype=dtype)
+        assert type(loaded.model).__name__ == "Emu3ForConditionalGeneration"
+        assert loaded.image_model.stored_as == dtype
+        for config in (None, DoLaConfig()):
+            drawn, expected = (
+                pipe.generate(["a red circle", "x"], 2, dola=config, seed=5) for pipe in (loaded, in_memory)
+            )
+            assert torch.equal(drawn.tokens, expected.tokens)
+            assert torch.equal(drawn.premature_layers, expected.premature_layers)
+    assert torch.equal(loaded.to(dtype="float32").generate("x", seed=5).tokens, in_memory.generate("x", seed=5).tokens)
+    quantized = JanusDoLa.from_pretrained(whole["emu3"], device="cpu", quantize="int8")
+    assert quantized.generate("x", seed=5).tokens.shape == (1, 1, 20)
+
+
+def test_an_emu3_folder_is_checked_and_drawn_from_by_the_command_line(folder, whole, tmp_path, monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["janus-dola", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(cli.app)
+        return stop.value.code or 0, capsys.readouterr().out.splitlines()
+
+    there = folder("emu3")
+    (there / "model.safetensors").unlink()
+    JanusDoLa.check(there, "cpu", prompts=["a red circle"])
+    with pytest.raises(ValueError, match="prompts must leave room for 23 image tokens: at most 137 tokens each"):
+        JanusDoLa.check(there, "cpu", prompts=["word " * 60])
+    status, lines = call("info", there)
+    shape = {"family": "emu3", "image codes (V)": "48", "codes per image": "20", "image size": "10 x 8 pixels"}
+    assert status == 0
+    assert shape.items() <= {line[:26].strip(): line[26:] for line in lines}.items()
+    status, paths = call("generate", "a red circle", "--model", whole["emu3"], "--outdir", tmp_path, "--map")
+    assert status == 0
+    assert {Image.open(path).size for path in paths} == {(10, 8), (832, 376)}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda config: config.update(image_area="large"), "image_area must be an int in 1 .. 268435456, got 'large'"),
+        (lambda config: config.update(image_area=1), "image_area and ratio must make at least one code, got 1 and '5:4'"),
+        (lambda config: config.update(ratio="wide"), 'ratio must be WIDTH:HEIGHT, such as "4:3", got \'wide\''),
+        (lambda config: config.update(image_area=40_000), "an image of 112 x 89 codes must leave room for .* in 160 pos"),
+        (lambda config: config.update(vocabulary_map={}), "vocabulary_map must have tokens for 48 codes, one after"),
+        (lambda config: config["vocabulary_map"].pop("<|extra_200|>"), "and the token that ends lines .* got .* None"),
+        (lambda config: config["text_config"].update(vocab_size=300), "must have 48 codes .* among 300 tokens"),
+        (lambda config: config["vq_config"].update(codebook_size=10**9), "must have tokens for 1000000000 codes"),
+    ],
+)  # fmt: skip
+def test_an_emu3_whose_config_cannot_draw(folder, edit, message):
+    there = folder("emu3")
+    edit_json(there / "config.json", edit)
+    for read in (load, load_skeleton):
+        with pytest.raises(UnreadableModelError, match=f"config.json describes no Emu3: .*{message}"):
+            read(there)
 
 
 def test_transformers_own_generate_draws_images_with_a_deepseek_folder(whole):
@@ -94,7 +169,7 @@ def test_transformers_own_generate_draws_images_with_a_deepseek_folder(whole):
     assert len(theirs.unique()) > 2
 
 
-MISSING = "does not hold the weights of the Janus in its config.json; missing: "
+MISSING = "does not hold the weights of the (Janus|Emu3) in its config.json; missing: "
 
 
 @pytest.mark.parametrize("form", ["bin", "safetensors", "transformers"])
@@ -118,6 +193,37 @@ def test_one_missing_tensor_is_named(folder, form, theirs, ours):
         load(there)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("text_model.lm_head.weight", "lm_head.weight"),
+        ("text_model.model.layers.1.mlp.up_proj.weight", "model.text_model.layers.1.mlp.up_proj.weight"),
+        ("vqmodel.decoder.conv_out.bias", "model.vqmodel.decoder.conv_out.bias"),
+        ("vqmodel.decoder.time_res_stack.0.norm1.num_batches_tracked", None),
+    ],
+)
+@pytest.mark.parametrize("new_names", [False, True])
+def test_tensors_of_an_emu3_are_named_as_transformers_names_them(folder, theirs, ours, new_names):
+    there, rename = folder("emu3"), EMU3.rename if new_names else dict
+    ours = ours or f"model.{theirs}"
+
+    def without(weights):
+        return rename({name: weight for name, weight in weights.items() if name != theirs})
+
+    def wrong(weights):
+        return rename({**weights, theirs: weights[theirs][None], "extra": torch.zeros(2)})
+
+    whole = load_file(there / WEIGHTS["emu3"])
+    edit_weights(there / WEIGHTS["emu3"], without)
+    with pytest.raises(UnreadableModelError, match=f"{MISSING}{ours}$"):
+        load(there)
+    save_file(wrong(whole), there / WEIGHTS["emu3"], metadata={"format": "pt"})
+    with pytest.raises(UnreadableModelError, match=rf"; unexpected: extra; mismatched: {ours} \[.*\] in place of \["):
+        load(there)
+    save_file(rename(whole), there / WEIGHTS["emu3"], metadata={"format": "pt"})
+    load(there)
+
+
 @pytest.mark.parametrize("form", ["bin", "safetensors", "transformers"])
 def test_what_is_missing_extra_or_of_another_shape_is_named(folder, form):
     head = "model.generation_head" if form == "transformers" else "gen_head"
@@ -136,23 +242,30 @@ def test_what_is_missing_extra_or_of_another_shape_is_named(folder, form):
     assert "mismatched: model.generation_head.vision_head.bias [3] in place of [48]" in str(raised.value)
 
 
-@pytest.mark.parametrize("form", ["bin", "safetensors", "transformers"])
+@pytest.mark.parametrize(("form", "layers"), [("bin", 6), ("safetensors", 6), ("transformers", 6), ("emu3", 4)])
 @pytest.mark.parametrize(
-    ("more", "message"), [(1, "missing: .*layers.6"), (-1, "unexpected: .*layers.5"), (10**9, "more layers")]
+    ("more", "message"), [(1, "missing: .*layers.{}"), (-1, "unexpected: .*layers.{}"), (10**9, "more layers")]
 )
-def test_another_number_of_layers_in_the_config(folder, form, more, message):
+def test_another_number_of_layers_in_the_config(folder, form, layers, more, message):
     there = folder(form)
-    text = "text_config" if form == "transformers" else "language_config"
-    edit_json(there / "config.json", lambda config: config[text].update(num_hidden_layers=6 + more))
-    with pytest.raises(UnreadableModelError, match=message):
+    text = "language_config" if form in ("bin", "safetensors") else "text_config"
+    edit_json(there / "config.json", lambda config: config[text].update(num_hidden_layers=layers + more))
+    with pytest.raises(UnreadableModelError, match=message.format(layers + min(more, 0))):
         load(there)
 
 
-@pytest.mark.parametrize("form", ["bin", "transformers"])
-def test_weights_of_integers_are_no_weights(folder, form):
-    there, name = folder(form), {"bin": "gen_embed.weight", "transformers": "model.generation_embeddings.weight"}[form]
-    edit_weights(there / WEIGHTS[form], lambda weights: {**weights, name: weights[name].int()})
-    with pytest.raises(UnreadableModelError, match="not numbers: model.generation_embeddings.weight"):
+@pytest.mark.parametrize(
+    ("form", "theirs", "ours"),
+    [
+        ("bin", "gen_embed.weight", "model.generation_embeddings.weight"),
+        ("transformers", "model.generation_embeddings.weight", "model.generation_embeddings.weight"),
+        ("emu3", "text_model.model.norm.weight", "model.text_model.norm.weight"),
+    ],
+)
+def test_weights_of_integers_are_no_weights(folder, form, theirs, ours):
+    there = folder(form)
+    edit_weights(there / WEIGHTS[form], lambda weights: {**weights, theirs: weights[theirs].int()})
+    with pytest.raises(UnreadableModelError, match=f"not numbers: {ours}"):
         load(there)
 
 
@@ -337,12 +450,12 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("form", ["safetensors", "transformers"])
+@pytest.mark.parametrize("form", ["safetensors", "transformers", "emu3"])
 def test_every_json_value_for_every_key_of_a_checkpoint(whole, form, tmp_path, status_of):
     there = tmp_path / "edited"
     files = {path.name: json.loads(path.read_text()) for path in sorted(whole[form].glob("*.json"))}
     places = [(name, keys) for name, content in files.items() for keys in keys_of(content)]
-    inner = "text_config" if form == "transformers" else "language_config"
+    inner = "language_config" if form == "safetensors" else "text_config"
     positions = ("config.json", (inner, "max_position_embeddings"), 10**9)
 
     def check(edit):
@@ -419,18 +532,23 @@ def test_model_that_is_not_there(name):
 def test_checkpoint_of_another_kind(folder):
     there = folder("bin")
     (there / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ValueError, match="must be a checkpoint of Janus or Emu3, .* got 'llama'"):
+    allowed = 'of Janus or Emu3, with one of the model types "janus", "multi_modality", "emu3"'
+    with pytest.raises(ValueError, match=f"must be a checkpoint {allowed}, got 'llama'"):
         load(there)
 
 
-def test_a_model_with_the_tokenizer_of_a_larger_one(folder):
-    there = folder("transformers")
+@pytest.mark.parametrize(("form", "name", "tokens"), [("transformers", "Janus", 332), ("emu3", "Emu3", 313)])
+def test_a_model_with_the_tokenizer_of_a_larger_one(folder, form, name, tokens):
+    there = folder(form)
     edit_json(
         there / "tokenizer.json",
-        lambda content: content["added_tokens"].append({**content["added_tokens"][-1], "id": 332, "content": "<more>"}),
+        lambda content: content["added_tokens"].append(
+            {**content["added_tokens"][-1], "id": tokens, "content": "<more>"}
+        ),
     )
     with pytest.raises(
-        UnreadableModelError, match="must hold model and tokenizer of one Janus: 332 embeddings, token 332"
+        UnreadableModelError,
+        match=f"must hold model and tokenizer of one {name}: {tokens} embeddings, token {tokens}",
     ):
         load(there)
 
@@ -502,11 +620,11 @@ PUBLISHED = {
 
 def test_info_needs_no_weights_of_a_published_deepseek_checkpoint(tmp_path, monkeypatch, capsys):
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
-    asked = []
+    patterns = []
     monkeypatch.setattr(
         sys.modules["janus_dola.models.checkpoint.hub"],
         "snapshot_download",
-        lambda name, **given: asked.append(given["allow_patterns"]) or tmp_path,
+        lambda name, **given: patterns.append(given["allow_patterns"]) or tmp_path,
     )
     monkeypatch.setattr("sys.argv", ["janus-dola", "info", "deepseek-ai/Janus-Pro-7B"])
     with pytest.raises(SystemExit):
@@ -525,7 +643,7 @@ def test_info_needs_no_weights_of_a_published_deepseek_checkpoint(tmp_path, monk
         "default candidate layers": "22, 24, 26, 28",
     }
     assert shape.items() <= lines.items()
-    assert asked == [["*.json", "*.jinja"]]
+    assert patterns == [["*.json", "*.jinja"]]
     edit_json(
         tmp_path / "config.json", lambda config: config["vision_config"]["params"].update(model_name="siglip_so400m")
     )

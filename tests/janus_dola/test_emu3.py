@@ -42,11 +42,11 @@ def by_transformers(request, pipe):
             return [behind[place - ROWS * (COLUMNS + 1) + 1]]
         return [vocabulary.eol_token_id] if (place + 1) % (COLUMNS + 1) == 0 else vocabulary.image_tokens
 
-    found = pipe.model.generate(
+    sequence = pipe.model.generate(
         torch.tensor([ids]), prefix_allowed_tokens_fn=allowed, guidance_scale=WEIGHT, negative_prompt_ids=negative,
         do_sample=False, max_new_tokens=ROWS * (COLUMNS + 1) + 3,
     )  # fmt: skip
-    return request.param, found[:, len(ids) :]
+    return request.param, sequence[:, len(ids) :]
 
 
 @pytest.mark.parametrize("window", [1, 4, 8])
@@ -105,22 +105,22 @@ def by_formulas(pipe, codes, seed, negative, temperature):
 def test_dola_follows_the_formulas(pipe, monkeypatch, negative, temperature):
     """Whatever the window, and whoever draws beside it; given its codes, in float64."""
     settings = {"dola": DOLA, "cfg_weight": WEIGHT, "temperature": temperature, "negative_prompt": negative}
-    found = pipe.generate([PROMPT, "x"], 2, seed=[7, 8, 9, 7], window=1, **settings)
+    drawn = pipe.generate([PROMPT, "x"], 2, seed=[7, 8, 9, 7], window=1, **settings)
     for window in (4, 8):
         again = pipe.generate([PROMPT, "x"], 2, seed=[7, 8, 9, 7], window=window, **settings)
-        assert torch.equal(again.tokens, found.tokens)
-        assert torch.equal(again.premature_layers, found.premature_layers)
-    log_probs = pipe.log_probs(PROMPT, found.tokens[:1], **settings)
+        assert torch.equal(again.tokens, drawn.tokens)
+        assert torch.equal(again.premature_layers, drawn.premature_layers)
+    log_probs = pipe.log_probs(PROMPT, drawn.tokens[:1], **settings)
     wide = JanusDoLa(emu3.model(pipe.tokenizer).double(), pipe.tokenizer)
     for k, seed in enumerate((7, 8)):
-        scores, layers, jsd, drawn = by_formulas(wide, found.tokens[0, k], seed, negative, temperature)
-        assert torch.equal(found.tokens[0, k], drawn)
-        assert torch.equal(found.premature_layers[0, k], layers)
-        assert torch.allclose(found.jsd[0, k].double(), jsd, atol=1e-4)
+        scores, layers, jsd, codes = by_formulas(wide, drawn.tokens[0, k], seed, negative, temperature)
+        assert torch.equal(drawn.tokens[0, k], codes)
+        assert torch.equal(drawn.premature_layers[0, k], layers)
+        assert torch.allclose(drawn.jsd[0, k].double(), jsd, atol=1e-4)
         if temperature:
-            expected = torch.log_softmax(scores, -1).gather(1, drawn.unsqueeze(1)).squeeze(1)
+            expected = torch.log_softmax(scores, -1).gather(1, codes.unsqueeze(1)).squeeze(1)
             assert torch.allclose(log_probs[0, k].double(), expected, atol=1e-3)
-    assert len(found.premature_layers.unique()) > 1
+    assert len(drawn.premature_layers.unique()) > 1
 
 
 def test_prompts_are_framed_as_its_own_processor_does(pipe, monkeypatch):
@@ -172,9 +172,9 @@ def test_a_tokenizer_of_another_family_is_refused(pipe, mini):
 def test_what_else_a_pipe_does(pipe):
     """Streams, tells how far it is, says what it drew, maps layers on a picture that is no square, and moves."""
     settings = {"dola": DOLA, "cfg_weight": WEIGHT, "seed": 7}
-    told = []
-    out = pipe.generate([PROMPT, "x"], callback=lambda done, of: told.append((done, of)), **settings)
-    assert told[-1] == (2 * pipe.image_model.raster.length, 2 * pipe.image_model.raster.length)
+    reports = []
+    out = pipe.generate([PROMPT, "x"], callback=lambda done, of: reports.append((done, of)), **settings)
+    assert reports[-1] == (2 * pipe.image_model.raster.length, 2 * pipe.image_model.raster.length)
     assert "10x8 pixels, 5x4 codes" in repr(out)
     assert out.layer_map(0, 0).size == (832, 376)
     streamed = list(pipe.stream([PROMPT, "x"], max_images=1, **settings))
@@ -188,11 +188,11 @@ def test_the_fused_stage_takes_its_head(pipe):
         pytest.skip("needs Triton")
     states = torch.randn(4, 2, pipe.image_model.head.hidden_size, generator=torch.Generator().manual_seed(2))
     params = DrawSettings(WEIGHT, 1.0, DOLA).sampling_params(DOLA.candidate_layers)
-    expected, found = (
+    expected, fused = (
         head_stage.head_scores(states, pipe.image_model.head, params, each) for each in ("torch", "triton")
     )
-    assert torch.allclose(found.scores.softmax(-1), expected.scores.softmax(-1), atol=1e-5)
-    assert torch.equal(found.layer, expected.layer)
+    assert torch.allclose(fused.scores.softmax(-1), expected.scores.softmax(-1), atol=1e-5)
+    assert torch.equal(fused.layer, expected.layer)
 
 
 def test_questions_are_for_a_janus(pipe):

@@ -35,8 +35,8 @@ def test_final_row_is_the_models_own_head_on_its_own_last_hidden_state(pipe):
         for w, row in ((1.0, 0), (0.0, 1)):  # only the conditional, only the unconditional row
             logits = head_torch.head_logits(states[:, :, -1], image_model.head, w)
             assert torch.allclose(logits[-1, 0], expected[row], atol=1e-4)
-    for found, layer in zip(states, (1, 3), strict=False):
-        assert torch.allclose(found, output.hidden_states[layer], atol=1e-4)
+    for hidden, layer in zip(states, (1, 3), strict=False):
+        assert torch.allclose(hidden, output.hidden_states[layer], atol=1e-4)
 
 
 def deepseek_loop(model, ids, pad, images, steps, weight, temperature):
@@ -64,9 +64,9 @@ def test_deepseek_baseline_draws_what_their_own_loop_draws(deepseek, temperature
             deepseek.model, ids, deepseek.prompts.special.pad, 3, deepseek.image_model.image_tokens, 5.0, temperature
         )
     torch.manual_seed(11)
-    found = deepseek.generate(prompt, 3, dola=None, temperature=temperature, seed=None, sampler="multinomial").tokens
-    assert torch.equal(found[0], expected)
-    assert len(found.unique()) > 5
+    tokens = deepseek.generate(prompt, 3, dola=None, temperature=temperature, seed=None, sampler="multinomial").tokens
+    assert torch.equal(tokens[0], expected)
+    assert len(tokens.unique()) > 5
 
 
 def test_deepseek_model_in_half_precision(mini):
@@ -104,8 +104,8 @@ def test_a_processor_stands_for_its_tokenizer(mini, monkeypatch):
     # transformers 4 takes Llama's class alone, though it does not matter to the processor.
     monkeypatch.setattr(JanusProcessor, "tokenizer_class", "PreTrainedTokenizerFast", raising=False)
     processor = JanusProcessor(JanusImageProcessor(), mini.tokenizer, chat_template=mini.tokenizer.chat_template)
-    found = JanusDoLa(mini.model, processor).generate("a red circle", seed=5)
-    assert torch.equal(found.tokens, mini.generate("a red circle", seed=5).tokens)
+    drawn = JanusDoLa(mini.model, processor).generate("a red circle", seed=5)
+    assert torch.equal(drawn.tokens, mini.generate("a red circle", seed=5).tokens)
 
 
 def test_tokenizer_without_the_tokens_of_janus(mini):

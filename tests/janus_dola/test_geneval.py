@@ -51,14 +51,14 @@ def test_genevals_scorer_finds_what_it_reads(call, draw, tmp_path):
     drawn = draw()
     status, out, err = call("geneval", drawn, "--outdir", tmp_path / "out")
     assert (status, out, err) == (0, f"6 images of 3 prompts in {tmp_path / 'out'}\n", "")
-    found = {}
+    by_index = {}
     for index, metadata, paths in walk(tmp_path / "out"):
-        found[index] = metadata
+        by_index[index] = metadata
         assert len(paths) == 2
         for k, path in enumerate(paths):
             recipe = read_recipe(path)
             assert (recipe.prompt, recipe.seed) == (metadata["prompt"], 3 + 2 * index + k)
-    assert [found[index] for index in range(3)] == ENTRIES
+    assert [by_index[index] for index in range(3)] == ENTRIES
 
 
 def test_an_image_that_is_not_as_it_was_drawn_is_left_out_and_counted(call, draw, tmp_path):

@@ -24,9 +24,9 @@ def test_codes_are_those_of_float32(packed, mini, dola):
     """The mini model's weights are kept in 16 bits, so that packing them loses nothing."""
     assert packed.image_model.stored_dtype == torch.float16
     assert packed.image_model.dtype == torch.float32
-    found, expected = (pipe.generate(PROMPTS, dola=dola, seed=2) for pipe in (packed, mini))
-    assert torch.equal(found.tokens, expected.tokens)
-    assert torch.allclose(found.jsd, expected.jsd, atol=1e-4)
+    drawn, expected = (pipe.generate(PROMPTS, dola=dola, seed=2) for pipe in (packed, mini))
+    assert torch.equal(drawn.tokens, expected.tokens)
+    assert torch.allclose(drawn.jsd, expected.jsd, atol=1e-4)
 
 
 @needs_fbgemm
@@ -58,8 +58,8 @@ def test_weights_are_held_once(packed, mini):
 @needs_fbgemm
 def test_a_packed_model_runs_as_a_module_is_copied_and_saved(packed, mini, tmp_path):
     tokens = torch.tensor([[5, 9, 11]])
-    found, expected = (pipe.model.model.language_model(tokens).last_hidden_state for pipe in (packed, mini))
-    assert torch.allclose(found, expected, atol=1e-4)
+    hidden, expected = (pipe.model.model.language_model(tokens).last_hidden_state for pipe in (packed, mini))
+    assert torch.allclose(hidden, expected, atol=1e-4)
     copied = JanusDoLa(copy.deepcopy(packed.model), packed.tokenizer)
     assert torch.equal(copied.generate(PROMPTS[0]).tokens, packed.generate(PROMPTS[0]).tokens)
     packed.model.save_pretrained(tmp_path)

@@ -154,11 +154,11 @@ def test_each_way_of_having_no_model_has_its_own_line(call, monkeypatch, tmp_pat
 
 @pytest.mark.parametrize("command", ["generate", "batch", "profile", "demo"])
 def test_a_revision_is_what_is_asked_of_the_hub_and_loaded(call, tmp_path, description, monkeypatch, command):
-    asked, loaded, mini = [], [], JanusDoLa.from_pretrained
+    downloaded, loaded, mini = [], [], JanusDoLa.from_pretrained
     monkeypatch.setattr(
         sys.modules["janus_dola.models.checkpoint.hub"],
         "snapshot_download",
-        lambda name, **given: asked.append((name, given["revision"])) or description,
+        lambda name, **given: downloaded.append((name, given["revision"])) or description,
     )
 
     def load(cls, model, device=None, dtype=None, revision=None, quantize=None):
@@ -172,16 +172,18 @@ def test_a_revision_is_what_is_asked_of_the_hub_and_loaded(call, tmp_path, descr
     (tmp_path / "p.txt").write_text("x\n")
     more = {"generate": ["x"], "batch": ["--prompts", "p.txt"]}.get(command, [])
     status, _, err = call(command, *more, "--model", "some/janus", "--revision", "v2")
-    assert (status, asked, loaded) == (2 if command == "demo" else 0, [("some/janus", "v2")], [("some/janus", "v2")]), (
-        err
-    )
+    assert (status, downloaded, loaded) == (
+        2 if command == "demo" else 0,
+        [("some/janus", "v2")],
+        [("some/janus", "v2")],
+    ), err
     if command == "batch":
         assert json.loads((tmp_path / "out_dola" / "run.json").read_text())["settings"]["revision"] == "v2"
         assert "revision v2, now None" in call(command, *more, "--model", "some/janus")[2]
     if command == "generate":
         drawn = tmp_path / "generated_samples" / "0_x_model-some_janus_revision-v2_p0.png"
         assert call(command, "--from", drawn)[0] == 0
-        assert (asked[1:], loaded[1:]) == ([("some/janus", "v2")], [("some/janus", "v2")])
+        assert (downloaded[1:], loaded[1:]) == ([("some/janus", "v2")], [("some/janus", "v2")])
 
 
 def test_a_revision_goes_with_a_repository_only(call, tmp_path, description):

@@ -66,11 +66,6 @@ def load_skeleton(model: str | Path, revision: str | None = None) -> PreTrainedM
     return Checkpoint.open(resolve(model, revision, weights=False)).skeleton()
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Returns the tokenizer of a checkpoint. Raises what `Checkpoint.tokenizer` does."""
-    return Checkpoint.open(folder).tokenizer()
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A folder with a model of a known family."""
