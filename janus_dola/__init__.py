@@ -5,14 +5,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from janus_dola.contrasts import DoLaConfig
     from janus_dola.outputs import DrawnImage, GenerationOutput, NonFiniteError
     from janus_dola.pipeline import JanusDoLa
-    from janus_dola.settings import DoLaConfig
 
 __version__ = version("janus-dola")
 __all__ = ["DoLaConfig", "DrawnImage", "GenerationOutput", "JanusDoLa", "NonFiniteError", "__version__"]
 _MODULES = {
-    "DoLaConfig": "settings",
+    "DoLaConfig": "contrasts",
     "DrawnImage": "outputs",
     "GenerationOutput": "outputs",
     "JanusDoLa": "pipeline",

@@ -1,7 +1,7 @@
-"""The steps of DoLa as functions of one distribution each, for readers and for other decode loops.
+"""The steps of DoLa as functions on single distributions, for readers and for other decode loops.
 
-These are the reference implementation under the names of the original integration; the engine runs the same formulas for
-all layers and images at once. Natural logarithms; float32 inside (float64 for float64 input).
+These are the reference implementation under the names that the original integration has; the engine runs the same formulas
+for all layers and images at once. Natural logarithms; float32 inside (float64 for float64 input).
 """
 
 from collections.abc import Mapping
@@ -9,9 +9,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from janus_dola.kernels import reference
-from janus_dola.kernels.params import check_alpha
-from janus_dola.settings import sanitize_candidate_layers
+from janus_dola.contrasts import check_alpha, sanitize_candidate_layers
+from janus_dola.kernels.contrast import jensen_shannon, log_ratio, plausible, select_premature
+from janus_dola.kernels.params import log_of
+from janus_dola.kernels.reference import upcast
 
 __all__ = [
     "compute_logprobs_from_hidden",
@@ -23,7 +24,7 @@ __all__ = [
 
 
 def compute_logprobs_from_hidden(h: Tensor, ln_out: nn.Module, phi: nn.Module) -> Tensor:
-    """LN_out -> head -> log_softmax.
+    """Computes LN_out -> head -> log_softmax.
 
     Args:
         h: [..., D], the output of a block *before* the final norm. (`outputs.hidden_states[-1]` of Hugging Face has been
@@ -33,22 +34,22 @@ def compute_logprobs_from_hidden(h: Tensor, ln_out: nn.Module, phi: nn.Module) -
     Returns:
         [..., V] log-probabilities, float32 or float64.
     """
-    return torch.log_softmax(reference.upcast(phi(ln_out(h))), dim=-1)
+    return torch.log_softmax(upcast(phi(ln_out(h))), dim=-1)
 
 
 def jsd_from_logprobs(P: Tensor, Q: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of log-probabilities [..., V]: [...], in [0, ln 2] nats."""
-    return reference.jensen_shannon(reference.upcast(P), reference.upcast(Q))
+    """Returns the Jensen-Shannon divergence between log-probabilities [..., V]: [...], in [0, ln 2] nats."""
+    return jensen_shannon(upcast(P), upcast(Q))
 
 
 def select_layer_by_jsd(qN: Tensor, candidates: Mapping[int, Tensor]) -> int | Tensor:
-    """The candidate layer that diverges most from the final one, the lowest on an exact tie.
+    """Returns the candidate layer that diverges most from the final one, the lowest on an exact tie.
 
     Args:
-        qN: [..., V] log-probabilities of the final layer.
-        candidates: those of each candidate layer, by layer index.
+        qN: [..., V] log-probabilities at the final layer.
+        candidates: log-probabilities at each candidate layer, by layer index.
     Returns:
-        the layer of each distribution: [...] int64, or an int where `qN` is a single one.
+        a layer for each distribution: [...] int64, or an int if `qN` is a single distribution.
     Raises:
         ValueError: there is no candidate.
     """
@@ -56,20 +57,20 @@ def select_layer_by_jsd(qN: Tensor, candidates: Mapping[int, Tensor]) -> int | T
         raise ValueError("candidates must hold at least one layer, got none")
     layers = sorted(candidates)
     jsd = torch.stack([jsd_from_logprobs(qN, candidates[layer]) for layer in layers])
-    chosen = torch.tensor(layers, device=qN.device)[reference.select_premature(jsd)]
+    chosen = torch.tensor(layers, device=qN.device)[select_premature(jsd)]
     return int(chosen) if chosen.ndim == 0 else chosen
 
 
 def contrast_with_apc_from_logprobs(qN: Tensor, qM: Tensor, alpha: float) -> Tensor:
-    """p_hat = softmax(log q_N - log q_M) over the codes with q_N >= alpha max q_N.
+    """Returns p_hat = softmax(log q_N - log q_M) over the codes with q_N >= alpha max q_N.
 
     Args:
-        qN, qM: [..., V] log-probabilities of the final and of the premature layer.
+        qN, qM: [..., V] log-probabilities at the final and at the premature layer.
         alpha: in [0, 1].
     Returns:
         [..., V] probabilities.
     Raises:
         ValueError: alpha is out of range.
     """
-    check_alpha(alpha)
-    return torch.softmax(reference.contrast(reference.upcast(qN), reference.upcast(qM), alpha), dim=-1)
+    final, premature = upcast(qN), upcast(qM)
+    return torch.softmax(log_ratio(final, premature, plausible(final, log_of(check_alpha(alpha)))), dim=-1)

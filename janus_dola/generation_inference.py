@@ -10,9 +10,9 @@ from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from janus_dola.contrasts import DoLaConfig
 from janus_dola.outputs import GenerationOutput
 from janus_dola.pipeline import JanusDoLa
-from janus_dola.settings import DoLaConfig
 
 
 def generate(
@@ -59,9 +59,9 @@ def generate_with_dola(
     candidate_layers: Sequence[int] | Literal["auto"] = "auto",
 ) -> GenerationOutput:
     """Draws with DoLa decoding; `alpha` and `candidate_layers` as in `DoLaConfig`, the rest as in `generate`."""
-    dola = DoLaConfig(candidate_layers=candidate_layers, alpha=alpha)
+    contrast = DoLaConfig(candidate_layers=candidate_layers, alpha=alpha)
     sizes = (image_token_num_per_image, img_size, patch_size)
-    return _draw(mmgpt, vl_chat_processor, prompt, temperature, parallel_size, cfg_weight, sizes, outdir, dola)
+    return _draw(mmgpt, vl_chat_processor, prompt, temperature, parallel_size, cfg_weight, sizes, outdir, contrast)
 
 
 def _draw(
@@ -73,7 +73,7 @@ def _draw(
     cfg_weight: float,
     sizes: tuple[int | None, int | None, int | None],
     outdir: str | Path,
-    dola: DoLaConfig | None,
+    contrast: DoLaConfig | None,
 ) -> GenerationOutput:
     if not isinstance(outdir, str | Path):
         raise ValueError(f"outdir must be a path, got {outdir!r}")
@@ -82,7 +82,7 @@ def _draw(
     drawn = pipe.generate(
         prompt,
         parallel_size,
-        dola=dola,
+        contrast=contrast,
         cfg_weight=cfg_weight,
         temperature=temperature,
         seed=None,

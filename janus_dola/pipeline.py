@@ -23,9 +23,10 @@ from janus_dola.arguments import (
     strings,
     takes_engine,
 )
+from janus_dola.contrasts import DEFAULT_CONTRAST, Contrast
 from janus_dola.engine.engine import Engine
 from janus_dola.engine.images import all_of, draw_images, each_of, jobs_of
-from janus_dola.engine.plan import Sampler, layers_of, make_plan, resolve_launch
+from janus_dola.engine.plan import Sampler, make_plan, resolve_launch
 from janus_dola.engine.progress import Callback
 from janus_dola.engine.scoring import CodeScores, check_codes, log_probabilities, scores_of_images
 from janus_dola.images.recipe import Recipe
@@ -43,7 +44,7 @@ from janus_dola.models.storage import (
     quantize_blocks,
 )
 from janus_dola.outputs import DrawnImage, GenerationOutput
-from janus_dola.settings import Changes, DoLaConfig, DrawSettings, with_changes
+from janus_dola.settings import Changes, DrawSettings, OldName, named_contrast, with_changes
 from janus_dola.text.answer import Answering
 
 
@@ -141,7 +142,7 @@ class JanusDoLa:
         pipe = cls(checkpoint.skeleton(), checkpoint.tokenizer())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # drawing says it
-            layers_of(settings, pipe.image_model)
+            settings.layers_to_read(pipe.image_model.num_layers)
         negative = () if settings.negative_prompt is None else (settings.negative_prompt,)
         for prompt in (*prompts, *negative):
             pipe.check_prompt(prompt)
@@ -208,7 +209,7 @@ class JanusDoLa:
             progress: shows a bar with tokens per second and the time left.
             callback: called with (codes decided, codes of the images begun) whenever some are decided, in the thread that
                 draws. What it raises ends drawing and comes out here, so that another thread can cancel through it.
-            changes: fields that replace those of `settings`: `generate(prompts, dola=None, temperature=0.7)`.
+            changes: fields that replace those of `settings`: `generate(prompts, contrast=None, temperature=0.7)`.
         Raises:
             ValueError: an argument is out of range; nothing has been drawn then.
             NonFiniteError: hidden states, logits or pixels became NaN or infinite.
@@ -341,24 +342,26 @@ class JanusDoLa:
         self,
         images: Image.Image | Sequence[Image.Image],
         question: str,
-        dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
+        contrast: Contrast | None = DEFAULT_CONTRAST,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         stream: bool = False,
+        **old: Unpack[OldName],
     ) -> str | Iterator[str]:
         """Answers a question about one or several pictures.
 
         Args:
             images: of any size and mode; each takes T + 2 tokens of the model's room.
             question: in words; names of special tokens among them are plain text.
-            dola: how layers are contrasted through the text head; None is plain decoding.
+            contrast: how layers are contrasted through the text head; None is plain decoding. `dola` is taken, too.
             max_new_tokens: the longest answer, in tokens; shorter where the model's room ends.
             temperature: T >= 0; 0 is greedy, with more the words are drawn by torch's global generator.
             stream: yields the answer in pieces, as it comes; a loop that ends early ends it.
         Raises:
             ValueError: an argument is out of range, or the question has no room. Nothing has been computed then.
         """
-        answer = Answering(self.image_model, self.tokenizer, images, question, dola, max_new_tokens, temperature)
+        contrast = named_contrast(contrast, old)
+        answer = Answering(self.image_model, self.tokenizer, images, question, contrast, max_new_tokens, temperature)
         return answer.pieces() if stream else answer.text()
 
     def check_prompt(self, prompt: str) -> None:
@@ -371,7 +374,7 @@ class JanusDoLa:
         """Returns the scores of images, one after the other, and the layers they are read from; checks the arguments."""
         rows = self.encode(prompts, settings.negative_prompt)
         check_codes(tokens, len(rows), self.image_model)
-        layers = layers_of(settings, self.image_model)
+        layers = settings.layers_to_read(self.image_model.num_layers)
         params, weights = settings.sampling_params(layers), self.engine.weights.read()
         scores = scores_of_images(self.image_model, weights, rows, tokens, layers, params)
         return scores, (*layers, self.image_model.num_layers)

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "janus_dola"
 ROOMS = (
     "kernels",
     "arguments",
+    "contrasts",
     "settings",
     "mini",
     "models",
@@ -36,19 +37,19 @@ ROOMS = (
 # Names that say nothing of what they hold.
 EMPTY_NAMES = frozenset({"found", "told", "wanted", "asked"})
 _VERBS = """
-    Accepts Adapts Adds Admits Advances Allocates Answer Answers Appends Applies Asks Begins Bounds Builds Calls
-    Cancels Captures Carries Casts Checks Chooses Clamps Closes Collects Combines Compares Compiles Computes
-    Concatenates Connects Contrasts Converts Copies Corrects Counts Creates Cuts Decides Decodes Deletes Describes
-    Discards Divides Downloads Draw Draws Drops Embeds Encodes Ends Enlarges Escapes Estimates Evolves Expands Fails Feeds
-    Fetches Fills Finds Finishes Fits Formats Frames Gathers Gives Groups Guesses Guides Halves Hands Has Holds
-    Ignores Imports Interleaves Is Joins Keeps Launches Lay Lays Leaves Lets Limits Lists Loads Locks Looks Makes Maps
-    Marks Masks Measures Merges Moves Mutes Names Normalises Notes Numbers Opens Orders Packs Pads Parses Pastes Picks
-    Places Plans Prepares Prints Profile Projects Pushes Puts Quantizes Queues Raises Ranks Reads Record Records
-    Refuses Registers Releases Removes Renders Repeats Replaces Replays Reports Requests Resolves Restores Resumes
-    Returns Rewrites Rotates Rounds Runs Samples Saves Says Scales Score Scores Selects Sends Serve Serves Sets Shares
-    Shortens Show Shows Shuts Signals Skips Softens Sorts Splits Stacks Starts Stops Stores Submits Sums Swaps Sweeps
-    Takes Tells Tests Tokenizes Traces Tries Truncates Turns Unpacks Updates Uploads Uses Validates Waits Walks Warns
-    Widens Wraps Writes Yields
+    Accepts Adapts Adds Admits Advances Allocates Answer Answers Appends Applies Asks Attends Begins Bounds Builds
+    Calls Cancels Captures Carries Casts Checks Chooses Clamps Closes Collects Combines Compares Compiles Computes
+    Concatenates Connects Contrasts Converts Copies Corrects Counts Creates Cuts Decides Declares Decodes Deletes
+    Describes Discards Divides Downloads Draw Draws Drops Embeds Encodes Ends Enlarges Escapes Estimates Evolves
+    Expands Fails Feeds Fetches Fills Finds Finishes Fits Formats Frames Gathers Generates Gives Groups Guesses Guides
+    Halves Hands Has Holds Ignores Imports Interleaves Is Joins Keeps Launches Lay Lays Leaves Lets Limits Lists Loads
+    Locks Looks Makes Maps Marks Masks Measures Merges Moves Multiplies Mutes Names Normalises Notes Numbers Opens
+    Orders Overwrites Packs Pads Parses Pastes Picks Places Plans Prepares Prints Profile Projects Pushes Puts
+    Quantizes Queues Raises Ranks Reads Record Records Refuses Registers Releases Removes Renders Repeats Replaces
+    Replays Reports Requests Resolves Restores Resumes Returns Rewrites Rotates Rounds Runs Samples Saves Says Scales
+    Score Scores Selects Sends Serve Serves Sets Shares Shortens Show Shows Shuts Signals Skips Softens Sorts Splits
+    Stacks Starts Stops Stores Submits Sums Swaps Sweeps Takes Tells Tests Tokenizes Traces Tries Truncates Turns
+    Unpacks Updates Uploads Uses Validates Waits Walks Warns Widens Wraps Writes Yields
 """
 VERBS = frozenset(_VERBS.split())
 

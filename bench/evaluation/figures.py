@@ -12,7 +12,7 @@ from bench.evaluation.metrics import METRICS, Metric
 from bench.evaluation.report import Row, groups, headline
 from janus_dola.arguments import import_extra
 from janus_dola.images.layer_map import colour_of_layer, heat
-from janus_dola.kernels.reference import LN2
+from janus_dola.kernels.contrast import LN2
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

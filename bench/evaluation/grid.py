@@ -5,7 +5,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from janus_dola.settings import DoLaConfig, DrawSettings, auto_candidate_layers, sanitize_candidate_layers
+from janus_dola.contrasts import DoLaConfig, auto_candidate_layers, sanitize_candidate_layers
+from janus_dola.settings import DrawSettings
 
 LAYER_SETS = ("auto", "early", "late", "random", "final")
 

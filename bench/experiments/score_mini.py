@@ -27,7 +27,7 @@ OTHER_DTYPES = ("float16", "bfloat16")  # on a CPU float16 is packed
 
 def score(pipe: JanusDoLa, images: int, dola: DoLaConfig | None, seed: int) -> dict[str, float]:
     """Returns shares of images in which each attribute is right, and all, and the mean number of distinct codes."""
-    sampling = Sampling(DrawSettings(dola=dola), parallel_size=1, seed=seed)
+    sampling = Sampling(DrawSettings(contrast=dola), parallel_size=1, seed=seed)
     values = measure(pipe, mini_task(images), sampling)["values"]
     return {name: sum(values[name]) / images for name in (*ATTRIBUTES, ALL_FOUR, "distinct codes")}
 

@@ -18,11 +18,11 @@ from janus_dola.settings import DrawSettings
 
 FILE = RESULTS / "settings_sheet.png"
 SETTINGS = {
-    "baseline": DrawSettings(dola=None),
-    "truncation alone (alpha 0.1)": DrawSettings(dola=DoLaConfig(alpha=0.1, premature_layer="final")),
+    "baseline": DrawSettings(contrast=None),
+    "truncation alone (alpha 0.1)": DrawSettings(contrast=DoLaConfig(alpha=0.1, premature_layer="final")),
     "DoLa, alpha 0.1": DrawSettings(),
-    "DoLa, alpha 0.5": DrawSettings(dola=DoLaConfig(alpha=0.5)),
-    "baseline, temperature 0.3": DrawSettings(temperature=0.3, dola=None),
+    "DoLa, alpha 0.5": DrawSettings(contrast=DoLaConfig(alpha=0.5)),
+    "baseline, temperature 0.3": DrawSettings(temperature=0.3, contrast=None),
 }
 _SIDE, _GAP, _BETWEEN, _TOP = 64, 4, 18, 30
 _INK, _PAPER, _WRONG = (30, 30, 30), (250, 250, 250), (205, 20, 40)

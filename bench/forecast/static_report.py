@@ -49,7 +49,7 @@ POINTERS = {
     "top_k_ptr": "*i64", "top_p_ptr": "*fp32",
 }  # fmt: skip
 FLOATS = ("eps", "scaling")
-ALIGNED_SIZES = ("D", "E", "V", "tiles", "inputs_a_split", "stride", "K", "width", "positions", "capacity")
+ALIGNED_SIZES = ("D", "E", "V", "tiles", "inputs_per_split", "stride", "K", "width", "positions", "capacity")
 SHAPE, LAYERS = floor.SHAPES["7B"], 5
 
 
@@ -98,7 +98,7 @@ def cases(generation: str, table: dict) -> list[Case]:
 
 
 def block_cases(generation: str, shape: floor.BlockShape, window: int = 1) -> list[Case]:
-    """Lists the kernels of a block in the order of their launches (`gate` stands beside the library's products)."""
+    """Lists the kernels of a block in the order of their launches."""
     hidden, heads, size, inner = shape.hidden, shape.heads, shape.head_size, shape.inner
     attending = {"WINDOW": window, "SIZE": size, "BLOCK_SIZE": size, "CHUNK": attention.CHUNK}
     queries = {"HEADS": heads, "GROUPS": 1, "BLOCK_QUERIES": max(16, triton.next_power_of_2(window))}
@@ -119,7 +119,6 @@ def block_cases(generation: str, shape: floor.BlockShape, window: int = 1) -> li
         product("added", f"output, {shape.name}", hidden, added),
         product("normed", f"gate and up, {shape.name}", 2 * inner, normed | {"GATED": True}),
         product("added", f"down, {shape.name}", hidden, added),
-        Case(generation, "gate", shape.name, 16, {"BLOCK_I": 1024}, 4),
         Case(generation, "weigh", shape.name, 16, {"BLOCK_D": triton.next_power_of_2(hidden)}, 8),
     ]
 
@@ -159,7 +158,6 @@ KERNELS = {
     "attention": attention._attention_kernel,
     "combine": attention._combine_kernel,
     "added": block_matmul._added_kernel,
-    "gate": block_matmul._gate_kernel,
     "weigh": block_matmul._weigh_kernel,
 }
 PRODUCTS = ("project", "codebook", "normed", "added")

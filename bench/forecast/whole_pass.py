@@ -55,7 +55,7 @@ def small_launches(window: int) -> int:
 def step(name: str, images: int, window: int) -> Step:
     """Forecasts a pass over images half way drawn, with DoLa and guidance."""
     shape, rows = floor.BLOCKS[name], 2 * images * window
-    cases = [case for case in static_report.block_cases(GPU, shape, window) if case.kernel not in ("gate", "weigh")]
+    cases = [case for case in static_report.block_cases(GPU, shape, window) if case.kernel != "weigh"]
     launches = [_launch(case, shape, images, window) for case in cases]
     head = sum(launch.seconds + GAP for launch in head_stage.launches(name, images * window))
     hidden, inner = shape.hidden, shape.inner

@@ -27,9 +27,10 @@ from janus_dola.kernels.gpu import launch
 from janus_dola.kernels.gpu.codebook import codebook
 from janus_dola.kernels.gpu.normalise import normalise
 from janus_dola.kernels.gpu.project import project
-from janus_dola.kernels.gpu.sweep import scores, sweep
-from janus_dola.kernels.gpu.truncate import race_of, truncate
-from janus_dola.kernels.types import Head, SamplingParams, SamplingTensors
+from janus_dola.kernels.gpu.sweep import as_single_layer_logits, scores, sweep
+from janus_dola.kernels.gpu.truncate import truncate
+from janus_dola.kernels.types import Head, SamplingTensors
+from janus_dola.settings import DrawSettings
 
 SHAPES = ("1B", "7B")
 MINI = floor.BlockShape("mini", 192, 8, 6, 512)
@@ -112,19 +113,19 @@ def engines(generation: str) -> list[Compilation]:
 
 
 def _head_stage(head: Head, images: int, layers: int, truncates: bool = False) -> None:
-    sampling = SamplingTensors.repeat(SamplingParams(), images, _empty(1, dtype=torch.float32))
-    arrived = _empty(images, dtype=torch.int32)
+    sampling = SamplingTensors.repeat(DrawSettings().sampling_params(()), images, _empty(1, dtype=torch.float32))
     seeds = _empty(images, dtype=torch.int64)
     hidden_states = _empty(layers, 2 * images, len(head.norm_weight), dtype=head.norm_weight.dtype)
-    normed = normalise(hidden_states, head, None, arrived)
+    normed = normalise(hidden_states, head, None)
     logits = codebook(project(normed, head, sampling.cfg_weight), head)
-    drawn = sweep(*logits, arrived, sampling, seeds, seeds)
+    drawn = sweep(*logits, sampling, seeds, seeds)
     if layers > 1 or head.norm_weight.dtype == torch.float32:
         contrasted = scores(*logits, drawn.layer, sampling)
         if truncates:
-            truncating = SamplingTensors.repeat(SamplingParams(top_k=1), images, _empty(1, dtype=torch.float32))
+            few = DrawSettings(top_k=1).sampling_params(())
+            truncating = SamplingTensors.repeat(few, images, _empty(1, dtype=torch.float32))
             truncate(contrasted, truncating)
-            sweep(*race_of(contrasted), arrived, truncating, seeds, seeds)
+            sweep(*as_single_layer_logits(contrasted), truncating, seeds, seeds)
 
 
 def _blocks(

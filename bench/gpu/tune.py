@@ -93,28 +93,23 @@ def prepared(entry_shapes: list[str], images: int, device: str) -> list:
     made = []
     for name in entry_shapes:
         cases = random_cases(floor.SHAPES[name], LAYERS, images, torch.bfloat16, device)
-        arrived = [torch.zeros(images, dtype=torch.int32, device=device) for _ in cases]
-        normed = [normalise(c.hidden_states, c.head, None, a) for c, a in zip(cases, arrived, strict=True)]
+        normed = [normalise(case.hidden_states, case.head, None) for case in cases]
         folded = [project(x, c.head, guided(c).cfg_weight) for x, c in zip(normed, cases, strict=True)]
         logits = [codebook(x, c.head) for x, c in zip(folded, cases, strict=True)]
-        made.append(list(zip(cases, arrived, normed, folded, logits, strict=True)))
+        made.append(list(zip(cases, normed, folded, logits, strict=True)))
     return made
 
 
 def project_calls(cases: list, launch: MatmulLaunch) -> list:
-    return [lambda c=c, x=x: project(x, c.head, guided(c).cfg_weight, launch) for c, _, x, _, _ in cases]
+    return [lambda c=c, x=x: project(x, c.head, guided(c).cfg_weight, launch) for c, x, _, _ in cases]
 
 
 def codebook_calls(cases: list, launch: MatmulLaunch) -> list:
-    return [lambda c=c, x=x: codebook(x, c.head, launch) for c, _, _, x, _ in cases]
+    return [lambda c=c, x=x: codebook(x, c.head, launch) for c, _, x, _ in cases]
 
 
 def sweep_calls(cases: list, launch: SweepLaunch) -> list:
-    def call(case, arrived, parts) -> None:
-        arrived.zero_()
-        sweep(*parts, arrived, guided(case), case.seeds, case.position, launch)
-
-    return [lambda c=c, a=a, z=z: call(c, a, z) for c, a, _, _, z in cases]
+    return [lambda c=c, z=z: sweep(*z, guided(c), c.seeds, c.position, launch) for c, _, _, z in cases]
 
 
 def dump(table: dict) -> str:

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from bench.speed import floor
 from janus_dola.kernels.packed import PackedHalf
-from janus_dola.kernels.types import Head, SamplingParams, SamplingTensors
+from janus_dola.kernels.types import Head, SamplingTensors
+from janus_dola.settings import DrawSettings
 
 CACHE = 64 << 20  # bytes; no less than the second-level cache of the GPUs this runs on
 TIMES_THE_CACHE = {"cuda": 8, "cpu": 2}  # which is not emptied from its oldest entry on: a part would stay over a round
 MOST = 16  # cases, where one is small
 SPREADS = {"flat": 0.25, "as drawn": 1.0, "peaked": 4.0}  # of the logits, over those of a plain random head
-GUIDED = SamplingParams()
+GUIDED = DrawSettings().sampling_params(())
 
 
 @dataclass(frozen=True)

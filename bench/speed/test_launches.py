@@ -55,26 +55,21 @@ def test_launch(timed, device, launch, shape, images):
 
     sizes, dtype = floor.SHAPES[shape], torch.bfloat16
     inputs = cases.random_cases(sizes, LAYERS, images, dtype, device)
-    arrived = [torch.zeros_like(case.seeds, dtype=torch.int32) for case in inputs]
-    normed = [normalise(c.hidden_states, c.head, None, a) for c, a in zip(inputs, arrived, strict=True)]
+    normed = [normalise(case.hidden_states, case.head, None) for case in inputs]
     weights = [cases.guided(c).cfg_weight for c in inputs]
     folded = [project(x, c.head, w) for x, c, w in zip(normed, inputs, weights, strict=True)]
     logits = [codebook(x, c.head) for x, c in zip(folded, inputs, strict=True)]
 
     sampling = cases.guided(inputs[0])
 
-    def count_and_sweep(case, zeros, parts):
-        zeros.zero_()  # what `normalise` does otherwise
-        sweep(*parts, zeros, sampling, case.seeds, case.position)
-
-    every = list(zip(inputs, arrived, normed, folded, logits, strict=True))
+    every = list(zip(inputs, normed, folded, logits, strict=True))
     calls = {
-        "normalise": [lambda c=c, a=a: normalise(c.hidden_states, c.head, None, a) for c, a, _, _, _ in every],
+        "normalise": [lambda c=c: normalise(c.hidden_states, c.head, None) for c in inputs],
         "project": [
-            lambda c=c, x=x, w=w: project(x, c.head, w) for (c, _, x, _, _), w in zip(every, weights, strict=True)
+            lambda c=c, x=x, w=w: project(x, c.head, w) for (c, x, _, _), w in zip(every, weights, strict=True)
         ],
-        "codebook": [lambda c=c, x=x: codebook(x, c.head) for c, _, _, x, _ in every],
-        "sweep": [lambda c=c, a=a, z=z: count_and_sweep(c, a, z) for c, a, _, _, z in every],
+        "codebook": [lambda c=c, x=x: codebook(x, c.head) for c, _, x, _ in every],
+        "sweep": [lambda c=c, z=z: sweep(*z, sampling, c.seeds, c.position) for c, _, _, z in every],
     }
     works = {
         "normalise": floor.normalise(sizes, LAYERS, images, dtype),

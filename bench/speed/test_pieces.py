@@ -32,16 +32,11 @@ def ours(images, device):
     weight = torch.randn(CODES, 256, device=device, dtype=torch.float16)
     head = Head(torch.ones(256, device=device, dtype=torch.float16), 1e-6, weight)
     parts = codebook(torch.randn(2, images, 256, device=device, dtype=torch.float16), head)
-    arrived = torch.zeros(images, device=device, dtype=torch.int32)
     seeds, position = torch.arange(images, device=device), torch.full((images,), 7, device=device)
 
     sampling = SamplingTensors.repeat(cases.GUIDED, images, parts[0])
 
-    def run():
-        arrived.zero_()
-        sweep(*parts, arrived, sampling, seeds, position)
-
-    return run
+    return lambda: sweep(*parts, sampling, seeds, position)
 
 
 PIECES = {"our sweep, 2 layers": ours, "Liger-Kernel: JSD": liger, "flashinfer: draw": flashinfer}

@@ -28,7 +28,7 @@ def table(names, dtypes, images, windows, engines):
 def test_step(timed, device, name, dtype, images, window, launch, way):
     pipe = models.model(name, device, dtype)
     image_model = pipe.image_model
-    settings, (rows,) = DrawSettings(dola=models.dola_of(name, way)), pipe.encode(PROMPT)
+    settings, (rows,) = DrawSettings(contrast=models.dola_of(name, way)), pipe.encode(PROMPT)
     plan = make_plan(image_model, settings, launch=launch)
     params = settings.sampling_params(plan.layers)
     with half_way(pipe.engine, rows, images, plan, params, window) as runner, undisturbed(image_model.device):

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from bench.speed import floor
+from bench.speed.peer_legacy_dola import legacy_generate
 from janus_dola.text import dola_generate
 
 PROMPT, TOKENS = 16, 32
@@ -15,7 +16,7 @@ SHAPES = {
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DOLA = {"custom_generate": dola_generate, "dola_layers": "high"}
-WAYS = {"plain": {}, "DoLa": DOLA, "legacy": DOLA | {"legacy": True}}
+WAYS = {"plain": {}, "DoLa": DOLA, "legacy": {"custom_generate": legacy_generate, "dola_layers": "high"}}
 
 
 @lru_cache(maxsize=1)

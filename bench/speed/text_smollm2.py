@@ -18,6 +18,7 @@ import typer
 from bench import RESULTS, ROOT
 from bench.report.tables import markdown
 from bench.speed.conftest import made_with
+from bench.speed.peer_legacy_dola import legacy_generate
 from janus_dola.text import dola_generate
 from tests.janus_dola.smollm2 import INSTALL, PROMPTS, folder, load_smollm2
 
@@ -27,7 +28,7 @@ PLAIN = "plain"
 METHODS = {
     PLAIN: {},
     "DoLa": {"custom_generate": dola_generate, "dola_layers": "high"},
-    "legacy": {"custom_generate": dola_generate, "dola_layers": "high", "legacy": True},
+    "legacy": {"custom_generate": legacy_generate, "dola_layers": "high"},
 }
 
 
@@ -70,7 +71,7 @@ def table(record: dict) -> str:
         ]
         for batch, methods in record["batches"].items()
     ]
-    header = ["", "plain", "DoLa", "`legacy=True`", "DoLa over plain", "legacy over plain"]
+    header = ["", "plain", "DoLa", "legacy", "DoLa over plain", "legacy over plain"]
     return (
         f"Processor time of a step: {record['tokens']} tokens of SmolLM2-135M-Instruct (30 blocks, 49152 words), greedy, "
         f'float32, `dola_layers="high"` (8 layers), one thread. Medians of {record["rounds"]} rounds, all in turn in each,\n'

@@ -32,7 +32,7 @@ from janus_dola.arguments import MINI
 from janus_dola.models import adapt
 from janus_dola.models.checkpoint.load import load
 from janus_dola.models.families.janus_prompts import question_ids, special_tokens
-from janus_dola.text.pixels import pixels
+from janus_dola.text.vision_pixels import pixels
 
 CHOICES = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES, "background": tuple(BACKGROUNDS)}
 TRAINED = ("model.vision_model.", "model.aligner.", "lm_head.")

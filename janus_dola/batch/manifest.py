@@ -136,7 +136,7 @@ def names_of(task: ImageTask, settings: RunSettings) -> tuple[str, str | None]:
         "seed": task.seed,
     }
     name = file_name(fields, settings.image_format, settings.name_template or TEMPLATE)
-    return name, f"{MAPS}/{Path(name).stem}.png" if task.drawing.dola is not None else None
+    return name, f"{MAPS}/{Path(name).stem}.png" if task.drawing.contrast is not None else None
 
 
 def _described(task: ImageTask) -> Entry:
@@ -147,7 +147,7 @@ def _described(task: ImageTask) -> Entry:
         "id": task.id,
         "prompt": task.prompt,
         "seed": task.seed,
-        "settings": task.drawing.named(),
+        "settings": task.drawing.to_json(),
         "extra": task.extra,
     }
 

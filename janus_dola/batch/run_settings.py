@@ -64,8 +64,7 @@ class RunSettings:
         return {
             "model": self.model,
             "parallel_size": self.parallel_size,
-            "dola": True,
-            **self.drawing.named(),
+            **self.drawing.to_json(),
             "seed": self.seed,
             "format": self.image_format,
             "dtype": self.dtype,

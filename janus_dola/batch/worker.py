@@ -173,7 +173,7 @@ class BatchWorker:
         except ValueError as error:
             return DrawFailure(str(error))
         png = None
-        if task.drawing.dola is not None:
+        if task.drawing.contrast is not None:
             buffer = io.BytesIO()
             small_map(image.premature_layers, image.jsd).save(buffer, format="png")
             png = buffer.getvalue()

@@ -67,7 +67,7 @@ def again(
     )  # fmt: skip
 
     def name(run: "RunSettings", index: int, k: int) -> str:
-        is_baseline = compare and run.drawing.dola is None
+        is_baseline = compare and run.drawing.contrast is None
         return name_beside(image, "no-dola_again" if is_baseline else "again", image_format)
 
     output = Output(outdir, overwrite, compare, layer_map)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from janus_dola.arguments import MINI
-from janus_dola.cli.options import Device, Dtype, Model, Revision, parse_seed, takes_dola
-from janus_dola.settings import DoLaConfig
+from janus_dola.cli.options import Device, Dtype, Model, Revision, parse_seed, takes_contrast
+from janus_dola.contrasts import DEFAULT_CONTRAST, Contrast
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _answer_option = partial(typer.Option, rich_help_panel="The answer")
 
 
-@takes_dola
+@takes_contrast
 def answer(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="One or several pictures.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you ask about them.")],
@@ -24,7 +24,7 @@ def answer(
     revision: Revision = None,
     max_new_tokens: Annotated[int, _answer_option(min=1, help="Tokens that the answer may have.")] = 256,
     temperature: Annotated[float, _answer_option(min=0, help="0 is greedy: the same answer each time.")] = 0.0,
-    dola: DoLaConfig | None = DoLaConfig(),  # noqa: B008 (frozen)
+    contrast: Contrast | None = DEFAULT_CONTRAST,
     seed: Annotated[str, _answer_option(help="Used with a temperature above 0; random (or -1) picks one.")] = "0",
     device: Device = None,
     dtype: Dtype = None,
@@ -38,11 +38,11 @@ def answer(
     from janus_dola.pipeline import JanusDoLa
     from janus_dola.settings import DrawSettings
 
-    JanusDoLa.check(model, device, dtype, revision, settings=DrawSettings(dola=dola))
+    JanusDoLa.check(model, device, dtype, revision, settings=DrawSettings(contrast=contrast))
     torch_seed, pictures = parse_seed(seed), [_open(path) for path in images]
     pipe = JanusDoLa.from_pretrained(model, device, dtype, revision)
     torch.manual_seed(torch_seed)
-    for piece in pipe.answer(pictures, question, dola, max_new_tokens, temperature, stream=True):
+    for piece in pipe.answer(pictures, question, contrast, max_new_tokens, temperature, stream=True):
         typer.echo(piece, nl=False)
     typer.echo()
 

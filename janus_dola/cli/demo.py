@@ -44,7 +44,7 @@ def demo(
     make_folder(outdir)
     pipe = JanusDoLa.from_pretrained(model, device, revision=revision)
     progress = sys.stderr.isatty()
-    baseline = pipe.generate(PROMPTS, _COLUMNS, dola=None, seed=seed, progress=progress)
+    baseline = pipe.generate(PROMPTS, _COLUMNS, contrast=None, seed=seed, progress=progress)
     dola = pipe.generate(PROMPTS, _COLUMNS, seed=seed, progress=progress)
     write_new(sheet, encode_image(_contact_sheet(baseline.images, dola.images), "png", None), overwrite)
     for path, (i, k) in maps.items():

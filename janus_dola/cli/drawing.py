@@ -51,13 +51,13 @@ def draw_to_files(
     from janus_dola.images.recipe import encode_image
     from janus_dola.pipeline import JanusDoLa
 
-    if run.drawing.dola is None and (output.compare or output.layer_map):
-        raise typer.BadParameter("--compare and --map are for images with DoLa, not for the baseline")
-    runs = [run, replace(run, drawing=replace(run.drawing, dola=None))] if output.compare else [run]
+    if run.drawing.contrast is None and (output.compare or output.layer_map):
+        raise typer.BadParameter("--compare and --map are for images with a contrast, not for the baseline")
+    runs = [run, replace(run, drawing=replace(run.drawing, contrast=None))] if output.compare else [run]
 
     def files(each: "RunSettings", index: int, k: int) -> list[Path]:
         path = output.folder / name(each, index, k)
-        has_map = output.layer_map and each.drawing.dola is not None
+        has_map = output.layer_map and each.drawing.contrast is not None
         return [path, path.with_name(name_beside(path, "map", "png"))] if has_map else [path]
 
     def write(path: Path, content: bytes) -> None:

@@ -32,7 +32,7 @@ from janus_dola.cli.options import (
     takes_settings,
 )
 from janus_dola.images.files import TEMPLATE, file_name
-from janus_dola.settings import DrawSettings
+from janus_dola.settings import SETTINGS, DrawSettings
 
 if TYPE_CHECKING:
     from janus_dola.batch import RunSettings
@@ -89,11 +89,13 @@ def generate(
         model, settings, parallel_size, parse_seed(seed), image_format, dtype, quantize, parse_window(window), metadata,
         revision=revision,
     )  # fmt: skip
-    values = {**context.params, "seed": str(run.seed), "model": public_name(run.model)}
+    values = {name: value for name, value in context.params.items() if name not in SETTINGS}
+    values |= {"seed": str(run.seed), "model": public_name(run.model)}
     defaults = {each.name: each.default for each in context.command.params if each.name}
+    defaults |= {name: setting.default for name, setting in SETTINGS.items()}
 
     def name(run: "RunSettings", index: int, k: int) -> str:
-        named = settings_named({**values, "dola": run.drawing.dola is not None}, defaults)
+        named = settings_named({**values, **run.drawing.to_json()}, defaults)
         fields = {"index": index, "words": prompts[index], "settings": named, "k": k}
         template = "{index}_{words}_{settings}_p{k}" if named else TEMPLATE
         return file_name(fields, run.image_format, template, _LONGEST_NAME)

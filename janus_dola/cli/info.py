@@ -18,10 +18,10 @@ def info(
     import torch
 
     from janus_dola.cli.startup import processors
+    from janus_dola.contrasts import DoLaConfig
     from janus_dola.kernels.packed import can_pack
     from janus_dola.models import adapt
     from janus_dola.models.checkpoint.load import load_skeleton
-    from janus_dola.settings import DoLaConfig
 
     image_model = adapt(load_skeleton(model, revision))
     lines = {

@@ -4,8 +4,6 @@ import hashlib
 import re
 from collections.abc import Mapping
 
-from janus_dola.settings import OF_DOLA
-
 # Options that do not change a picture, or that its name shows in another way.
 _ELSEWHERE = {
     "prompts", "outdir", "parallel_size", "backend", "launch", "window", "device", "image_format", "metadata", "from_image",
@@ -25,10 +23,12 @@ def settings_named(values: Mapping[str, object], defaults: Mapping[str, object])
     parts = []
     for name, default in defaults.items():
         value = values.get(name, default)
-        if name in _ELSEWHERE or value == default or (name in OF_DOLA and not values["dola"]):
+        if name in _ELSEWHERE or value == default:
             continue
         option = name.replace("_", "-")
-        if isinstance(value, bool):
+        if name == "contrast" and value is None:
+            parts.append("no-dola")
+        elif isinstance(value, bool):
             parts.append(option if value else f"no-{option}")
         else:
             parts.append(f"{option}-{_plain(str(value))}")

@@ -21,10 +21,10 @@ from janus_dola.arguments import (
     WindowName,
     check_window,
 )
-from janus_dola.settings import OF_DOLA, SETTINGS, DrawSettings, Setting
+from janus_dola.settings import SETTINGS, DrawSettings, Setting
 
 # The panels of --help, and options in them.
-DRAWN, CONTRAST, FILES, MACHINE = "What is drawn", "DoLa", "Files", "Model and machine"
+DRAWN, CONTRAST, FILES, MACHINE = "What is drawn", "Contrast", "Files", "Model and machine"
 drawn_option = functools.partial(typer.Option, rich_help_panel=DRAWN)
 contrast_option = functools.partial(typer.Option, rich_help_panel=CONTRAST)
 file_option = functools.partial(typer.Option, rich_help_panel=FILES)
@@ -120,10 +120,14 @@ def takes_settings(command: Callable) -> Callable:
     return _with_options(command, "settings", SETTINGS, lambda settings: settings)
 
 
-def takes_dola(command: Callable) -> Callable:
-    """Gives a command the options of DoLa alone in place of its parameter `dola`."""
-    of_dola = {name: setting for name, setting in SETTINGS.items() if name == "dola" or name in OF_DOLA}
-    return _with_options(command, "dola", of_dola, lambda settings: settings.dola)
+def takes_contrast(command: Callable) -> Callable:
+    """Gives a command the options of a contrast alone in place of its parameter `contrast`."""
+    options = {name: setting for name, setting in SETTINGS.items() if _is_of_contrast(name, setting)}
+    return _with_options(command, "contrast", options, lambda settings: settings.contrast)
+
+
+def _is_of_contrast(name: str, setting: Setting) -> bool:
+    return name in ("contrast", "dola") or bool(setting.methods)
 
 
 def _with_options(
@@ -135,9 +139,10 @@ def _with_options(
         parameters += [parameter] if parameter.name != name else map(_option, options, options.values())
 
     @functools.wraps(command)
-    def with_options(**given: Any) -> None:
-        own = {option: given.pop(option) for option in options}
-        command(**{name: value(DrawSettings().changed(_parsed(own)))}, **given)
+    def with_options(**arguments: Any) -> None:
+        given = {option: arguments.pop(option) for option in options}
+        given = {option: value for option, value in given.items() if value is not None}
+        command(**{name: value(DrawSettings().changed(_parsed(given)))}, **arguments)
 
     with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -145,30 +150,27 @@ def _with_options(
 
 
 def _option(name: str, setting: Setting) -> inspect.Parameter:
-    """How the command line shows a setting."""
-    names = ["--dola/--no-dola"] if name == "dola" else []
-    panel = CONTRAST if name == "dola" or name in OF_DOLA else DRAWN
-    option = typer.Option(*names, rich_help_panel=panel, help=setting.help, show_default=setting.nothing or True)
-    default = setting.default
-    # What is made of words is a word here.
-    kind = setting.type if setting.parse is None else str if default is not None else str | None
+    """Declares the option of a setting. Its default is None, so that only what a user gives is looked at."""
+    option = typer.Option(
+        *(["--dola/--no-dola"] if name == "dola" else []),
+        rich_help_panel=CONTRAST if _is_of_contrast(name, setting) else DRAWN,
+        help=setting.help,
+        show_default=setting.nothing or str(setting.default),
+    )
+    kind = setting.type if setting.parse is None else str  # a value that is parsed comes as a word
     return inspect.Parameter(
-        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=Annotated[kind, option]
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Annotated[kind | None, option]
     )
 
 
 def _parsed(given: dict[str, Any]) -> dict[str, Any]:
-    """The values that options stand for.
+    """Reads the values that are given as words.
 
     Raises:
         ValueError: words mean nothing.
     """
-    found = dict(given)
-    for name, value in given.items():
-        parse = SETTINGS[name].parse
-        if parse is not None and isinstance(value, str):
-            found[name] = parse(value)
-    return found
+    parsers = {name: SETTINGS[name].parse for name in given}
+    return {name: parse(given[name]) if (parse := parsers[name]) else given[name] for name in given}
 
 
 def hint_at_mini(model: str) -> None:

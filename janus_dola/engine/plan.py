@@ -33,15 +33,6 @@ class Plan:
         return replace(self, launch="eager", backend="torch")
 
 
-def layers_of(settings: DrawSettings, image_model: ImageModel) -> tuple[int, ...]:
-    """Returns the layers below the final one that passes with these settings read, in ascending order.
-
-    Raises:
-        ValueError: the model has none of the candidate layers.
-    """
-    return () if settings.dola is None else tuple(settings.dola.layers_to_read(image_model.num_layers))
-
-
 def make_plan(
     image_model: ImageModel,
     settings: DrawSettings,
@@ -57,7 +48,7 @@ def make_plan(
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {list(SAMPLERS)}, got {sampler!r}")
-    layers = layers_of(settings, image_model)
+    layers = settings.layers_to_read(image_model.num_layers)
     return Plan(
         layers,
         settings.sampling_params(layers).kind,

@@ -14,17 +14,17 @@ from typing import IO, Any, cast, get_args
 
 from PIL import ExifTags, Image
 
-from janus_dola.arguments import ImageFormat, Quantization, Window, check_window, integer, one_line
+from janus_dola.arguments import ImageFormat, Quantization, Window, check_window, integer, one_line, shown
 from janus_dola.images.files import refuse_existing, write_new
 from janus_dola.models.storage import check_name, parse_dtype
-from janus_dola.settings import DrawSettings
+from janus_dola.settings import SETTINGS, DrawSettings
 
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "jpg": {"quality": 95, "subsampling": 0},
     "png": {},
     "webp": {"lossless": True},
 }
-_MOST_BYTES, _MOST_PIXELS, _MOST_CHARACTERS = 2**26, 2**24, 2**20  # of a file, an image, a recipe that is read
+_MOST_BYTES, _MOST_PIXELS, _MOST_CHARACTERS = 2**26, 2**24, 2**20  # what is read: file, image, recipe
 # What Pillow raises for files that are not whole, or made to do harm.
 _FAULTS = (
     Image.DecompressionBombError,
@@ -45,7 +45,7 @@ _FAULTS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that is needed to draw an image again with the default sampler."""
+    """Everything that is needed to draw an image again with the default sampler."""
 
     model: str
     prompt: str
@@ -53,18 +53,16 @@ class Recipe:
     settings: DrawSettings
     dtype: str
     quantize: Quantization | None = None
-    window: Window = "auto"  # codes a pass; the image is the same for any
-    revision: str | None = None  # of the model's repository, where one was named
+    window: Window = "auto"  # codes per pass; the image is the same for any
+    revision: str | None = None  # branch, tag or commit in the model's repository, where one was named
 
     def to_json(self) -> str:
-        """The recipe as one line of JSON."""
+        """Writes the recipe as one line of JSON."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.revision is None:
-            del own["revision"]
         return json.dumps(own | own.pop("settings").to_json(), ensure_ascii=False)
 
     def summary(self) -> str:
-        """Seed and settings in few words, for people."""
+        """Describes seed and settings in few words, for people."""
         return f"seed {self.seed}, {self.settings.summary()}"
 
     @classmethod
@@ -72,7 +70,7 @@ class Recipe:
         """Reads what `to_json` wrote.
 
         Raises:
-            ValueError: it is not a recipe.
+            ValueError: the text is not a recipe.
         """
         try:
             given = json.loads(text[: _MOST_CHARACTERS + 1])
@@ -87,16 +85,20 @@ class Recipe:
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a recipe, each of its type and within its range."""
+    """Returns the fields of a recipe, each checked for its type and range."""
     own = {field.name for field in fields(Recipe)} - {"settings"}
-    known = own | {field.name for field in fields(DrawSettings)}
-    if not {"model", "prompt", "seed", "dtype", "cfg_weight", "temperature", "dola"} <= given.keys() <= known:
-        raise ValueError(f"its keys must be {', '.join(sorted(known))}, got {', '.join(given)[:80]!r}")
-    if not isinstance(given["dola"], dict | None):
-        raise ValueError(f"dola must be null or an object, got {given['dola']!r}")
-    for name in ("model", "prompt", "dtype", "revision"):
-        if not isinstance(given.get(name, ""), str):
+    known = own | SETTINGS.keys()
+    needed = {"model", "prompt", "seed", "dtype", "cfg_weight", "temperature", "contrast"}
+    if not needed <= given.keys():
+        raise ValueError(f"its keys must include {', '.join(sorted(needed))}, got {', '.join(given)[:80]!r}")
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        raise ValueError(f"its keys must be settings that exist, got {shown(unknown)}")
+    for name in ("model", "prompt", "dtype"):
+        if not isinstance(given[name], str):
             raise ValueError(f"{name} must be a string, got {given[name]!r}")
+    if not isinstance(given.get("revision"), str | None):
+        raise ValueError(f"revision must be null or a string, got {given['revision']!r}")
     integer("seed", given["seed"], 0, 2**64 - 1)
     parse_dtype(given["dtype"])
     check_name(given.get("quantize"))
@@ -106,7 +108,7 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def encode_image(image: Image.Image, image_format: ImageFormat, recipe: Recipe | None) -> bytes:
-    """The content of a file with an image and its recipe; the same bytes for the same image and recipe.
+    """Encodes an image with its recipe as the content of a file; the same bytes for the same image and recipe.
 
     Args:
         recipe: None writes no metadata.
@@ -140,7 +142,7 @@ def save_image(image: Image.Image, path: Path, recipe: Recipe | None, overwrite:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe an image was drawn by.
+    """Reads the recipe an image was drawn by.
 
     Raises:
         OSError: there is no such file, or it must not be read.
@@ -168,7 +170,7 @@ def _description(file: IO[bytes]) -> str | None:
     with Image.open(file, formats=["JPEG", "PNG", "WEBP"]) as image:
         if image.width * image.height > _MOST_PIXELS:
             raise ValueError(f"it has {image.width} x {image.height} pixels")
-        found = image.getexif().get(ExifTags.Base.ImageDescription)
-    if isinstance(found, str):  # Pillow reads EXIF text as latin-1, whatever it is
-        found = found.encode("latin-1")
-    return found.decode("utf-8") if isinstance(found, bytes) else None
+        description = image.getexif().get(ExifTags.Base.ImageDescription)
+    if isinstance(description, str):  # Pillow reads EXIF text as latin-1, whatever it is
+        description = description.encode("latin-1")
+    return description.decode("utf-8") if isinstance(description, bytes) else None

@@ -1,10 +1,8 @@
-"""The front of the blocks: what is new of each row in, hidden states of the layers that are read out.
+"""Runs the blocks on each row's new positions, by one of three backends that compute the same.
 
-Three ways, each the same mathematics:
-
-- on tensors (`block`): on any device, with any weights;
+- on tensors (`block_torch`): on any device, with any weights;
 - on tensors, compiled by torch;
-- our own kernels (`block_fused`): with the backend "triton", where a model's blocks are such as they serve.
+- our own kernels (`block_triton`): with the backend "triton", if they support a model's blocks.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,19 +23,20 @@ except ModuleNotFoundError as missing:  # Triton exists for Linux only
     block_triton, TritonError = None, RuntimeError  # type: ignore[assignment]
 
 Blocks = Callable[[Tensor, Sequence[BlockWeights], Tensor, PassStart, Sequence[int]], Tensor]
-CANNOT_RUN = (RuntimeError, TypeError, TritonError)  # what compiling and launching a pass raise
+CANNOT_RUN = (RuntimeError, TypeError, TritonError)  # errors that compiling and launching a pass raise
 
 
 def resolve_blocks(backend: str, blocks: Sequence[BlockWeights], window: int, compiled: bool = False) -> Blocks:
-    """The way for these blocks: our own kernels for "triton" where they serve, and on tensors otherwise.
+    """Chooses how to run these blocks: by our own kernels for "triton" if they support them, and on tensors otherwise.
 
     Args:
         backend: as `head.resolve_backend` gave it.
-        window: W, new positions of each row.
-        compiled: blocks on tensors are wanted, by torch.compile.
+        window: W, new positions per row.
+        compiled: run on tensors, compiled by torch.compile.
     Returns:
-        a function of x [R * W, D], the blocks, keys and values [N, R, capacity, 2, H_kv, d], where the new positions are,
-        and layers in 1 .. N-1, ascending; it gives hidden states [len(layers) + 1, R * W, D], as `block.run_blocks`.
+        a function that takes x [R * W, D], the blocks, keys and values [N, R, capacity, 2, H_kv, d], where the new positions
+        are, and layers in 1 .. N-1, ascending; it returns hidden states [len(layers) + 1, R * W, D], as
+        `block_torch.run_blocks` does.
     """
     if compiled:
         return partial(_on_tensors, run=_compiled_block())

@@ -1,13 +1,13 @@
-"""A block of the language model (Llama), for W new positions of each row, written out on tensors.
+"""A block of the language model (Llama) on each row's W new positions, written out on tensors.
 
     y = x + W_o attention(rotate(W_qkv norm(x)))
     x'= y + W_d (silu(g) * u),   [g, u] = W_gu norm(y)
 
-Keys and values are written into a buffer of fixed size, each row at positions of its own; a position attends to those up to
-itself. Nothing here depends on how far other rows have come, but for how many positions are looked at (`visible`): those
-behind a position add zeros to its sums. So what a row gives depends on that row alone.
+Keys and values are written into a buffer of fixed size, each row at its own positions; a position attends to all up to
+itself. Nothing here depends on how far other rows have come, but for how many positions are looked at (`visible`): later
+positions add zeros to a sum. So a row's result depends on that row alone.
 
-Letters: R rows, W new positions of each, D hidden size, H heads (of queries, and of keys and values), d head size.
+Letters: R rows, W new positions per row, D hidden size, H heads (H_q for queries, H_kv for keys and values), d head size.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from janus_dola.kernels.packed import PackedHalf
 
-# Up to these sizes what oneDNN takes to begin is a good part of a product.
+# Below these sizes oneDNN's start takes a good part of a product.
 _SMALL_WEIGHT, _FEW_ROWS = 1 << 20, 4
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()  # asked here, since torch's compiler cannot look into the question
 
@@ -29,21 +29,21 @@ class Product(Protocol):
     """A matrix, applied to rows."""
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """[N, K] to [N, O]."""
+        """Multiplies rows [N, K] to [N, O]."""
 
     def added_to(self, residual: Tensor, rows: Tensor) -> Tensor:
-        """residual [N, O] + the product of rows [N, K], in a new tensor."""
+        """Adds the product of rows [N, K] to a residual [N, O], in a new tensor."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """The product with a weight that lies plain or packed: rows W^T + b."""
+    """A weight, plain or packed, to multiply rows with: rows W^T + b."""
 
     weight: Tensor | PackedHalf  # [O, K]
     bias: Tensor | None = None  # [O]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """[N, K] to [N, O]."""
+        """Multiplies rows [N, K] to [N, O]."""
         if isinstance(self.weight, PackedHalf):
             return self._biased(self.weight(rows))
         if _by_onednn(rows, self.weight):
@@ -51,7 +51,7 @@ class Matrix:
         return F.linear(rows, self.weight, self.bias)
 
     def added_to(self, residual: Tensor, rows: Tensor) -> Tensor:
-        """residual [N, O] + the product of rows [N, K]."""
+        """Adds the product of rows [N, K] to a residual [N, O], in a new tensor."""
         if isinstance(self.weight, PackedHalf):
             return self(rows).add_(residual)
         if _by_onednn(rows, self.weight):
@@ -73,10 +73,10 @@ def _onednn_added(residual: Tensor, rows: Tensor, weight: Tensor, bias: Tensor |
 
 
 def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
-    """Whether a float32 product on a CPU is oneDNN's.
+    """Decides whether oneDNN computes a product: a float32 one on a CPU.
 
     torch's own takes up to three times as long with a large weight, and with many rows up to twice; and with 5 to 11 rows on
-    two threads the bits of a row depend on its place (bench/findings.md).
+    two threads a row's bits depend on its place (bench/findings.md).
     """
     large = weight.numel() >= _SMALL_WEIGHT or len(rows) > _FEW_ROWS
     return large and rows.device.type == "cpu" and rows.dtype == torch.float32 and _HAS_ONEDNN
@@ -91,22 +91,24 @@ class Norm:
 
     weight: Tensor  # [D]
     eps: float
-    _twice: Tensor | None = field(init=False, repr=False)  # the weight beside itself, on a CPU
+    _doubled_weight: Tensor | None = field(init=False, repr=False)  # the weight beside itself, on a CPU
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_twice", self.weight.repeat(2) if self.weight.device.type == "cpu" else None)
+        object.__setattr__(self, "_doubled_weight", self.weight.repeat(2) if self.weight.device.type == "cpu" else None)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[N, D] to [N, D]."""
-        if self._twice is None:
+        """Normalises rows [N, D]."""
+        if self._doubled_weight is None:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         both = torch.cat([x, -x], -1)
-        return F.layer_norm(both, self._twice.shape, self._twice, None, self.eps)[:, : len(self.weight)]
+        return F.layer_norm(both, self._doubled_weight.shape, self._doubled_weight, None, self.eps)[
+            :, : len(self.weight)
+        ]
 
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """What a block computes with."""
+    """The weights and sizes a block computes with."""
 
     attention_norm: Norm
     qkv: Product  # D to (H_q + 2 H_kv) d: queries, keys, values
@@ -117,19 +119,19 @@ class BlockWeights:
     query_heads: int
     key_value_heads: int
     head_size: int
-    scaling: float  # of queries times keys
+    scaling: float  # factor for queries times keys
 
     @property
     def heads_together(self) -> int:
-        """G, how many query heads share a head of keys."""
+        """Returns G, how many query heads share a head of keys."""
         return self.query_heads // self.key_value_heads
 
 
 @dataclass(frozen=True)
 class Positions:
-    """Where the new positions of all rows are; the same for every block of a pass."""
+    """Where the new positions of all rows are; the same for every block in a pass."""
 
-    cos: Tensor  # [R, W, 1, d], of the rotary embedding
+    cos: Tensor  # [R, W, 1, d], for the rotary embedding
     sin: Tensor  # [R, W, 1, d], the first half negated
     index: Tensor  # [R * W] int64, row * capacity + position
     mask: Tensor  # [R, 1, G W, visible], added to the scores; G query heads share a head of keys
@@ -138,12 +140,12 @@ class Positions:
     def of(
         start: Tensor, window: int, rotary: "Rotary", capacity: int, visible: int, heads_together: int
     ) -> "Positions":
-        """For rows whose new positions are start .. start + window - 1.
+        """Prepares rows whose new positions are start .. start + window - 1.
 
         Args:
             start: [R] int64.
-            capacity: positions that the buffer of keys and values has for each row.
-            visible: positions that attention looks at, at least every start + window.
+            capacity: positions per row in the buffer of keys and values.
+            visible: how many positions attention looks at, at least every start + window.
             heads_together: G.
         """
         device, dtype = start.device, rotary.cos.dtype
@@ -151,7 +153,7 @@ class Positions:
         row = torch.arange(len(start), device=device).unsqueeze(1)
         ahead = torch.arange(visible, device=device) > position.unsqueeze(-1)
         mask = torch.zeros(ahead.shape, dtype=dtype, device=device).masked_fill_(ahead, -torch.inf)
-        known = position.clamp(max=len(rotary.cos) - 1)  # beyond lie guesses that nobody reads
+        known = position.clamp(max=len(rotary.cos) - 1)  # later positions hold guesses that nobody reads
         return Positions(
             rotary.cos[known].unsqueeze(2),
             rotary.sin[known].unsqueeze(2),
@@ -162,29 +164,29 @@ class Positions:
 
 @dataclass(frozen=True)
 class Rotary:
-    """Tables of the rotary embedding: rotate(x) = x cos + roll(x, d / 2) sin."""
+    """Tables for the rotary embedding: rotate(x) = x cos + roll(x, d / 2) sin."""
 
     cos: Tensor  # [positions, d]
     sin: Tensor  # [positions, d], the first half negated
 
     @staticmethod
     def of(cos: Tensor, sin: Tensor) -> "Rotary":
-        """From cosines and sines [positions, d], each half the same."""
+        """Makes the tables from cosines and sines [positions, d], each half the same."""
         low, high = sin.chunk(2, -1)
         return Rotary(cos.contiguous(), torch.cat([-low, high], -1))
 
 
 @dataclass(frozen=True)
 class PassStart:
-    """Where the new positions of all rows are, before a `Positions` is made of it; our own kernels need no more."""
+    """Where the new positions of all rows are. Our own kernels take it as it is; on tensors it becomes a `Positions`."""
 
-    start: Tensor  # [R] int64, of the new positions of each row
+    start: Tensor  # [R] int64, each row's first new position
     rotary: Rotary
     visible: int  # positions that attention looks at, at least every start + W
 
 
 def attention(queries: Tensor, keys_values: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """Softmax attention of grouped heads.
+    """Computes softmax attention with grouped heads.
 
     Args:
         queries: [R, W, H_q, d].
@@ -199,14 +201,14 @@ def attention(queries: Tensor, keys_values: Tensor, mask: Tensor, scaling: float
     if groups == 1:
         mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=mask, scale=scaling)
         return mixed.transpose(1, 2).reshape(rows * window, query_heads * size)
-    # Heads that share keys stand below each other, as if they were positions.
+    # Heads that share keys are stacked as if they were positions.
     stacked = queries.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     mixed = F.scaled_dot_product_attention(stacked, keys, values, attn_mask=mask, scale=scaling)
     return mixed.unflatten(2, (groups, window)).permute(0, 3, 1, 2, 4).reshape(rows * window, query_heads * size)
 
 
 def block(x: Tensor, weights: BlockWeights, keys_values: Tensor, place: Positions) -> Tensor:
-    """The block's output for the new positions; their keys and values are written into the buffer.
+    """Computes the block's output for the new positions, and writes their keys and values into the buffer.
 
     Args:
         x: [R * W, D].
@@ -239,22 +241,22 @@ def run_blocks(
     layers: Sequence[int],
     run: Callable[[Tensor, BlockWeights, Tensor, Positions], Tensor] = block,
 ) -> Tensor:
-    """Runs all blocks, and keeps what those read out leave.
+    """Runs all blocks, and keeps the outputs of those that are read.
 
     Args:
         x: [R * W, D], embeddings.
         keys_values: [N, R, capacity, 2, H_kv, d].
         layers: in 1 .. N-1, ascending; layer j is the output of block j.
-        run: `block`, or what it was compiled to.
+        run: `block`, or its compiled form.
     Returns:
-        [len(layers) + 1, R * W, D]: of the layers, then of the final block, all before the final norm.
+        [len(layers) + 1, R * W, D]: hidden states of the layers, then of the final block, all before the final norm.
     """
-    found = []
+    states = []
     for number, (weights, own) in enumerate(zip(blocks, keys_values.unbind(0), strict=True), 1):
         x = run(x, weights, own, place)
         if number in layers:
-            found.append(x)
-    return torch.stack([*found, x])
+            states.append(x)
+    return torch.stack([*states, x])
 
 
 def run_whole(
@@ -277,5 +279,5 @@ def run_whole(
 
 
 def buffer_shape(blocks: Sequence[BlockWeights], rows: int, positions: int) -> tuple[int, ...]:
-    """Of the keys and values of all blocks: [N, rows, positions, 2, H_kv, d]."""
+    """Returns the shape for the keys and values of all blocks: [N, rows, positions, 2, H_kv, d]."""
     return len(blocks), rows, positions, 2, blocks[0].key_value_heads, blocks[0].head_size

@@ -1,7 +1,6 @@
-"""The blocks on a GPU, by kernels of ours: six launches a block, or nine with the library's products.
+"""The triton backend of the blocks, on a GPU: six launches per block.
 
-Written out on tensors they are in `block`, which is their reference. With our own products (`run_blocks`) what a row gives
-has the same bits however many rows are beside it; with the library's (`block_with_library`) that depends on the library.
+`block_torch` is their reference. A row's result has the same bits however many rows are beside it.
 """
 
 from collections.abc import Sequence
@@ -13,12 +12,12 @@ from janus_dola.kernels.block_torch import BlockWeights, Matrix, PassStart
 from janus_dola.kernels.gpu import block_matmul
 from janus_dola.kernels.gpu.attention import attend
 
-# Rows of queries that share keys, and numbers of a head, in a program of the attention kernel.
+# What one program of the attention kernel holds: rows of queries that share keys, and numbers per head.
 _MOST_QUERIES, _MOST_HEAD_SIZE = 64, 128
 
 
 def why_not(blocks: Sequence[BlockWeights], window: int) -> str | None:
-    """What keeps these blocks from our own products, in words that follow "needs"; None if nothing does.
+    """Says what keeps these blocks from our own products, in words that follow "needs"; None if nothing does.
 
     float16 is left to the library: x times the norm's weight, which our products read, can be too large for it.
     """
@@ -41,34 +40,19 @@ def why_not(blocks: Sequence[BlockWeights], window: int) -> str | None:
     return None
 
 
-def block_with_library(x: Tensor, weights: BlockWeights, keys_values: Tensor, place: PassStart) -> Tensor:
-    """A block with the library's norms and products, and our attention and gate; as `block.block`, for `block.run_blocks`.
-
-    Args:
-        x: [R * W, D].
-        keys_values: [R, capacity, 2, H_kv, d].
-    Returns:
-        [R * W, D], a new tensor.
-    """
-    with torch.cuda.device_of(x):
-        mixed = _attend(weights.qkv(weights.attention_norm(x)), weights, keys_values, place)
-        y = weights.output.added_to(x, mixed)
-        return weights.down.added_to(y, block_matmul.gate(weights.gate_up(weights.mlp_norm(y))))
-
-
 def run_blocks(
     x: Tensor, blocks: Sequence[BlockWeights], keys_values: Tensor, place: PassStart, layers: Sequence[int]
 ) -> Tensor:
-    """Runs all blocks by our own kernels. See `block.run_blocks`; `why_not` must be None.
+    """Runs all blocks by our own kernels. See `block_torch.run_blocks`; `why_not` must be None.
 
     Args:
         x: [R * W, D], embeddings.
         keys_values: [N, R, capacity, 2, H_kv, d].
         layers: in 1 .. N-1, ascending.
     Returns:
-        [len(layers) + 1, R * W, D]: of the layers, then of the final block, all before the final norm.
+        [len(layers) + 1, R * W, D]: hidden states of the layers, then of the final block, all before the final norm.
     """
-    found = []
+    states = []
     following = [*(weights.attention_norm.weight for weights in blocks[1:]), None]
     with torch.cuda.device_of(x):
         rows = block_matmul.weigh(x, blocks[0].attention_norm.weight)
@@ -76,8 +60,8 @@ def run_blocks(
         for number, (weights, own, norm_after) in enumerate(each, 1):
             rows = _block(rows, weights, own, place, norm_after)
             if number in layers:
-                found.append(rows.x)
-    return torch.stack([*found, rows.x])
+                states.append(rows.x)
+    return torch.stack([*states, rows.x])
 
 
 def _block(

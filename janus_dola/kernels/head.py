@@ -1,6 +1,6 @@
-"""The front of the head stage: hidden states of all layers in; code, premature layer and JSD per image out.
+"""The head stage, from hidden states of all layers to a code, a layer and a divergence per image, by one of three backends.
 
-It picks a backend; each computes the same:
+Each computes the same:
 
 - `reference`: layer by layer, as the formulas are written.
 - `torch`: all layers in one pass over the head's weights, on any device.
@@ -26,11 +26,11 @@ BACKENDS = (*_SCORES, "triton")
 
 
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend that a name stands for: "auto" is triton where it can run, and torch elsewhere.
+    """Resolves a backend's name: "auto" is triton where it can run, and torch elsewhere.
 
     Args:
         backend: "auto", "reference", "torch" or "triton".
-        device, dtype: of the hidden states.
+        device, dtype: where the hidden states are, and in which precision.
     Raises:
         ValueError: there is no such backend, or triton cannot run on this device or dtype.
     """
@@ -49,14 +49,14 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> s
 def head_scores(
     hidden_states: Tensor, head: Head, params: SamplingParams | SamplingTensors, backend: str = "auto"
 ) -> Scores:
-    """The contrasted distribution of each image, without drawing from it.
+    """Computes the contrasted scores of each image, without drawing a code.
 
     Args:
-        hidden_states: [L, R, D], the last position's output of each candidate block in ascending order, then that of the
-            final block, all before the final norm. Rows: B conditional, then B unconditional in the same order; without
+        hidden_states: [L, R, D], the last position's output of each block that is read, in ascending order and the final
+            block last, all before the final norm. Rows: B conditional, then B unconditional in the same order; without
             guidance, B.
-        head: final norm and image head, of the same dtype and device.
-        params: guidance, temperature, plausibility and the choice of layer, for all images or of each.
+        head: final norm and image head, in the same dtype and on the same device.
+        params: guidance, contrast, temperature and truncation, for all images or for each.
         backend: "auto", "reference", "torch" or "triton".
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
@@ -76,12 +76,12 @@ def sample_codes(
     position: int | Tensor,
     backend: str = "auto",
 ) -> SampledCodes:
-    """The next code of each image, drawn with counter-based noise.
+    """Draws the next code of each image with counter-based noise.
 
     Args:
         hidden_states, head, params, backend: as for `head_scores`.
         seeds: [B] int64, one per image.
-        position: of the token in its image, 0 .. T-1: [B] int64, or an int for all.
+        position: where the token stands in its image, 0 .. T-1: [B] int64, or an int for all.
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
     """
@@ -98,13 +98,13 @@ def sample_codes(
     backend = resolve_backend(backend, device, hidden_states.dtype)
     if backend == "triton":
         return head_triton.sample_codes(hidden_states, head, sampling, seeds, position)
-    found = _SCORES[backend](hidden_states, head, sampling)
-    code = gumbel_max(found.scores, sampling.temperature, seeds, position)
-    return SampledCodes(code, found.layer, found.jsd, found.finite)
+    scores = _SCORES[backend](hidden_states, head, sampling)
+    code = gumbel_max(scores.scores, sampling.temperature, seeds, position)
+    return SampledCodes(code, scores.layer, scores.jsd, scores.finite)
 
 
 def _checked(hidden_states: Tensor, head: Head, params: SamplingParams | SamplingTensors) -> SamplingTensors:
-    """The settings of each image. What `SamplingTensors` hold is on the device, and nothing waits for it here."""
+    """Returns the settings of each image. `SamplingTensors` are on the device, and nothing waits for their values here."""
     shape = list(hidden_states.shape)
     guided = params.cfg_weight is not None
     rows = "an even number of rows" if guided else "rows"
@@ -118,13 +118,9 @@ def _checked(hidden_states: Tensor, head: Head, params: SamplingParams | Samplin
         raise ValueError(
             f"hidden_states must be on the head's device, {head.norm_weight.device}, got {hidden_states.device}"
         )
-    last, images = shape[0] - 1, shape[1] // 2 if guided else shape[1]
+    images = shape[1] // 2 if guided else shape[1]
     if isinstance(params, SamplingTensors):
         if len(params.temperature) != images:
-            raise ValueError(f"sampling must be of {images} images, got {len(params.temperature)}")
+            raise ValueError(f"sampling must hold {images} images, got {len(params.temperature)}")
         return params
-    if params.premature is None and last == 0:
-        raise ValueError("hidden_states must hold at least one candidate layer beside the final one, got 1 layer")
-    if params.premature is not None and not 0 <= params.premature <= last:
-        raise ValueError(f"premature must lie in 0 .. {last} for {shape[0]} layers, got {params.premature}")
     return SamplingTensors.repeat(params, images, hidden_states)

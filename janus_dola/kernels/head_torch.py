@@ -1,4 +1,4 @@
-"""The head stage for all layers in one pass over the head's weights, on any device.
+"""The torch backend: the head stage for all layers in one pass over the head's weights, on any device.
 
 The same mathematics as `reference`, reordered: all layers are stacked into the rows of one matrix, and guidance is applied
 before the last Linear, which halves its rows. That is exact because the two coefficients of guidance sum to 1:
@@ -15,11 +15,11 @@ from janus_dola.kernels.block_torch import Matrix
 from janus_dola.kernels.packed import PackedHalf
 from janus_dola.kernels.types import Head, SamplingTensors, Scores
 
-_WEIGHTS_AT_ONCE = 1 << 21  # of 16-bit weights widened at a time: 8 MB of float32, which stays in a CPU's cache
+_WEIGHTS_AT_ONCE = 1 << 21  # 16-bit weights widened at a time: 8 MB in float32, which stays in a CPU's cache
 
 
 def linear(x: Tensor, weight: Tensor | PackedHalf, bias: Tensor | None) -> Tensor:
-    """x W^T + b accumulated and returned in the precision of x, float32 or float64, whatever that of the weights.
+    """Computes x W^T + b, accumulated and returned in the precision of x, float32 or float64, for weights in any.
 
     Args:
         x: [..., K] float32 or float64.
@@ -31,8 +31,8 @@ def linear(x: Tensor, weight: Tensor | PackedHalf, bias: Tensor | None) -> Tenso
     if isinstance(weight, PackedHalf) or weight.dtype == x.dtype:
         return Matrix(weight, bias)(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
     if x.is_cuda and x.dtype == torch.float32:
-        # Tensor cores multiply 16-bit operands and accumulate in float32. x goes in as a sum of two of 16 bits, which holds
-        # twice the digits: rounded to one, it would miss the accuracy asked for, since guidance multiplies the error by w.
+        # Tensor cores multiply 16-bit operands and accumulate in float32. x goes in as a sum of two 16-bit parts, which hold
+        # twice the digits. One part would miss the promised accuracy, since guidance multiplies the error by w.
         rows = x.flatten(0, -2)
         coarse = rows.to(weight.dtype)
         halves = torch.cat([coarse, (rows - coarse.float()).to(weight.dtype)])
@@ -44,7 +44,7 @@ def linear(x: Tensor, weight: Tensor | PackedHalf, bias: Tensor | None) -> Tenso
 
 
 def head_logits(hidden_states: Tensor, head: Head, cfg_weight: float | Tensor | None) -> Tensor:
-    """Guided logits of all layers: [L, R, D] to [L, B, V]; `cfg_weight` as for `reference.guide`."""
+    """Computes the guided logits of all layers: [L, R, D] to [L, B, V]; `cfg_weight` as for `reference.guide`."""
     x = reference.rms_norm(hidden_states, head.norm_weight, head.norm_eps)
     if head.proj_weight is not None:
         x = F.gelu(linear(x, head.proj_weight, head.proj_bias))
@@ -52,6 +52,6 @@ def head_logits(hidden_states: Tensor, head: Head, cfg_weight: float | Tensor | 
 
 
 def head_scores(hidden_states: Tensor, head: Head, sampling: SamplingTensors) -> Scores:
-    """The whole stage. See `janus_dola.kernels.head` for the arguments."""
+    """Computes the whole stage. See `janus_dola.kernels.head` for the arguments."""
     logits = head_logits(hidden_states, head, sampling.cfg_weight)
     return reference.decide(logits, reference.finite_images(hidden_states, logits.shape[1]), sampling)

@@ -4,28 +4,32 @@
     project    x -> Linear; then GELU, guidance           y      [L, B, E], two launches
     codebook   y -> last Linear                           logits [L, B, V] float32, with partial softmax sums
     sweep      logits -> JSD, M, F -> Gumbel-max          code, premature layer, JSD [B]
-    truncate   F -> top-k, top-p                          F [B, V], which goes through the sweep again; where asked for
+    truncate   F -> top-k, top-p                          F [B, V], which goes through the sweep again; only if asked for
 
-Without a projection guidance follows the norm at once.
+Without a projection guidance follows the norm at once. The sweep is DoLa's; other methods run in torch on the logits
+(`contrast.METHODS`), and their F goes through `truncate` and a second sweep as truncated scores do.
 
 It is one custom operator of torch, so that it runs eagerly, under torch.compile without a graph break and in a CUDA graph.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from janus_dola.kernels.contrast import METHODS
 from janus_dola.kernels.gpu.codebook import codebook
 from janus_dola.kernels.gpu.launch import INTERPRETED, unsupported
 from janus_dola.kernels.gpu.normalise import normalise
 from janus_dola.kernels.gpu.project import project
-from janus_dola.kernels.gpu.sweep import scores, sweep
-from janus_dola.kernels.gpu.truncate import race_of, truncate
+from janus_dola.kernels.gpu.sweep import as_single_layer_logits, scores, sweep
+from janus_dola.kernels.gpu.truncate import truncate
 from janus_dola.kernels.types import Head, SampledCodes, SamplingTensors, Scores
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_SWEPT = "dola"  # the method that the sweep computes
 
 
 @torch.library.custom_op("janus_dola::sample_codes", mutates_args=())
@@ -37,10 +41,11 @@ def _sample_codes(
     code_bias: Tensor | None,
     proj_weight: Tensor | None,
     proj_bias: Tensor | None,
+    method: str,
+    names: str,  # of the method's numbers, separated by blanks
+    numbers: Sequence[Tensor],
     cfg_weight: Tensor | None,
     temperature: Tensor,
-    log_alpha: Tensor,
-    premature: Tensor,
     top_k: Tensor | None,
     top_p: Tensor | None,
     seeds: Tensor,
@@ -48,31 +53,36 @@ def _sample_codes(
     with_scores: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     head = Head(norm_weight, norm_eps, code_weight, code_bias, proj_weight, proj_bias)
-    sampling = SamplingTensors(cfg_weight, temperature, log_alpha, premature, top_k, top_p)
-    images, truncates = len(temperature), top_k is not None
-    # Triton launches on the current device, which need not be that of the tensors.
+    contrast = dict(zip(names.split(), numbers, strict=True))
+    sampling = SamplingTensors(method, contrast, cfg_weight, temperature, top_k, top_p)
+    # Triton launches on the current device, which need not be where the tensors are.
     with torch.cuda.device_of(hidden_states):
-        arrived = torch.empty(images, dtype=torch.int32, device=hidden_states.device)
         if proj_weight is None:
-            x = normalise(hidden_states, head, cfg_weight, arrived)
+            x = normalise(hidden_states, head, cfg_weight)
         else:
-            x = project(normalise(hidden_states, head, None, arrived), head, cfg_weight)
-        logits = codebook(x, head)
-        drawn = sweep(*logits, arrived, sampling, seeds, position)
-        code, wanted = drawn.code, logits[0].new_empty(0)
-        if with_scores or truncates:
-            wanted = scores(*logits, drawn.layer, sampling)
-        if truncates:
-            truncate(wanted, sampling)
-            rest = replace(sampling, log_alpha=torch.full_like(log_alpha, -math.inf))
-            code = sweep(*race_of(wanted), arrived.zero_(), rest, seeds, position).code
-    return code, drawn.layer, drawn.jsd, drawn.finite, wanted if with_scores else logits[0].new_empty(0)
+            x = project(normalise(hidden_states, head, None), head, cfg_weight)
+        logits, tile_max, tile_sum = codebook(x, head)
+        code, out = None, logits.new_empty(0)
+        if method == _SWEPT:
+            swept = sweep(logits, tile_max, tile_sum, sampling, seeds, position)
+            code, layer, jsd, finite = swept.code, swept.layer, swept.jsd, swept.finite
+            if with_scores or top_k is not None:
+                out = scores(logits, tile_max, tile_sum, layer, sampling)
+        else:
+            out, layer, jsd = METHODS[method](logits, **contrast)
+            finite = tile_sum.sum((0, 2)).isfinite()
+        if top_k is not None:
+            truncate(out, sampling)
+        if code is None or top_k is not None:
+            everything = {"log_alpha": torch.full_like(temperature, -math.inf), "premature": torch.zeros_like(seeds)}
+            code = sweep(*as_single_layer_logits(out), replace(sampling, contrast=everything), seeds, position).code
+    return code, layer, jsd, finite, out if with_scores else logits.new_empty(0)
 
 
 @_sample_codes.register_fake
 def _(
-    hidden_states, norm_weight, norm_eps, code_weight, code_bias, proj_weight, proj_bias, cfg_weight, temperature,
-    log_alpha, premature, top_k, top_p, seeds, position, with_scores,
+    hidden_states, norm_weight, norm_eps, code_weight, code_bias, proj_weight, proj_bias, method, names, numbers,
+    cfg_weight, temperature, top_k, top_p, seeds, position, with_scores,
 ):  # fmt: skip
     images = temperature.shape[0]
     return (
@@ -85,7 +95,7 @@ def _(
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What keeps the kernels from running on such tensors, in words that follow "needs"; None if nothing does."""
+    """Says what keeps the kernels from running on such tensors, in words that follow "needs"; None if nothing does."""
     if dtype not in DTYPES:
         return f"float16, bfloat16 or float32, got {dtype}"
     if device.type == "cpu" and INTERPRETED:
@@ -100,14 +110,14 @@ def _run(
 ) -> tuple[Tensor, ...]:
     return _sample_codes(
         hidden_states.contiguous(), head.norm_weight, head.norm_eps, head.code_weight, head.code_bias, head.proj_weight,
-        head.proj_bias, sampling.cfg_weight, sampling.temperature, sampling.log_alpha, sampling.premature,
-        sampling.top_k, sampling.top_p, seeds, position, with_scores,
+        head.proj_bias, sampling.method, " ".join(sampling.contrast), list(sampling.contrast.values()),
+        sampling.cfg_weight, sampling.temperature, sampling.top_k, sampling.top_p, seeds, position, with_scores,
     )  # fmt: skip
 
 
 def head_scores(hidden_states: Tensor, head: Head, sampling: SamplingTensors) -> Scores:
-    """The contrasted distributions. See `janus_dola.kernels.head` for the arguments."""
-    nothing = torch.zeros_like(sampling.premature)  # the code that it draws is not used
+    """Computes the contrasted scores. See `janus_dola.kernels.head` for the arguments."""
+    nothing = torch.zeros_like(sampling.temperature, dtype=torch.int64)  # the code that it draws is not used
     _, layer, jsd, finite, scores = _run(hidden_states, head, sampling, nothing, nothing, with_scores=True)
     return Scores(scores, layer, jsd, finite)
 
@@ -115,7 +125,7 @@ def head_scores(hidden_states: Tensor, head: Head, sampling: SamplingTensors) ->
 def sample_codes(
     hidden_states: Tensor, head: Head, sampling: SamplingTensors, seeds: Tensor, position: int | Tensor
 ) -> SampledCodes:
-    """The next codes. See `janus_dola.kernels.head` for the arguments."""
+    """Draws the next codes. See `janus_dola.kernels.head` for the arguments."""
     if not isinstance(position, Tensor):
         position = torch.full_like(seeds, position)
     return SampledCodes(*_run(hidden_states, head, sampling, seeds, position, with_scores=False)[:4])

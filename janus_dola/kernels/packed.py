@@ -1,7 +1,7 @@
 """A weight in float16, laid out for a CPU: half the bytes of float32 to read, at float32's accuracy.
 
 FBGEMM, which torch's builds for x86 hold, widens float16 weights in its registers and multiplies and sums in float32. So the
-product differs from the exact one of these weights by float32's rounding alone. Each row's bits are the same wherever it
+product differs from the exact one by float32's rounding alone. Each row's bits are the same wherever it
 stands among a fixed number of rows (tests/kernels/test_packed.py).
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def can_pack() -> bool:
-    """Whether this torch has FBGEMM's products, and this processor runs them: x86 with AVX2."""
+    """Returns whether this torch has FBGEMM's products, and this processor runs them: x86 with AVX2."""
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
@@ -23,10 +23,10 @@ class PackedHalf:
     Args:
         weight: [O, K] on the CPU, in any floating dtype; rounded to float16.
     Raises:
-        ValueError: a number of the weight is not finite in float16.
+        ValueError: a weight is not finite in float16.
     """
 
-    dtype, device = torch.float32, torch.device("cpu")  # of the rows it is applied to
+    dtype, device = torch.float32, torch.device("cpu")  # what rows it is applied to
 
     def __init__(self, weight: Tensor) -> None:
         half = weight.detach().to(torch.float16)
@@ -39,7 +39,7 @@ class PackedHalf:
         self._packed = torch.ops.quantized.linear_prepack_fp16(half.float(), None)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """[N, K] float32 to [N, O] float32."""
+        """Multiplies rows [N, K] float32 to [N, O] float32."""
         padding = _rows_alike(len(rows)) - len(rows)
         product = torch.ops.quantized.linear_dynamic_fp16(
             F.pad(rows, (0, 0, 0, padding)) if padding else rows, self._packed
@@ -47,7 +47,7 @@ class PackedHalf:
         return product[: len(rows)]
 
     def unpack(self) -> Tensor:
-        """[O, K] float16, a copy."""
+        """Returns a copy of the weight, [O, K] float16."""
         return torch.ops.quantized.linear_unpack_fp16(self._packed)[0]
 
 

@@ -1,45 +1,38 @@
-"""How a token is chosen, in plain numbers. Importing it does not import torch, so that settings are checked quickly."""
+"""How a code is chosen, in plain numbers. This module does not import torch, so that settings are checked quickly."""
 
 import math
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 
 SMALLEST_TEMPERATURE = 1e-6
 MAX_TOP_K = 2**31 - 1
 
 
-def check_alpha(alpha: float) -> None:
-    """Raises ValueError where the plausibility threshold lies outside [0, 1]."""
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-
-
 def log_of(alpha: float) -> float:
-    """log alpha; -inf for 0."""
+    """Returns log alpha; -inf for 0."""
     return math.log(alpha) if alpha > 0 else -math.inf
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How a token is chosen from the stack of layers.
+    """How a code is chosen from the layers read, for one image.
 
     Attributes:
-        cfg_weight: w of classifier-free guidance, finite. None: there is none, and every row is an image of its own.
-        temperature: T, at least 1e-6, or 0 for greedy: with less the scores' last bits would decide, not the noise.
-        alpha: threshold of the adaptive plausibility constraint, in [0, 1]; 0 admits every code.
-        premature: index into the stack of the layer to contrast with; None takes the one with the largest JSD, and the
-            index of the last (the final layer) means no contrast.
-        top_k: codes to draw from, the most probable ones; 0 for all.
+        method: how the layers are contrasted, a key of `kernels.contrast.METHODS`.
+        contrast: the method's own numbers by name: ints and floats.
+        cfg_weight: w of classifier-free guidance, finite. None: no guidance, and every row is an image.
+        temperature: T: 0 is greedy, otherwise at least 1e-6. Below that, rounding of F / T outweighs the noise.
+        top_k: how many codes are drawn from, the most probable ones; 0 for all.
         top_p: share of softmax(F / T) that the codes drawn from hold, in (0, 1]; 1 for all. See `reference.truncate`.
 
     Raises:
         ValueError: a value is out of range.
     """
 
+    method: str
+    contrast: Mapping[str, float] = field(hash=False)
     cfg_weight: float | None = 5.0
     temperature: float = 1.0
-    alpha: float = 0.1
-    premature: int | None = None
     top_k: int = 0
     top_p: float = 1.0
 
@@ -52,7 +45,6 @@ class SamplingParams:
             raise ValueError(
                 f"temperature must be 0 (greedy) or at least {SMALLEST_TEMPERATURE}, got {self.temperature}"
             )
-        check_alpha(self.alpha)
         if not 0 <= self.top_k <= MAX_TOP_K:
             raise ValueError(f"top_k must be an int in 0 .. {MAX_TOP_K} (0 keeps all), got {self.top_k}")
         if not 0 < self.top_p <= 1:
@@ -60,10 +52,10 @@ class SamplingParams:
 
     @property
     def truncates(self) -> bool:
-        """Whether some plausible codes are not drawn."""
+        """Returns whether top-k or top-p leaves codes out."""
         return self.top_k > 0 or self.top_p < 1
 
     @property
     def kind(self) -> Hashable:
-        """What of it decides which kernels run: images of one kind can share a pass."""
-        return self.cfg_weight is None, self.truncates
+        """Returns what decides which kernels run: images of equal `kind` can share a pass."""
+        return self.method, self.cfg_weight is None, self.truncates

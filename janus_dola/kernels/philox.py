@@ -25,13 +25,13 @@ SMALLEST_U, LARGEST_U = 2.0**-33, 1.0 - 2.0**-24  # keep both logarithms finite 
 
 
 def philox_4x32_10(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words]) -> tuple[Words, ...]:
-    """Ten rounds of Philox on 32-bit words held in int64 tensors, or in numpy's arrays.
+    """Computes ten rounds of Philox on 32-bit words held in int64 tensors, or in numpy's arrays.
 
     Args:
         counter: four broadcastable int64 tensors with values in [0, 2^32).
-        key: two of the same kind.
+        key: two more tensors of the same kind.
     Returns:
-        four of the broadcast shape, values in [0, 2^32).
+        four tensors in the broadcast shape, values in [0, 2^32).
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -49,13 +49,13 @@ def philox_4x32_10(counter: tuple[Words, Words, Words, Words], key: tuple[Words,
 
 
 def random_words(seeds: Tensor, position: int | Tensor, num_codes: int) -> Tensor:
-    """The 32-bit word of each code: [B, V] int64 in [0, 2^32); the arguments are those of `gumbel_noise`."""
+    """Returns the 32-bit word of each code: [B, V] int64 in [0, 2^32); arguments as for `gumbel_noise`."""
     quads = torch.arange((num_codes + 3) // 4, device=seeds.device).unsqueeze(0)
     zero = torch.zeros_like(quads)
     place = zero + (position.unsqueeze(1) if isinstance(position, Tensor) else position)
     low, high = (seeds & _MASK).unsqueeze(1), ((seeds >> 32) & _MASK).unsqueeze(1)
     words: tuple[Tensor, ...]
-    if seeds.device.type == "cpu":  # numpy begins each of these 150 small operations in a third of the time
+    if seeds.device.type == "cpu":  # numpy starts each of these 150 small operations in a third of the time
         quad, at, none = quads.numpy(), place.numpy(), zero.numpy()
         words = tuple(map(torch.from_numpy, philox_4x32_10((quad, at, none, none), (low.numpy(), high.numpy()))))
     else:
@@ -64,11 +64,11 @@ def random_words(seeds: Tensor, position: int | Tensor, num_codes: int) -> Tenso
 
 
 def gumbel_noise(seeds: Tensor, position: int | Tensor, num_codes: int) -> Tensor:
-    """Standard Gumbel noise per image and code.
+    """Returns standard Gumbel noise per image and code.
 
     Args:
         seeds: [B] int64, one per image.
-        position: of the token in its image, 0 .. T-1: [B] int64, or an int for all.
+        position: where the token stands in its image, 0 .. T-1: [B] int64, or an int for all.
         num_codes: V.
     Returns:
         [B, V] float32, finite.

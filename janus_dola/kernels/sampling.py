@@ -7,13 +7,13 @@ from janus_dola.kernels.philox import gumbel_noise
 
 
 def gumbel_max(scores: Tensor, temperature: float | Tensor, seeds: Tensor, position: int | Tensor) -> Tensor:
-    """A draw from softmax(F / T) as argmax(F / T + G), G from `philox.gumbel_noise`; greedy at T = 0.
+    """Draws from softmax(F / T) as argmax(F / T + G), G from `philox.gumbel_noise`; greedy at T = 0.
 
     Args:
         scores: [B, V], F; -inf is never drawn.
         temperature: T >= 0, [B] or a number for all.
         seeds: [B] int64.
-        position: of the token in its image: [B] int64, or an int for all.
+        position: where the token stands in its image: [B] int64, or an int for all.
     Returns:
         [B] int64.
     """
@@ -23,7 +23,7 @@ def gumbel_max(scores: Tensor, temperature: float | Tensor, seeds: Tensor, posit
 
 
 def _tempered(scores: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
-    """F / T, and which images [B, 1] are greedy: their F stays as it is."""
+    """Returns F / T, and which images [B, 1] are greedy: their F stays as it is."""
     if not isinstance(temperature, Tensor):
         temperature = torch.full_like(scores[:, 0], temperature)
     greedy = (temperature == 0).unsqueeze(-1)
@@ -33,7 +33,7 @@ def _tempered(scores: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tens
 def multinomial(
     scores: Tensor, temperature: float | Tensor, finite: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """A draw from softmax(F / T) by torch.multinomial, as in upstream loops; greedy at T = 0.
+    """Draws from softmax(F / T) by torch.multinomial, as in upstream loops; greedy at T = 0.
 
     Args:
         scores: [B, V].

@@ -3,14 +3,14 @@
 Letters: L layers, R rows, B images, D hidden size, E head width, V codes.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from janus_dola.kernels.packed import PackedHalf
-from janus_dola.kernels.params import SamplingParams, log_of
+from janus_dola.kernels.params import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -60,97 +60,104 @@ class Head:
 
     @property
     def hidden_size(self) -> int:
-        """D."""
+        """Returns D."""
         return self.norm_weight.shape[0]
 
     @property
     def num_codes(self) -> int:
-        """V."""
+        """Returns V."""
         return self.code_weight.shape[0]
-
-
-BY_JSD = -1  # in place of an index: the layer with the largest JSD
 
 
 @dataclass(frozen=True)
 class SamplingTensors:
-    """`SamplingParams` of B images as tensors: images of different settings share a pass, and a graph reads them anew."""
+    """`SamplingParams` for B images as tensors: images with different settings share a pass, and a graph reads them anew."""
 
+    method: str  # the same for all images
+    contrast: dict[str, Tensor]  # the method's own numbers, [B] each: int64, or the dtype of the temperature
     cfg_weight: Tensor | None  # [B] float32 (float64 for float64 hidden states); None: no guidance for any image
     temperature: Tensor  # [B], the same dtype
-    log_alpha: Tensor  # [B], the same dtype; -inf admits every code
-    premature: Tensor  # [B] int64: index into the stack, the last for no contrast; or `BY_JSD`
-    top_k: Tensor | None = None  # [B] int64, 0 for all codes. None: nothing is truncated for any image, nor by `top_p`
+    top_k: Tensor | None = (
+        None  # [B] int64, 0 for all codes. None: neither top-k nor top-p leaves out codes of any image
+    )
     top_p: Tensor | None = None  # [B], the dtype of the temperature; 1 for all codes
 
     @classmethod
     def repeat(cls, params: SamplingParams, images: int, like: Tensor) -> "SamplingTensors":
-        """One for so many images, on the device of a tensor and as precise as its arithmetic."""
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        """Repeats one image's numbers `images` times, on the device of `like` and in the precision of its arithmetic."""
 
-        def full(value: float, dtype: torch.dtype) -> Tensor:
-            return torch.full((images,), value, dtype=dtype, device=like.device)
+        def full(values: list[float], dtype: torch.dtype) -> Tensor:
+            return torch.full((images,), values[0], dtype=dtype, device=like.device)
 
-        return cls(
-            None if params.cfg_weight is None else full(params.cfg_weight, dtype),
-            full(params.temperature, dtype),
-            full(log_of(params.alpha), dtype),
-            full(BY_JSD if params.premature is None else params.premature, torch.int64),
-            full(params.top_k, torch.int64) if params.truncates else None,
-            full(params.top_p, dtype) if params.truncates else None,
-        )
+        return cls._from([params], full, torch.float64 if like.dtype == torch.float64 else torch.float32)
 
     @classmethod
-    def of(cls, sampling: Sequence[SamplingParams], like: Tensor) -> "SamplingTensors":
-        """Guided settings of images of one kind, on the device of a float32 or float64 tensor, without waiting for it."""
-        dtype, device = like.dtype, like.device
+    def of(cls, params: Sequence[SamplingParams], like: Tensor) -> "SamplingTensors":
+        """Collects the numbers of images of one kind on the device of a float32 or float64 tensor, without a wait."""
 
-        def column(values: list, dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+        def column(values: list[float], dtype: torch.dtype) -> Tensor:
+            pinned = torch.tensor(values, dtype=dtype, pin_memory=like.device.type == "cuda")
+            return pinned.to(like.device, non_blocking=True)
 
-        truncates = any(each.truncates for each in sampling)
+        return cls._from(params, column, like.dtype)
+
+    @classmethod
+    def _from(
+        cls, params: Sequence[SamplingParams], tensor: Callable[[list[float], torch.dtype], Tensor], dtype: torch.dtype
+    ) -> "SamplingTensors":
+        first, truncates = params[0], any(each.truncates for each in params)
+        weights = [each.cfg_weight for each in params if each.cfg_weight is not None]
+        contrast = {name: [each.contrast[name] for each in params] for name in first.contrast}
         return cls(
-            column([each.cfg_weight for each in sampling], dtype),
-            column([each.temperature for each in sampling], dtype),
-            column([log_of(each.alpha) for each in sampling], dtype),
-            column([BY_JSD if each.premature is None else each.premature for each in sampling], torch.int64),
-            column([each.top_k for each in sampling], torch.int64) if truncates else None,
-            column([each.top_p for each in sampling], dtype) if truncates else None,
+            first.method,
+            {
+                name: tensor(values, torch.int64 if isinstance(values[0], int) else dtype)
+                for name, values in contrast.items()
+            },
+            tensor(weights, dtype) if weights else None,
+            tensor([each.temperature for each in params], dtype),
+            tensor([each.top_k for each in params], torch.int64) if truncates else None,
+            tensor([each.top_p for each in params], dtype) if truncates else None,
         )
 
     def put(self, slots: Tensor, others: "SamplingTensors", window: int) -> None:
-        """Images of the same kind take the place of those in some slots, whose settings stand here `window` times each.
+        """Overwrites the settings of some slots, each of which stands here `window` times.
 
         Args:
-            slots: [n] int64, of [B / window].
-            others: of n images.
+            slots: [n] int64, in 0 .. B / window - 1.
+            others: the settings of n images of the same kind.
+        Raises:
+            ValueError: the images are of another kind.
         """
-        for field in fields(self):
-            mine, new = getattr(self, field.name), getattr(others, field.name)
-            if (mine is None) != (new is None):
-                raise ValueError(f"images must be of one kind: {field.name} is None for some of them")
-            if mine is not None:
-                mine.view(-1, window)[slots] = new.unsqueeze(1)
+        if self.method != others.method:
+            raise ValueError(f"images must be of one kind: {self.method} for some of them, {others.method} for others")
+        replaced = others._by_name()
+        for name, tensor in self._by_name().items():
+            new = replaced[name]
+            if tensor is None or new is None:
+                if tensor is not new:
+                    raise ValueError(f"images must be of one kind: {name} is None for some of them")
+                continue
+            tensor.view(-1, window)[slots] = new.unsqueeze(1)
+
+    def _by_name(self) -> dict[str, Tensor | None]:
+        own = {"cfg_weight": self.cfg_weight, "temperature": self.temperature}
+        return {**own, "top_k": self.top_k, "top_p": self.top_p, **self.contrast}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The contrasted distribution of each image, before temperature."""
+    """The contrasted scores of each image, before temperature."""
 
-    scores: Tensor  # [B, V] float32 (float64 for float64 input), F; -inf outside V_head and what `top_k`, `top_p` leave
+    scores: Tensor  # [B, V] float32 (float64 for float64 input), F; -inf for codes that are not drawn
     layer: Tensor  # [B] int64, index into the stack of the layer contrasted with
     jsd: Tensor  # [B], its Jensen-Shannon divergence from the final layer, nats
     finite: Tensor  # [B] bool, False where hidden states or logits were not finite
 
-    @property
-    def p_hat(self) -> Tensor:
-        """[B, V], sums to 1 in each row."""
-        return self.scores.softmax(-1)
-
 
 @dataclass(frozen=True)
 class SampledCodes:
-    """One decoded token per image."""
+    """The code drawn for each image."""
 
     code: Tensor  # [B] int64
     layer: Tensor  # [B] int64, as in Scores

@@ -107,7 +107,7 @@ class EngineThread:
         self.engine, self.image_model, self.longest = engine, engine.image_model, longest
         self.queue: FairQueue[ImageRequest] = FairQueue(max_waiting)
         self._metrics = metrics
-        self._plan = make_plan(self.image_model, DrawSettings(dola=None), backend=backend, launch=launch)
+        self._plan = make_plan(self.image_model, DrawSettings(contrast=None), backend=backend, launch=launch)
         self._slots = slots or engine.fit(longest)
         self._busy, self._drawn = 0.0, 0  # seconds spent drawing, and images drawn
         self._pictures = ThreadPoolExecutor(1, "pictures")  # decodes pixels while drawing goes on

@@ -14,7 +14,7 @@ from janus_dola.images.recipe import Recipe
 from janus_dola.models.model import PromptRows
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.engine_thread import Event, ImageRequest
-from janus_dola.settings import SETTINGS, DoLaConfig, DrawSettings, Setting
+from janus_dola.settings import SETTINGS, DrawSettings, Setting
 
 MAX_IMAGES = 10  # per request
 MAX_PROMPT_TOKENS = 512
@@ -25,6 +25,7 @@ _MAX_RANDOM_SEED = 2**53 - 1  # JavaScript's integers end there
 def _field(name: str, setting: Setting) -> tuple[Any, Any]:
     """Returns the field of a request for a setting; `DrawSettings` checks what the field does not."""
     kind = list[int] | Literal["auto"] if name == "candidate_layers" else setting.type
+    kind = kind | None if name == "contrast" else kind
     return kind, Field(setting.default, description=setting.help, **_BOUNDS.get(name, {}))
 
 
@@ -119,7 +120,7 @@ class Reader:
             raise InvalidError("partial_images", f"partial_images must be 0 without stream, got {body.partial_images}")
         settings = self._settings(body)
         rows = self._rows(body.prompt, settings.negative_prompt)
-        layers = self._layers(settings.dola)
+        layers = settings.layers_to_share(self.image_model.num_layers)
         params = settings.sampling_params(layers)
         count = body.n or 1
         seed = random.randint(0, _MAX_RANDOM_SEED - MAX_IMAGES) if body.seed is None else body.seed
@@ -144,9 +145,9 @@ class Reader:
         )
 
     def _settings(self, body: ImagesRequest) -> DrawSettings:
-        given = body.model_dump(include=set(SETTINGS))
+        given = body.model_dump(include=set(SETTINGS), exclude_unset=True)
         last = self.image_model.num_layers - 1
-        layers, forced = given["candidate_layers"], given["premature_layer"]
+        layers, forced = given.get("candidate_layers", "auto"), given.get("premature_layer")
         if layers != "auto" and not all(1 <= layer <= last for layer in layers):
             raise InvalidError("candidate_layers", f"candidate_layers must lie in 1 .. {last}, got {layers}")
         if isinstance(forced, int) and not 1 <= forced <= last:
@@ -171,10 +172,3 @@ class Reader:
         if len(token_ids) > self.longest:
             raise InvalidError(field, f"{field} must have at most {self.longest} tokens, got {len(token_ids)}")
         return token_ids
-
-    def _layers(self, dola: DoLaConfig | None) -> tuple[int, ...]:
-        """Returns the layers that passes read: the candidates, so that most requests can share passes; or only a forced
-        layer, where it is no candidate."""
-        shared = tuple(replace(dola or DoLaConfig(), premature_layer=None).layers_to_read(self.image_model.num_layers))
-        forced = None if dola is None else dola.premature_layer
-        return (forced,) if isinstance(forced, int) and forced not in shared else shared

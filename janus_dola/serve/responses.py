@@ -35,7 +35,7 @@ class ResponseWriter:
         entry: dict[str, Any] = {
             **({"b64_json": _base64(content)} if keep is None else {"url": keep(content, self._request.image_format)}),
             "seed": recipe.seed,
-            "settings": {"dola": True, **recipe.settings.named()},
+            "settings": recipe.settings.to_json(),
             "layers": {str(layer): count for layer, count in counts_of(image.codes.premature_layers).items()},
             "mean_jsd": round(float(image.codes.jsd.mean()), 6),
             "passes": int(image.codes.passes),

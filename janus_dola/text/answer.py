@@ -1,4 +1,4 @@
-"""Janus' other half: answers to questions about pictures, with DoLa or without."""
+"""Answers to questions about pictures, with a contrast of layers or without."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from janus_dola.arguments import integer, number
+from janus_dola.arguments import integer, number, shown
+from janus_dola.contrasts import Contrast
 from janus_dola.models.families.janus_prompts import IMAGE_PLACEHOLDER, question_ids, special_tokens
 from janus_dola.models.model import ImageModel
 from janus_dola.models.prompts import token_id
-from janus_dola.settings import DoLaConfig
 from janus_dola.text.decode import dola_generate
-from janus_dola.text.pixels import pixels
+from janus_dola.text.vision_pixels import pixels
 
 _MOST_NEW_TOKENS = 65536
 
@@ -30,8 +30,8 @@ class Answering:
     """One question about pictures, ready to be answered.
 
     Args:
-        image_model, tokenizer: of a Janus.
-        images, question, dola, max_new_tokens, temperature: as for `JanusDoLa.answer`.
+        image_model, tokenizer: a Janus and its tokenizer.
+        images, question, contrast, max_new_tokens, temperature: as for `JanusDoLa.answer`.
     Raises:
         ValueError: an argument is out of range, or the question has no room in the model.
     """
@@ -42,7 +42,7 @@ class Answering:
         tokenizer: PreTrainedTokenizerBase,
         images: Image.Image | Sequence[Image.Image],
         question: str,
-        dola: DoLaConfig | None,
+        contrast: Contrast | None,
         max_new_tokens: int,
         temperature: float,
     ) -> None:
@@ -53,10 +53,8 @@ class Answering:
         temperature = number("temperature", temperature, " >= 0 (0 is greedy)")
         if temperature < 0:
             raise ValueError(f"temperature must be a finite number >= 0 (0 is greedy), got {temperature}")
-        if not (dola is None or isinstance(dola, DoLaConfig)):
-            raise ValueError(f"dola must be a DoLaConfig, or None for plain decoding, got {dola!r}")
-        if dola is not None:
-            dola.layers_to_read(image_model.num_layers)  # what is wrong with them is said before anything is computed
+        if contrast is not None:
+            contrast.layers_to_read(image_model.num_layers)  # a wrong layer is an error before anything is computed
         if image_model.vision is None:
             raise ValueError(
                 f"model must be a Janus to answer questions about pictures, got one of the family {image_model.family}"
@@ -69,14 +67,14 @@ class Answering:
                 f"question and images must leave room for an answer in {image_model.config.max_position_embeddings} "
                 f"tokens, got {len(ids)}, of which each of {len(pictures)} image(s) takes {image_model.image_tokens + 2}"
             )
-        self._image_model, self._tokenizer, self._dola = image_model, tokenizer, dola
+        self._image_model, self._tokenizer, self._contrast = image_model, tokenizer, contrast
         self._ids = torch.tensor([ids], device=image_model.device)
         self._pixels = pixels(pictures, image_model.image_size[0], tokenizer)
         sampling: dict[str, Any] = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
         self._config = GenerationConfig(
             max_new_tokens=min(most, room),
             do_sample=temperature > 0,
-            guidance_scale=1.0,  # what a checkpoint says of guidance is meant for drawing
+            guidance_scale=1.0,  # a checkpoint's guidance is meant for drawing
             bos_token_id=special.bos,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=special.pad,
@@ -84,11 +82,11 @@ class Answering:
         )
 
     def text(self) -> str:
-        """The whole answer."""
+        """Returns the whole answer."""
         return self._tokenizer.decode(self._generate()[0], skip_special_tokens=True).strip()
 
     def pieces(self) -> Iterator[str]:
-        """The answer in pieces, as its words are decided. A caller that stops reading ends it."""
+        """Yields the answer in pieces, as its words are decided. A caller that stops reading ends it."""
         streamer, stop = TextIteratorStreamer(self._tokenizer, skip_special_tokens=True), threading.Event()
         failed: list[BaseException] = []
 
@@ -98,7 +96,7 @@ class Answering:
         def work() -> None:
             try:
                 self._generate(streamer, stopping_criteria=StoppingCriteriaList([stopped]))
-            except BaseException as error:  # raised again where it is waited for
+            except BaseException as error:  # raised again in the caller's thread
                 failed.append(error)
                 streamer.text_queue.put(streamer.stop_signal)
 
@@ -119,7 +117,7 @@ class Answering:
 
     @torch.no_grad()
     def _generate(self, streamer: TextIteratorStreamer | None = None, **more: Any) -> Tensor:
-        """Token ids [1, n] of the answer alone."""
+        """Generates the answer: token ids [1, n], without the question."""
         image_model = self._image_model
         embeddings = image_model.embed_text(self._ids)
         features = (
@@ -127,10 +125,10 @@ class Answering:
         )
         placeholders = self._ids == token_id(self._tokenizer, IMAGE_PLACEHOLDER)
         embeddings = embeddings.masked_scatter(placeholders[..., None], features)
-        if self._dola is None:
+        if self._contrast is None:
             more |= {"streamer": streamer}
         else:
-            more |= {"custom_generate": dola_generate, "dola": self._dola, "stream_to": streamer}
+            more |= {"custom_generate": dola_generate, "contrast": self._contrast, "stream_to": streamer}
         # Not the model's own `generate`, which for Janus drops some arguments on its way to this one.
         return GenerationMixin.generate(
             self._vision.text_model,
@@ -144,12 +142,7 @@ class Answering:
 def _pictures(images: object) -> list[Image.Image]:
     pictures = [images] if isinstance(images, Image.Image) else images
     if not isinstance(pictures, Sequence) or not all(isinstance(image, Image.Image) for image in pictures):
-        raise ValueError(f"images must be a Pillow image or a list of them, got {_short(images)}")
+        raise ValueError(f"images must be a Pillow image or a list of them, got {shown(images)}")
     if not pictures:
         raise ValueError("images must hold at least one image, got none; a question without one is for a text model")
     return list(pictures)
-
-
-def _short(thing: object) -> str:
-    text = repr(thing)
-    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -1,4 +1,11 @@
-"""Hidden states of the last position, taken while a model runs, and what a model puts out instead of its head's logits."""
+"""Hooks that take hidden states out of a running model, and put scores in place of its head's logits.
+
+A pass calls them in this order:
+
+    block 1 ... block N, norm     before each that is read: `last_hidden_states` keeps what it takes in
+    head                          before: `replace_head` hands it no rows, so that it multiplies nothing
+                                  after:  `replace_head` puts out compute() in place of its logits
+"""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -7,12 +14,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from janus_dola.text.model import TextModel
+from janus_dola.text.language_model import TextModel
 
 
 @contextmanager
 def last_hidden_states(text_model: TextModel, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Keeps what the passes of this thread put out at their last position.
+    """Keeps the hidden states that passes in this thread have at their last position.
 
     Args:
         layers: indices as in Hugging Face's `hidden_states`: 0 is the embeddings, N the final block (before the norm).
@@ -39,15 +46,15 @@ def last_hidden_states(text_model: TextModel, layers: Sequence[int]) -> Iterator
 
 
 @contextmanager
-def replace_head(head: nn.Module, scores: Callable[[], Tensor]) -> Iterator[None]:
-    """Lets the passes of this thread put out scores [R, V] for the last position, and spares them the head's product."""
+def replace_head(head: nn.Module, compute: Callable[[], Tensor]) -> Iterator[None]:
+    """Replaces the head's output at the last position by `compute()`, [R, V], and skips its product, in this thread."""
     caller = threading.get_ident()
 
     def no_rows(_: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:
         return args[0][:0] if threading.get_ident() == caller else None
 
     def put_out(_: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
-        return scores()[:, None] if threading.get_ident() == caller else None
+        return compute()[:, None] if threading.get_ident() == caller else None
 
     handles = [head.register_forward_pre_hook(no_rows), head.register_forward_hook(put_out)]
     try:

@@ -176,7 +176,7 @@ def test_a_folder_with_other_settings_is_refused(call, finished):
 def test_all_cells_have_the_same_prompts_and_seeds(mini, monkeypatch):
     """Same seeds, same noise: two cells with the same settings draw the same codes, and a seed starts other ones."""
     task = mini_task(2)
-    found = [measure(mini, task, Sampling(DrawSettings(dola=None), 2, seed)) for seed in (0, 0, 10)]
+    found = [measure(mini, task, Sampling(DrawSettings(contrast=None), 2, seed)) for seed in (0, 0, 10)]
     for cell in found:
         del cell["seconds"]
     assert found[0] == found[1] != found[2]
@@ -231,10 +231,11 @@ def test_the_recipe_lies_beside_the_images(call, tmp_path, prompt_file):
         "cfg_weight": 2.0, "temperature": 0.9, "sampler": "gumbel",
     }  # fmt: skip
     assert known.items() <= recipe.items()
-    assert recipe["dola"] == {"candidate_layers": [2, 4, 6], "alpha": 0.3, "premature_layer": None}
+    own = {"contrast": "dola", "candidate_layers": [2, 4, 6], "alpha": 0.3, "premature_layer": None}
+    assert own.items() <= recipe.items()
     assert recipe["prompts"].startswith("evaluation_metadata.jsonl, sha256 ")
     assert recipe["made with"]["torch"] == torch.__version__
-    assert json.loads((tmp_path / "out/images/baseline-cfg2-t0.9/recipe.json").read_text())["dola"] is None
+    assert json.loads((tmp_path / "out/images/baseline-cfg2-t0.9/recipe.json").read_text())["contrast"] is None
     assert not (tmp_path / "out/images/baseline-cfg2-t0.9/00002").exists()  # --images 2: the first two prompts
 
 

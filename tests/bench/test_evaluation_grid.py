@@ -15,7 +15,7 @@ def test_one_string_or_many_words_are_the_same_grid():
 def test_without_words_the_grid_has_the_defaults_of_dola():
     (baseline, cell) = parse_grid([]).cells()
     assert baseline.is_baseline
-    assert cell.settings(8, 0).dola == DoLaConfig(layer_set("auto", 8, 0), DoLaConfig().alpha)
+    assert cell.settings(8, 0).contrast == DoLaConfig(layer_set("auto", 8, 0), DoLaConfig().alpha)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,6 @@ def test_layer_sets_of_a_model_of_30_blocks():
 
 
 def test_a_cells_settings():
-    assert Cell("final", 0.0, 5.0, 1.0).settings(8, 0).dola is None
-    assert Cell("final", 0.1, 5.0, 1.0).settings(8, 0).dola == DoLaConfig(alpha=0.1, premature_layer="final")
-    assert Cell("late", 0.0, 5.0, 1.0).settings(8, 0).dola == DoLaConfig((5, 6, 7), 0.0)
+    assert Cell("final", 0.0, 5.0, 1.0).settings(8, 0).contrast is None
+    assert Cell("final", 0.1, 5.0, 1.0).settings(8, 0).contrast == DoLaConfig(alpha=0.1, premature_layer="final")
+    assert Cell("late", 0.0, 5.0, 1.0).settings(8, 0).contrast == DoLaConfig((5, 6, 7), 0.0)

@@ -23,8 +23,8 @@ class FastPipe(JanusDoLa):
     """The mini model, but for the drawing: each image is a surface of the colour that its seed gives."""
 
     def generate(self, prompts, parallel_size, settings, *, seed, backend, launch, window, max_images):
-        if settings.dola is not None:
-            settings.dola.layers_to_read(self.image_model.num_layers)
+        if settings.contrast is not None:
+            settings.contrast.layers_to_read(self.image_model.num_layers)
         images = [
             DrawnImage(
                 i,

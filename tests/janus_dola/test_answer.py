@@ -15,7 +15,7 @@ from bench.mini.pictures import Scene, caption, draw, random_scene
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.models.checkpoint.load import load
 from janus_dola.models.families.janus_prompts import IMAGE_PLACEHOLDER, question_ids
-from janus_dola.text.pixels import pixels
+from janus_dola.text.vision_pixels import pixels
 from tests.deepseek_stand_in import MultiModalityCausalLM
 
 QUESTION = "what is on it?"
@@ -178,7 +178,7 @@ def test_float16_on_a_cpu(mini):
         ([picture()] * 8, QUESTION, {}, "each of 8 image.s. takes 66"),
         (picture(), QUESTION, {"temperature": -1}, "temperature must be a finite number >= 0 .0 is greedy., got -1"),
         (picture(), QUESTION, {"max_new_tokens": 0}, "max_new_tokens must be an int in 1 .. 65536, got 0"),
-        (picture(), QUESTION, {"dola": True}, "dola must be a DoLaConfig, or None for plain decoding, got True"),
+        (picture(), QUESTION, {"dola": True}, "dola must be a contrast such as DoLaConfig.., or None for plain"),
         (picture(), QUESTION, {"dola": DoLaConfig(premature_layer=8)}, "premature_layer must lie in 1 .. 7"),
     ],
 )  # fmt: skip

@@ -124,7 +124,7 @@ def test_no_file_is_replaced_unless_that_is_wished(mini, out, tmp_path):
     with pytest.raises(FileExistsError, match="would be replaced"):
         baseline.drawn[0][1].save(files[1])
     assert baseline.save(tmp_path, overwrite=True) == files
-    assert read_recipe(files[1]).settings.dola is None
+    assert read_recipe(files[1]).settings.contrast is None
     with pytest.raises(ValueError, match="format must be one of"):
         baseline.drawn[0][0].save(tmp_path / "image.gif")
     assert not (tmp_path / "image.gif").exists()

@@ -122,7 +122,7 @@ def test_a_prompts_images_stand_in_a_row_and_the_baseline_beside_dola(outdir, br
     shutil.copytree(outdir, copy)
     last = len(lines(outdir))
     plain = {
-        "settings": {"cfg_weight": 5.0, "temperature": 1.0, "dola": False},
+        "settings": {"cfg_weight": 5.0, "temperature": 1.0, "contrast": None},
         "map": None,
         "max_jsd": 0.0,
         "mean_jsd": 0.0,

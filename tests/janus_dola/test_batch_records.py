@@ -96,22 +96,25 @@ def test_a_line_may_have_its_own_settings(tmp_path):
     path.write_text('{"prompt": "x", "dola": false, "temperature": 0.5}')
     assert read(path)[0].tasks[0].drawing == DrawSettings(5.0, 0.5, None)
     path.write_text('{"prompt": "x", "dola": true, "premature_layer": "final"}')
-    assert read(path, RunSettings(drawing=DrawSettings(dola=None)))[0].tasks[0].drawing == DrawSettings(
-        dola=DoLaConfig(premature_layer="final")
+    assert read(path, RunSettings(drawing=DrawSettings(contrast=None)))[0].tasks[0].drawing == DrawSettings(
+        contrast=DoLaConfig(premature_layer="final")
     )
+    for off in ('"dola": null', '"contrast": null', '"contrast": "none"'):
+        path.write_text(f'{{"prompt": "x", {off}}}')
+        assert read(path)[0].drawing == DrawSettings(contrast=None)
     path.write_text('{"prompt": "x", "dola": "no"}')
     assert "dola must be true or false, got 'no'" in read(path)[0].fault
     path = tmp_path / "a.csv"
     path.write_text("prompt,dola,premature_layer,temperature\nx,false,,0.5\ny,,final,\nz,,3,\n")
     assert [record.tasks[0].drawing for record in read(path)] == [
         DrawSettings(5.0, 0.5, None),
-        DrawSettings(dola=DoLaConfig(premature_layer="final")),
-        DrawSettings(dola=DoLaConfig(premature_layer=3)),
+        DrawSettings(contrast=DoLaConfig(premature_layer="final")),
+        DrawSettings(contrast=DoLaConfig(premature_layer=3)),
     ]
     path = tmp_path / "a.jsonl"
-    of_run = RunSettings(drawing=DrawSettings(dola=DoLaConfig([2, 6], 0.3, 4)))
+    of_run = RunSettings(drawing=DrawSettings(contrast=DoLaConfig([2, 6], 0.3, 4)))
     path.write_text('{"prompt": "x", "alpha": 0.2}')
-    assert read(path, of_run)[0].tasks[0].drawing == DrawSettings(dola=DoLaConfig([2, 6], 0.2, 4))
+    assert read(path, of_run)[0].tasks[0].drawing == DrawSettings(contrast=DoLaConfig([2, 6], 0.2, 4))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +167,7 @@ def test_malformed_lines_are_reported_with_their_line(tmp_path, line, reason):
 def test_alpha_without_dola_is_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "x", "alpha": 0.2}')
-    (bad,) = read(path, RunSettings(drawing=DrawSettings(dola=None)))
+    (bad,) = read(path, RunSettings(drawing=DrawSettings(contrast=None)))
     assert bad.fault == "line 1: alpha must be left out where there is no DoLa"
 
 
@@ -232,7 +235,7 @@ def test_a_table_with_its_own_settings_and_columns(tmp_path):
         'caption,prompt,id,seed,candidate_layers,note,\na,x,7,3,"[2,4]",n,1\nb,y,,,auto,,2\nc,z,,-1,,,\nd,1,2,3,4,5,6,7\n"e'
     )
     first, second, bad, long, torn = PromptSource(path, "caption").read(SETTINGS)
-    of_first = DrawSettings(dola=DoLaConfig([2, 4]))
+    of_first = DrawSettings(contrast=DoLaConfig([2, 4]))
     assert first.tasks[0] == task(0, "a", "7", 3, of_first, {"prompt": "x", "note": "n"})
     assert second.tasks[0] == task(1, "b", extra={"prompt": "y"})
     assert bad.fault == "line 4: seed must be an int in 0 .. 9223372036854775805, got -1"

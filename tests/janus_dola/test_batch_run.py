@@ -81,12 +81,12 @@ def test_prompts_may_be_added(fast, tmp_path):
         (RunSettings("other", parallel_size=2), "model mini, now other"),
         (RunSettings(parallel_size=2, image_format="png"), "format jpg, now png"),
         (RunSettings(parallel_size=2, dtype="bf16"), "dtype float32, now bfloat16"),
-        (RunSettings(parallel_size=2, drawing=DrawSettings(dola=DoLaConfig(alpha=0.3))), "alpha 0.1, now 0.3"),
+        (RunSettings(parallel_size=2, drawing=DrawSettings(contrast=DoLaConfig(alpha=0.3))), "alpha 0.1, now 0.3"),
         (
             RunSettings(parallel_size=2, drawing=DrawSettings(2.0, 0.5)),
             "cfg_weight 5.0, now 2.0; temperature 1.0, now 0.5",
         ),
-        (RunSettings(parallel_size=2, drawing=DrawSettings(dola=None)), "dola True, now False"),
+        (RunSettings(parallel_size=2, drawing=DrawSettings(contrast=None)), "contrast dola, now None"),
     ],
 )
 def test_a_folder_of_other_settings_is_refused(fast, tmp_path, settings, message):

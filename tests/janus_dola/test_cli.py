@@ -132,7 +132,7 @@ def test_batch_with_the_flags_of_the_original(call, tmp_path, app):
     names = sorted(path.name for path in (tmp_path / "out").glob("*.jpg"))
     assert names == ["0_a_red_circle_p0.jpg", "0_a_red_circle_p1.jpg", "1_évil_p0.jpg", "1_évil_p1.jpg"]
     assert [read_recipe(tmp_path / "out" / name).seed for name in names] == [0, 1, 2, 3]
-    assert read_recipe(tmp_path / "out" / names[0]).settings.dola == DoLaConfig([2, 4])
+    assert read_recipe(tmp_path / "out" / names[0]).settings.contrast == DoLaConfig([2, 4])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from janus_dola.settings import DoLaConfig, auto_candidate_layers, sanitize_candidate_layers
+from janus_dola.contrasts import DoLaConfig, auto_candidate_layers, sanitize_candidate_layers
 
 
 @pytest.mark.parametrize(

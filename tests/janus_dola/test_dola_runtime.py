@@ -1,4 +1,4 @@
-"""The names of the original integration do real work under their old names; `janus_dola/original/` is behind them."""
+"""The names of the original integration do real work."""
 
 import math
 
@@ -14,13 +14,15 @@ from janus_dola.dola_runtime import (
 )
 from janus_dola.generation_inference import generate, generate_with_dola
 from janus_dola.kernels import head_torch
-from janus_dola.kernels.types import SamplingParams, SamplingTensors
+from janus_dola.kernels.types import SamplingTensors
+from janus_dola.settings import DrawSettings
 
 
 def test_the_functions_compose_to_what_the_engine_computes(mini, mini_hidden_states):
     model = mini.model.model
     norm, head = model.language_model.norm, model.generation_head
-    each = SamplingTensors.repeat(SamplingParams(1.0, 1.0, 0.1), mini_hidden_states.shape[1] // 2, mini_hidden_states)
+    params = DrawSettings(cfg_weight=1.0).sampling_params(())
+    each = SamplingTensors.repeat(params, mini_hidden_states.shape[1] // 2, mini_hidden_states)
     found = head_torch.head_scores(mini_hidden_states, mini.image_model.head, each)
     with torch.no_grad():
         q = [compute_logprobs_from_hidden(h[:4], norm, head) for h in mini_hidden_states]  # cfg_weight 1: conditional

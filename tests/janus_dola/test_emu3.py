@@ -8,7 +8,7 @@ from PIL import Image
 
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.kernels import head as head_stage
-from janus_dola.kernels import reference
+from janus_dola.kernels.contrast import jensen_shannon
 from janus_dola.kernels.sampling import gumbel_max
 from janus_dola.models import adapt
 from janus_dola.settings import DrawSettings
@@ -90,7 +90,7 @@ def by_formulas(pipe, codes, seed, negative, temperature):
     guided = of_rows[1] + WEIGHT * (of_rows[0] - of_rows[1])  # over the whole vocabulary, as transformers has it
     places = [place for place in range(len(sequence)) if sequence[place] >= first]
     *early, final = torch.log_softmax(guided[:, places, first : first + CODES], -1)
-    jsd = torch.stack([reference.jensen_shannon(final, each) for each in early])
+    jsd = torch.stack([jensen_shannon(final, each) for each in early])
     chosen = jsd.argmax(0)
     scores = torch.where(
         final >= final.amax(-1, keepdim=True) + math.log(DOLA.alpha),

@@ -139,7 +139,7 @@ def test_a_pass_is_one_launch(pipe, monkeypatch, window):
 @pytest.mark.parametrize("window", [1, 8])
 def test_attention_never_takes_the_slow_path(wide, window):
     """No kernel of a softmax written out, though every row has a mask of its own."""
-    settings, (rows,) = DrawSettings(dola=None), wide.encode(PROMPTS[0])
+    settings, (rows,) = DrawSettings(contrast=None), wide.encode(PROMPTS[0])
     plan = make_plan(wide.image_model, settings, launch="eager")
     with half_way(wide.engine, rows, 2, plan, settings.sampling_params(()), window) as runner:
         torch.cuda.synchronize()

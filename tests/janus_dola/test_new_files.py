@@ -8,7 +8,15 @@ from janus_dola.cli.names import settings_named
 from janus_dola.images.files import file_name, refuse_existing, write_new
 from janus_dola.images.recipe import read_recipe
 
-DEFAULTS = {"outdir": "o", "seed": "0", "cfg_weight": 5.0, "dola": True, "alpha": 0.1, "model": "mini", "top_k": None}
+DEFAULTS = {
+    "outdir": "o",
+    "seed": "0",
+    "cfg_weight": 5.0,
+    "contrast": "dola",
+    "alpha": 0.1,
+    "model": "mini",
+    "top_k": None,
+}
 
 
 @pytest.mark.parametrize(
@@ -16,7 +24,7 @@ DEFAULTS = {"outdir": "o", "seed": "0", "cfg_weight": 5.0, "dola": True, "alpha"
     [
         ({"outdir": "elsewhere", "cfg_weight": 5.0}, ""),
         ({"cfg_weight": 2.5, "seed": "7"}, "seed-7_cfg-weight-2.5"),
-        ({"dola": False, "alpha": 0.3}, "no-dola"),
+        ({"contrast": None}, "no-dola"),
         ({"alpha": 0.3, "top_k": 50}, "alpha-0.3_top-k-50"),
         ({"model": "../a b/ö*?"}, "model-.._a_b_ö"),
     ],
@@ -68,7 +76,7 @@ def test_what_is_drawn_again_and_its_baseline_lie_beside_the_first(call, tmp_pat
     pixels = {name: Image.open(tmp_path / name).tobytes() for name in [*first, *again]}
     assert pixels["0_a_red_circle_p1.png"] == pixels[again[0]] != pixels["0_a_red_circle_p0.png"]
     assert pixels["0_a_red_circle_no-dola_p1.png"] == pixels[again[1]] != pixels[again[0]]
-    assert read_recipe(tmp_path / first[4]).settings.dola is None
+    assert read_recipe(tmp_path / first[4]).settings.contrast is None
     assert [Image.open(tmp_path / name).size for name in (first[0], first[1])] == [(64, 64), (832, 376)]
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     drawing_nothing()

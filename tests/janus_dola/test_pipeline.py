@@ -392,10 +392,10 @@ def test_settings_and_keywords_say_the_same(mini):
     )
     assert torch.equal(drawn[0, 0], mini.generate(prompt, 1, replace(settings, top_k=7), seed=3, top_k=40).tokens[0, 0])
     with pytest.raises(
-        ValueError, match="settings must be DrawSettings, got DoLaConfig.*; a DoLaConfig is given as dola="
+        ValueError, match="settings must be DrawSettings, got DoLaConfig.*; a DoLaConfig is given as contrast="
     ):
         mini.generate(prompt, 1, DoLaConfig())
-    with pytest.raises(ValueError, match="dola must be a DoLaConfig, or None for plain decoding, got False"):
+    with pytest.raises(ValueError, match="dola must be a contrast such as DoLaConfig.., or None for plain"):
         mini.generate(prompt, dola=False)
     with pytest.raises(TypeError, match="unexpected keyword argument 'tempereture'"):
         mini.generate(prompt, tempereture=1)

@@ -82,7 +82,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_weights_are_loaded
 
 def test_what_can_be_drawn_passes_without_a_word(description, recwarn):
     JanusDoLa.check(
-        description, "cpu", "fp16", settings=DrawSettings(dola=DoLaConfig([2, 99])), prompts=["a red circle", ""]
+        description, "cpu", "fp16", settings=DrawSettings(contrast=DoLaConfig([2, 99])), prompts=["a red circle", ""]
     )
     assert not recwarn.list
 

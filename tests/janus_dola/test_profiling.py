@@ -17,7 +17,7 @@ PROMPT = "a large red circle on white"
 def test_one_pass_is_recorded_and_its_ten_dearest_operations_are_told(mini, tmp_path, dola, window):
     trace = tmp_path / "new" / "pass.json"
     (rows,) = mini.encode(PROMPT)
-    table = profile_pass(mini.engine, rows, 2, DrawSettings(dola=dola), "auto", "eager", trace, window)
+    table = profile_pass(mini.engine, rows, 2, DrawSettings(contrast=dola), "auto", "eager", trace, window)
     rows = re.findall(r"^ +(\S.*?)  +\S+%", table, re.MULTILINE)
     assert len(rows) == 10
     events = json.loads(trace.read_text())["traceEvents"]
@@ -28,7 +28,7 @@ def test_one_pass_is_recorded_and_its_ten_dearest_operations_are_told(mini, tmp_
 
 @pytest.mark.parametrize("window", [1, 8])
 def test_the_pass_is_that_of_images_half_drawn(mini, window):
-    settings, (rows,) = DrawSettings(dola=None), mini.encode(PROMPT)
+    settings, (rows,) = DrawSettings(contrast=None), mini.encode(PROMPT)
     middle, plan = mini.image_model.image_tokens // 2, make_plan(mini.image_model, settings)
     with half_way(mini.engine, rows, 2, plan, settings.sampling_params(()), window) as runner:
         slots = runner.decoder.slots

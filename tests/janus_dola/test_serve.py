@@ -194,8 +194,10 @@ def test_files_are_those_of_generate_alone_and_among_others(server, mini, tmp_pa
 
         async def other(seed):
             await asyncio.sleep(draws.random() * 2)
-            look = {"cfg_weight": draws.uniform(1, 8), "temperature": draws.random(), "alpha": draws.random()}
-            kind = draws.choice([{}, {"dola": False}, {"candidate_layers": [3, 4]}, {"premature_layer": 7}])
+            look = {"cfg_weight": draws.uniform(1, 8), "temperature": draws.random()}
+            kind = draws.choice(
+                [{"alpha": draws.random()}, {"dola": False}, {"contrast": None}, {"premature_layer": 7}]
+            )
             await client.images.generate(prompt="a blue square on grey", extra_body={"seed": seed, **look, **kind})
 
         others = [other(seed) for seed in range(20)]

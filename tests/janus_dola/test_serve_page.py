@@ -68,7 +68,7 @@ def test_both_pictures_grow_and_have_maps_and_metadata(open_page, tmp_path):
         path = tmp_path / "image.png"
         path.write_bytes(base64.b64decode(link.partition(",")[2]))
         recipe = read_recipe(path)
-        assert (recipe.prompt, recipe.seed, recipe.settings.dola is not None) == (PROMPT, 7, dola)
+        assert (recipe.prompt, recipe.seed, recipe.settings.contrast is not None) == (PROMPT, 7, dola)
 
 
 def test_what_was_drawn_before_comes_back_and_a_wrong_setting_is_said(open_page, tmp_path):

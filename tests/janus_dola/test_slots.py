@@ -12,7 +12,6 @@ from janus_dola.engine.decoder import Decoder
 from janus_dola.engine.jobs import Job, JobQueue
 from janus_dola.engine.plan import make_plan
 from janus_dola.engine.runner import SlotRunner
-from janus_dola.kernels.types import SamplingParams
 from janus_dola.models import PromptRows
 from janus_dola.settings import DrawSettings
 
@@ -68,7 +67,7 @@ def test_bits_of_an_image_do_not_depend_on_its_neighbours_settings(half, dtype, 
         DrawSettings(1.0, 0.0, None),
         DrawSettings(7.0, 0.7, DoLaConfig(alpha=0.5, premature_layer=layers[0])),
         DrawSettings(3.0, 1.3, DoLaConfig(alpha=0.3, premature_layer="final")),
-        DrawSettings(dola=None),
+        DrawSettings(contrast=None),
     ]
 
     def codes_of(of_images):
@@ -190,7 +189,9 @@ def test_a_slot_that_is_free_is_filled_at_once(mini, monkeypatch):
 
 
 def jobs(lengths):
-    return [Job(i, i, 0, PromptRows([0] * n, [0] * n), i, SamplingParams()) for i, n in enumerate(lengths)]
+    return [
+        Job(i, i, 0, PromptRows([0] * n, [0] * n), i, DrawSettings().sampling_params(())) for i, n in enumerate(lengths)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,11 @@
 """DoLa for text through transformers' `generate`."""
 
-import json
-
 import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from janus_dola.settings import DoLaConfig
+from janus_dola.contrasts import DoLaConfig
 from janus_dola.text import dola_generate
-from tests.janus_dola.record_legacy_text import FILE, LAYERS, SETTINGS
 from tests.janus_dola.text_models import FAMILIES, padded_batch, text_model
 
 
@@ -80,17 +77,6 @@ def test_row_does_not_depend_on_its_batch():
     assert together[1, 3 : 3 + alone.shape[1]].tolist() == alone[0].tolist()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_legacy_gives_the_tokens_of_an_old_transformers(family):
-    recorded = json.loads(FILE.read_text(encoding="utf-8"))["tokens"]
-    model = text_model(family)
-    for layers in LAYERS:
-        found = model.generate(
-            **padded_batch(), **SETTINGS, custom_generate=dola_generate, dola_layers=layers, legacy=True
-        )
-        assert found.tolist() == recorded[f"{family} {layers}"]
-
-
 def test_processors_see_minus_infinity_off_the_plausible_words():
     seen = []
 
@@ -136,7 +122,12 @@ def test_streamer_gets_prompt_and_tokens_and_end():
         ("Gemma2", {"head_dim": 8}, {}, "final_logit_softcapping must be unset"),
         ("StableLm", {}, {}, "final RMSNorm"),
         ("Llama", {}, {"num_beams": 2}, "num_beams must be 1"),
-        ("Llama", {}, {"legacy": True}, "legacy must come with dola_layers"),
+        (
+            "Llama",
+            {},
+            {"dola": DoLaConfig(), "contrast": DoLaConfig()},
+            "contrast must be left out where dola is given",
+        ),
         ("Llama", {}, {"dola": DoLaConfig(), "dola_layers": "low"}, "dola_layers must be left out"),
         ("Llama", {}, {"dola": DoLaConfig(premature_layer=6)}, "premature_layer must lie in 1 .. 5"),
     ],

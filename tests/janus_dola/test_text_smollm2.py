@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from janus_dola.settings import DoLaConfig
+from janus_dola.contrasts import DoLaConfig
 from janus_dola.text import dola_generate
 from tests.janus_dola.smollm2 import INSTALL, PROMPTS, folder, load_smollm2
 

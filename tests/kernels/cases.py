@@ -5,9 +5,24 @@ import math
 import torch
 from hypothesis import strategies as st
 
-from janus_dola.kernels import reference
+from janus_dola.kernels import contrast, reference
 from janus_dola.kernels.head import BACKENDS, head_triton
+from janus_dola.kernels.params import log_of
 from janus_dola.kernels.types import Head, SamplingParams, SamplingTensors, Scores
+
+
+def dola(
+    cfg_weight: float | None = 5.0,
+    temperature: float = 1.0,
+    alpha: float = 0.1,
+    premature: int | None = None,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> SamplingParams:
+    """DoLa's params; `premature` is an index into the stack."""
+    numbers = {"log_alpha": log_of(alpha), "premature": -1 if premature is None else premature}
+    return SamplingParams("dola", numbers, cfg_weight, temperature, top_k, top_p)
+
 
 # Absolute tolerances against the float64 oracle on the same inputs (design: JSD 1e-4; p_hat 1e-2 in 16 bits, 1e-5 in fp32).
 JSD_TOLERANCE = 1e-4
@@ -75,7 +90,7 @@ def oracle(
     log_q = torch.log_softmax(logits, -1)
     finite = reference.finite_images(hidden_states, logits.shape[1])
     each = SamplingTensors.repeat(params, logits.shape[1], hidden_states)
-    return reference.decide(logits, finite, each), reference.jensen_shannon(log_q[-1], log_q[:-1]), log_q[-1]
+    return reference.decide(logits, finite, each), contrast.jensen_shannon(log_q[-1], log_q[:-1]), log_q[-1]
 
 
 def assert_accurate(
@@ -92,14 +107,14 @@ def assert_accurate(
     expected, jsd, log_q_final = oracle(hidden_states, head, params)
     assert found.finite.all()
     same = found.layer == expected.layer
-    if params.premature is None and len(jsd) > 1:
+    if params.contrast["premature"] < 0 and len(jsd) > 1:
         best = jsd.topk(2, dim=0).values
         assert same[best[0] - best[1] > max(1e-3, 2 * jsd_tolerance)].all()
     else:
         assert same.all()
     assert ((found.jsd - expected.jsd).abs() <= jsd_tolerance)[same].all()
-    if params.alpha > 0:
-        distance = log_q_final - log_q_final.amax(-1, keepdim=True) - math.log(params.alpha)
+    if params.contrast["log_alpha"] > -math.inf:
+        distance = log_q_final - log_q_final.amax(-1, keepdim=True) - params.contrast["log_alpha"]
         margin = 1e-2 if hidden_states.dtype in (torch.bfloat16, torch.float16) else 1e-3
         same &= (distance.abs() > margin).all(-1)
     difference = total_variation(found.scores, expected.scores)[same]

@@ -6,12 +6,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from janus_dola.kernels.head import head_scores
-from janus_dola.kernels.types import SamplingParams
 from tests.kernels.cases import (
     CPU_BACKENDS,
     JSD_TOLERANCE,
     JSD_TOLERANCE_OF_SMALL_HEADS,
     assert_accurate,
+    dola,
     random_head,
     random_hidden,
     random_matrix,
@@ -45,7 +45,7 @@ def assert_agrees(backend, data, shape, weight, seed):
     hidden = random_hidden(shape["layers"], shape["images"], shape["hidden"], dtype, seed)
     if weight is None:
         hidden = hidden[:, 1:]  # an odd number of rows
-    params = SamplingParams(weight, 1.0, alpha, premature)
+    params = dola(weight, 1.0, alpha, premature)
     rounds = backend == "triton" and dtype != torch.float32
     tolerance = JSD_TOLERANCE_OF_SMALL_HEADS if rounds else JSD_TOLERANCE
     assert_accurate(head_scores(hidden, head, params, backend), hidden, head, params, tolerance)
@@ -71,7 +71,7 @@ def test_the_kernels_agree_with_the_float64_reference(poisoned_memory, data, sha
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("premature", [None, 0, 2, 3])
 def test_every_backend_agrees_on_hidden_states_of_the_mini_model(mini, mini_hidden_states, backend, premature):
-    params = SamplingParams(5.0, 1.0, 0.1, premature)
+    params = dola(5.0, 1.0, 0.1, premature)
     found = head_scores(mini_hidden_states, mini.image_model.head, params, backend)
     assert assert_accurate(found, mini_hidden_states, mini.image_model.head, params) > 0
 
@@ -79,7 +79,7 @@ def test_every_backend_agrees_on_hidden_states_of_the_mini_model(mini, mini_hidd
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_extreme_logits_stay_finite(backend):
     head = random_head(16, 16, 50, torch.float32, seed=1, sharpness=1e4)
-    found = head_scores(random_hidden(3, 4, 16, torch.float32, seed=1), head, SamplingParams(), backend)
+    found = head_scores(random_hidden(3, 4, 16, torch.float32, seed=1), head, dola(), backend)
     assert found.finite.all()
     assert found.jsd.isfinite().all()
     assert found.scores.softmax(-1).isfinite().all()
@@ -91,9 +91,9 @@ def test_extreme_logits_stay_finite(backend):
 def test_images_with_non_finite_hidden_states_are_flagged_and_others_are_not(backend, row, poison):
     head = random_head(16, 16, 50, torch.float32, seed=1)
     hidden = random_hidden(3, 3, 16, torch.float32, seed=1)
-    clean = head_scores(hidden, head, SamplingParams(), backend)
+    clean = head_scores(hidden, head, dola(), backend)
     hidden[0, row, 5] = poison
-    found = head_scores(hidden, head, SamplingParams(), backend)
+    found = head_scores(hidden, head, dola(), backend)
     assert found.finite.tolist() == [True, False, True]
     assert torch.equal(found.layer[[0, 2]], clean.layer[[0, 2]])
     assert torch.allclose(found.scores[[0, 2]].softmax(-1), clean.scores[[0, 2]].softmax(-1), atol=1e-6)
@@ -103,5 +103,5 @@ def test_images_with_non_finite_hidden_states_are_flagged_and_others_are_not(bac
 def test_images_with_overflowing_logits_are_flagged(backend):
     head = random_head(16, 16, 50, torch.float32, seed=1)
     head.code_bias[3] = float("inf")
-    found = head_scores(random_hidden(2, 2, 16, torch.float32, seed=1), head, SamplingParams(), backend)
+    found = head_scores(random_hidden(2, 2, 16, torch.float32, seed=1), head, dola(), backend)
     assert not found.finite.any()

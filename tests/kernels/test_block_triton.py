@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from janus_dola.kernels.block import resolve_blocks
 from janus_dola.kernels.block_torch import Matrix, PassStart, Positions, Rotary, attention, run_blocks
@@ -30,13 +29,6 @@ def rotary_of(size, dtype=torch.float64) -> Rotary:
     return Rotary.of(angles.cos().to(dtype), angles.sin().to(dtype))
 
 
-RUNS = {
-    "ours": block_triton.run_blocks,
-    "library": lambda *args: run_blocks(*args, block_triton.block_with_library),
-}
-
-
-@pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize(
     ("heads", "key_value_heads", "size", "window", "bias", "dtype"),
     [
@@ -46,7 +38,7 @@ RUNS = {
         (2, 1, 32, 2, False, torch.bfloat16),
     ],
 )
-def test_blocks_are_those_on_tensors(run, heads, key_value_heads, size, window, bias, dtype):
+def test_blocks_are_those_on_tensors(heads, key_value_heads, size, window, bias, dtype):
     generator = torch.Generator().manual_seed(heads)
     blocks = [random_block(heads, key_value_heads, size, bias, dtype, generator) for _ in range(2)]
     start, visible = torch.tensor([0, 125, 255]), 270
@@ -58,7 +50,7 @@ def test_blocks_are_those_on_tensors(run, heads, key_value_heads, size, window, 
     expected = run_blocks(x.double(), [in_double(each) for each in blocks], expected_buffer, place, [1])
 
     assert (block_triton.why_not(blocks, window) is None) == (dtype != torch.float16)
-    found = RUNS[run](x, blocks, buffer, PassStart(start, rotary, visible), [1])
+    found = block_triton.run_blocks(x, blocks, buffer, PassStart(start, rotary, visible), [1])
     assert found.dtype == buffer.dtype == dtype
     for ours, theirs in ((found, expected), (buffer, expected_buffer)):
         assert (ours.double() - theirs).abs().max() <= TOLERANCE[dtype] * theirs.abs().max()
@@ -133,20 +125,17 @@ def test_the_bits_of_a_row_do_not_depend_on_how_many_others_there_are_nor_where_
         assert torch.equal(states, found[0])
 
 
-@pytest.mark.parametrize(("run", "most"), [("ours", 6), ("library", 9)])
-def test_launches_of_a_block(run, most, monkeypatch):
+def test_launches_of_a_block(monkeypatch):
     """On tensors without a device, at any number of blocks; before the first and after the last there is one each."""
-    # One kernel on a GPU, where it is not taken apart.
-    monkeypatch.setattr(F, "rms_norm", lambda x, *_: torch.neg(x))
     blocks = [random_block(8, 2, 16, False, torch.bfloat16, None, "meta") for _ in range(5)]
     x = torch.empty(8, HIDDEN, dtype=torch.bfloat16, device="meta")
     buffer = torch.empty(5, 4, CAPACITY, 2, 2, 16, dtype=torch.bfloat16, device="meta")
     start = torch.empty(4, dtype=torch.int64, device="meta")
     rotary = Rotary(*(torch.empty(CAPACITY, 16, dtype=torch.bfloat16, device="meta") for _ in range(2)))
     with Launches(monkeypatch) as launches:
-        found = RUNS[run](x, blocks, buffer, PassStart(start, rotary, 320), [2, 3])
+        found = block_triton.run_blocks(x, blocks, buffer, PassStart(start, rotary, 320), [2, 3])
     assert found.shape == (3, 8, HIDDEN)
-    assert len(launches.names) <= 5 * most + 2, launches.names
+    assert len(launches.names) <= 5 * 6 + 2, launches.names
 
 
 BLOCK = random_block(4, 2, 8, False, torch.float32, torch.Generator())

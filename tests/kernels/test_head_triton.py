@@ -13,11 +13,12 @@ from janus_dola.kernels import philox, reference
 from janus_dola.kernels.gpu import codebook, launch, project
 from janus_dola.kernels.head import head_scores, resolve_backend, sample_codes
 from janus_dola.kernels.head_torch import linear
-from janus_dola.kernels.types import SamplingParams, SamplingTensors
+from janus_dola.kernels.types import SamplingTensors
 from tests.kernels.cases import (
     CPU_BACKENDS,
     JSD_TOLERANCE_OF_SMALL_HEADS,
     assert_accurate,
+    dola,
     oracle,
     random_head,
     random_hidden,
@@ -90,10 +91,10 @@ def test_all_block_sizes_draw_the_same(monkeypatch, block):
     codes = min(1100, 9 * block + 2)
     head, hidden = random_head(16, 16, codes, torch.float32, seed=3), random_hidden(3, 1, 16, torch.float32, seed=3)
     seeds = torch.tensor([5])
-    expected = sample_codes(hidden, head, SamplingParams(), seeds, 3, "torch")
+    expected = sample_codes(hidden, head, dola(), seeds, 3, "torch")
     for most in (1, 3):
         monkeypatch.setattr(launch, "sweep_launch", lambda *_, most=most: launch.SweepLaunch(block, most, 8))
-        found = sample_codes(hidden, head, SamplingParams(), seeds, 3, "triton")
+        found = sample_codes(hidden, head, dola(), seeds, 3, "triton")
         assert torch.equal(found.code, expected.code)
         assert torch.equal(found.layer, expected.layer)
         assert torch.allclose(found.jsd, expected.jsd, atol=1e-6)
@@ -102,7 +103,7 @@ def test_all_block_sizes_draw_the_same(monkeypatch, block):
 @pytest.mark.parametrize(("layers", "rows"), [(1, 1), (1, 65), (16, 1), (16, 5)])
 def test_extreme_numbers_of_rows_and_layers(layers, rows):
     head, hidden = random_head(33, 17, 70, torch.float32, seed=2), random_hidden(layers, 64, 33, torch.float32, seed=2)
-    params = SamplingParams(None, premature=0 if layers == 1 else None)
+    params = dola(None, premature=0 if layers == 1 else None)
     found = head_scores(hidden[:, :rows], head, params, "triton")
     assert assert_accurate(found, hidden[:, :rows], head, params) > 0
 
@@ -116,9 +117,7 @@ def test_640_pairs_of_64_slots_with_two_codes_each():
     assert torch.allclose(logits.double(), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "params"), [(torch.bfloat16, SamplingParams()), (torch.float16, SamplingParams(alpha=0.0, premature=2))]
-)
+@pytest.mark.parametrize(("dtype", "params"), [(torch.bfloat16, dola()), (torch.float16, dola(alpha=0.0, premature=2))])
 def test_accuracy_at_the_width_of_janus_pro_1b(few_programs, dtype, params):
     head, hidden = random_head(2048, 2048, 4096, dtype, seed=3), random_hidden(3, 1, 2048, dtype, seed=3)
     found = head_scores(hidden, head, params, "triton")
@@ -129,7 +128,7 @@ def test_accuracy_with_the_largest_vocabularies_of_text_models(few_programs, mon
     monkeypatch.setattr(launch, "matmul_launch", lambda *_: launch.MatmulLaunch(1024, 16, 16, 8, 1))
     head = random_matrix(16, 262_144, torch.bfloat16, seed=4, bias=False)
     hidden = random_hidden(3, 1, 16, torch.bfloat16, seed=4)[:, :1]
-    params = SamplingParams(None, alpha=0.0)
+    params = dola(None, alpha=0.0)
     found = head_scores(hidden, head, params, "triton")
     assert assert_accurate(found, hidden, head, params, JSD_TOLERANCE_OF_SMALL_HEADS) > 0
 
@@ -141,7 +140,7 @@ def test_accuracy_with_the_largest_vocabularies_of_text_models(few_programs, mon
 )  # fmt: skip
 def test_codes_are_those_of_the_reference_wherever_the_choice_is_clear(temperature, premature, alpha):
     head, hidden = random_head(48, 32, 600, torch.float32, seed=5), random_hidden(4, 3, 48, torch.float32, seed=5)
-    params = SamplingParams(3.0, temperature, alpha, premature)
+    params = dola(3.0, temperature, alpha, premature)
     seeds = torch.arange(3) * 2**40 + 123
     expected, _, _ = oracle(hidden, head, params)
     for position in (575, torch.tensor([0, 1, 575])):
@@ -162,7 +161,7 @@ def test_noise_is_that_of_philox_bit_for_bit_in_its_words():
     head = replace(head, code_weight=torch.zeros_like(head.code_weight))
     hidden = random_hidden(1, 5, 16, torch.float32, seed=6)
     seeds = torch.randint(-(2**62), 2**62, (10,), generator=torch.Generator().manual_seed(0))
-    params = SamplingParams(None, 1.0, 0.0, 0)
+    params = dola(None, 1.0, 0.0, 0)
     for position in (575, torch.arange(10) * 7):
         words = philox.random_words(seeds, position, 1500)
         found = sample_codes(hidden, head, params, seeds, position, "triton")
@@ -184,18 +183,18 @@ def test_launches_are_made_on_the_device_of_the_tensors(monkeypatch, with_projec
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     for name in ("normalise", "project", "codebook", "sweep", "scores"):
-        whole = getattr(front.fused, name)
+        whole = getattr(front.head_triton, name)
 
         def record(*args, whole=whole, name=name, **settings):
             assert on[0].shape == (3, 2, 16)  # the hidden states
             launched.append(name)
             return whole(*args, **settings)
 
-        monkeypatch.setattr(front.fused, name, record)
+        monkeypatch.setattr(front.head_triton, name, record)
     head, hidden = random_head(16, 16, 50, torch.float32, seed=3), random_hidden(3, 1, 16, torch.float32, seed=3)
     if not with_projection:
         head = replace(head, proj_weight=None, proj_bias=None)
-    head_scores(hidden, head, SamplingParams(), "triton")
+    head_scores(hidden, head, dola(), "triton")
     expected = ["normalise", "project", "codebook", "sweep", "scores"]
     assert launched == [name for name in expected if with_projection or name != "project"]
     assert on == []
@@ -204,11 +203,11 @@ def test_launches_are_made_on_the_device_of_the_tensors(monkeypatch, with_projec
 def test_a_head_that_is_trained_on_is_read_anew():
     """The kernels keep no copy of the weights: not even a change that no version counter sees goes unnoticed."""
     head, hidden = random_head(16, 16, 50, torch.bfloat16, seed=3), random_hidden(3, 1, 16, torch.bfloat16, seed=3)
-    head_scores(hidden, head, SamplingParams(), "triton")
+    head_scores(hidden, head, dola(), "triton")
     head.code_weight.data += 0.1 * torch.randn(50, 16)
     head.proj_weight.data *= 2
-    found = head_scores(hidden, head, SamplingParams(), "triton")
-    assert_accurate(found, hidden, head, SamplingParams(), JSD_TOLERANCE_OF_SMALL_HEADS)
+    found = head_scores(hidden, head, dola(), "triton")
+    assert_accurate(found, hidden, head, dola(), JSD_TOLERANCE_OF_SMALL_HEADS)
 
 
 def test_equal_layers_give_the_lowest():
@@ -217,28 +216,28 @@ def test_equal_layers_give_the_lowest():
     one_each = torch.eye(16)[torch.arange(50) % 16] * torch.linspace(0.5, 2, 50).unsqueeze(-1)
     head = replace(head, proj_weight=torch.eye(16), code_weight=one_each)
     twice = torch.stack([hidden[0], hidden[0], hidden[1], hidden[1], hidden[2]])
-    once = head_scores(hidden, head, SamplingParams(), "triton")
-    assert torch.equal(head_scores(twice, head, SamplingParams(), "triton").layer, 2 * once.layer)
+    once = head_scores(hidden, head, dola(), "triton")
+    assert torch.equal(head_scores(twice, head, dola(), "triton").layer, 2 * once.layer)
 
 
 def test_equal_scores_give_the_lowest_code():
     head = random_matrix(16, 2100, torch.float32, seed=6, bias=True)
     head = replace(head, code_weight=torch.zeros_like(head.code_weight), code_bias=torch.zeros_like(head.code_bias))
     head.code_bias[[2000, 1030, 7]] = 4.0
-    params = SamplingParams(None, 0.0, 0.1, 0)
+    params = dola(None, 0.0, 0.1, 0)
     found = sample_codes(random_hidden(1, 1, 16, torch.float32, 6), head, params, torch.zeros(2).long(), 0, "triton")
     assert found.code.tolist() == [7, 7]
 
 
-@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(None, 0.0, 0.0, 0), SamplingParams(top_k=5)])
+@pytest.mark.parametrize("params", [dola(), dola(None, 0.0, 0.0, 0), dola(top_k=5)])
 def test_operator_is_what_torch_expects(params):
     head, hidden = random_head(16, 16, 50, torch.float32, seed=3), random_hidden(2, 1, 16, torch.float32, seed=3)
     seeds = torch.arange(1 if params.cfg_weight is not None else 2)
     each = SamplingTensors.repeat(params, len(seeds), hidden)
     arguments = (
         hidden, head.norm_weight, head.norm_eps, head.code_weight, head.code_bias, head.proj_weight, head.proj_bias,
-        each.cfg_weight, each.temperature, each.log_alpha, each.premature, each.top_k, each.top_p, seeds,
-        seeds + 3, True,
+        each.method, " ".join(each.contrast), list(each.contrast.values()), each.cfg_weight, each.temperature, each.top_k,
+        each.top_p, seeds, seeds + 3, True,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.janus_dola.sample_codes.default, arguments)
 
@@ -247,7 +246,7 @@ def test_compiles_without_a_graph_break():
     head, hidden = random_head(16, 16, 50, torch.float32, seed=3), random_hidden(3, 2, 16, torch.float32, seed=3)
 
     def step(hidden_states, seeds, position):
-        found = sample_codes(2 * hidden_states, head, SamplingParams(), seeds, position, "triton")
+        found = sample_codes(2 * hidden_states, head, dola(), seeds, position, "triton")
         return found.code + 1, found.jsd
 
     arguments = (hidden, torch.tensor([5, 6]), torch.tensor([3, 0]))
@@ -270,17 +269,17 @@ def test_every_size_has_launch_parameters():
 def test_double_precision_is_refused():
     head, hidden = random_head(16, 16, 50, torch.float64, seed=3), random_hidden(3, 2, 16, torch.float64, seed=3)
     with pytest.raises(ValueError, match="needs float16, bfloat16 or float32, got torch.float64; 'auto' takes"):
-        head_scores(hidden, head, SamplingParams(), "triton")
+        head_scores(hidden, head, dola(), "triton")
 
 
 def test_a_cpu_is_refused_unless_interpreted(monkeypatch):
-    monkeypatch.setattr(front.fused, "INTERPRETED", False)
+    monkeypatch.setattr(front.head_triton, "INTERPRETED", False)
     with pytest.raises(ValueError, match="backend 'triton' needs a GPU, got tensors on cpu"):
         resolve_backend("triton", torch.device("cpu"), torch.float32)
 
 
 def test_without_triton_there_are_two_backends(monkeypatch):
-    monkeypatch.setattr(front, "fused", None)
+    monkeypatch.setattr(front, "head_triton", None)
     assert resolve_backend("auto", torch.device("cuda"), torch.bfloat16) == "torch"
     with pytest.raises(ValueError, match="needs Triton, which is not installed"):
         resolve_backend("triton", torch.device("cuda"), torch.bfloat16)
@@ -294,7 +293,7 @@ def test_gpus_and_their_launch_parameters(monkeypatch, capability, generation):
     properties = type("Properties", (), {"major": capability[0], "minor": capability[1]})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(front.fused, "INTERPRETED", False)
+    monkeypatch.setattr(front.head_triton, "INTERPRETED", False)
     device = torch.device("cuda")
     if generation is None:
         assert resolve_backend("auto", device, torch.bfloat16) == "torch"

@@ -9,11 +9,11 @@ from torch.profiler import ProfilerActivity, profile
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.kernels.head import head_scores, resolve_backend, sample_codes
 from janus_dola.kernels.philox import gumbel_noise
-from janus_dola.kernels.types import SamplingParams
 from tests.kernels.cases import (
     JSD_TOLERANCE,
     JSD_TOLERANCE_OF_SMALL_HEADS,
     assert_accurate,
+    dola,
     oracle,
     random_head,
     random_hidden,
@@ -25,11 +25,11 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 SIZES = {"1B": (2048, 2048, 16384), "7B": (4096, 4096, 16384), "odd": (2049, 1031, 16001), "small": (64, 96, 1000)}
 KERNELS = ["_normalise_kernel", "_project_kernel", "_activate_kernel", "_codebook_kernel", "_sweep_kernel"]
 CALLS = [
-    SamplingParams(),
-    SamplingParams(3.0, 0.7, 0.0),
-    SamplingParams(5.0, 1.0, 0.0, 4),
-    SamplingParams(5.0, 0.0, 0.1, 1),
-    SamplingParams(None),
+    dola(),
+    dola(3.0, 0.7, 0.0),
+    dola(5.0, 1.0, 0.0, 4),
+    dola(5.0, 0.0, 0.1, 1),
+    dola(None),
 ]
 
 
@@ -76,7 +76,7 @@ def test_accuracy(size, dtype, backend, fresh):
 @pytest.mark.parametrize("layers", [1, 2, 9, 16])
 def test_all_rows_and_layers(images, layers, fresh):
     hidden, head = case("small", torch.bfloat16, images, fresh, layers)
-    params = SamplingParams(premature=0 if layers == 1 else None)
+    params = dola(premature=0 if layers == 1 else None)
     found = head_scores(hidden, head, params, "triton")
     assert_accurate(found, hidden, head, params, JSD_TOLERANCE_OF_SMALL_HEADS)
 
@@ -86,7 +86,7 @@ def test_all_rows_and_layers(images, layers, fresh):
 def test_text_heads(bias, weight, fresh):
     head = to(random_matrix(4096, 128256, torch.bfloat16, fresh, bias), "cuda")
     hidden = random_hidden(9, 1, 4096, torch.bfloat16, fresh).cuda()
-    params = SamplingParams(weight)
+    params = dola(weight)
     found = head_scores(hidden, head, params, "triton")
     assert_accurate(found, hidden, head, params)
 
@@ -113,30 +113,30 @@ def test_codes_are_those_of_the_reference_wherever_the_choice_is_clear(dtype, fr
 def test_the_same_bits_a_hundred_times(fresh):
     hidden, head = case("7B", torch.bfloat16, 16, fresh)
     seeds, position = torch.arange(16, device="cuda"), torch.full((16,), 3, device="cuda")
-    first = sample_codes(hidden, head, SamplingParams(), seeds, position, "triton")
-    scores = head_scores(hidden, head, SamplingParams(), "triton").scores
+    first = sample_codes(hidden, head, dola(), seeds, position, "triton")
+    scores = head_scores(hidden, head, dola(), "triton").scores
     for _ in range(100):
-        again = sample_codes(hidden, head, SamplingParams(), seeds, position, "triton")
+        again = sample_codes(hidden, head, dola(), seeds, position, "triton")
         for name in ("code", "layer", "jsd", "finite"):
             assert torch.equal(getattr(first, name), getattr(again, name)), name
-        assert torch.equal(head_scores(hidden, head, SamplingParams(), "triton").scores, scores)
+        assert torch.equal(head_scores(hidden, head, dola(), "triton").scores, scores)
 
 
 def test_a_graph_follows_seeds_positions_and_hidden_states(fresh):
     hidden, head = case("1B", torch.bfloat16, 4, fresh)
     seeds, position = torch.arange(4, device="cuda"), torch.zeros(4, dtype=torch.int64, device="cuda")
-    sample_codes(hidden, head, SamplingParams(), seeds, position, "triton")  # compiles
+    sample_codes(hidden, head, dola(), seeds, position, "triton")  # compiles
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = sample_codes(hidden, head, SamplingParams(), seeds, position, "triton")
+        captured = sample_codes(hidden, head, dola(), seeds, position, "triton")
     codes = set()
     for step in range(30):
         hidden.copy_(random_hidden(5, 4, 2048, torch.bfloat16, fresh + step))
         seeds.add_(17)
         position.fill_(step)
         graph.replay()
-        direct = sample_codes(hidden, head, SamplingParams(), seeds, position, "triton")
+        direct = sample_codes(hidden, head, dola(), seeds, position, "triton")
         for name in ("code", "layer", "jsd", "finite"):
             assert torch.equal(getattr(captured, name), getattr(direct, name)), name
         codes.update(captured.code.tolist())
@@ -148,7 +148,7 @@ def test_compiles_without_a_graph_break(fresh):
     seeds, position = torch.arange(4, device="cuda"), torch.full((4,), 3, device="cuda")
 
     def step(hidden_states, seeds, position):
-        found = sample_codes(2 * hidden_states, head, SamplingParams(), seeds, position, "triton")
+        found = sample_codes(2 * hidden_states, head, dola(), seeds, position, "triton")
         return found.code + 1, found.jsd
 
     for found, expected in zip(
@@ -163,10 +163,10 @@ def test_five_kernels_run_and_no_others(size, fresh):
     seeds, position = torch.arange(4, device="cuda"), torch.full((4,), 3, device="cuda")
     torch.use_deterministic_algorithms(False)  # which would fill new memory with a kernel
     assert resolve_backend("auto", hidden.device, hidden.dtype) == "triton"
-    sample_codes(hidden, head, SamplingParams(), seeds, position)
+    sample_codes(hidden, head, dola(), seeds, position)
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
-        sample_codes(hidden, head, SamplingParams(), seeds, position)
+        sample_codes(hidden, head, dola(), seeds, position)
         torch.cuda.synchronize()
     on_device = [event.name for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     assert on_device == KERNELS
@@ -176,10 +176,10 @@ def test_nothing_waits_for_the_gpu(fresh):
     hidden, head = case("1B", torch.bfloat16, 4, fresh)
     seeds, position = torch.arange(4, device="cuda"), torch.full((4,), 3, device="cuda")
     torch.use_deterministic_algorithms(False)
-    sample_codes(hidden, head, SamplingParams(), seeds, position, "triton")
+    sample_codes(hidden, head, dola(), seeds, position, "triton")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        sample_codes(hidden, head, SamplingParams(), seeds, position, "triton")
+        sample_codes(hidden, head, dola(), seeds, position, "triton")
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -187,9 +187,9 @@ def test_nothing_waits_for_the_gpu(fresh):
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 def test_images_with_non_finite_hidden_states_are_flagged_and_others_are_not(poison, fresh):
     hidden, head = case("1B", torch.bfloat16, 4, fresh)
-    clean = head_scores(hidden, head, SamplingParams(), "triton")
+    clean = head_scores(hidden, head, dola(), "triton")
     hidden[2, 5, 100] = poison  # the unconditional row of image 1
-    found = head_scores(hidden, head, SamplingParams(), "triton")
+    found = head_scores(hidden, head, dola(), "triton")
     assert found.finite.tolist() == [True, False, True, True]
     assert torch.equal(found.scores[[0, 2, 3]], clean.scores[[0, 2, 3]])
 

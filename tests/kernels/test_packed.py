@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from janus_dola.kernels.block_torch import Matrix
 from janus_dola.kernels.head import head_scores
 from janus_dola.kernels.packed import PackedHalf, can_pack
-from janus_dola.kernels.types import Head, SamplingParams
+from janus_dola.kernels.types import Head
+from tests.kernels.cases import dola
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch has no FBGEMM")
 
@@ -66,8 +67,8 @@ def test_the_head_with_packed_weights(backend):
     packed, wide = map(PackedHalf, weights), (weight.double() for weight in weights)
     head = Head(norm, 1e-6, next(packed), bias, next(packed), proj_bias)
     exact = Head(norm.double(), 1e-6, next(wide), bias.double(), next(wide), proj_bias.double())
-    found = head_scores(x, head, SamplingParams(), backend)
-    expected = head_scores(x.double(), exact, SamplingParams(), "reference")
+    found = head_scores(x, head, dola(), backend)
+    expected = head_scores(x.double(), exact, dola(), "reference")
     assert torch.equal(found.layer, expected.layer)
-    assert torch.allclose(found.p_hat.double(), expected.p_hat, atol=1e-5)
+    assert torch.allclose(found.scores.double().softmax(-1), expected.scores.softmax(-1), atol=1e-5)
     assert torch.allclose(found.jsd.double(), expected.jsd, atol=1e-5)

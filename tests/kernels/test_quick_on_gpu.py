@@ -7,9 +7,8 @@ import torch
 
 from janus_dola.kernels.block_torch import PassStart, Positions, Rotary, run_blocks
 from janus_dola.kernels.head import head_scores, sample_codes
-from janus_dola.kernels.types import SamplingParams
 from tests.kernels.blocks import in_double, random_block
-from tests.kernels.cases import assert_accurate, random_head, random_hidden, to
+from tests.kernels.cases import assert_accurate, dola, random_head, random_hidden, to
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 SHARPNESS = {"flat": 0.2, "as in a model": 1.0, "peaked": 3.0}
@@ -31,13 +30,13 @@ def test_head_stage(size, sharpness):
         hidden = random_hidden(
             compiling.LAYERS, images, compiling.floor.SHAPES[size].hidden, torch.bfloat16, seed
         ).cuda()
-        assert_accurate(head_scores(hidden, head, SamplingParams(), "triton"), hidden, head, SamplingParams())
+        assert_accurate(head_scores(hidden, head, dola(), "triton"), hidden, head, dola())
         seeds, position = torch.arange(images, device="cuda"), torch.full((images,), 3, device="cuda")
-        first = sample_codes(hidden, head, SamplingParams(), seeds, position, "triton")
-        again = sample_codes(hidden, head, SamplingParams(), seeds, position, "triton")
+        first = sample_codes(hidden, head, dola(), seeds, position, "triton")
+        again = sample_codes(hidden, head, dola(), seeds, position, "triton")
         assert torch.equal(first.code, again.code)
         if images == compiling.TRUNCATED:
-            few = SamplingParams(top_k=50, top_p=0.9)
+            few = dola(top_k=50, top_p=0.9)
             left = head_scores(hidden, head, few, "triton").scores > -torch.inf
             drawn = sample_codes(hidden, head, few, seeds, position, "triton").code
             assert ((left.sum(1) >= 1) & (left.sum(1) <= 50)).all()

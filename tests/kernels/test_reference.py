@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import jensenshannon
 
-from janus_dola.kernels import reference
-from janus_dola.kernels.types import SamplingParams, SamplingTensors
-from tests.kernels.cases import random_head, random_hidden, total_variation
+from janus_dola.kernels import contrast, reference
+from janus_dola.kernels.params import log_of
+from janus_dola.kernels.types import SamplingTensors
+from tests.kernels.cases import dola, random_head, random_hidden, total_variation
 
 logits = hnp.arrays(np.float64, st.tuples(st.just(2), st.integers(1, 60)), elements=st.floats(-30, 30))
 extreme = hnp.arrays(np.float32, st.tuples(st.just(2), st.integers(1, 40)), elements=st.floats(-1e4, 1e4, width=32))
@@ -27,7 +28,7 @@ def test_jensen_shannon_agrees_with_scipy(array):
     p, q = log_probabilities(array)
     expected = jensenshannon(p.exp().numpy(), q.exp().numpy()) ** 2
     # scipy takes a square root of a difference of entropies, which costs it the last digits near 0
-    assert reference.jensen_shannon(p, q).item() == pytest.approx(np.nan_to_num(expected), abs=1e-7)
+    assert contrast.jensen_shannon(p, q).item() == pytest.approx(np.nan_to_num(expected), abs=1e-7)
 
 
 def test_jensen_shannon_of_many_codes_is_that_of_float64():
@@ -36,23 +37,23 @@ def test_jensen_shannon_of_many_codes_is_that_of_float64():
     log_p, log_q = (8 * torch.randn(2, 3, 10_001)).log_softmax(-1)
     p, q = log_p.double().exp().numpy(), log_q.double().exp().numpy()
     expected = jensenshannon(p, q, axis=-1) ** 2
-    assert reference.jensen_shannon(log_p, log_q).numpy() == pytest.approx(expected, abs=2e-6)
+    assert contrast.jensen_shannon(log_p, log_q).numpy() == pytest.approx(expected, abs=2e-6)
 
 
 @given(extreme)
 def test_jensen_shannon_is_bounded_symmetric_and_zero_for_equals(array):
     p, q = log_probabilities(array)
-    there, back = reference.jensen_shannon(p, q), reference.jensen_shannon(q, p)
+    there, back = contrast.jensen_shannon(p, q), contrast.jensen_shannon(q, p)
     assert 0 <= there <= math.log(2)
     assert there.item() == pytest.approx(back.item(), abs=1e-6)
-    assert reference.jensen_shannon(p, p) == 0
+    assert contrast.jensen_shannon(p, p) == 0
 
 
 def test_jensen_shannon_of_disjoint_one_hots_is_ln_2():
     p = torch.tensor([0.0, -math.inf, -math.inf])
     q = torch.tensor([-math.inf, 0.0, -math.inf])
-    assert reference.jensen_shannon(p, q).item() == pytest.approx(math.log(2), abs=1e-7)
-    assert reference.jensen_shannon(p, p) == 0
+    assert contrast.jensen_shannon(p, q).item() == pytest.approx(math.log(2), abs=1e-7)
+    assert contrast.jensen_shannon(p, p) == 0
 
 
 def test_jensen_shannon_is_not_the_swapped_divergence_of_the_original_code():
@@ -60,20 +61,20 @@ def test_jensen_shannon_is_not_the_swapped_divergence_of_the_original_code():
     q = torch.tensor([0.1, 0.9]).log()
     m = (0.5 * (p.exp() + q.exp())).log()
     swapped = 0.5 * ((m.exp() * (m - p)).sum() + (m.exp() * (m - q)).sum())
-    assert reference.jensen_shannon(p, q).item() == pytest.approx(0.3680642, abs=1e-6)
+    assert contrast.jensen_shannon(p, q).item() == pytest.approx(0.3680642, abs=1e-6)
     assert abs(swapped.item() - 0.3680642) > 0.1
 
 
 def test_the_lowest_layer_wins_an_exact_tie():
     jsd = torch.tensor([[0.1, 0.5, 0.0], [0.3, 0.5, 0.0], [0.3, 0.2, 0.0]])
-    assert reference.select_premature(jsd).tolist() == [1, 0, 0]
+    assert contrast.select_premature(jsd).tolist() == [1, 0, 0]
 
 
 @given(logits, alphas)
 def test_plausible_codes_are_those_of_the_definition(array, alpha):
     log_q, _ = log_probabilities(array)
     q = log_q.exp()
-    admitted = reference.plausible(log_q, alpha)
+    admitted = contrast.plausible(log_q, log_of(alpha))
     clear = (q - alpha * q.max()).abs() > 1e-9 * q.max()
     assert torch.equal(admitted[clear], (q >= alpha * q.max())[clear])
     assert admitted[q.argmax()]
@@ -84,9 +85,9 @@ def test_plausible_codes_are_those_of_the_definition(array, alpha):
 @given(logits, alphas)
 def test_contrast_is_the_normalised_ratio_on_the_plausible_codes(array, alpha):
     log_n, log_m = log_probabilities(array)
-    admitted = reference.plausible(log_n, alpha)
+    admitted = contrast.plausible(log_n, log_of(alpha))
     ratio = torch.where(admitted, log_n.exp() / log_m.exp(), 0.0)
-    found = reference.contrast(log_n, log_m, alpha).softmax(-1)
+    found = contrast.log_ratio(log_n, log_m, admitted).softmax(-1)
     assert torch.allclose(found, ratio / ratio.sum(), atol=1e-9)
     assert (found[~admitted] == 0).all()
 
@@ -94,7 +95,7 @@ def test_contrast_is_the_normalised_ratio_on_the_plausible_codes(array, alpha):
 @given(extreme, alphas)
 def test_contrast_never_gives_nan(array, alpha):
     log_n, log_m = log_probabilities(array)
-    p_hat = reference.contrast(log_n, log_m, alpha).softmax(-1)
+    p_hat = contrast.log_ratio(log_n, log_m, contrast.plausible(log_n, log_of(alpha))).softmax(-1)
     assert p_hat.isfinite().all()
     assert p_hat.sum().item() == pytest.approx(1, abs=1e-5)
 
@@ -102,15 +103,16 @@ def test_contrast_never_gives_nan(array, alpha):
 def test_contrast_with_one_hot_distributions():
     one_hot = torch.tensor([0.0, -math.inf, -math.inf])
     other = torch.tensor([-math.inf, 0.0, -math.inf])
-    assert reference.contrast(one_hot, other, 0.1).softmax(-1).tolist() == [1, 0, 0]
-    assert reference.contrast(one_hot, one_hot, 0.0).softmax(-1).tolist() == [1, 0, 0]
+    for premature in (other, one_hot):
+        admitted = contrast.plausible(one_hot, log_of(0.1))
+        assert contrast.log_ratio(one_hot, premature, admitted).softmax(-1).tolist() == [1, 0, 0]
 
 
 @given(logits, alphas)
 def test_without_a_premature_layer_the_plain_distribution_stays(array, alpha):
     log_n, _ = log_probabilities(array)
-    scores = reference.contrast(log_n, None, alpha)
-    admitted = reference.plausible(log_n, alpha)
+    admitted = contrast.plausible(log_n, log_of(alpha))
+    scores = contrast.log_ratio(log_n, torch.zeros_like(log_n), admitted)
     assert torch.equal(scores[admitted], log_n[admitted])
     if alpha == 0:
         assert torch.equal(scores, log_n)
@@ -143,7 +145,7 @@ def test_rms_norm_is_that_of_llama():
 def test_float32_inside_and_float64_for_float64(dtype, inside):
     head = random_head(8, 8, 11, dtype, seed=0)
     hidden = random_hidden(3, 2, 8, dtype, seed=0)
-    found = reference.head_scores(hidden, head, SamplingTensors.repeat(SamplingParams(), 2, hidden))
+    found = reference.head_scores(hidden, head, SamplingTensors.repeat(dola(), 2, hidden))
     assert found.scores.dtype == found.jsd.dtype == inside
 
 
@@ -152,7 +154,7 @@ def test_float32_inside_and_float64_for_float64(dtype, inside):
 def test_the_stage_is_the_formulas_of_the_design_written_out_once_more(seed, weight, alpha):
     head = random_head(12, 10, 31, torch.float64, seed)
     hidden = random_hidden(4, 3, 12, torch.float64, seed)
-    found = reference.head_scores(hidden, head, SamplingTensors.repeat(SamplingParams(weight, 1.0, alpha), 3, hidden))
+    found = reference.head_scores(hidden, head, SamplingTensors.repeat(dola(weight, 1.0, alpha), 3, hidden))
     for image in range(3):
         q = []
         for layer in range(4):

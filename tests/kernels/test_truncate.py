@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from janus_dola.kernels import reference
 from janus_dola.kernels.head import head_scores, sample_codes
 from janus_dola.kernels.sampling import gumbel_max
-from janus_dola.kernels.types import SamplingParams, SamplingTensors
-from tests.kernels.cases import CPU_BACKENDS, random_head, random_hidden
+from janus_dola.kernels.types import SamplingTensors
+from tests.kernels.cases import CPU_BACKENDS, dola, random_head, random_hidden
 
 BACKEND = pytest.mark.parametrize("backend", CPU_BACKENDS)
-ALL = SamplingParams(alpha=0.01)
+ALL = dola(alpha=0.01)
 
 
 def shares(scores: torch.Tensor, temperature: float, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,7 +62,7 @@ def test_the_reference_keeps_what_the_definition_says(codes, temperature, top_k,
 OF_EACH = [
     ALL, replace(ALL, top_k=1), replace(ALL, top_k=7), replace(ALL, top_k=10**6), replace(ALL, top_p=0.3),
     replace(ALL, top_p=0.95, temperature=2.0), replace(ALL, top_k=20, top_p=0.8, temperature=0.5),
-    replace(ALL, top_k=3, temperature=0.0), replace(ALL, top_k=5, alpha=0.0, premature=2),
+    replace(ALL, top_k=3, temperature=0.0), dola(alpha=0.0, premature=2, top_k=5),
 ]  # fmt: skip
 
 
@@ -91,16 +91,16 @@ def test_every_backend_truncates_each_image_as_it_says(backend):
 def test_zeros_of_both_signs_are_one_number(backend):
     head, hidden = random_head(16, 16, 8, torch.float32, seed=3), random_hidden(1, 1, 16, torch.float32, seed=3)
     head = replace(head, code_weight=torch.zeros(8, 16), code_bias=torch.zeros(8))
-    found = head_scores(hidden, head, SamplingParams(top_k=3, top_p=0.2, premature=0), backend).scores
+    found = head_scores(hidden, head, dola(top_k=3, top_p=0.2, premature=0), backend).scores
     assert (found > -torch.inf).all()
 
 
 def test_what_is_out_of_range():
     with pytest.raises(ValueError, match="top_k must be an int in 0 .. 2147483647 .*, got -1"):
-        SamplingParams(top_k=-1)
+        dola(top_k=-1)
     for top_p in (0.0, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"top_p must lie in \(0, 1\], got"):
-            SamplingParams(top_p=top_p)
+            dola(top_p=top_p)
 
 
 def test_images_of_two_kinds_do_not_go_together():

@@ -1,10 +1,10 @@
-"""Attention of a block, over keys and values in a buffer of fixed size: rotation, the writing of what is new, and a softmax.
+"""Attention over keys and values in a buffer of fixed size: rotates, writes the new keys and values, and takes a softmax.
 
     q, k = rotate(q), rotate(k)                  keys and values of the new positions go into the buffer
     z    = scaling q k                           over the positions up to the query's own
     out  = sum over chunks of sum exp(z - m) v, over sum over chunks of sum exp(z - m)
 
-Keys are split among programs, in chunks of so many positions counted from the row's first. Each leaves its maximum m, its
+Keys are split among programs, in chunks of `CHUNK` positions counted from the row's first. Each leaves its maximum m, its
 sum of exp(z - m) and its mixture of values; the second launch puts them together, always in the same order. Chunks behind a
 row's last position are not looked at, so a row's bits depend on that row alone, and no mask is made.
 """
@@ -16,13 +16,15 @@ from torch import Tensor
 
 from janus_dola.kernels.gpu.matmul import dot
 
-CHUNK = 64  # positions a program looks at
-_LEAST_CHUNKS = 16  # that the second launch is compiled for: one kernel for all buffers of up to 1024 positions
+CHUNK = 64  # positions per program
+_LEAST_CHUNKS = (
+    16  # the second launch is compiled for at least so many: one kernel for all buffers up to 1024 positions
+)
 
 
 @triton.jit
 def _rotated(
-    vectors,  # [ROWS], pointers to what is rotated
+    vectors,  # [ROWS], pointers to the vectors that are rotated
     position,  # [ROWS]
     inside,  # [ROWS]
     cos_ptr,
@@ -31,7 +33,7 @@ def _rotated(
     SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
-    """x cos + roll(x, d / 2) sin: [ROWS, BLOCK_SIZE] float32."""
+    """Computes x cos + roll(x, d / 2) sin: [ROWS, BLOCK_SIZE] float32."""
     i = tl.arange(0, BLOCK_SIZE)[None, :]
     mask = inside[:, None] & (i < SIZE)
     x = tl.load(vectors[:, None] + i, mask=mask, other=0.0).to(tl.float32)
@@ -143,15 +145,15 @@ def _combine_kernel(
 def attend(
     qkv: Tensor, keys_values: Tensor, start: Tensor, cos: Tensor, sin: Tensor, visible: int, scaling: float
 ) -> Tensor:
-    """Attention of W new positions of each row to all up to themselves; their keys and values are written. Two launches.
+    """Attends from each row's W new positions to all up to themselves, and writes their keys and values. Two launches.
 
     Args:
-        qkv: [R * W, H_q + 2 H_kv, d]: queries, keys and values of the new positions, not rotated, contiguous.
+        qkv: [R * W, H_q + 2 H_kv, d]: queries, keys and values at the new positions, not rotated, contiguous.
         keys_values: [R, capacity, 2, H_kv, d], contiguous; only positions before `start` are read.
         start: [R] int64, each row's first new position.
-        cos, sin: [positions, d], as in `block.Rotary`.
+        cos, sin: [positions, d], as in `block_torch.Rotary`.
         visible: at least every start + W, and at most the capacity.
-        scaling: of queries times keys.
+        scaling: factor for queries times keys.
     Returns:
         [R * W, H_q d].
     """

@@ -1,4 +1,4 @@
-"""The products of a block, with what stands before and after each: norm, bias, gate, residual.
+"""The products in a block, fused with what stands before and after each: norm, bias, gate, residual.
 
     qkv  = W_qkv norm(x)                         `normed`
     y    = x + W_o mixed                         `added`, which prepares the norm that follows
@@ -6,8 +6,8 @@
     x'   = y + W_d out                           `added`
 
 The norm costs no launch and nothing in the loop: a product of norm(x) = x / r * weight, r = sqrt(mean(x^2) + eps), is the
-product of x * weight, divided by r when all is summed. Whatever writes x writes x * weight too, and its sums of squares, one
-for each tile. (In float16 x * weight must stay below 65504, as x itself.)
+product of x * weight, divided by r when all is summed. Whatever writes x writes x * weight too, and sums of squares, one per
+tile. (In float16 x * weight must stay below 65504, as x itself.)
 
 Weights are the left operand, as in the codebook. A tile has all inputs, and always `COLUMNS` rows: how a row is summed does
 not depend on how many other rows there are, which no library promises.
@@ -31,13 +31,13 @@ class Rows:
     """Hidden states, ready to be normalised by the product that reads them."""
 
     x: Tensor  # [N, D]
-    weighted: Tensor  # [N, D], x * weight of the norm
-    squares: Tensor  # [TILES, N] fp32, sums of x^2 over D; the tiles' sum is that over all of D
+    weighted: Tensor  # [N, D], x times the norm's weight
+    squares: Tensor  # [TILES, N] fp32, sums of x^2 over the outputs of a tile; the tiles together cover D
 
 
 @triton.jit
 def _gated(gate, up):
-    """silu(gate) * up."""
+    """Computes silu(gate) * up."""
     return gate / (1.0 + tl.exp(-gate)) * up
 
 
@@ -60,7 +60,7 @@ def _weigh_kernel(
 
 @triton.jit
 def _normed_kernel(
-    x_ptr,  # [N, D], x * weight of the norm
+    x_ptr,  # [N, D], x times the norm's weight
     squares_ptr,  # [TILES, N] fp32
     weight_ptr,  # [O, D], or [2 O, D] where gated: the gate's rows, then those it is applied to
     bias_ptr,  # as many, or anything without a bias
@@ -73,7 +73,7 @@ def _normed_kernel(
     HAS_BIAS: tl.constexpr,
     GATED: tl.constexpr,
     TILES_PADDED: tl.constexpr,
-    BLOCK_O: tl.constexpr,  # of the weight
+    BLOCK_O: tl.constexpr,  # rows of the weight
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -106,7 +106,7 @@ def _added_kernel(
     weight_ptr,  # [D, K]
     bias_ptr,  # [D], or anything without a bias
     residual_ptr,  # [N, D]
-    norm_weight_ptr,  # [D], of the norm that follows, or anything without one
+    norm_weight_ptr,  # [D], weight of the norm that follows, or anything without one
     out_ptr,  # [N, D]
     weighted_ptr,  # [N, D], the output times the norm's weight
     squares_ptr,  # [TILES, N] fp32
@@ -137,22 +137,8 @@ def _added_kernel(
         tl.store(squares_ptr + tl.program_id(1) * rows + row, tl.sum(y * y, 0), mask=row < rows)
 
 
-@triton.jit
-def _gate_kernel(
-    gate_up_ptr,  # [N, 2 I]
-    out_ptr,  # [N, I]
-    width,  # I
-    BLOCK_I: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
-    gate = tl.load(gate_up_ptr + row * 2 * width + i, mask=i < width, other=0.0).to(tl.float32)
-    up = tl.load(gate_up_ptr + row * 2 * width + width + i, mask=i < width, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row * width + i, _gated(gate, up).to(out_ptr.dtype.element_ty), mask=i < width)
-
-
 def launch_options(outputs: int, bits: int, generation: str) -> dict[str, int]:
-    """Tile of a product with so many outputs: enough tiles for all multiprocessors, and the same for any number of rows."""
+    """Returns the tile for a number of outputs: enough tiles for all multiprocessors, the same for any number of rows."""
     block_outputs = 64 if outputs >= 8192 else 32 if outputs > 2048 else 16
     return {
         "BLOCK_O": block_outputs,
@@ -167,24 +153,24 @@ def launch_options(outputs: int, bits: int, generation: str) -> dict[str, int]:
 
 
 def weigh(x: Tensor, norm_weight: Tensor) -> Rows:
-    """Rows [N, D] before the first block. One launch."""
+    """Prepares rows [N, D] for the first block's norm. One launch."""
     rows, width = x.shape
-    found = Rows(x, torch.empty_like(x), torch.empty(1, rows, dtype=torch.float32, device=x.device))
+    weighed = Rows(x, torch.empty_like(x), torch.empty(1, rows, dtype=torch.float32, device=x.device))
     _weigh_kernel[(rows,)](
-        x, norm_weight, found.weighted, found.squares, width, BLOCK_D=triton.next_power_of_2(width), num_warps=8,
+        x, norm_weight, weighed.weighted, weighed.squares, width, BLOCK_D=triton.next_power_of_2(width), num_warps=8,
         enable_fp_fusion=True,
     )  # fmt: skip
-    return found
+    return weighed
 
 
 def normed(rows: Rows, eps: float, weight: Tensor, bias: Tensor | None = None, gated: bool = False) -> Tensor:
-    """The product of normalised rows; `gated`, silu of its first half times the second. One launch.
+    """Multiplies normalised rows; `gated` returns silu of the first half times the second. One launch.
 
     Args:
         rows: as `weigh` or `added` made them, with the norm's weight.
-        eps: of the norm.
+        eps: the norm's.
         weight: [O, D], or [2 O, D] where gated; contiguous, in the dtype of the rows.
-        bias: as many numbers, or None.
+        bias: [O] or [2 O], or None.
     Returns:
         [N, O] in the dtype of the rows.
     """
@@ -202,14 +188,14 @@ def normed(rows: Rows, eps: float, weight: Tensor, bias: Tensor | None = None, g
 def added(
     residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, norm_weight: Tensor | None = None
 ) -> Rows:
-    """residual + the product of x, ready for the norm that follows. One launch.
+    """Adds the product of x to the residual, ready for the norm that follows. One launch.
 
     Args:
         residual: [N, D].
         x: [N, K], contiguous, of the same dtype.
         weight: [D, K], contiguous, of the same dtype.
         bias: [D], or None.
-        norm_weight: [D]; None where no norm of ours follows: then only `x` of the result is filled.
+        norm_weight: [D]; None where none of our norms follows: then only `x` is filled in the result.
     """
     count, width = residual.shape
     options = launch_options(width, x.element_size() * 8, launch.generation_here(x.device))
@@ -223,13 +209,3 @@ def added(
         count, x.shape[1], width, HAS_BIAS=bias is not None, HAS_NORM=has_norm, enable_fp_fusion=True, **options,
     )  # fmt: skip
     return Rows(out, weighted, squares)
-
-
-def gate(gate_up: Tensor) -> Tensor:
-    """silu of the first half of the columns times the second: [N, 2 I] to [N, I]. One launch."""
-    rows, width = len(gate_up), gate_up.shape[1] // 2
-    out = torch.empty(rows, width, dtype=gate_up.dtype, device=gate_up.device)
-    _gate_kernel[(rows, triton.cdiv(width, 1024))](
-        gate_up, out, width, BLOCK_I=1024, num_warps=4, enable_fp_fusion=True
-    )
-    return out

@@ -1,10 +1,10 @@
-"""Last product of the fused stage: the codebook Linear for all layers, with what a softmax over the codes needs.
+"""Last product of the fused stage: applies the codebook Linear to all layers and prepares a softmax over the codes.
 
     z = W2 x + b2          [L, B, V] float32
 
-Beside the logits each tile of codes leaves its maximum m and sum exp(z - m), from which the sweep gets the log-sum-exp
-without another pass. A tile holds all rows and a slice of W2, so that each weight is read once. A sum of NaN tells the sweep
-that a logit was not finite.
+Beside the logits each tile of codes leaves its maximum m and sum exp(z - m), from which the sweep computes the log-sum-exp
+without another pass. A tile holds all rows and a slice of W2, so that each weight is read once. Where a logit is not finite,
+the sum is NaN.
 """
 
 import torch
@@ -13,8 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from janus_dola.kernels.gpu.launch import MatmulLaunch, launch_of
-from janus_dola.kernels.gpu.matmul import product
-from janus_dola.kernels.gpu.normalise import SHRINK
+from janus_dola.kernels.gpu.matmul import ACTIVATION_SCALE, product
 from janus_dola.kernels.types import Head
 
 
@@ -38,7 +37,7 @@ def _codebook_kernel(
     pair = tl.program_id(1) * BLOCK_PAIRS + tl.arange(0, BLOCK_PAIRS)
     inside_v, inside_pair = v < V, pair < pairs
     z = product(weight_ptr, x_ptr, v, pair, V, pairs, E, 0, E, BLOCK_V, BLOCK_PAIRS, BLOCK_E)
-    z /= SHRINK
+    z /= ACTIVATION_SCALE
     if HAS_BIAS:
         z += tl.load(bias_ptr + v, mask=inside_v, other=0.0).to(tl.float32)[:, None]
 
@@ -56,12 +55,12 @@ def _codebook_kernel(
 
 
 def codebook(x: Tensor, head: Head, launch: MatmulLaunch | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of all codes, with partial softmax sums.
+    """Computes the logits of all codes, with partial softmax sums.
 
     Args:
         x: [L, B, E], as `project` returns it, or `normalise` for a head without a projection.
         head: its last Linear is applied.
-        launch: block shapes; None takes those of the launch table.
+        launch: block shapes; None reads them from the launch table.
     Returns:
         logits: [L, B, V] float32.
         tile_max, tile_sum: [L, B, TILES] float32: over each tile of codes max z and sum exp(z - max z); the sum is NaN where

@@ -20,19 +20,19 @@ TABLE = Path(__file__).with_name("launch_table.json")
 
 @dataclass(frozen=True)
 class MatmulLaunch:
-    """Tiles of a product of weights [outputs, inputs] with activations [columns, inputs]."""
+    """Tiles for the product weights [outputs, inputs] times activations [columns, inputs]."""
 
     block_outputs: int
     block_columns: int
     block_inputs: int
     num_warps: int
     num_stages: int
-    splits: int = 1  # programs that share a tile, each with a part of the inputs
+    splits: int = 1  # programs per tile, each with a part of the inputs
 
 
 @dataclass(frozen=True)
 class SweepLaunch:
-    """Codes a program looks at in one go, and the most programs that share an image."""
+    """Codes that a program looks at in one go, and the most programs per image."""
 
     block_codes: int
     max_parts: int
@@ -40,7 +40,7 @@ class SweepLaunch:
 
 
 def generation_of(device: torch.device) -> str:
-    """The part of the table for a GPU: "sm_80", "sm_89" (little shared memory), "sm_90", "sm_100" or "gfx942"."""
+    """Names the part of the table for a GPU: "sm_80", "sm_89" (little shared memory), "sm_90", "sm_100" or "gfx942"."""
     if device.type == "cpu":  # the interpreter
         return "sm_90"
     properties = torch.cuda.get_device_properties(device)
@@ -51,7 +51,7 @@ def generation_of(device: torch.device) -> str:
 
 
 def unsupported(device: torch.device) -> str | None:
-    """What a GPU lacks to run the kernels, or None."""
+    """Says what a GPU lacks to run the kernels, or None."""
     if torch.version.hip:
         name = generation_of(device)
         return None if name in _table() else f"an AMD GPU of gfx942, got {name}"
@@ -61,14 +61,14 @@ def unsupported(device: torch.device) -> str | None:
 
 @cache
 def matmul_launch(kernel: str, generation: str, bits: int, columns: int, outputs: int) -> MatmulLaunch:
-    """The first entry of the table that the sizes fit into.
+    """Returns the first entry of the table that the sizes fit into.
 
     Args:
         kernel: "project" or "codebook".
         generation: as `generation_of` says.
-        bits: of the weights' dtype, 16 or 32.
-        columns: rows of the activations, L * R for the projection and L * B for the codebook.
-        outputs: rows of the weights.
+        bits: the weights' dtype, 16 or 32.
+        columns: rows of activations, L * R for the projection and L * B for the codebook.
+        outputs: rows of weights.
     """
     for entry in _table()[generation][kernel]:
         fits_columns = entry["max_columns"] is None or columns <= entry["max_columns"]
@@ -80,17 +80,17 @@ def matmul_launch(kernel: str, generation: str, bits: int, columns: int, outputs
 
 @cache
 def sweep_launch(generation: str) -> SweepLaunch:
-    """The sweep's entry of the table."""
+    """Returns the sweep's entry in the table."""
     return SweepLaunch(**_table()[generation]["sweep"])
 
 
 def launch_of(kernel: str, activations: Tensor, columns: int, outputs: int) -> MatmulLaunch:
-    """`matmul_launch` for tensors on their device."""
+    """Returns `matmul_launch` for tensors on their device."""
     return matmul_launch(kernel, generation_here(activations.device), activations.element_size() * 8, columns, outputs)
 
 
 def sweep_launch_of(logits: Tensor) -> SweepLaunch:
-    """`sweep_launch` for tensors on their device."""
+    """Returns `sweep_launch` for tensors on their device."""
     return sweep_launch(generation_here(logits.device))
 
 

@@ -1,8 +1,11 @@
-"""The loop of all matrix products: a few rows of activations times weights that are read once.
+"""The loop that all matrix products share: a few rows of activations times weights that are read once.
 
 Weights are the left operand: they fill the 64 rows that the matrix instructions of Hopper want, and the few rows of
 activations are padded. bfloat16 weights become float16 in registers where activations are, which costs fewer instructions
 than the loads leave idle; a float16 copy of them would cost memory, and go stale when the model is trained.
+
+The head stage multiplies in float16, whose largest number is 65504. So its activations are held at `ACTIVATION_SCALE`, and
+its products are divided by it: a sixteenth is a power of two and loses nothing, and leaves room for numbers up to a million.
 """
 
 import triton
@@ -10,12 +13,13 @@ import triton.language as tl
 
 from janus_dola.kernels.gpu.launch import INTERPRETED
 
+ACTIVATION_SCALE = tl.constexpr(1 / 16)
 _WIDENED = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
 def dot(a, b, total):
-    """total + a b, float32. Triton's interpreter knows no products of bfloat16; in float32 they are the same."""
+    """Returns total + a b, float32. Triton's interpreter knows no products of bfloat16; in float32 they are the same."""
     if _WIDENED and a.dtype == tl.bfloat16:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision="ieee")
@@ -36,7 +40,7 @@ def product(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_INPUTS: tl.constexpr,
 ):
-    """The sum of weight[output, i] x[column, i] over inputs i: [BLOCK_OUTPUTS, BLOCK_COLUMNS] float32."""
+    """Sums weight[output, i] x[column, i] over the inputs i: [BLOCK_OUTPUTS, BLOCK_COLUMNS] float32."""
     weight_rows = weight_ptr + output.to(tl.int64)[:, None] * inputs
     x_rows = x_ptr + column.to(tl.int64)[None, :] * inputs
     total = tl.zeros([BLOCK_OUTPUTS, BLOCK_COLUMNS], tl.float32)

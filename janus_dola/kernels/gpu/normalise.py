@@ -1,13 +1,12 @@
-"""First launch of the fused stage: the final norm, for all layers and rows at once.
+"""First launch of the fused stage: applies the final norm to all layers and rows at once.
 
     x = LN_out(h) = h / sqrt(mean(h^2) + eps) * weight
 
 Heads of 16 bits are multiplied in float16. bfloat16 weights lose nothing by that (below 6e-5 they are rounded to 6e-8),
 while activations rounded to bfloat16 would miss the accuracy asked for, since guidance multiplies their error by w.
-Activations are held at a sixteenth, a power of two and so without loss: float16 then has room for numbers up to a million.
 
 A head with a projection gets every row normalised. Without one (a single Linear, as text models have) guidance comes in here
-already, since the Linear that follows lets it through unchanged (see `batched`).
+already, since the Linear that follows lets it through unchanged (see `head_torch`).
 """
 
 import torch
@@ -15,16 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from janus_dola.kernels.gpu.matmul import ACTIVATION_SCALE
 from janus_dola.kernels.types import Head
-
-SHRINK = tl.constexpr(1 / 16)
 
 
 @triton.jit
 def row_offsets(pair, images, width, GUIDED: tl.constexpr):
-    """Where the (conditional) row of a (layer, image) pair lies, and how far behind it the unconditional one."""
-    rows_a_layer = images * 2 if GUIDED else images
-    row = (pair // images) * rows_a_layer + pair % images
+    """Returns where the (conditional) row of a (layer, image) pair lies, and how far behind it the unconditional one."""
+    rows_per_layer = images * 2 if GUIDED else images
+    row = (pair // images) * rows_per_layer + pair % images
     return row.to(tl.int64) * width, images * width
 
 
@@ -33,10 +31,8 @@ def _normalise_kernel(
     hidden_ptr,  # [L, R, D], R = 2B with guidance (conditional rows, then unconditional), else B
     norm_weight_ptr,  # [D]
     out_ptr,  # [L, B, D], x / 16 in the dtype to multiply in
-    arrived_ptr,  # [ARRIVALS] int32, set to 0 for the sweep
     cfg_weight_ptr,  # [B] fp32, w; anything without guidance
     images,  # B
-    arrivals,
     D,
     eps,
     GUIDED: tl.constexpr,
@@ -51,34 +47,31 @@ def _normalise_kernel(
     if GUIDED:
         u = _rms_norm(tl.load(conditional + to_unconditional + d, mask=d < D, other=0.0), weight, D, eps)
         x = u + tl.load(cfg_weight_ptr + pair % images) * (x - u)
-    tl.store(out_ptr + pair.to(tl.int64) * D + d, (x * SHRINK).to(out_ptr.dtype.element_ty), mask=d < D)
-    if pair < arrivals:
-        tl.store(arrived_ptr + pair, 0)
+    tl.store(out_ptr + pair.to(tl.int64) * D + d, (x * ACTIVATION_SCALE).to(out_ptr.dtype.element_ty), mask=d < D)
 
 
 @triton.jit
 def _rms_norm(h, weight, D, eps):
-    # Of a whole row, padded with zeros.
+    # h is a whole row, padded with zeros.
     h = h.to(tl.float32)
     return h * tl.rsqrt(tl.sum(h * h, 0) / D + eps) * weight
 
 
 def multiplied_dtype(weights: torch.dtype) -> torch.dtype:
-    """The dtype in which weights and activations are multiplied: float16 for both of 16 bits."""
+    """Returns the dtype in which weights and activations are multiplied: float16 for float16 and bfloat16."""
     return torch.float32 if weights == torch.float32 else torch.float16
 
 
-def normalise(hidden_states: Tensor, head: Head, cfg_weight: Tensor | None, arrived: Tensor) -> Tensor:
-    """LN_out of every row; with a `cfg_weight` that of every image, guided.
+def normalise(hidden_states: Tensor, head: Head, cfg_weight: Tensor | None) -> Tensor:
+    """Applies LN_out to every row, and with a `cfg_weight` guides each image.
 
     Args:
         hidden_states: [L, R, D] float32, float16 or bfloat16; R is 2B with a `cfg_weight` (conditional, then
             unconditional), else any number.
         head: its norm is applied.
-        cfg_weight: [B] float32, w of each image; or None.
-        arrived: [B] int32 with B <= R, set to zero here for `sweep`.
+        cfg_weight: [B] float32, w for each image; or None.
     Returns:
-        [L, R, D], or [L, B, D] with a `cfg_weight`: x / 16 in `multiplied_dtype` of the hidden states.
+        [L, R, D], or [L, B, D] with a `cfg_weight`: x / 16 in the `multiplied_dtype` for the hidden states.
     """
     layers, rows, hidden = hidden_states.shape
     guided = cfg_weight is not None
@@ -86,8 +79,7 @@ def normalise(hidden_states: Tensor, head: Head, cfg_weight: Tensor | None, arri
     dtype = multiplied_dtype(hidden_states.dtype)
     x = torch.empty(layers, images, hidden, dtype=dtype, device=hidden_states.device)
     _normalise_kernel[(layers * images,)](
-        hidden_states, head.norm_weight, x, arrived, x if cfg_weight is None else cfg_weight, images, len(arrived),
-        hidden, head.norm_eps,
+        hidden_states, head.norm_weight, x, x if cfg_weight is None else cfg_weight, images, hidden, head.norm_eps,
         GUIDED=guided, BLOCK_D=triton.next_power_of_2(hidden), num_warps=8, enable_fp_fusion=True,
     )  # fmt: skip
     return x

@@ -1,7 +1,7 @@
 """Second and third launch of the fused stage, for heads with a projection: projection, then GELU and guidance.
 
     g = GELU(W1 x + b1)                  every row of every layer
-    y = g^u + w (g^c - g^u)              guidance, which the last Linear lets through unchanged (see `batched`)
+    y = g^u + w (g^c - g^u)              guidance, which the last Linear lets through unchanged (see `head_torch`)
 
 A tile holds all rows and a slice of W1, so that each weight is read once. There are too few slices to keep a GPU busy, so
 several programs share one, each with a part of the inputs. They leave sums, which the third launch adds up, always in the
@@ -14,11 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from janus_dola.kernels.gpu.launch import MatmulLaunch, launch_of
-from janus_dola.kernels.gpu.matmul import product
-from janus_dola.kernels.gpu.normalise import SHRINK, row_offsets
+from janus_dola.kernels.gpu.matmul import ACTIVATION_SCALE, product
+from janus_dola.kernels.gpu.normalise import row_offsets
 from janus_dola.kernels.types import Head
 
-_BLOCK_E = 512  # of the third launch
+_BLOCK_E = 512  # outputs per program in the third launch
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def _project_kernel(
     rows,  # L * R
     D,
     E,
-    inputs_a_split,  # a multiple of BLOCK_D
+    inputs_per_split,  # a multiple of BLOCK_D
     BLOCK_E: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -37,8 +37,8 @@ def _project_kernel(
     e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     split = tl.program_id(2)
-    first = split * inputs_a_split
-    last = tl.minimum(first + inputs_a_split, D)
+    first = split * inputs_per_split
+    last = tl.minimum(first + inputs_per_split, D)
     total = product(weight_ptr, x_ptr, e, row, E, rows, D, first, last, BLOCK_E, BLOCK_ROWS, BLOCK_D)
     sums = sums_ptr + (split * rows + row).to(tl.int64)[None, :] * E + e[:, None]
     tl.store(sums, total, mask=(e < E)[:, None] & (row < rows)[None, :])
@@ -63,11 +63,11 @@ def _activate_kernel(
     conditional, to_unconditional = row_offsets(pair, images, E, GUIDED)
     bias = tl.load(bias_ptr + e, mask=e < E, other=0.0).to(tl.float32)
     sums = sums_ptr + conditional + e
-    y = _gelu(_total(sums, splits, stride, e < E, SPLITS_PADDED) / SHRINK + bias)
+    y = _gelu(_total(sums, splits, stride, e < E, SPLITS_PADDED) / ACTIVATION_SCALE + bias)
     if GUIDED:
-        u = _gelu(_total(sums + to_unconditional, splits, stride, e < E, SPLITS_PADDED) / SHRINK + bias)
+        u = _gelu(_total(sums + to_unconditional, splits, stride, e < E, SPLITS_PADDED) / ACTIVATION_SCALE + bias)
         y = u + tl.load(cfg_weight_ptr + pair % images) * (y - u)
-    tl.store(out_ptr + pair.to(tl.int64) * E + e, (y * SHRINK).to(out_ptr.dtype.element_ty), mask=e < E)
+    tl.store(out_ptr + pair.to(tl.int64) * E + e, (y * ACTIVATION_SCALE).to(out_ptr.dtype.element_ty), mask=e < E)
 
 
 @triton.jit
@@ -80,32 +80,32 @@ def _total(sums, splits, stride, inside, SPLITS_PADDED: tl.constexpr):
 
 @triton.jit
 def _gelu(x):
-    # The exact one: x times the normal distribution function.
+    # The exact GELU: x times the normal distribution function.
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
 
 
 def project(x: Tensor, head: Head, cfg_weight: Tensor | None, launch: MatmulLaunch | None = None) -> Tensor:
-    """What goes into the last Linear: projected, activated and guided.
+    """Projects, activates and guides: computes the input of the last Linear.
 
     Args:
         x: [L, R, D], as `normalise` returns it; R is 2B with guidance (conditional, then unconditional), else B.
         head: its projection is applied.
-        cfg_weight: [B] float32, w of each image; or None.
-        launch: block shapes; None takes those of the launch table.
+        cfg_weight: [B] float32, w for each image; or None.
+        launch: block shapes; None reads them from the launch table.
     Returns:
         [L, B, E], y / 16 in the dtype of x.
     """
-    layers, rows_a_layer, hidden = x.shape
+    layers, rows_per_layer, hidden = x.shape
     assert head.proj_weight is not None
-    width, rows = head.proj_weight.shape[0], layers * rows_a_layer
-    images = rows_a_layer if cfg_weight is None else rows_a_layer // 2
+    width, rows = head.proj_weight.shape[0], layers * rows_per_layer
+    images = rows_per_layer if cfg_weight is None else rows_per_layer // 2
     launch = launch or launch_of("project", x, rows, width)
     blocks = triton.cdiv(hidden, launch.block_inputs)
-    blocks_a_split = triton.cdiv(blocks, launch.splits)
-    splits = triton.cdiv(blocks, blocks_a_split)
+    blocks_per_split = triton.cdiv(blocks, launch.splits)
+    splits = triton.cdiv(blocks, blocks_per_split)
     sums = torch.empty(splits, rows, width, dtype=torch.float32, device=x.device)
     _project_kernel[(triton.cdiv(width, launch.block_outputs), triton.cdiv(rows, launch.block_columns), splits)](
-        x, head.proj_weight, sums, rows, hidden, width, blocks_a_split * launch.block_inputs,
+        x, head.proj_weight, sums, rows, hidden, width, blocks_per_split * launch.block_inputs,
         BLOCK_E=launch.block_outputs, BLOCK_ROWS=launch.block_columns, BLOCK_D=launch.block_inputs,
         num_warps=launch.num_warps, num_stages=launch.num_stages, enable_fp_fusion=True,
     )  # fmt: skip

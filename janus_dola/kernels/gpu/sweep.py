@@ -1,13 +1,16 @@
-"""Last launch of the fused stage: from logits to the premature layer, its JSD, and the sampled code.
+"""Last launch of the fused stage: from logits to DoLa's premature layer, its JSD, and the sampled code.
 
     log q_j = z_j - lse_j,  JSD_j of every candidate,  M = argmax_j JSD_j
     F = (z_N - lse_N) - (z_M - lse_M)  where z_N >= max z_N + log alpha,  else -inf
-    code = argmax F / T + G             G: Gumbel noise of (image seed, token position, code), see `philox`
+    code = argmax F / T + G             G: Gumbel noise for (image seed, token position, code), see `philox`
 
 Several programs share the codes of an image. The noise of a code is the same for every candidate, so each program can race
 its codes once for each of them before M is known. It leaves the winners beside its parts of the JSD sums; the program that
 arrives last adds the parts up, always in the same order, and picks M and the best of its winners. So no program goes over
 all codes alone, and the result has the same bits whichever is last.
+
+Scores F that are there already (truncated, or from a method without a sweep of its own) are drawn from by a second call, as
+the logits of a single layer: `as_single_layer_logits`.
 """
 
 import math
@@ -31,7 +34,7 @@ _LARGEST_U = tl.constexpr(philox.LARGEST_U)
 
 @triton.jit
 def _log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles):
-    # Maximum and log-sum-exp of the rows [N] of logits, from those of their tiles: twice [N].
+    # Maximum and log-sum-exp of rows [N] of logits, from their tiles' maxima and sums: twice [N].
     maximum = tl.full([row.shape[0]], float("-inf"), tl.float32)
     total = tl.zeros([row.shape[0]], tl.float32)
     for start in range(0, tiles, _TILES_AT_ONCE):
@@ -47,7 +50,7 @@ def _log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles):
 
 @triton.jit
 def _gumbel(seed, position, quad):
-    # Standard Gumbel noise of four codes each: [N] numbers of quads to [4 N]. `philox` says why in this form.
+    # Standard Gumbel noise, four codes per quad: [N] numbers of quads to [4 N]. `philox` says why in this form.
     w0, w1, w2, w3 = tl.philox(seed, quad, position.to(tl.int32), quad * 0, quad * 0)
     word = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
     u = tl.minimum(tl.maximum(word.to(tl.float32) * _WORD, _SMALLEST_U), _LARGEST_U)
@@ -59,7 +62,7 @@ def _gumbel(seed, position, quad):
 
 @triton.jit
 def _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles):
-    # The same of one row: two numbers.
+    # The same for one row: two numbers.
     maximum, lse = _log_sum_exp(tile_max_ptr, tile_sum_ptr, row + tl.arange(0, 1), tiles)
     return tl.sum(maximum, 0), tl.sum(lse, 0)
 
@@ -73,7 +76,7 @@ def _sweep_kernel(
     position_ptr,  # [B] int64
     temperature_ptr,  # [B] fp32, T; 0 is greedy
     log_alpha_ptr,  # [B] fp32
-    premature_ptr,  # [B] int64, the layer to contrast with, the final one for none; or negative: by JSD
+    premature_ptr,  # [B] int64, index into the stack; the final layer for no contrast, negative: by JSD
     part_ptr,  # [B, C, PARTS] fp32, parts of the JSD sums; not read without contrast
     race_ptr,  # [B, max(C, 1), PARTS] fp32, the largest F / T + G of a part's codes
     winner_ptr,  # [B, max(C, 1), PARTS] int32, the code it belongs to
@@ -86,7 +89,7 @@ def _sweep_kernel(
     V,
     tiles,
     CANDIDATES: tl.constexpr,  # C = L - 1
-    PARTS: tl.constexpr,  # programs an image
+    PARTS: tl.constexpr,  # programs per image
     BLOCK_V: tl.constexpr,
     RACES_PADDED: tl.constexpr,  # to powers of two
     PARTS_PADDED: tl.constexpr,
@@ -204,7 +207,7 @@ def _scores_kernel(
 
 @dataclass(frozen=True)
 class Swept:
-    """What the sweep leaves for each image."""
+    """The code, layer and divergence chosen for each image."""
 
     code: Tensor  # [B] int64
     layer: Tensor  # [B] int64, index into the stack
@@ -216,21 +219,19 @@ def sweep(
     logits: Tensor,
     tile_max: Tensor,
     tile_sum: Tensor,
-    arrived: Tensor,
     sampling: SamplingTensors,
     seeds: Tensor,
     position: Tensor,
     launch: SweepLaunch | None = None,
 ) -> Swept:
-    """The premature layer of each image, its JSD, and a code drawn from softmax(F / T).
+    """Chooses each image's premature layer and draws a code from softmax(F / T).
 
     Args:
         logits, tile_max, tile_sum: as `codebook` returns them.
-        arrived: [B] int32 zeros.
-        sampling: temperature, plausibility and choice of layer of each image; guidance is in the logits already.
+        sampling: temperature and DoLa's numbers for each image; guidance is in the logits already.
         seeds: [B] int64, one per image.
-        position: [B] int64, of the token in its image.
-        launch: block shapes; None takes those of the launch table.
+        position: [B] int64, where the token stands in its image.
+        launch: block shapes; None reads them from the launch table.
     """
     layers, images, codes = logits.shape
     candidates = layers - 1
@@ -241,7 +242,7 @@ def sweep(
     def new(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
-    found = Swept(
+    swept = Swept(
         code=new(images, dtype=torch.int64),
         layer=new(images, dtype=torch.int64),
         jsd=new(images, dtype=torch.float32),
@@ -249,14 +250,15 @@ def sweep(
     )
     part_sums, best = (new(images, races, parts, dtype=torch.float32) for _ in range(2))
     winner = new(images, races, parts, dtype=torch.int32)
+    arrived = torch.zeros(images, dtype=torch.int32, device=logits.device)
     _sweep_kernel[(images, parts)](
-        logits, tile_max, tile_sum, seeds, position, sampling.temperature, sampling.log_alpha, sampling.premature,
-        part_sums, best, winner, arrived, found.code, found.layer, found.jsd, found.finite, images, codes,
-        tile_max.shape[-1], CANDIDATES=candidates, PARTS=parts, BLOCK_V=launch.block_codes,
+        logits, tile_max, tile_sum, seeds, position, sampling.temperature, sampling.contrast["log_alpha"],
+        sampling.contrast["premature"], part_sums, best, winner, arrived, swept.code, swept.layer, swept.jsd,
+        swept.finite, images, codes, tile_max.shape[-1], CANDIDATES=candidates, PARTS=parts, BLOCK_V=launch.block_codes,
         RACES_PADDED=triton.next_power_of_2(races), PARTS_PADDED=triton.next_power_of_2(parts),
         num_warps=launch.num_warps, enable_fp_fusion=True,
     )  # fmt: skip
-    return found
+    return swept
 
 
 def scores(
@@ -267,21 +269,36 @@ def scores(
     sampling: SamplingTensors,
     launch: SweepLaunch | None = None,
 ) -> Tensor:
-    """F of each image, for those who do not want a code drawn from it.
+    """Computes DoLa's F for each image.
 
     Args:
         logits, tile_max, tile_sum: as `codebook` returns them.
-        layer: [B] int64, as `sweep` found it.
-        sampling: plausibility of each image.
-        launch: block shapes; None takes those of the launch table.
+        layer: [B] int64, as `sweep` chose it.
+        sampling: DoLa's numbers for each image.
+        launch: block shapes; None reads them from the launch table.
     Returns:
         [B, V] float32, -inf outside V_head.
     """
     layers, images, codes = logits.shape
     launch = launch or sweep_launch_of(logits)
-    found = torch.empty(images, codes, dtype=torch.float32, device=logits.device)
+    out = torch.empty(images, codes, dtype=torch.float32, device=logits.device)
     _scores_kernel[(images, triton.cdiv(codes, launch.block_codes))](
-        logits, tile_max, tile_sum, layer, sampling.log_alpha, found, images, codes, tile_max.shape[-1],
+        logits, tile_max, tile_sum, layer, sampling.contrast["log_alpha"], out, images, codes, tile_max.shape[-1],
         FINAL=layers - 1, BLOCK_V=launch.block_codes, num_warps=launch.num_warps, enable_fp_fusion=True,
     )  # fmt: skip
-    return found
+    return out
+
+
+def as_single_layer_logits(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Turns scores F into the logits that `sweep` draws from: a single layer, whose exponentials are said to sum to 1.
+
+    What is common to all codes decides nothing, so the sum need not be true. The sweep's own contrast must admit all codes.
+
+    Args:
+        scores: [B, V] float32.
+    Returns:
+        logits [1, B, V], tile_max and tile_sum [1, B, 1].
+    """
+    tiles = torch.zeros(2, 1, len(scores), 1, dtype=torch.float32, device=scores.device)
+    tiles[1] = 1
+    return scores.unsqueeze(0), tiles[0], tiles[1]

@@ -1,11 +1,10 @@
-"""Top-k and top-p of the fused stage: what `reference.truncate` does by sorting, by bisection and in place.
+"""Top-k and top-p of the fused stage: `reference.truncate` sorts, this bisects, in place.
 
 The bits of a float32, read as an integer and mirrored where it is negative, are ordered as the numbers are. So the least
 score that stays is found in 32 halvings of the integers, each of which counts the codes above the middle, or adds up what
-they hold; nothing is sorted. One program does an image: few images are drawn so, and its row stays in the cache.
+they hold; nothing is sorted. One program does one image: truncation is rare, and the row stays in the cache.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,7 +17,7 @@ _LOWEST, _HIGHEST = tl.constexpr(-(2**31)), tl.constexpr(2**31 - 1)
 
 @triton.jit
 def _load(scores_ptr, start, V, BLOCK_V: tl.constexpr):
-    # Scores of some codes, and integers in the same order.
+    # Scores of some codes, and integers that are ordered as the scores are.
     v = start + tl.arange(0, BLOCK_V)
     score = tl.load(scores_ptr + v, mask=v < V, other=float("-inf"))
     score = tl.where(score == 0, 0.0, score)  # zero has one sign
@@ -41,7 +40,7 @@ def _truncate_kernel(
     if (top_k > 0) | (top_p < 1):
         # the largest integer that k codes reach, or that of -inf
         low, high = tl.full([], _LOWEST, tl.int64), tl.full([], _HIGHEST, tl.int64)
-        wanted = tl.where(top_k > 0, tl.minimum(top_k, V), V)
+        kept = tl.where(top_k > 0, tl.minimum(top_k, V), V)
         while low < high:
             middle = (low + high + 1) >> 1
             count = tl.zeros([], tl.int64)
@@ -49,8 +48,8 @@ def _truncate_kernel(
                 _, key = _load(scores_ptr, start, V, BLOCK_V)
                 inside = start + tl.arange(0, BLOCK_V) < V
                 count += tl.sum(((key >= middle) & inside).to(tl.int64), 0)
-            low = tl.where(count >= wanted, middle, low)
-            high = tl.where(count >= wanted, high, middle - 1)
+            low = tl.where(count >= kept, middle, low)
+            high = tl.where(count >= kept, high, middle - 1)
         least = low
         if top_p < 1:
             temperature = tl.load(temperature_ptr + image)
@@ -82,32 +81,18 @@ def _truncate_kernel(
 
 
 def launch_options(codes: int) -> dict[str, int]:
-    """Codes that a program looks at in one go, and its warps."""
+    """Returns how many codes a program looks at in one go, and its warps."""
     return {"BLOCK_V": min(_AT_ONCE, triton.next_power_of_2(codes)), "num_warps": _WARPS}
 
 
 def truncate(scores: Tensor, sampling: SamplingTensors) -> None:
-    """Sets F of the codes that are not drawn from to -inf.
+    """Sets F to -inf for codes that are not drawn.
 
     Args:
-        scores: [B, V] float32, F, of which this takes away.
-        sampling: temperature, top-k and top-p of each image.
+        scores: [B, V] float32, F; changed in place.
+        sampling: temperature, top-k and top-p for each image.
     """
     images, codes = scores.shape
     _truncate_kernel[(images,)](
         scores, sampling.temperature, sampling.top_k, sampling.top_p, codes, **launch_options(codes)
     )
-
-
-def race_of(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What `sweep` takes to draw from softmax(F / T) as it draws from logits: F stands for those of a single layer, whose
-    exponentials are said to sum to 1, for what is common to all codes decides nothing.
-
-    Args:
-        scores: [B, V] float32.
-    Returns:
-        logits [1, B, V], tile_max and tile_sum [1, B, 1].
-    """
-    tiles = torch.zeros(2, 1, len(scores), 1, dtype=torch.float32, device=scores.device)
-    tiles[1] = 1
-    return scores.unsqueeze(0), tiles[0], tiles[1]

@@ -1,4 +1,4 @@
-"""From pictures to the pixels that the vision tower takes, as Janus was trained on them."""
+"""Turns pictures into the pixels that the vision tower takes, as Janus was trained on them."""
 
 from collections.abc import Sequence
 from math import isfinite
@@ -12,23 +12,23 @@ from transformers import PreTrainedTokenizerBase
 from janus_dola.models.prompts import settings_beside
 
 _SETTINGS = "preprocessor_config.json"
-_MIDDLE = (0.5, 0.5, 0.5)  # mean and deviation of the published checkpoints' pixels
-_LEAST_SIDE = 14  # pixels, of a very long image that was made small
+_MIDDLE = (0.5, 0.5, 0.5)  # mean and deviation that the published checkpoints were trained with
+_LEAST_SIDE = 14  # pixels; the shorter side of a very long image is no less
 _BORDER = (127, 127, 127)  # grey, around an image that is no square
 
 
 def pixels(images: Sequence[Image.Image], size: int, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Pictures as the vision tower takes them: the longer side becomes `size`, grey fills the square, then normalised.
+    """Prepares pictures for the vision tower: the longer side becomes `size`, grey fills the square, then normalised.
 
-    Mean and deviation are those of the `preprocessor_config.json` in the tokenizer's folder, 0.5 without one.
+    Mean and deviation come from the `preprocessor_config.json` in the tokenizer's folder, 0.5 without one.
 
     Args:
-        images: n of any mode and size; a camera's rotation is undone, and what is transparent lies on white.
-        size: of a side, in pixels.
+        images: n images in any mode and size; a camera's rotation is undone, and what is transparent lies on white.
+        size: a side of the square, in pixels.
     Returns:
         [n, 3, size, size] float32.
     Raises:
-        ValueError: an image has no pixels, or the file no three numbers.
+        ValueError: an image has no pixels, or the file does not hold three numbers.
     """
     mean, deviation = (_by_channel(tokenizer, name) for name in ("image_mean", "image_std"))
     stacked = torch.from_numpy(np.stack([np.asarray(_square(_rgb(image), size)) for image in images]))
@@ -36,21 +36,21 @@ def pixels(images: Sequence[Image.Image], size: int, tokenizer: PreTrainedTokeni
 
 
 def _by_channel(tokenizer: PreTrainedTokenizerBase, name: str) -> Tensor:
-    """[3, 1, 1]"""
-    found = settings_beside(tokenizer, _SETTINGS).get(name, _MIDDLE)
-    known = isinstance(found, list | tuple) and len(found) == 3 and all(type(x) in (int, float) for x in found)
-    if not known or not all(isfinite(x) for x in found) or (name == "image_std" and min(found) <= 0):
+    """Reads a number per colour channel: [3, 1, 1] float32."""
+    values = settings_beside(tokenizer, _SETTINGS).get(name, _MIDDLE)
+    known = isinstance(values, list | tuple) and len(values) == 3 and all(type(x) in (int, float) for x in values)
+    if not known or not all(isfinite(x) for x in values) or (name == "image_std" and min(values) <= 0):
         raise ValueError(
-            f"{name} in {_SETTINGS} must be three finite numbers, and image_std above 0, got {str(found)[:80]}"
+            f"{name} in {_SETTINGS} must be three finite numbers, and image_std above 0, got {str(values)[:80]}"
         )
-    return torch.tensor(found, dtype=torch.float32)[:, None, None]
+    return torch.tensor(values, dtype=torch.float32)[:, None, None]
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if 0 in image.size:
         raise ValueError(f"images must have pixels, got one of {image.width} x {image.height}")
     mode, image = image.mode, ImageOps.exif_transpose(image)
-    # "I" is of 16 bits, or of 8 where it holds no more; Pillow would cut off what is brighter than 8.
+    # "I" has 16 bits, or 8 if it holds no more; Pillow would cut off what is brighter than 8 bits hold.
     if mode.startswith("I"):
         levels = np.asarray(image, np.int64).clip(0, 65535)
         wide = mode != "I" or levels.max() > 255

@@ -1,6 +1,6 @@
 """Records what transformers' own DoLa decodes, in an environment with a version that still has it (4.49.0 here):
 
-python -m tests.janus_dola.record_legacy_text
+python -m tests.bench.record_legacy_dola
 """
 
 import json
@@ -10,7 +10,7 @@ import transformers
 
 from tests.janus_dola.text_models import FAMILIES, padded_batch, text_model
 
-FILE = Path(__file__).parent / "legacy_text.json"
+FILE = Path(__file__).parent / "legacy_dola.json"
 LAYERS = ("low", "high", [0, 2, 5], [3])
 SETTINGS = {"max_new_tokens": 16, "do_sample": False}
 

@@ -13,7 +13,7 @@ from janus_dola.kernels.types import Head
 from janus_dola.models.packed_linear import PackedLinear
 
 _CHANGES_OF_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of a norm computed two ways; 16 bits: 0.05
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # between a norm computed two ways; 16 bits: 0.05
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TextModel:
 
 
 def find_text_model(model: PreTrainedModel) -> TextModel:
-    """The parts of a causal language model.
+    """Finds the parts of a causal language model.
 
     Raises:
         ValueError: it is an encoder-decoder model, or lacks a part; the error says which.
@@ -40,14 +40,14 @@ def find_text_model(model: PreTrainedModel) -> TextModel:
     blocks: Any = getattr(decoder, "layers", None)
     norm: Any = getattr(decoder, "norm", None)
     head = model.get_output_embeddings()
-    for part, found in (("blocks (model.layers)", blocks), ("final norm (model.norm)", norm), ("head", head)):
-        if found is None:
+    for part, module in (("blocks (model.layers)", blocks), ("final norm (model.norm)", norm), ("head", head)):
+        if module is None:
             raise ValueError(f"DoLa reads a model's early layers out through its own head, and {name} has no {part}")
     return TextModel(blocks, norm, head, bool(getattr(config, "tie_word_embeddings", False)))
 
 
 def text_head(model: PreTrainedModel, parts: TextModel) -> Head:
-    """The final norm and the matrix of words, for the head stage.
+    """Returns the final norm and the matrix of words, for the head stage.
 
     Raises:
         ValueError: the norm is no RMSNorm, the head no dense matrix, or the model changes its logits after the head.
@@ -68,7 +68,7 @@ def text_head(model: PreTrainedModel, parts: TextModel) -> Head:
 
 
 def _rms_norm(norm: nn.Module, name: str) -> tuple[Tensor, float]:
-    """Scale and eps of an RMSNorm. Gemma's scales by 1 + weight, so both are tried."""
+    """Returns scale and eps of an RMSNorm. Gemma's scales by 1 + weight, so both are tried."""
     weight = getattr(norm, "weight", None)
     eps = next((value for key in ("variance_epsilon", "eps") if (value := getattr(norm, key, None)) is not None), None)
     if isinstance(weight, Tensor) and weight.ndim == 1 and eps is not None:

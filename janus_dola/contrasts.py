@@ -1,0 +1,266 @@
+"""The methods that contrast layers, each a class that checks its own settings.
+
+What a method computes is the function of the same name in `janus_dola.kernels.contrast`. This module does not import torch.
+"""
+
+import operator
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+from janus_dola.arguments import number, several
+from janus_dola.kernels.params import log_of
+
+
+def about(default: Any, help: str, nothing: str | None = None, parse: Callable[[str], Any] | None = None) -> Any:
+    """Declares a settings field with the text that the command line and the server show for it, see `Setting`."""
+    return field(default=default, metadata={"help": help, "nothing": nothing, "parse": parse})
+
+
+def parse_layers(text: str) -> list[int] | Literal["auto"]:
+    """Reads "auto", or a comma-separated list of layers.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    if text.strip() == "auto":
+        return "auto"
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f'candidate_layers must be "auto" or integers separated by commas, got {text!r}') from None
+
+
+def check_layers(layers: object) -> Literal["auto"] | tuple[int, ...]:
+    """Returns `candidate_layers` as "auto" or a tuple of ints.
+
+    Raises:
+        ValueError: the value is neither "auto" nor a sequence of at least one int.
+    """
+    if isinstance(layers, str) and layers == "auto":
+        return "auto"
+    numbers = tuple(_int(layer) for layer in several(layers) or ())
+    if not numbers or None in numbers:
+        raise ValueError(f'candidate_layers must be "auto" or a list of ints, got {layers!r}')
+    return numbers  # type: ignore[return-value]
+
+
+def parse_premature(text: str) -> int | Literal["final"]:
+    """Reads "final", or a layer.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    if text == "final":
+        return "final"
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f'premature_layer must be an integer or "final", got {text!r}') from None
+
+
+def auto_candidate_layers(num_hidden_layers: int) -> list[int]:
+    """Returns every second layer among the last eight below the final one: 30 blocks give 22, 24, 26, 28."""
+    return [layer for layer in range(num_hidden_layers - 8, num_hidden_layers, 2) if layer >= 1]
+
+
+def sanitize_candidate_layers(layers: Sequence[int], num_hidden_layers: int) -> list[int]:
+    """Returns the layers that can be contrasted with the final one, ascending and without repetition.
+
+    Args:
+        layers: indices as in Hugging Face's `hidden_states`: 0 is the embeddings, j the output of block j.
+        num_hidden_layers: N, the number of blocks; N itself is the final layer.
+    Returns:
+        layers in 1 .. N-1. Others are dropped with one warning.
+    Raises:
+        ValueError: no layer is left.
+    """
+    kept = sorted({layer for layer in layers if 1 <= layer <= num_hidden_layers - 1})
+    dropped = sorted(set(layers) - set(kept))
+    if not kept:
+        raise ValueError(
+            f"candidate_layers must name a layer in 1 .. {num_hidden_layers - 1} "
+            f"(this model has {num_hidden_layers} blocks), got {list(layers)}"
+        )
+    if dropped:
+        warnings.warn(
+            f"candidate_layers outside 1 .. {num_hidden_layers - 1} dropped: {dropped}; {kept} remain", stacklevel=2
+        )
+    return kept
+
+
+@dataclass(frozen=True)
+class Contrast(ABC):
+    """A method that contrasts layers, with its settings.
+
+    A subclass is a frozen dataclass whose fields are declared by `about` and checked when it is made. It stands in
+    `CONTRASTS`, and its method in `kernels.contrast.METHODS` under the same name.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]  # the name as people write it
+
+    @abstractmethod
+    def layers_to_read(self, num_hidden_layers: int) -> list[int]:
+        """Returns the layers below the final one that the method needs, ascending.
+
+        Raises:
+            ValueError: a layer does not exist in a model of `num_hidden_layers` blocks.
+        """
+
+    @abstractmethod
+    def numbers(self, layers: Sequence[int]) -> dict[str, float]:
+        """Returns what `kernels.contrast` computes with, by name, for passes that read these layers and the final one."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """Describes the contrast in few words, for people."""
+
+    def layers_to_share(self, num_hidden_layers: int) -> list[int]:
+        """Returns the layers to read where images with other settings are in the same pass.
+
+        Raises:
+            ValueError: a layer does not exist in a model of `num_hidden_layers` blocks.
+        """
+        return self.layers_to_read(num_hidden_layers)
+
+
+@dataclass(frozen=True)
+class DoLaConfig(Contrast):
+    """Decoding by contrasting layers (Chuang et al., ICLR 2024, arXiv 2309.03883).
+
+    Attributes:
+        candidate_layers: "auto" (see `auto_candidate_layers`) or layer indices as in Hugging Face's `hidden_states`.
+        alpha: threshold of the adaptive plausibility constraint, in [0, 1]: codes with less than alpha times the top
+            probability of the final layer are never drawn.
+        premature_layer: None contrasts with the candidate that diverges most, chosen for each image and token; an integer
+            always with that layer (DoLa-static); "final" with none, which leaves the plain distribution on the plausible
+            codes, and with alpha = 0 the baseline exactly.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    name: ClassVar[str] = "dola"
+    title: ClassVar[str] = "DoLa"
+
+    candidate_layers: Literal["auto"] | Sequence[int] = about(
+        "auto",
+        "layers to choose from, 1 .. N-1 in a model with N blocks (`janus-dola info` shows N): 2,4,6. "
+        "auto is N-8, N-6, N-4 and N-2.",
+        parse=parse_layers,
+    )
+    alpha: float = about(
+        0.1, "codes with less than ALPHA (0 .. 1) times the top probability of the final layer are never drawn."
+    )
+    premature_layer: int | Literal["final"] | None = about(
+        None,
+        "always contrast with this layer, 1 .. N-1; final contrasts with none.",
+        "the candidate that differs most, by JSD",
+        parse_premature,
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", check_alpha(self.alpha))
+        object.__setattr__(self, "candidate_layers", check_layers(self.candidate_layers))
+        forced = self.premature_layer
+        if forced is not None and forced != "final":
+            if _int(forced) is None:
+                raise ValueError(f'premature_layer must be None, "final" or an int, got {forced!r}')
+            object.__setattr__(self, "premature_layer", _int(forced))
+
+    def summary(self) -> str:
+        """Describes the contrast in few words, for people."""
+        if self.premature_layer == "final":
+            return f"no contrast, alpha {self.alpha:g}"
+        if self.premature_layer is not None:
+            return f"DoLa alpha {self.alpha:g}, layer {self.premature_layer}"
+        return f"DoLa alpha {self.alpha:g}, layers {_in_words(self.candidate_layers)}"
+
+    def layers_to_read(self, num_hidden_layers: int) -> list[int]:
+        """Returns the candidates; no layer for "final", one for a static layer.
+
+        Raises:
+            ValueError: the layers named do not exist in a model of `num_hidden_layers` blocks.
+        """
+        if self.premature_layer == "final":
+            return []
+        if self.premature_layer is not None:
+            if not 1 <= self.premature_layer <= num_hidden_layers - 1:
+                raise ValueError(
+                    f'premature_layer must lie in 1 .. {num_hidden_layers - 1}, or be "final" or None, '
+                    f"got {self.premature_layer}"
+                )
+            return [self.premature_layer]
+        layers = self.candidate_layers
+        if isinstance(layers, str):
+            layers = auto_candidate_layers(num_hidden_layers)
+        return sanitize_candidate_layers(layers, num_hidden_layers)
+
+    def layers_to_share(self, num_hidden_layers: int) -> list[int]:
+        """Returns the candidates, so that most images share passes; a forced layer outside them is read alone.
+
+        Raises:
+            ValueError: the layers named do not exist in a model of `num_hidden_layers` blocks.
+        """
+        candidates = replace(self, premature_layer=None).layers_to_read(num_hidden_layers)
+        own = self.layers_to_read(num_hidden_layers)
+        return candidates if set(own) <= set(candidates) else own
+
+    def numbers(self, layers: Sequence[int]) -> dict[str, float]:
+        """Returns log alpha and the index of the premature layer in the stack; -1 chooses it by JSD.
+
+        Args:
+            layers: the candidates, or any others that include a forced layer.
+        Raises:
+            ValueError: a forced layer is not among the layers.
+        """
+        stack: list[int | str] = [*layers, "final"]
+        premature = -1 if self.premature_layer is None else stack.index(self.premature_layer)
+        return {"log_alpha": log_of(self.alpha), "premature": premature}
+
+
+def check_alpha(alpha: object) -> float:
+    """Returns the plausibility threshold as a float.
+
+    Raises:
+        ValueError: it is no finite number in [0, 1].
+    """
+    value = number("alpha", alpha, " in [0, 1]")
+    if not 0 <= value <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {value}")
+    return value
+
+
+def _in_words(layers: str | Sequence[int]) -> str:
+    return layers if isinstance(layers, str) else " ".join(map(str, layers))
+
+
+def _int(value: Any) -> int | None:
+    """Returns the value as an int, or None if it is none; numpy's integers are taken, bools are not."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+CONTRASTS: dict[str, type[Contrast]] = {each.name: each for each in (DoLaConfig,)}
+DEFAULT_CONTRAST = DoLaConfig()
+BASELINE = DoLaConfig(alpha=0.0, premature_layer="final")  # what the kernels compute where there is no contrast
+
+
+def check_contrast(contrast: object, name: str = "contrast") -> Contrast | None:
+    """Returns a contrast, or None for the baseline.
+
+    Args:
+        name: what the caller calls the argument.
+    Raises:
+        ValueError: the value is neither.
+    """
+    if not (contrast is None or isinstance(contrast, Contrast)):
+        raise ValueError(
+            f"{name} must be a contrast such as DoLaConfig(), or None for plain decoding, got {contrast!r}"
+        )
+    return contrast
