@@ -81,7 +81,7 @@ def _model_of(recipe: "Recipe", given: str | None) -> str:
     if given is None:
         if recipe.model != MINI and "/" not in recipe.model and not Path(recipe.model).is_dir():
             raise typer.BadParameter(
-                f"the model of this image lay in a folder {recipe.model!r}, which is not here: say by --model where it is"
+                f"the image was drawn with a model in a folder {recipe.model!r}, which is not here: name its path by --model"
             )
         return recipe.model
     if public_name(given) != recipe.model:

@@ -35,7 +35,7 @@ def info(
         "image size": "{} x {} pixels".format(*image_model.image_size),
         "default candidate layers": ", ".join(map(str, DoLaConfig().layers_to_read(image_model.num_layers))),
         "threads on a CPU": f"{torch.get_num_threads()}, of {processors()} processors; OMP_NUM_THREADS changes it",
-        "float16 on a CPU": "packed, computed with in float32" if can_pack() else "torch's own products, slow",
+        "float16 on a CPU": "packed, computed in float32" if can_pack() else "torch's own matrix products, slow",
     }
     for name, value in lines.items():
         typer.echo(f"{name:26}{value}")

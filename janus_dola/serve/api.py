@@ -73,13 +73,13 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             return error_response(503, "the model is being loaded", code="loading", headers=headers)
         if body.response_format == "url" and not service.options.urls:
             raise InvalidError("response_format", 'response_format must be "b64_json" with replicas, got "url"')
-        reader, worker = ready
+        reader, engine = ready
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         parsed = reader.read(body, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
-        worker.ask(parsed.images)
+        engine.ask(parsed.images)
         writer = ResponseWriter(parsed, reader.size, reader.image_model.image_tokens, int(time.time()))
-        pictures = _until_done(request, worker, parsed, events)
+        pictures = _until_done(request, engine, parsed, events)
         if body.stream:
             return StreamingResponse(_streamed(pictures, writer), media_type="text/event-stream")
         keep = None
@@ -150,7 +150,7 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
 
 async def _until_done(
-    request: Request, worker: EngineThread, parsed: ParsedRequest, events: "asyncio.Queue[Event]"
+    request: Request, engine: EngineThread, parsed: ParsedRequest, events: "asyncio.Queue[Event]"
 ) -> AsyncGenerator[PartialImage | FinishedImage, None]:
     """Yields pictures until all images are drawn; however it ends, images that are not drawn by then are given up.
 
@@ -173,7 +173,7 @@ async def _until_done(
             yield event
     finally:
         gone.cancel()
-        worker.give_up(parsed.images)
+        engine.give_up(parsed.images)
 
 
 async def _gone(request: Request) -> None:

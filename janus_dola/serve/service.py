@@ -1,4 +1,4 @@
-"""Holds what a server serves with: options, a model that loads in the background, its worker, and the images it keeps."""
+"""Holds what a server serves with: options, a model loading in the background, the drawing thread, and images to serve."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -82,11 +82,11 @@ class Service:
             with self._lock:
                 if self._closed:
                     return
-                worker = EngineThread(
+                engine = EngineThread(
                     reader.pipe.engine, options.slots, reader.longest, options.max_waiting, self.metrics,
                     options.backend, options.launch,
                 )  # fmt: skip
-                self._ready = reader, worker
+                self._ready = reader, engine
         except Exception as error:  # any error goes to whoever started the server
             self.failure = error
             self._on_failure()

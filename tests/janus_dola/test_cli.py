@@ -63,7 +63,7 @@ def test_the_path_of_a_model_stays_out_of_images(call, tmp_path):
         assert b"secret" not in image.read_bytes()
     assert "secret" not in (tmp_path / "b" / "index_data.js").read_text()
     status, _, err = call("generate", "--from", image, "--outdir", tmp_path / "c")
-    assert (status, "say by --model" in err) == (2, True)
+    assert (status, "name its path by --model" in err) == (2, True)
     status, _, err = call("generate", "--from", image, "--outdir", tmp_path / "c", "--model", folder)
     assert (status, err) == (0, "")
     with pytest.warns(UserWarning, match="was drawn with model 'my-janus', and now with 'mini'"):
