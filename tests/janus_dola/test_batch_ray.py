@@ -1,10 +1,8 @@
 import contextlib
-import json
 import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -13,47 +11,50 @@ import pytest
 import torch
 
 from janus_dola import compute
-from janus_dola.batch import Compute, RunSettings, ray_pool, run_batch
+from janus_dola.batch import Compute, RunSettings, ray_pool, run_batch, runner
 from janus_dola.compute import plan_workers
 from tests.janus_dola.batch_helpers import SHAPES, lines, pictures, without_seconds
 
 ray = pytest.importorskip("ray")
-COMMAND = [
-    sys.executable, "-m", "janus_dola.cli.app", "batch", "--prompts", "prompts.json", "--parallel-size", "2",
-    "--batch-size", "2", "--device", "cpu",
-]  # fmt: skip
+ONE = RunSettings(parallel_size=1)
 
 
-@pytest.fixture
-def prompts(tmp_path):
-    (tmp_path / "prompts.json").write_text(json.dumps({"prompts": SHAPES[:14]}))
-    return tmp_path / "prompts.json"
+class Killer:
+    """A log of the pool; once both workers are ready and some images are there, kills the first worker."""
+
+    def __init__(self, outdir):
+        self.lines, self._outdir = [], outdir
+        self.ready = []
+
+    def __call__(self, line):
+        self.lines.append(line)
+        self.ready += re.findall(r"worker ready: pid (\d+) on", line)
+        if len(self.ready) == 2 and not any("lost" in line for line in self.lines):
+            threading.Thread(target=self._kill).start()
+
+    def _kill(self):
+        while len(list(self._outdir.glob("*.jpg"))) < 6:
+            time.sleep(0.02)
+        os.kill(int(self.ready[0]), signal.SIGKILL)
 
 
-def test_two_workers_one_killed_half_way_draw_what_one_process_draws(prompts, mini, tmp_path, one_rounding):
-    alone, outdir = tmp_path / "alone", tmp_path / "out"
+def test_two_workers_one_killed_half_way_draw_what_one_process_draws(mini, tmp_path, monkeypatch, one_rounding):
+    """On a Ray that the run starts and ends itself."""
+    alone, outdir, settings = tmp_path / "alone", tmp_path / "out", RunSettings(parallel_size=2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as Ray gives each actor; with more, sums are rounded otherwise
     try:
-        run_batch(prompts, alone, RunSettings(parallel_size=2), Compute(batch_size=2), pipe=mini)
+        run_batch(SHAPES[:10], alone, settings, Compute(batch_size=2), pipe=mini)
     finally:
         torch.set_num_threads(threads)
-    with (tmp_path / "log").open("w+") as log:
-        command = [*COMMAND, "--outdir", "out", "--workers", "2"]
-        running = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
-        ready = []
-        while len(ready) < 2 or len(list(outdir.glob("*.jpg"))) < 14:
-            assert running.poll() is None, (tmp_path / "log").read_text()
-            ready = re.findall(r"worker ready: pid (\d+) on", (tmp_path / "log").read_text())
-            time.sleep(0.02)
-        os.kill(int(ready[0]), signal.SIGKILL)
-        assert running.wait(timeout=120) == 0, (tmp_path / "log").read_text()
-    text = (tmp_path / "log").read_text()
-    assert f"worker lost: pid {ready[0]} on" in text
-    assert "28 images of 14 prompts in out" in text
+    log = Killer(outdir)
+    monkeypatch.setattr(runner, "_silent", log)
+    summary = run_batch(SHAPES[:10], outdir, settings, Compute("cpu", workers=2, batch_size=2))
+    assert not ray.is_initialized()
+    assert any(line.startswith(f"worker lost: pid {log.ready[0]} on") for line in log.lines)
+    assert (summary.drawn, summary.failed) == (20, 0)
     assert pictures(outdir) == pictures(alone)
     assert without_seconds(outdir) == without_seconds(alone)
-    assert len(lines(outdir)) == 28
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +66,67 @@ def cluster():
     ray.shutdown()
 
 
-def test_a_batch_that_kills_every_worker_fails_and_the_run_goes_on(tmp_path, monkeypatch, cluster):
-    class Dies(ray_pool._Actor):
+PATIENCE = 16  # calls a quarter of a second apart
+PROMPTS = ["a", "slow", "frozen", "poison", "b"]
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory, cluster):
+    """The summary and the manifest of a run with one worker, who writes its process into each file, and where it was frozen.
+
+    It is slow with one batch, freezes once over another and dies each time over a third.
+    """
+    folder = tmp_path_factory.mktemp("faults")
+    marker, outdir = folder / "frozen once", folder / "out"
+
+    class Faulty(ray_pool._Actor):
+        calls = 0
+
+        def is_there(self):
+            self.calls += 1
+            return True
+
         def load(self, settings, compute):
             return "float32", 2, f"pid {os.getpid()} on this"
 
         def draw(self, batch):
             from janus_dola.batch.worker import EncodedImage
 
-            if any(task.prompt == "poison" for task in batch):
+            (task,) = batch
+            if task.prompt == "slow":
+                while self.calls <= PATIENCE:  # longer than a silent one is waited for
+                    time.sleep(0.1)
+            if task.prompt == "frozen" and not marker.exists():
+                while len(list(outdir.rglob("*.jpg"))) < 2:  # else a finished image may be lost with the process
+                    time.sleep(0.1)
+                marker.write_text(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(60)  # this thread may go on for a moment
+            if task.prompt == "poison":
                 os._exit(1)
-            return [EncodedImage(b"an image", None, 0.0, 0.0, {}, 0.0)] * len(batch)
+            return [EncodedImage(str(os.getpid()).encode(), None, 0.0, 0.0, {}, 0.0)]
 
-    monkeypatch.setattr(ray_pool, "_Actor", Dies)
-    prompts = ["a", "b", "poison", "c", "d", "e"]
-    summary = run_batch(prompts, tmp_path, RunSettings(parallel_size=1), Compute("cpu", workers=2, batch_size=1))
-    assert (summary.drawn, summary.failed) == (5, 1)
-    assert [line["index"] for line in lines(tmp_path) if line["file"] is None] == [2]
-    assert lines(tmp_path)[2]["error"].startswith("3 workers died over the batch with this image; the last: ")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_pool, "_Actor", Faulty)
+        patch.setattr(ray_pool, "_PATIENCE", PATIENCE)
+        patch.setattr(ray_pool, "_SECONDS_BETWEEN_CALLS", 0.25)
+        patch.setattr(ray_pool, "_ATTEMPTS", 2)
+        summary = run_batch(PROMPTS, outdir, ONE, Compute("cpu", workers=1, batch_size=1))
+    drawn_by = {line["prompt"]: (outdir / line["file"]).read_text() for line in lines(outdir) if line["file"]}
+    return summary, lines(outdir), drawn_by, marker.read_text()
+
+
+def test_a_batch_that_kills_every_worker_fails_and_the_run_goes_on(faults):
+    summary, manifest, drawn_by, _ = faults
+    assert (summary.drawn, summary.failed) == (4, 1)
+    assert [line["prompt"] for line in manifest if line["file"] is None] == ["poison"]
+    assert manifest[3]["error"].startswith("2 workers died over the batch with this image; the last: ")
+    assert drawn_by["b"] != drawn_by["a"]
+
+
+def test_a_frozen_worker_is_replaced_and_a_slow_one_is_not(faults):
+    *_, drawn_by, frozen = faults
+    assert drawn_by["a"] == drawn_by["slow"] == frozen != drawn_by["frozen"]
 
 
 def test_a_model_that_is_not_there_is_said_in_one_line(tmp_path, cluster):
@@ -112,47 +156,6 @@ def test_workers_fit_the_cluster(resources, chosen, plan):
         assert plan_workers(resources, chosen) == plan
 
 
-def test_a_frozen_worker_is_replaced_and_a_slow_one_is_not(tmp_path, monkeypatch, cluster):
-    marker = tmp_path / "frozen once"
-    patience = 16  # calls a quarter of a second apart
-
-    class Freezes(ray_pool._Actor):
-        calls = 0
-
-        def is_there(self):
-            self.calls += 1
-            return True
-
-        def load(self, settings, compute):
-            return "float32", 2, f"pid {os.getpid()} on this"
-
-        def draw(self, batch):
-            from janus_dola.batch.worker import EncodedImage
-
-            if any(task.prompt == "poison" for task in batch) and not marker.exists():
-                while len(list(tmp_path.rglob("*.jpg"))) < 2:  # else a finished image may be lost with the process
-                    time.sleep(0.1)
-                marker.touch()
-                os.kill(os.getpid(), signal.SIGSTOP)
-                time.sleep(60)  # this thread may go on for a moment
-            if batch[0].prompt == "slow":
-                while self.calls <= patience:  # longer than a silent one is waited for
-                    time.sleep(0.1)
-            return [EncodedImage(str(os.getpid()).encode(), None, 0.0, 0.0, {}, 0.0)] * len(batch)
-
-    monkeypatch.setattr(ray_pool, "_Actor", Freezes)
-    monkeypatch.setattr(ray_pool, "_PATIENCE", patience)
-    monkeypatch.setattr(ray_pool, "_SECONDS_BETWEEN_CALLS", 0.25)
-    prompts = ["a", "slow", "poison", "b"]
-    summary = run_batch(
-        prompts, tmp_path / "out", RunSettings(parallel_size=1), Compute("cpu", workers=1, batch_size=1)
-    )
-    assert marker.exists()
-    assert (summary.drawn, summary.failed) == (4, 0)
-    a, slow, poison, b = ((tmp_path / "out" / line["file"]).read_bytes() for line in lines(tmp_path / "out"))
-    assert a == slow != poison == b  # each holds the process that drew it
-
-
 ANSWERS = {
     "nothing": b"",
     "http": b"HTTP/1.1 400 Bad Request\r\n\r\n",
@@ -161,12 +164,11 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize(
-    ("form", "answer"),
-    [*(("127.0.0.1:{}", answer) for answer in ANSWERS), ("ray://127.0.0.1:{}", "http2"), ("auto", "http2")],
+    ("form", "answer"), [("127.0.0.1:{}", "http2"), ("ray://127.0.0.1:{}", "http"), ("auto", "nothing")]
 )
 def test_a_port_that_is_not_rays_is_said_soon(tmp_path, monkeypatch, form, answer):
     assert compute._SECONDS_TO_CONNECT + compute._SECONDS_TO_ANSWER <= 25
-    monkeypatch.setattr(compute, "_SECONDS_TO_ANSWER", 1.0)
+    monkeypatch.setattr(compute, "_SECONDS_TO_ANSWER", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
