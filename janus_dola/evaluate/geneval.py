@@ -44,7 +44,7 @@ class LaidOut:
 
 
 def lay_out(outdir: Path, folder: Path) -> LaidOut:
-    """Copies the images of a batch run, with the recipe that each carries, to where GenEval's scorer looks for them.
+    """Copies a batch run's images, with the recipe that each carries, to where GenEval's scorer looks for them.
 
     Args:
         outdir: the folder of a run that drew GenEval's prompts with the format png.

@@ -1,4 +1,4 @@
-"""What the rest of the package asks of an image model, and what a family of models answers."""
+"""Defines `ImageModel`, which the engine draws with, and `Family`, which says how such models are read and taken apart."""
 
 import re
 from collections.abc import Callable
@@ -29,14 +29,14 @@ class Prompts(Protocol):
     """Turns words into token ids, with one tokenizer."""
 
     def ids(self, prompt: str) -> list[int]:
-        """Returns the row of a prompt, up to where the first code is drawn.
+        """Returns a prompt's row, up to where the first code is drawn.
 
         Raises:
             ValueError: the prompt, or the tokenizer, cannot be used.
         """
 
     def rows(self, ids: list[int], negative: list[int] | None = None) -> PromptRows:
-        """Returns the two rows of an image, which may differ in length.
+        """Returns an image's two rows, which may differ in length.
 
         Args:
             ids: the prompt's row.
@@ -46,7 +46,7 @@ class Prompts(Protocol):
 
 @dataclass(frozen=True)
 class Raster:
-    """Where the codes of an image stand in its sequence: row by row, with a fixed token, or none, between two rows."""
+    """Where an image's codes stand in its sequence: row by row, with a fixed token, or none, between two rows."""
 
     rows: int
     columns: int
@@ -59,7 +59,7 @@ class Raster:
 
     @property
     def stride(self) -> int:
-        """Returns the number of positions from a code to the one below it."""
+        """Returns how many positions lie between a code and the one below it."""
         return self.columns + (self.line_end is not None)
 
     @property
@@ -119,7 +119,7 @@ class ImageModel:
 
     @property
     def head(self) -> Head:
-        """Returns the weights of the head stage, as they are now.
+        """Returns the head stage's weights, as they are now.
 
         Raises:
             ValueError: a linear has no plain weight, such as with an adapter or in 8 bits.
@@ -143,18 +143,18 @@ class ImageModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Returns the dtype of the hidden states."""
+        """Returns the hidden states' dtype."""
         return self.final_norm.weight.dtype
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """Returns the dtype of the weights: float16 where they are packed, otherwise the dtype of the hidden states."""
+        """Returns the weights' dtype: float16 where they are packed, otherwise that in which hidden states are computed."""
         packed = any(isinstance(module, PackedLinear) for module in self.blocks.modules())
         return torch.float16 if packed else self.dtype
 
     @property
     def stored_as(self) -> str:
-        """Returns the name of `stored_dtype`, as recipes and runs have it: "bfloat16"."""
+        """Returns `stored_dtype` as recipes and runs name it: "bfloat16"."""
         return str(self.stored_dtype).removeprefix("torch.")
 
 
@@ -166,7 +166,7 @@ COMPUTED_BUFFERS = r"rotary_emb\.inv_freq$|\.position_ids$"
 class Family:
     """A kind of image model: how one is recognised and taken apart, and how its checkpoints are read.
 
-    The defaults are those of a checkpoint in transformers' own format.
+    The defaults fit checkpoints in transformers' own format.
     """
 
     name: str  # for messages: "Janus"
@@ -189,7 +189,7 @@ class Family:
     prepare_model: Callable[[Any, PreTrainedTokenizerBase], None] = lambda model, tokenizer: None
 
     def recognises(self, model: PreTrainedModel) -> bool:
-        """Tells whether a model has the members of this family."""
+        """Tells whether a model has this family's members."""
         return all(_has(model, member) for member in self.members)
 
 

@@ -1,4 +1,4 @@
-"""Where the weights of a model lie and how they are stored: device, dtype, packed for a CPU, in 8 bits."""
+"""Decides where a model's weights lie and how they are stored: device, dtype, packed for a CPU, in 8 bits."""
 
 import importlib.util
 from typing import Any, get_args

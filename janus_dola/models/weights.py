@@ -58,7 +58,7 @@ class Weights:
 
 
 class WeightReader:
-    """Reads the weights of a model each time drawing begins."""
+    """Reads a model's weights each time drawing begins."""
 
     def __init__(self, image_model: ImageModel) -> None:
         self._image_model = image_model
@@ -68,7 +68,7 @@ class WeightReader:
 
     @torch.no_grad()
     def read(self) -> Weights:
-        """Returns the weights as they are now. Fuses matrices of the model that are multiplied as one (`fuse_in_place`).
+        """Returns the weights as they are now. Fuses the model's matrices that are multiplied as one (`fuse_in_place`).
 
         Raises:
             ValueError: the model has parts that a step written out on tensors would leave out.
@@ -79,7 +79,7 @@ class WeightReader:
         return Weights(blocks, self._rotary_table(), image_model.head, self._table())
 
     def _rotary_table(self) -> Rotary:
-        """Returns the table of transformers' own module, which knows every kind of scaling."""
+        """Computes the table with transformers' own module, which knows every kind of scaling."""
         image_model = self._image_model
         module: Any = image_model.backbone.rotary_emb
         if module.rope_type not in _ROPE_TYPES:
@@ -93,7 +93,7 @@ class WeightReader:
         return self._rotary[0]
 
     def _table(self) -> Tensor:
-        """Returns the embedding of every code, then of the token that ends a line.
+        """Embeds every code, then the token that ends a line.
 
         The weights behind it are compared by value: an update through `.data` leaves no other trace.
         """
@@ -179,7 +179,7 @@ def _refuse_changed(module: nn.Module, index: int) -> None:
 
 
 def weight_of(linear: Any) -> Tensor | PackedHalf:
-    """Returns the weight that a Linear of the image head multiplies with, as it lies in memory.
+    """Returns the weight that a Linear in the image head multiplies with, as it lies in memory.
 
     Raises:
         ValueError: it has no plain weight.
@@ -233,7 +233,7 @@ def _product(*linears: Any) -> Product:
 
 
 def fuse_in_place(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Makes parameters [O_i, ...] of the user's module views of one tensor [O, ...], and returns that tensor.
+    """Changes the user's module: its parameters [O_i, ...] become views into one tensor [O, ...], which is returned.
 
     Where they follow each other in memory already, nothing changes.
     """

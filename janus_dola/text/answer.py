@@ -19,7 +19,7 @@ from janus_dola.arguments import integer, number, shown
 from janus_dola.contrasts import Contrast
 from janus_dola.models.families.janus_prompts import IMAGE_PLACEHOLDER, question_ids, special_tokens
 from janus_dola.models.model import ImageModel
-from janus_dola.models.prompts import token_id
+from janus_dola.models.words import token_id
 from janus_dola.text.decode import dola_generate
 from janus_dola.text.vision_pixels import pixels
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from janus_dola.models.prompts import settings_beside
+from janus_dola.models.words import settings_beside
 
 _SETTINGS = "preprocessor_config.json"
 _MIDDLE = (0.5, 0.5, 0.5)  # mean and deviation that the published checkpoints were trained with

@@ -1,7 +1,7 @@
 """Reads a checkpoint in DeepSeek's own format (`model_type` "multi_modality") into transformers' Janus classes.
 
-Their config leaves the layout of the image tokenizer and of the vision tower to their code; here it is read off the
-shapes of the weights. Their names map onto transformers' names by the rules below.
+Their config leaves the layout of image tokenizer and vision tower to their code; here it is read off the weights' shapes.
+Their names map onto transformers' names by the rules below.
 """
 
 import re
@@ -17,7 +17,7 @@ from janus_dola.models.checkpoint.reading import reading
 from janus_dola.models.checkpoint.weights_on_disk import holds_weights, read_weights
 
 _SIGLIP_HEAD_SIZE = 64
-# The layouts of the published checkpoints, which are the defaults of transformers' classes; 16 pixels a side are one code.
+# The layouts of the published checkpoints, which are the defaults of transformers' classes; 16 x 16 pixels are one code.
 _PUBLISHED_TOWER, _PUBLISHED_TOKENIZER, _PIXELS_PER_CODE = "siglip_large_patch16_384", "VQ-16", 16
 
 # A name goes through every rule in turn.
@@ -51,13 +51,13 @@ _RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 
 
 def read_config(folder: Path, theirs: dict[str, Any]) -> JanusConfig:
-    """Returns the config of a checkpoint in DeepSeek's format; without weights in the folder, that of a published layout.
+    """Returns the config for a checkpoint in DeepSeek's format. Without weights in the folder, its layout must be published.
 
     Args:
         folder: may hold the weights, as `model.safetensors` or `pytorch_model.bin`, whole or in shards with an index.
         theirs: what its `config.json` holds.
     Raises:
-        UnreadableModelError: config or weights are not those of a Janus model.
+        UnreadableModelError: config or weights do not describe a Janus.
     """
     if holds_weights(folder):
         weights = read_weights(folder)
@@ -85,7 +85,7 @@ def rename(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _config_with(theirs: dict[str, Any], weights: dict[str, Tensor]) -> JanusConfig:
-    """Turns DeepSeek's config into transformers' JanusConfig; reads what theirs leaves out off the shapes of the weights.
+    """Turns DeepSeek's config into transformers' JanusConfig; reads what theirs leaves out off the weights' shapes.
 
     Raises:
         ValueError: a weight is missing. What else is wrong with `theirs` raises as it comes.

@@ -1,4 +1,4 @@
-"""Finds the folder of a checkpoint by its name: "mini", a folder, or a repository on the Hugging Face hub."""
+"""Finds a checkpoint's folder by name: "mini", a folder, or a repository on the Hugging Face hub."""
 
 from collections.abc import Iterable
 from importlib.resources import files
@@ -22,13 +22,13 @@ _DESCRIPTION, _WEIGHTS = ["*.json", "*.jinja"], ["*.safetensors", "pytorch_model
 
 
 def resolve(model: str | Path, revision: str | None = None, weights: bool = True) -> Path:
-    """Returns the folder of a checkpoint, downloaded first where `model` is on the hub.
+    """Returns a checkpoint's folder, downloaded first where `model` is on the hub.
 
     Args:
         weights: whether to download the weights, too.
     Raises:
         FileNotFoundError: no checkpoint is there, or the hub cannot be asked for it.
-        ValueError: a revision is given, and the model is of no repository.
+        ValueError: a revision is given, and the model is no repository.
     """
     path = Path(model)
     if revision is not None and (str(model) == MINI or path.exists()):

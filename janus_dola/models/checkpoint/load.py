@@ -39,14 +39,14 @@ def load(
     """Loads an image model, in transformers' class, and its tokenizer.
 
     Args:
-        model: "mini", a folder or a repository; a checkpoint of any family of `janus_dola.models.families`.
+        model: "mini", a folder or a repository, with a checkpoint of any family in `janus_dola.models.families`.
         device: None is a GPU where there is one.
         dtype: None is float32 on a CPU and bfloat16 elsewhere, float16 on a GPU without bfloat16.
-        revision: a branch, tag or commit of a repository.
+        revision: a branch, tag or commit in the repository.
     Raises:
         FileNotFoundError: no checkpoint is there.
-        UnreadableModelError (a ValueError): a file is damaged, or the weights are not those of the model, each and all.
-        ValueError: the checkpoint is of no such family, the dtype is unknown, or the device is not there.
+        UnreadableModelError (a ValueError): a file is damaged, or the weights are not the model's, each and all.
+        ValueError: the checkpoint belongs to no such family, the dtype is unknown, or the device is not there.
     """
     device, dtype = device_and_dtype(device, dtype)
     checkpoint = Checkpoint.open(resolve(model, revision))
@@ -68,7 +68,7 @@ def load_skeleton(model: str | Path, revision: str | None = None) -> PreTrainedM
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with a model of a known family."""
+    """A folder with a model whose family is known."""
 
     folder: Path
     family: Family
@@ -80,7 +80,7 @@ class Checkpoint:
 
         Raises:
             UnreadableModelError: one of them is damaged.
-            ValueError: the model is of no known family.
+            ValueError: no family has such checkpoints.
         """
         files = {name: folder / f"{name}.json" for name in _JSON_FILES}
         contents = {name: read_json(path) for name, path in files.items() if name == "config" or path.exists()}
@@ -128,7 +128,7 @@ class Checkpoint:
 
         Raises:
             FileNotFoundError: there are no weights.
-            UnreadableModelError: a file is damaged, or the weights are not those of the model, each and all, or the
+            UnreadableModelError: a file is damaged, or the weights are not the model's, each and all, or the
                 tokenizer has more tokens than the model.
         """
         family, folder = self.family, self.folder

@@ -1,4 +1,4 @@
-"""Reads files of a checkpoint; what is wrong with one is said in one line that names it."""
+"""Reads a checkpoint's files; what is wrong with one is said in one line that names it."""
 
 import json
 import pickle
@@ -31,7 +31,7 @@ _FAULTS = (
 
 
 class UnreadableModelError(ValueError):
-    """A file of a checkpoint is damaged, or is not what its name says."""
+    """A file in a checkpoint is damaged, or is not what its name says."""
 
 
 @contextmanager

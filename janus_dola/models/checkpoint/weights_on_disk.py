@@ -1,4 +1,4 @@
-"""Reads the weights of a checkpoint, and checks that they are those of the model, each and all."""
+"""Reads a checkpoint's weights, and checks that they are the model's, each and all."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,14 +17,14 @@ _NAMED = 6  # tensors, in a message
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Returns all tensors of a checkpoint by name.
+    """Returns all tensors in a checkpoint by name.
 
-    Files are mapped into memory: a tensor is read when it is touched, so that looking at shapes costs nothing. Of several
-    files only those of the index are read. No code in them runs.
+    Files are mapped into memory: a tensor is read when it is touched, so that looking at shapes costs nothing. Where there
+    is an index, only its files are read. No code in them runs.
 
     Raises:
         FileNotFoundError: there are no weights.
-        UnreadableModelError: a file is missing, damaged or no file of weights, or disagrees with the index.
+        UnreadableModelError: a file is missing, damaged or holds no weights, or disagrees with the index.
     """
     weights: dict[str, Tensor] = {}
     for file, names in _files(folder).items():
@@ -37,7 +37,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Tells whether a folder has weights, or an index of them."""
+    """Tells whether a folder has weights, or an index to them."""
     return any((folder / name).is_file() or (folder / f"{name}.index.json").is_file() for name in _WHOLE_FILES)
 
 
@@ -89,7 +89,7 @@ def check_weights(folder: Path, family: Family, model: nn.Module, weights: Mappi
         model: its parameters may be on the device "meta"; if several share one tensor, one must be there.
         weights: under the model's names.
     Raises:
-        UnreadableModelError: some are missing, too many or of another shape; it names them.
+        UnreadableModelError: some are missing, too many or have another shape; it names them.
     """
     names: dict[int, set[str]] = {}  # by tensor
     expected = model.state_dict(keep_vars=True)
@@ -111,7 +111,7 @@ def check_weights(folder: Path, family: Family, model: nn.Module, weights: Mappi
 
 
 def report(folder: Path, family: Family, **problems: Iterable[object]) -> None:
-    """Raises UnreadableModelError, with the names, where there is a problem of any kind."""
+    """Raises UnreadableModelError, with the names, where there is any problem."""
     kinds = []
     for kind, tensors in problems.items():
         names = sorted(name for name in map(str, tensors) if not family.unused.search(name))

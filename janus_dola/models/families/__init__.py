@@ -1,4 +1,4 @@
-"""The families of models that the package knows: a new one is a file here and a name in `FAMILIES`."""
+"""Lists the families that the package knows: a new one is a file here and a name in `FAMILIES`."""
 
 from transformers import PreTrainedModel
 
@@ -9,10 +9,10 @@ FAMILIES: tuple[Family, ...] = (janus.JANUS, janus.DEEPSEEK_JANUS, emu3.EMU3)
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    """Returns the family of a model, by the modules that the model has.
+    """Finds a model's family, by the modules that the model has.
 
     Raises:
-        ValueError: the model is of no family here.
+        ValueError: the model belongs to no family here.
     """
     for family in FAMILIES:
         if family.recognises(model):
@@ -22,7 +22,7 @@ def family_of(model: PreTrainedModel) -> Family:
 
 
 def family_of_checkpoint(model_type: object) -> Family:
-    """Returns the family of a checkpoint.
+    """Finds a checkpoint's family.
 
     Args:
         model_type: what its config.json says.
@@ -43,7 +43,8 @@ def adapt(model: PreTrainedModel) -> ImageModel:
     """Takes a model apart.
 
     Raises:
-        ValueError: the model is of no family here, peft's adapter adds tokens, or bitsandbytes has quantized the image head.
+        ValueError: the model belongs to no family here, peft's adapter adds tokens, or bitsandbytes has quantized the image
+            head.
     """
     if hasattr(model, "get_base_model"):  # a wrapper of peft's; most adapters lie in the model's own modules
         if model.active_peft_config.is_prompt_learning:

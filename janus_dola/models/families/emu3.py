@@ -1,7 +1,7 @@
-"""Emu3, as transformers' `Emu3ForConditionalGeneration`: codes are tokens of the language model's own vocabulary.
+"""Emu3, as transformers' `Emu3ForConditionalGeneration`: codes are tokens in the language model's own vocabulary.
 
 An image has the size that the model's config says: `image_area` in pixels (518400, which is 720 x 720) and `ratio` ("1:1").
-Each row of codes but the last is followed by a token that ends lines. What comes behind the last code is of no use here.
+Each row of codes but the last is followed by a token that ends lines. What comes behind the last code is not drawn.
 """
 
 import re
@@ -15,8 +15,8 @@ from transformers.models.emu3.modeling_emu3 import Emu3ImageVocabularyMapping
 from janus_dola.arguments import integer, shown
 from janus_dola.kernels.types import Head
 from janus_dola.models.model import Family, ImageModel, PromptRows, Raster
-from janus_dola.models.prompts import check_words, named_token_id, spelled_out, token_id
 from janus_dola.models.weights import is_as_published, weight_of
+from janus_dola.models.words import check_words, named_token_id, spelled_out, token_id
 
 _IMAGE_AREA, _RATIO = 720 * 720, "1:1"  # what transformers' processor takes, too
 _MOST_PIXELS = 2**28
@@ -68,7 +68,7 @@ def _adapt(model: Emu3ForConditionalGeneration) -> ImageModel:
 
 
 def _first_code(tokens: dict[int, int], codes: int) -> int:
-    """Returns the token of code 0; the others must follow it in order."""
+    """Returns the token for code 0; the others must follow it in order."""
     first = tokens.get(0)
     if first is None or len(tokens) != codes or any(token != first + code for code, token in tokens.items()):
         raise ValueError(f"vocabulary_map must have tokens for {codes} codes, one after the other, got {len(tokens)}")
@@ -76,7 +76,7 @@ def _first_code(tokens: dict[int, int], codes: int) -> int:
 
 
 def _raster(config: Emu3Config, pixels_per_code: int) -> Raster:
-    """Returns the grid of codes for the image size in a config; ends of lines come behind the codes in the code table."""
+    """Returns the grid for the image size in a config; in the code table the token that ends lines follows the codes."""
     area = integer("image_area", getattr(config, "image_area", _IMAGE_AREA), 1, _MOST_PIXELS)
     ratio = getattr(config, "ratio", _RATIO)
     sides = re.fullmatch(r"([1-9]\d{0,4}):([1-9]\d{0,4})", ratio) if isinstance(ratio, str) else None
@@ -111,9 +111,9 @@ def _check_config(config: Emu3Config) -> None:
 
 
 class _Emu3Prompts:
-    """`Prompts` for an Emu3, as its authors frame them: bos, the words, and the size of the image in codes.
+    """`Prompts` for an Emu3, as its authors frame them: bos, the words, and the image's size in codes.
 
-    A negative prompt is framed likewise. The model's own unconditional row is the last token of a prompt alone, as
+    A negative prompt is framed likewise. The model's own unconditional row is a prompt's last token alone, as
     transformers' guidance has it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How Janus frames words: special tokens and a chat template around a prompt, or around a question about pictures."""
+"""Frames words as Janus does: special tokens and a chat template around a prompt, or around a question about pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
 from janus_dola.models.model import PromptRows
-from janus_dola.models.prompts import check_words, named_token_id, settings_beside, spelled_out, token_id
+from janus_dola.models.words import check_words, named_token_id, settings_beside, spelled_out, token_id
 
 BEGIN_OF_IMAGE = "<begin_of_image>"
 PAD = "<｜▁pad▁｜>"  # stands in for words in the unconditional row, whatever the tokenizer's own pad is
@@ -26,11 +26,11 @@ _TEMPLATE_FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError,
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the tokens that frame an image prompt."""
+    """The token ids that frame an image prompt."""
 
     bos: int
     begin_of_image: int
-    pad: int  # stands in for the words of the unconditional prompt
+    pad: int  # stands in for the words in the unconditional row
 
 
 class JanusPrompts:
@@ -48,11 +48,11 @@ class JanusPrompts:
         return prompt_ids(prompt, self._tokenizer, self.special)
 
     def rows(self, ids: list[int], negative: list[int] | None = None) -> PromptRows:
-        """Returns the two rows of an image, equally long: the prompt's, and the one that guidance leads away from.
+        """Returns an image's two rows, equally long: the prompt's, and the one that guidance leads away from.
 
         Args:
             ids: the prompt's tokens.
-            negative: a negative prompt's tokens; the shorter of both gets pads after its first token. None takes the
+            negative: a negative prompt's tokens; the shorter one gets pads after its first token. None takes the
                 model's own unconditional row.
         """
         if negative is None:
@@ -63,7 +63,7 @@ class JanusPrompts:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
-    """Returns the ids of the tokens that frame a prompt.
+    """Returns the token ids that frame a prompt.
 
     Raises:
         ValueError: the tokenizer is not a Janus tokenizer.
@@ -77,14 +77,14 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
 
 
 def unconditional(ids: Sequence[int], special: SpecialTokens) -> list[int]:
-    """Returns the other row of a prompt's pair: its first and last token, and pads for the words."""
+    """Returns the row beside a prompt's: its first and last token, and pads for the words."""
     return [ids[0], *[special.pad] * (len(ids) - 2), ids[-1]]
 
 
 def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> list[int]:
-    """Returns the tokens of a prompt: bos, the chat template around the words, begin-of-image.
+    """Returns a prompt's tokens: bos, the chat template around the words, begin-of-image.
 
-    The words are plain text: the name of a special token among them is spelled out, so that it frames nothing. A prompt that
+    The words are plain text: a special token's name among them is spelled out, so that it frames nothing. A prompt that
     ends with begin-of-image is taken as formatted already, special tokens and all, as upstream's scripts pass it.
 
     Raises:
@@ -99,7 +99,7 @@ def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, special: Special
 def question_ids(
     question: str, images: int, image_tokens: int, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens
 ) -> list[int]:
-    """Returns the tokens of a question about pictures: bos, a system prompt if there is one, the chat template around both.
+    """Returns the tokens for a question about pictures: bos, a system prompt if there is one, the chat template around both.
 
     A picture's place is begin-of-image, `image_tokens` placeholders, end-of-image and a line break. Words are plain text.
 
@@ -116,7 +116,7 @@ def question_ids(
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Gives a tokenizer that has no chat template the one of its checkpoint's processor, where there is a processor."""
+    """Sets the chat template from a checkpoint's processor, where there is one and the tokenizer has no template."""
     settings = settings_beside(tokenizer, _PROCESSOR)
     if tokenizer.chat_template is None and settings:
         tokenizer.chat_template = _chat_template(tokenizer, settings.get("sft_format"))
@@ -138,7 +138,7 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase, sft_format: str | None = 
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Returns the last part of the path that a tokenizer was loaded from; in the hub's cache it lies above the snapshot."""
+    """Returns the last name in the path that a tokenizer was loaded from; in the hub's cache it lies above the snapshot."""
     parts = PurePath(tokenizer.name_or_path or "").parts
     if len(parts) > 2 and parts[-2] == "snapshots":
         parts = parts[:-2]
@@ -161,9 +161,9 @@ def _framed_pieces(words: str, tokenizer: PreTrainedTokenizerBase, before: str =
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Returns what the chat template writes before and after the words of a user.
+    """Returns what the chat template writes before and after a user's words.
 
-    Some templates take the words as a string, others in a list of parts.
+    Some templates take the words as a string, others in a list.
     """
     template = tokenizer.chat_template or _chat_template(tokenizer)
     fault: object = "a text without them"

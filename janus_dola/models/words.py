@@ -1,4 +1,4 @@
-"""What turns words into token ids in every family: checks of the words, and special tokens by name."""
+"""Checks words and finds special tokens, for every family that turns words into token ids."""
 
 import re
 from collections.abc import Iterator, Set
@@ -46,7 +46,7 @@ def _special_names(tokenizer: PreTrainedTokenizerBase, tokens: int, framing: fro
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    """Returns the id of a special token.
+    """Returns a special token's id.
 
     Raises:
         ValueError: the tokenizer does not have it.
