@@ -91,14 +91,14 @@ def test_dola_keeps_no_more_than_the_baseline_between_passes(mini, monkeypatch):
     assert with_dola - baseline == 3 * 4 * 192 * 4 + 3 * 8
 
 
-def test_fifty_generations_leave_nothing_behind_even_without_the_garbage_collector(mini):
-    mini.generate("a green cross")
+def test_fifty_generations_leave_nothing_behind_even_without_the_garbage_collector(deepseek):
+    deepseek.generate("a green cross")
     gc.collect()
     gc.disable()
     try:
         before = live_bytes()
         for seed in range(50):
-            mini.generate("a green cross", seed=seed)
+            deepseek.generate("a green cross", seed=seed)
         assert live_bytes() == before
     finally:
         gc.enable()

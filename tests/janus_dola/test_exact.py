@@ -15,7 +15,7 @@ RECORDED = recorded()
 FIELDS = ("tokens", "premature_layers", "jsd")
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(
     name=st.sampled_from(list(SETTINGS)),
     window=st.sampled_from([1, 2, 4, 8, 16, 32]),

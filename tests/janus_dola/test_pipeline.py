@@ -95,10 +95,10 @@ def test_dola_changes_the_image(mini):
 
 
 @pytest.mark.parametrize("dola", [None, DoLaConfig()], ids=["baseline", "dola"])
-def test_backends_draw_the_same_images(mini, dola, monkeypatch):
-    """The image head's; tests/janus_dola/test_triton_blocks.py has the blocks, which take minutes when interpreted."""
+def test_backends_draw_the_same_images(deepseek, dola, monkeypatch):
+    """Backends of the image head; test_triton_blocks.py has the blocks, which take minutes when interpreted."""
     monkeypatch.setattr(blocks, "block_triton", SimpleNamespace(why_not=lambda blocks, window: "time"))
-    drawn = [mini.generate(PROMPTS[0], dola=dola, backend=backend, window=4).tokens for backend in CPU_BACKENDS]
+    drawn = [deepseek.generate(PROMPTS[0], dola=dola, backend=backend, window=4).tokens for backend in CPU_BACKENDS]
     assert all(torch.equal(tokens, drawn[0]) for tokens in drawn[1:])
 
 
