@@ -116,12 +116,12 @@ def _warn_once(message: str) -> None:
 
 
 def digest(content: bytes) -> str:
-    """Returns the digest of bytes, BLAKE2b in hexadecimal; `b2sum -l 128` gives the same."""
+    """Returns the bytes' digest, BLAKE2b in hexadecimal; `b2sum -l 128` gives the same."""
     return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def file_digest(path: Path) -> str | None:
-    """Returns the digest of a file, or None if there is none that can be read."""
+    """Returns a file's digest, or None if there is none that can be read."""
     state = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     try:
         if not path.is_file():  # a pipe would wait
@@ -135,13 +135,13 @@ def file_digest(path: Path) -> str | None:
 
 
 def with_checksum(fields: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields with a digest of them, in the place of an older one."""
+    """Returns the fields with their digest, which replaces an older one."""
     others = {key: value for key, value in fields.items() if key != _CHECKSUM}
     return {**others, _CHECKSUM: _checksum(others)}
 
 
 def checked(text: bytes) -> dict[str, Any] | None:
-    """Returns the fields of a JSON object that `with_checksum` made; None for anything else, also an edited one."""
+    """Returns the fields that `with_checksum` gave a digest; None for any other JSON, also an edited one."""
     try:
         fields = json.loads(text)
         return fields if isinstance(fields, dict) and fields.pop(_CHECKSUM) == _checksum(fields) else None

@@ -15,6 +15,7 @@ from janus_dola.batch.manifest import Manifest
 from janus_dola.images.layer_map import colour_of_layer, css, css_ramp
 
 PAGE, DATA = "index.html", "index_data.js"
+_LAST_KEYS = ("file", "map", "mean_jsd", "max_jsd", "layers", "error")  # of a row, as page.html reads it
 _HEAD = 400  # bytes in which our files differ from others
 _IN_PAGE, _IN_DATA = b"<title>janus-dola batch</title>", b"const SETTINGS = "
 
@@ -46,22 +47,20 @@ def _data(manifest: Manifest, settings: dict[str, Any]) -> Iterator[bytes]:
     before: object = None
     for entry in manifest:
         here = (entry["index"], entry.get("prompt"))
-        look = _js(entry.get("settings"))
         if entry.get("max_jsd"):  # otherwise nothing was contrasted
             layers.update(map(int, entry["layers"]))
+        prompt, look = (
+            0 if here == before else entry.get("prompt"),
+            looks.setdefault(_js(entry.get("settings")), len(looks)),
+        )
         row = [
             entry["index"],
             entry["k"],
             entry.get("id"),
-            0 if here == before else entry.get("prompt"),
+            prompt,
             entry.get("seed"),
-            looks.setdefault(look, len(looks)),
-            entry["file"],
-            entry.get("map"),
-            entry.get("mean_jsd"),
-            entry.get("max_jsd"),
-            entry.get("layers"),
-            entry.get("error"),
+            look,
+            *map(entry.get, _LAST_KEYS),
         ]
         yield f"{_js(row)},\n".encode()
         before = here

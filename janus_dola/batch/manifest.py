@@ -1,4 +1,4 @@
-"""`manifest.jsonl`: a line for each image of a run, with how it was drawn or why not, and for each bad prompt."""
+"""Keeps `manifest.jsonl`: a line per image, with how it was drawn or why not, and a line per bad prompt."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from janus_dola.images.files import TEMPLATE, file_name
 
 MANIFEST = "manifest.jsonl"
 MAPS = "maps"  # the folder for layer maps
-_MUTABLE = ("id", "extra")  # keys that say of a prompt what decides no image
+_MUTABLE = ("id", "extra")  # keys that decide no image, and may change
 
 Entry = dict[str, Any]
 
 
 class Manifest:
-    """The lines of a folder's manifest, by image number. Keeps 8 bytes per image in memory.
+    """A folder's manifest, with its lines by image number. Keeps 8 bytes per image in memory.
 
     A run appends. A number comes again when an image that had failed is drawn later: its last line counts, and `compact`
     drops the others. Opening drops a last line that was cut off when a run was killed. Lines that are not as a run wrote
@@ -62,12 +62,12 @@ class Manifest:
         self._start[number] = start
 
     def get(self, number: int) -> Entry | None:
-        """Returns the line of an image, if there is one."""
+        """Returns an image's line, if there is one."""
         start = self._start[number] if number < len(self._start) else -1
         return checked(self._read(start)) if start >= 0 else None
 
     def beyond(self) -> list[int]:
-        """Returns the numbers of lines beyond the images of the run."""
+        """Returns the image numbers that the run does not have."""
         return [number for number in range(self.images, len(self._start)) if self._start[number] >= 0]
 
     def _read(self, start: int) -> bytes:
@@ -77,7 +77,7 @@ class Manifest:
         return file.readline()
 
     def __iter__(self) -> Iterator[Entry]:
-        """Yields the lines in the order of the images."""
+        """Yields the lines, ordered by image number."""
         yield from (entry for line in self._lines() if (entry := checked(line)) is not None)
 
     def _lines(self) -> Iterator[bytes]:
@@ -99,7 +99,7 @@ class Manifest:
         sync(out.fileno())
 
     def forget(self, numbers: Iterable[int]) -> None:
-        """Drops the lines of images."""
+        """Drops images' lines."""
         for number in numbers:
             self._note(number, -1)
         self.compact()
@@ -127,14 +127,8 @@ def is_manifest(path: Path) -> bool:
 
 def names_of(task: ImageTask, settings: RunSettings) -> tuple[str, str | None]:
     """Returns where an image and its layer map lie in the folder; without a contrast there is no map."""
-    fields = {
-        "words": task.prompt,
-        "id": task.index if task.id is None else task.id,
-        "index": task.index,
-        "k": task.k,
-        "number": task.number,
-        "seed": task.seed,
-    }
+    fields = {name: getattr(task, name) for name in ("index", "k", "number", "seed")}
+    fields |= {"words": task.prompt, "id": task.index if task.id is None else task.id}
     name = file_name(fields, settings.image_format, settings.name_template or TEMPLATE)
     return name, f"{MAPS}/{Path(name).stem}.png" if task.drawing.contrast is not None else None
 
@@ -153,7 +147,7 @@ def _described(task: ImageTask) -> Entry:
 
 
 def drawn_entry(task: ImageTask, image: EncodedImage, settings: RunSettings) -> Entry:
-    """Returns the line of an image that was drawn; JSD in nats."""
+    """Returns the line for an image that was drawn; JSD in nats."""
     name, map_name = names_of(task, settings)
     return {
         "file": name,
@@ -169,12 +163,12 @@ def drawn_entry(task: ImageTask, image: EncodedImage, settings: RunSettings) -> 
 
 
 def failed_entry(task: ImageTask, failure: DrawFailure) -> Entry:
-    """Returns the line of an image that could not be drawn."""
+    """Returns the line for an image that could not be drawn."""
     return {"file": None, **_described(task), "error": failure.reason}
 
 
 def bad_entry(record: PromptRecord) -> Entry:
-    """Returns the line of a bad prompt, under the number that its first image would have."""
+    """Returns the line for a bad prompt, under the number that its first image would have."""
     return {
         "file": None,
         "image": record.first,

@@ -43,7 +43,7 @@ _KEYS = ("id", "seed", "parallel_size", *SETTINGS)
 _SAME_FOR_ALL = ("model", "dtype", "quantize")  # keys that a prompt cannot set for itself
 _MAX_PROMPT = 2**16  # characters; no model reads that many
 _MAX_FAULT = 300  # characters
-_MAX_DEPTH = 20  # of values that are only kept
+_MAX_DEPTH = 20  # levels in values that are only kept
 
 Prompts = str | Path | Iterable[str | Mapping[str, Any]]
 
@@ -177,7 +177,7 @@ class PromptSource:
             raise ValueError(f"{self.name} must be the {encoding} that its byte order mark says: {error}") from None
 
     def _copy_folder(self, folder: Path) -> None:
-        """Copies each file, in the order of their names, as a JSON line with the file's name as its id."""
+        """Copies each file, sorted by name, as a JSON line with the file's name as its id."""
         if self._prompt_key is not None:
             raise ValueError(f"{self.name} has no keys, so that prompt_key must be left out, got {self._prompt_key!r}")
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))

@@ -35,7 +35,7 @@ class _Actor:
         return self._worker.dtype, self._worker.batch_size, f"pid {os.getpid()} on {socket.gethostname()}"
 
     def draw(self, batch: Batch) -> Results:
-        """See `BatchWorker.draw`."""
+        """Draws a batch, see `BatchWorker.draw`."""
         return self._worker.draw(batch)
 
     def is_there(self) -> bool:
@@ -104,7 +104,7 @@ class RayPool(AbstractContextManager["RayPool"]):
             self._ray.shutdown()
 
     def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Results]]:
-        """See `Pool`. Batches come as they are done, not in order.
+        """Draws the batches, see `Pool`; they come as they are done, not in order.
 
         Raises:
             WorkersLostError: workers die again and again.

@@ -12,7 +12,7 @@ from janus_dola.arguments import shown
 from janus_dola.settings import SETTINGS
 
 MAX_LINE = 2**20  # bytes
-_MAX_JSON = 2**22  # bytes of a document, which is read whole
+_MAX_JSON = 2**22  # bytes per document, which is read whole
 _MAX_JSON_PROMPTS = 2**17  # per document; each is checked at every reading, about a second in all
 _MAX_DIGITS = 1000  # per integer
 _TYPED = ("seed", "parallel_size", *(name for name, setting in SETTINGS.items() if setting.type != str | None))

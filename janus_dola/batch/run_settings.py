@@ -1,7 +1,7 @@
 """What a run draws with, and `run.json`, which keeps it in the folder and marks the folder as a run's."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -61,19 +61,10 @@ class RunSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as JSON holds them, flat, under the names that they have on the command line."""
-        return {
-            "model": self.model,
-            "parallel_size": self.parallel_size,
-            **self.drawing.to_json(),
-            "seed": self.seed,
-            "format": self.image_format,
-            "dtype": self.dtype,
-            "quantize": self.quantize,
-            "window": self.window,
-            "metadata": self.metadata,
-            "name_template": self.name_template,
-            "revision": self.revision,
+        own = {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("drawing", "image_format")
         }
+        return {**own, "format": self.image_format, **self.drawing.to_json()}
 
     def with_dtype(self, dtype: str) -> "RunSettings":
         """Returns the same settings with another dtype."""
@@ -100,21 +91,21 @@ class RunFile:
         path = outdir / RUN_FILE
         if not path.exists():
             return None
-        fields = None
+        content = None
         if path.is_file():
             with path.open("rb") as file:
-                fields = checked(file.read(_MAX_BYTES))
-        if fields is None:
+                content = checked(file.read(_MAX_BYTES))
+        if content is None:
             raise ValueError(
                 f"{path} must be as a run wrote it, but was edited or damaged, or comes from elsewhere. "
                 "Take another --outdir"
             )
-        return cls(**fields)
+        return cls(**content)
 
     def write(self, outdir: Path) -> None:
         """Writes the file into a folder."""
-        fields = with_checksum({"settings": self.settings, "batch_size": self.batch_size})
-        write_whole(outdir, RUN_FILE, json.dumps(fields, indent=1, ensure_ascii=False).encode("utf-8") + b"\n")
+        content = with_checksum({"settings": self.settings, "batch_size": self.batch_size})
+        write_whole(outdir, RUN_FILE, json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8") + b"\n")
         sync_folder(outdir)
 
     def differences(self, settings: RunSettings) -> list[str]:

@@ -27,10 +27,10 @@ from janus_dola.compute import Compute
 from janus_dola.models.checkpoint.hub import public_name
 from janus_dola.pipeline import JanusDoLa
 
-_SECONDS_BETWEEN_LINES = 60  # of progress in a log file
+_SECONDS_BETWEEN_LINES = 60  # between lines of progress in a log file
 _LINES_AT_ONCE = 512
 _BAD_COUNTED = 1000  # bad prompts after which a run that skips none stops reading
-_KEYS_NAMED = 8  # of the keys that set nothing
+_KEYS_NAMED = 8  # keys that set nothing, named in a warning
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Summary:
     """How a run ended."""
 
     prompts: int
-    images: int  # of the well-formed prompts
+    images: int  # bad prompts have none
     drawn: int  # by this run
     kept: int  # drawn by earlier runs
     failed: int  # images that could not be drawn, and bad prompts
@@ -207,10 +207,10 @@ class _Run:
         settings: RunSettings,
         manifest: Manifest,
         interrupt: _Interrupt,
-        progress: bool,
+        bar: bool,
     ) -> None:
         self._outdir, self._prompts, self._settings = outdir, prompts, settings
-        self._manifest, self._interrupt, self._progress = manifest, interrupt, progress
+        self._manifest, self._interrupt, self._progress = manifest, interrupt, bar
         self._failed = prompts.bad
         if manifest.ignored:
             warnings.warn(
@@ -324,14 +324,9 @@ class _Run:
 
     def _bar(self, what: str, total: int, initial: int = 0) -> tqdm:
         """Returns a bar for a terminal; in a log file it writes a line now and then."""
-        return tqdm(
-            desc=what,
-            total=total,
-            initial=initial,
-            unit="image",
-            disable=not self._progress,
-            mininterval=0.1 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES,
-        )
+        interval = 0.1 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
+        silent = not self._progress
+        return tqdm(desc=what, total=total, initial=initial, unit="image", disable=silent, mininterval=interval)
 
 
 def _silent(message: str) -> None:

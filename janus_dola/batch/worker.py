@@ -111,13 +111,18 @@ class BatchWorker:
         return cls(JanusDoLa.from_pretrained(*place), settings, compute)
 
     def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Results]]:
-        """See `Pool`; draws one batch after the other."""
+        """Draws one batch after the other, see `Pool`."""
         yield from ((batch, self.draw(batch)) for batch in batches)
 
     def draw(self, batch: Batch) -> Results:
         """Draws a batch of images with the same settings; what cannot be drawn fails alone."""
         started = time.perf_counter()
-        failures = {task.number: failure for task in batch if (failure := self._failure_of_prompt(task)) is not None}
+        failures = dict[int, DrawFailure]()
+        for task in batch:
+            try:
+                self._pipe.check_prompt(task.prompt)
+            except ValueError as error:
+                failures[task.number] = DrawFailure(str(error))
         drawn = iter(self._draw([task for task in batch if task.number not in failures]))
         images = [failures[task.number] if task.number in failures else next(drawn) for task in batch]
         seconds = (time.perf_counter() - started) / len(batch)
@@ -125,13 +130,6 @@ class BatchWorker:
             image if isinstance(image, DrawFailure) else self._encoded(task, image, seconds)
             for task, image in zip(batch, images, strict=True)
         ]
-
-    def _failure_of_prompt(self, task: ImageTask) -> DrawFailure | None:
-        try:
-            self._pipe.check_prompt(task.prompt)
-        except ValueError as error:
-            return DrawFailure(str(error))
-        return None
 
     def _draw(self, tasks: list[ImageTask]) -> list[DrawnImage | DrawFailure]:
         if not tasks:

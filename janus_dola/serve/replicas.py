@@ -55,6 +55,7 @@ def run_replicas(
             num_replicas=count,
             max_ongoing_requests=options.max_waiting,
             ray_actor_options=resources,
+            graceful_shutdown_wait_loop_s=0.5,
             graceful_shutdown_timeout_s=options.grace,
         )
         serve.run(deployment.bind(), name=_NAME, logging_config={"log_level": "ERROR", "enable_access_log": False})
