@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from janus_dola import JanusDoLa
-from janus_dola.batch import Compute, RunSettings, folder, run_batch, runner
+from janus_dola.batch import Compute, RunSettings, batch_run, folder, run_batch
 
 
 def run(pipe: JanusDoLa, prompts: Path, outdir: Path, sabotage=None) -> int:
@@ -53,7 +53,7 @@ def die_inside_an_image(countdown: int):
         die()
 
     def sabotage():
-        runner.write_whole = write_whole
+        batch_run.write_whole = write_whole
 
     whole = folder.write_whole
     return sabotage
@@ -79,9 +79,9 @@ def die_inside_the_manifest(countdown: int):
             die()
 
     def sabotage():
-        runner.Manifest.append = append
+        batch_run.Manifest.append = append
 
-    append_whole = runner.Manifest.append
+    append_whole = batch_run.Manifest.append
     return sabotage
 
 
@@ -96,9 +96,9 @@ def die_between_manifest_and_files(countdown: int):
             die()
 
     def sabotage():
-        runner.Manifest.append = append
+        batch_run.Manifest.append = append
 
-    append_whole = runner.Manifest.append
+    append_whole = batch_run.Manifest.append
     return sabotage
 
 

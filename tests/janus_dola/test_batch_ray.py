@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from janus_dola import compute
-from janus_dola.batch import Compute, RunSettings, ray_pool, run_batch, runner
+from janus_dola.batch import Compute, RunSettings, batch_run, ray_pool, run_batch
 from janus_dola.compute import plan_workers
 from tests.janus_dola.batch_helpers import SHAPES, lines, pictures, without_seconds
 
@@ -48,7 +48,7 @@ def test_two_workers_one_killed_half_way_draw_what_one_process_draws(mini, tmp_p
     finally:
         torch.set_num_threads(threads)
     log = Killer(outdir)
-    monkeypatch.setattr(runner, "_silent", log)
+    monkeypatch.setattr(batch_run, "_silent", log)
     summary = run_batch(SHAPES[:10], outdir, settings, Compute("cpu", workers=2, batch_size=2))
     assert not ray.is_initialized()
     assert any(line.startswith(f"worker lost: pid {log.ready[0]} on") for line in log.lines)

@@ -101,7 +101,7 @@ def test_a_line_may_have_its_own_settings(tmp_path):
     )
     for off in ('"dola": null', '"contrast": null', '"contrast": "none"'):
         path.write_text(f'{{"prompt": "x", {off}}}')
-        assert read(path)[0].drawing == DrawSettings(contrast=None)
+        assert read(path)[0].tasks[0].drawing == DrawSettings(contrast=None)
     path.write_text('{"prompt": "x", "dola": "no"}')
     assert "dola must be true or false, got 'no'" in read(path)[0].fault
     path = tmp_path / "a.csv"

@@ -12,7 +12,7 @@ from filelock import FileLock
 from PIL import Image
 
 from janus_dola import DoLaConfig, NonFiniteError
-from janus_dola.batch import Compute, RunSettings, run_batch, runner
+from janus_dola.batch import Compute, RunSettings, batch_run, run_batch
 from janus_dola.batch.folder import LOCK, WORK
 from janus_dola.batch.manifest import names_of
 from janus_dola.batch.prompts import ImageTask
@@ -232,11 +232,11 @@ def test_a_full_disk_stops_with_one_line_and_the_next_run_goes_on(fast, tmp_path
 
     with monkeypatch.context() as patch:
         if where == "image":
-            whole = runner.write_whole
-            patch.setattr(runner, "write_whole", full)
+            whole = batch_run.write_whole
+            patch.setattr(batch_run, "write_whole", full)
         else:
-            whole = runner.Manifest.append
-            patch.setattr(runner.Manifest, "append", full)
+            whole = batch_run.Manifest.append
+            patch.setattr(batch_run.Manifest, "append", full)
         with pytest.raises(
             OSError, match=r"cannot write to .*: No space left on device\. What is there is whole; the same"
         ):

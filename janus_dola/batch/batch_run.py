@@ -6,7 +6,7 @@ import threading
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -107,34 +107,32 @@ def run_batch(
             settings = settings.with_dtype(before.settings["dtype"])
         with clear_disk_errors(folder):
             manifest = Manifest(folder, run_prompts.numbers)
-        with closing(manifest), _Interrupt() as interrupt:
+        with closing(manifest), _first_ctrl_c() as interrupt:
             run = _Run(folder, run_prompts, settings, manifest, interrupt, progress)
             summary = run.draw(compute, before, overwrite, pipe)
     run_prompts.warn_if_changed()
     return summary
 
 
-class _Interrupt(AbstractContextManager["_Interrupt"]):
-    """Notes the first Ctrl-C in `requested`; the second raises KeyboardInterrupt. Does nothing outside the main thread."""
+@contextmanager
+def _first_ctrl_c() -> Iterator[threading.Event]:
+    """Yields an event that the first Ctrl-C sets; the second raises KeyboardInterrupt. Only the main thread hears them."""
+    pressed = threading.Event()
 
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> "_Interrupt":
-        self._before = None
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+    def note(number: int, frame: FrameType | None) -> None:
+        if pressed.is_set():
             raise KeyboardInterrupt
-        self.requested = True
+        pressed.set()
         tqdm.write("finishing the batch in hand; Ctrl-C again stops at once", file=sys.stderr)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _RunPrompts:
@@ -206,7 +204,7 @@ class _Run:
         prompts: _RunPrompts,
         settings: RunSettings,
         manifest: Manifest,
-        interrupt: _Interrupt,
+        interrupt: threading.Event,
         bar: bool,
     ) -> None:
         self._outdir, self._prompts, self._settings = outdir, prompts, settings
@@ -283,7 +281,7 @@ class _Run:
     def _missing(self, size: int) -> Iterator[Batch]:
         """Yields batches with a missing image, as whole as they were planned; then what had failed before, once more."""
         for batch in batches(self._prompts.tasks(), size):
-            if self._interrupt.requested:
+            if self._interrupt.is_set():
                 return
             if any(self._states[task.number] == MISSING for task in batch):
                 for task in batch:
@@ -292,7 +290,7 @@ class _Run:
                 yield batch
         failed = (task for task in self._prompts.tasks() if self._states[task.number] == FAILED)
         for batch in batches(failed, size):
-            if self._interrupt.requested:
+            if self._interrupt.is_set():
                 return
             yield batch
 
