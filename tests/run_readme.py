@@ -35,8 +35,8 @@ LEFT_OUT = {
 
 def blocks(text: str) -> list[list[str]]:
     """The indented blocks of a page, each as its lines without the indent."""
-    found = re.findall(r"(?:^    .*\n(?:\s*\n(?=    ))?)+", text, re.MULTILINE)
-    return [textwrap.dedent(block).splitlines() for block in found]
+    result = re.findall(r"(?:^    .*\n(?:\s*\n(?=    ))?)+", text, re.MULTILINE)
+    return [textwrap.dedent(block).splitlines() for block in result]
 
 
 def commands(text: str) -> list[str]:
@@ -64,9 +64,9 @@ def reason_to_leave_out(command: str) -> str | None:
 def install(torch: str) -> None:
     """A fresh environment with the package, from the folder that this file is in."""
     venv.create(ENVIRONMENT, clear=True, with_pip=True)
-    for wanted in (torch, str(ROOT)):
+    for expected in (torch, str(ROOT)):
         subprocess.run(
-            [ENVIRONMENT / "bin" / "python", "-m", "pip", "install", "--quiet", wanted], check=True, cwd=ROOT
+            [ENVIRONMENT / "bin" / "python", "-m", "pip", "install", "--quiet", expected], check=True, cwd=ROOT
         )
 
 

@@ -54,9 +54,9 @@ def test_wheel_holds_both_packages_and_no_kernels_of_its_own(built):
     names = zipfile.ZipFile(built[0]).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"janus_dola"}
     ours = {str(path.relative_to(ROOT)) for path in (ROOT / "janus_dola").rglob("*") if path.is_file()}
-    wanted = {name for name in ours if "__pycache__" not in name}
-    assert {"janus_dola/kernels/gpu/launch_table.json", "janus_dola/mini/checkpoint/model.safetensors"} < wanted
-    assert wanted <= set(names)
+    expected = {name for name in ours if "__pycache__" not in name}
+    assert {"janus_dola/kernels/gpu/launch_table.json", "janus_dola/mini/checkpoint/model.safetensors"} < expected
+    assert expected <= set(names)
     with tarfile.open(built[1]) as source:
         assert any(name.endswith("kernels/reference.py") for name in source.getnames())
 
@@ -76,8 +76,8 @@ def test_nothing_needs_the_link_to_the_kernels(tmp_path):
     shutil.copytree(ROOT / "janus_dola", clone / "janus_dola", ignore=shutil.ignore_patterns("__pycache__"))
     (clone / "kernels").write_text("janus_dola/kernels")
     code = "from janus_dola.kernels import reference; print(reference.__file__)"
-    found = run("-c", code, cwd=tmp_path, PYTHONPATH=str(clone)).strip()
-    assert Path(found) == clone / "janus_dola" / "kernels" / "reference.py"
+    actual = run("-c", code, cwd=tmp_path, PYTHONPATH=str(clone)).strip()
+    assert Path(actual) == clone / "janus_dola" / "kernels" / "reference.py"
     assert (ROOT / "kernels").samefile(ROOT / "janus_dola" / "kernels")
 
 

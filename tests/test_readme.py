@@ -45,8 +45,8 @@ CELLS = {  # rows of the table on DoLa, and the cells they show
 def test_what_is_said_of_dola_is_what_was_measured():
     cells = {}
     for folder in ("evaluation", "evaluation_1000"):  # the second has the more images, and comes last
-        found = json.loads((ROOT / "bench" / "results" / folder / "evaluation.json").read_text(encoding="utf-8"))
-        cells |= {cell["name"]: cell for cell in found["cells"]}
+        actual = json.loads((ROOT / "bench" / "results" / folder / "evaluation.json").read_text(encoding="utf-8"))
+        cells |= {cell["name"]: cell for cell in actual["cells"]}
     score, variety = (next(m for m in METRICS if m.key == key) for key in ("all four", "differing codes"))
     section = EVALUATION.split("# Does DoLa help pictures?")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| ") and "at cfg" not in line]
@@ -54,10 +54,10 @@ def test_what_is_said_of_dola_is_what_was_measured():
         label, *shares = (part.strip() for part in row.strip("|").split("|"))
         for guidance, right, differing in ((5, shares[0], shares[2]), (1, shares[1], shares[3])):
             cell = cells[CELLS[label].format(guidance)]
-            found = cell["metrics"][score.key]
-            expected = shown(score, found["value"]).split(" [")[0]
-            if "from baseline" in found:
-                expected += f" ({shown(score, found['from baseline'], signed=True)})"
+            actual = cell["metrics"][score.key]
+            expected = shown(score, actual["value"]).split(" [")[0]
+            if "from baseline" in actual:
+                expected += f" ({shown(score, actual['from baseline'], signed=True)})"
             assert right == expected
             assert differing == shown(variety, cell["metrics"][variety.key]["value"]).split(" [")[0]
             if "temperature" in label:
@@ -80,9 +80,9 @@ def test_the_first_screen_says_what_was_measured():
         ("evaluation_1000", "auto-alpha0.1-cfg5-t1"), ("evaluation_1000", "auto-alpha0.5-cfg5-t1"),
         ("evaluation_temperatures", "baseline-cfg5-t0.3"),
     ):  # fmt: skip
-        found = json.loads((ROOT / "bench" / "results" / folder / "evaluation.json").read_text(encoding="utf-8"))
-        cell = next(cell for cell in found["cells"] if cell["name"] == name)
-        assert found["settings"]["images"] == 1000
+        actual = json.loads((ROOT / "bench" / "results" / folder / "evaluation.json").read_text(encoding="utf-8"))
+        cell = next(cell for cell in actual["cells"] if cell["name"] == name)
+        assert actual["settings"]["images"] == 1000
         shares.append(f"{cell['metrics']['all four']['value']['mean']:.1%}")
     words = " ".join(README.split())
     assert "of 1,000 images each {} (baseline), {}, {}, {} and {} (temperature 0.3)".format(*shares) in words

@@ -9,7 +9,7 @@ import pytest
 
 from bench.speed import cases, floor, models, shapes, test_generation, test_pieces, test_text
 
-CODES, SIDE, IMAGES = 64, 3, 2
+CODES, SIDE, IMAGES = 64, 4, 2
 _BLOCK = floor.BlockShape("tiny", hidden=32, number=8, heads=2, inner=48)
 
 

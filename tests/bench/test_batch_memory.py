@@ -9,7 +9,7 @@ from bench.speed import batch_memory
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_memory_stays_flat_over_many_prompts():
-    found = batch_memory.measure(prompts=160, batch_size=8)
-    assert len(found) >= 10
-    settled = found[len(found) // 3][1]  # the first batches allocate buffers that stay
-    assert found[-1][1] - settled < 8, found
+    actual = batch_memory.measure(prompts=160, batch_size=8)
+    assert len(actual) >= 10
+    settled = actual[len(actual) // 3][1]  # the first batches allocate buffers that stay
+    assert actual[-1][1] - settled < 8, actual

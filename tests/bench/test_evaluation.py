@@ -89,10 +89,10 @@ def test_results_of_a_grid(finished):
     measures = [*ATTRIBUTES, ALL_FOUR, "entropy", "top probability", "distinct codes", "differing codes"]
     for cell in evaluation["cells"]:
         assert list(cell["metrics"]) == measures
-        for found in cell["metrics"].values():
-            assert found["value"]["low"] <= found["value"]["mean"] <= found["value"]["high"]
-            assert ("from baseline" in found) == (not cell["is baseline"])
-            assert ("from matched" in found) == (cell["layers"] == "auto" and not cell["is matched baseline"])
+        for each in cell["metrics"].values():
+            assert each["value"]["low"] <= each["value"]["mean"] <= each["value"]["high"]
+            assert ("from baseline" in each) == (not cell["is baseline"])
+            assert ("from matched" in each) == (cell["layers"] == "auto" and not cell["is matched baseline"])
 
 
 def test_a_matched_baseline_is_as_sharp_as_its_cell(finished):
@@ -176,10 +176,10 @@ def test_a_folder_with_other_settings_is_refused(call, finished):
 def test_all_cells_have_the_same_prompts_and_seeds(mini, monkeypatch):
     """Same seeds, same noise: two cells with the same settings draw the same codes, and a seed starts other ones."""
     task = mini_task(2)
-    found = [measure(mini, task, Sampling(DrawSettings(contrast=None), 2, seed)) for seed in (0, 0, 10)]
-    for cell in found:
+    actual = [measure(mini, task, Sampling(DrawSettings(contrast=None), 2, seed)) for seed in (0, 0, 10)]
+    for cell in actual:
         del cell["seconds"]
-    assert found[0] == found[1] != found[2]
+    assert actual[0] == actual[1] != actual[2]
 
 
 def test_captions_are_the_same_however_many():
@@ -210,14 +210,14 @@ def test_genevals_scorer_finds_what_it_reads(call, tmp_path, prompt_file, mini):
     images = tmp_path / "out" / "images"
     assert sorted(path.name for path in images.iterdir()) == ["auto-alpha0.2-cfg5-t1", "baseline-cfg5-t1"]
     drawn = mini.generate([entry["prompt"] for entry in ENTRIES], 2, dola=None, seed=3)
-    found = {}
+    by_name = {}
     for index, metadata, paths in walk(images / "baseline-cfg5-t1"):
-        found[index] = metadata
+        by_name[index] = metadata
         assert len(paths) == 2
         for k, path in enumerate(paths):
             assert Image.open(path).tobytes() == drawn.images[index][k].tobytes()
             assert read_recipe(path).seed == 3 + 2 * index + k
-    assert [found[index] for index in range(3)] == ENTRIES
+    assert [by_name[index] for index in range(3)] == ENTRIES
 
 
 def test_the_recipe_lies_beside_the_images(call, tmp_path, prompt_file):

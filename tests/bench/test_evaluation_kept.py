@@ -36,8 +36,8 @@ def evaluate(mini, tmp_path, monkeypatch):
 
 def without_times(outdir):
     """Every file, but for what was timed."""
-    found = {path.relative_to(outdir): path.read_bytes() for path in outdir.rglob("*") if path.is_file()}
-    return {name: re.sub(rb'"(seconds|checksum)": [^,}]*', b"", content) for name, content in found.items()}
+    result = {path.relative_to(outdir): path.read_bytes() for path in outdir.rglob("*") if path.is_file()}
+    return {name: re.sub(rb'"(seconds|checksum)": [^,}]*', b"", content) for name, content in result.items()}
 
 
 IMAGE, METADATA = "images/baseline-cfg5-t1/00000/samples/00000.png", "images/baseline-cfg5-t1/00000/metadata.jsonl"

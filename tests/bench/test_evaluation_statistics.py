@@ -18,19 +18,19 @@ PROMPTS = 200
 
 def test_the_interval_of_a_mean_is_as_wide_as_theory_says():
     values = np.random.default_rng(0).normal(3.0, 2.0, PROMPTS)
-    found = Bootstrap(PROMPTS).estimate(values)
-    assert found.mean == pytest.approx(values.mean())
+    actual = Bootstrap(PROMPTS).estimate(values)
+    assert actual.mean == pytest.approx(values.mean())
     reach = 1.96 * values.std() / math.sqrt(PROMPTS)
-    assert found.high - found.mean == pytest.approx(reach, rel=0.06)
-    assert found.mean - found.low == pytest.approx(reach, rel=0.06)
+    assert actual.high - actual.mean == pytest.approx(reach, rel=0.06)
+    assert actual.mean - actual.low == pytest.approx(reach, rel=0.06)
 
 
 def test_a_95_percent_interval_holds_the_truth_that_often():
     rng = np.random.default_rng(1)
     held = 0
     for trial in range(300):
-        found = Bootstrap(60, seed=trial, resamples=500).estimate(rng.random(60) < 0.7)
-        held += found.low <= 0.7 <= found.high
+        actual = Bootstrap(60, seed=trial, resamples=500).estimate(rng.random(60) < 0.7)
+        held += actual.low <= 0.7 <= actual.high
     assert 0.90 <= held / 300 <= 0.98
 
 
@@ -52,9 +52,9 @@ def test_differences_are_paired():
         PROMPTS,
     )
     assert "from baseline" not in rows[0]["metrics"]["all four"]
-    found = rows[1]["metrics"]["all four"]
-    assert found["from baseline"] == {"mean": 0.25, "low": 0.25, "high": 0.25}
-    assert found["value"]["high"] - found["value"]["low"] > 0.01
+    actual = rows[1]["metrics"]["all four"]
+    assert actual["from baseline"] == {"mean": 0.25, "low": 0.25, "high": 0.25}
+    assert actual["value"]["high"] - actual["value"]["low"] > 0.01
 
 
 def test_a_cell_whose_entropy_no_temperature_reaches_has_no_matched_baseline():
@@ -100,10 +100,10 @@ def test_a_temperature_is_found_for_a_known_entropy(truth):
     def entropy(temperature):  # steep, like that of a trained model
         return 4 / (1 + (2 / temperature) ** 3)
 
-    found = match_temperature(entropy, entropy(truth))
-    assert found.reached == entropy(found.temperature)
-    assert abs(found.reached - entropy(truth)) <= 0.03 * entropy(truth)
-    assert LOWEST <= found.temperature <= HIGHEST
+    actual = match_temperature(entropy, entropy(truth))
+    assert actual.reached == entropy(actual.temperature)
+    assert abs(actual.reached - entropy(truth)) <= 0.03 * entropy(truth)
+    assert LOWEST <= actual.temperature <= HIGHEST
 
 
 @pytest.mark.parametrize("target", [1e-9, 17.0])
@@ -112,15 +112,15 @@ def test_no_temperature_is_made_up_for_an_entropy_out_of_reach(target):
 
 
 def test_a_step_in_the_entropy_ends_the_search():
-    found = match_temperature(lambda temperature: 1.0 if temperature < 1 else 3.0, 2.5)
-    assert found.reached == 3.0
+    actual = match_temperature(lambda temperature: 1.0 if temperature < 1 else 3.0, 2.5)
+    assert actual.reached == 3.0
 
 
 def test_diversity_of_codes_that_are_known():
     same = torch.zeros(1, 3, 4, dtype=torch.long)
     apart = torch.arange(12).view(1, 3, 4)
     half = torch.tensor([[[0, 1, 2, 3], [0, 1, 5, 6], [0, 1, 2, 3]]])
-    found = diversity(torch.cat([same, apart, half]))
-    assert found["distinct codes"] == [1, 12, 6]
-    assert found["differing codes"] == pytest.approx([0, 1, 1 / 3])  # of three pairs two differ, at half the positions
+    actual = diversity(torch.cat([same, apart, half]))
+    assert actual["distinct codes"] == [1, 12, 6]
+    assert actual["differing codes"] == pytest.approx([0, 1, 1 / 3])  # of three pairs two differ, at half the positions
     assert "differing codes" not in diversity(apart[:, :1])

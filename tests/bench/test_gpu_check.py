@@ -116,9 +116,9 @@ def test_compilations_are_few_and_nothing_optional_is_imported():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run([sys.executable, "-c", ALONE], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
-    found = [tuple(map(int, line.split())) for line in run.stdout.splitlines()]
-    assert [kernels for _, kernels in found] == [12, 11] * 2  # the mini model is not drawn with top-k here
-    assert all(compilations <= 60 for compilations, _ in found)
+    actual = [tuple(map(int, line.split())) for line in run.stdout.splitlines()]
+    assert [kernels for _, kernels in actual] == [12, 11] * 2  # the mini model is not drawn with top-k here
+    assert all(compilations <= 60 for compilations, _ in actual)
 
 
 def test_the_mini_model_is_of_the_shape_that_is_compiled():

@@ -15,22 +15,22 @@ def test_the_plain_loop_draws_what_we_draw(mini, dola, temperature):
     torch.manual_seed(3)
     expected = peers.seed_loop(mini, PROMPT, 3, dola=dola, temperature=temperature)
     torch.manual_seed(3)
-    found = mini.generate(PROMPT, 3, dola=dola, temperature=temperature, seed=None, sampler="multinomial").tokens
-    assert torch.equal(found[0], expected)
+    codes = mini.generate(PROMPT, 3, dola=dola, temperature=temperature, seed=None, sampler="multinomial").tokens
+    assert torch.equal(codes[0], expected)
 
 
 def test_the_plain_loop_cut_short_draws_the_same_to_there(mini):
-    found = []
+    results = []
     for most in (None, 5):
         torch.manual_seed(3)
-        found.append(peers.seed_loop(mini, PROMPT, 1, None, most=most))
-    assert found[1].shape == (1, 5)
-    assert torch.equal(found[0][:, :5], found[1])
+        results.append(peers.seed_loop(mini, PROMPT, 1, None, most=most))
+    assert results[1].shape == (1, 5)
+    assert torch.equal(results[0][:, :5], results[1])
 
 
 def test_transformers_draws_what_we_draw(mini):
     torch.manual_seed(3)
     expected = peers.transformers_generate(mini, PROMPT, 3)
     torch.manual_seed(3)
-    found = mini.generate(PROMPT, 3, dola=None, seed=None, sampler="multinomial").tokens
-    assert torch.equal(found[0], expected)
+    codes = mini.generate(PROMPT, 3, dola=None, seed=None, sampler="multinomial").tokens
+    assert torch.equal(codes[0], expected)

@@ -14,15 +14,15 @@ from tests.kernels.cases import random_head, random_hidden
 
 def ratio(slow, fast, rounds):
     """The median of the times of one over the other, after a round that does not count."""
-    found = []
+    results = []
     for _ in range(rounds + 1):
         times = []
         for run in (slow, fast):
             start = time.perf_counter()
             run()
             times.append(time.perf_counter() - start)
-        found.append(times[0] / times[1])
-    return statistics.median(found[1:])
+        results.append(times[0] / times[1])
+    return statistics.median(results[1:])
 
 
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 1.5), (torch.bfloat16, 3.0)])

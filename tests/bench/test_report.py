@@ -57,14 +57,14 @@ def cells(table):
 
 
 def test_the_pages_are_those_of_the_committed_records():
-    found = records.committed()
-    assert found
+    actual = records.committed()
+    assert actual
     for path, name, text in (
-        (pages.PERFORMANCE, "performance", tables.performance(found)),
-        (pages.REPORT, "results", pages.results(found)),
+        (pages.PERFORMANCE, "performance", tables.performance(actual)),
+        (pages.REPORT, "results", pages.results(actual)),
     ):
         assert pages.between(name).search(path.read_text(encoding="utf-8"))[0] == text, "run `make report`"
-    for record in found:
+    for record in actual:
         for plot in plots.PLOTS:
             assert (pages.PLOTS / f"{pages.file_name(record)}_{plot.__name__}.svg").exists()
 

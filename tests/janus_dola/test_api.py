@@ -32,15 +32,15 @@ def test_nothing_outside_the_class_uses_what_is_private_to_it(mini):
     """Whatever is asked of a pipe from outside has a public name."""
     private = {name for name in {*vars(JanusDoLa), *vars(mini)} if name.startswith("_") and not name.startswith("__")}
     private |= {"_prompt_ids", "_special", "_engine"}
-    found = []
+    results = []
     for path in (path for room in ("janus_dola", "bench", "tests") for path in (ROOT / room).rglob("*.py")):
         own = path == Path(inspect.getfile(JanusDoLa))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in private and not own:
                 of = ast.unparse(node.value)
                 if of.split(".")[-1] not in ("self", "cls", "worker"):  # other classes' own
-                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {of}.{node.attr}")
-    assert found == []
+                    results.append(f"{path.relative_to(ROOT)}:{node.lineno}: {of}.{node.attr}")
+    assert results == []
 
 
 def test_no_module_of_the_api_is_long():
@@ -67,12 +67,12 @@ def test_rows_of_prompts(mini):
 
 
 def test_scores_are_what_the_codes_were_drawn_from(mini, out):
-    found = mini.scores(PROMPTS, out.tokens, **SETTINGS)
-    assert found.scores.shape == (2, 2, 64, 512)
-    assert torch.allclose(found.jsd, out.jsd, atol=1e-4)
+    actual = mini.scores(PROMPTS, out.tokens, **SETTINGS)
+    assert actual.scores.shape == (2, 2, 64, 512)
+    assert torch.allclose(actual.jsd, out.jsd, atol=1e-4)
     clear = out.jsd < math.log(2) - 1e-4  # at ln 2 rounding decides between layers
-    assert torch.equal(found.premature_layers[clear], out.premature_layers[clear])
-    of_codes = found.log_distributions.gather(-1, out.tokens.unsqueeze(-1)).squeeze(-1)
+    assert torch.equal(actual.premature_layers[clear], out.premature_layers[clear])
+    of_codes = actual.log_distributions.gather(-1, out.tokens.unsqueeze(-1)).squeeze(-1)
     log_probs = mini.log_probs(PROMPTS, out.tokens, **SETTINGS)
     assert torch.equal(of_codes, log_probs)
     greedy = mini.scores(PROMPTS[0], out.tokens[:1, :1], dola=None, temperature=0)
@@ -165,9 +165,9 @@ def test_numbers_of_numpy_are_numbers_in_every_call(mini, tmp_path):
     config = DoLaConfig(np.array([2, 4]), np.float64(0.5))
     numbers = {"dola": config, "cfg_weight": np.float32(3), "temperature": np.float16(0.5)}
     for seeds in (np.array([3, 9]), torch.tensor([3, 9]), (np.uint8(3), np.int16(9))):
-        found = mini(PROMPTS[0], np.int8(2), **numbers, seed=seeds, window=np.int64(4))
-        assert torch.equal(found.tokens, expected.tokens)
-    assert read_recipe(found.save(tmp_path)[1]) == expected.drawn[0][1].recipe
+        actual = mini(PROMPTS[0], np.int8(2), **numbers, seed=seeds, window=np.int64(4))
+        assert torch.equal(actual.tokens, expected.tokens)
+    assert read_recipe(actual.save(tmp_path)[1]) == expected.drawn[0][1].recipe
     drawn = mini([PROMPTS[0]] * 2, **numbers, seed=np.array([3, 9]), window=np.int64(4), max_images=np.int8(2))
     assert torch.equal(drawn.tokens[:, 0], expected.tokens[0])
     (streamed,) = mini.stream(PROMPTS[0], np.int64(1), **{**numbers, "cfg_weight": np.int64(3)}, seed=np.uint64(3))
@@ -200,11 +200,11 @@ def test_a_model_that_was_moved_is_one_that_was_loaded_there(dtype):
     assert pipe.to(dtype=dtype) is pipe
     loaded = JanusDoLa.from_pretrained("mini", device="cpu", dtype=dtype)
     assert pipe.image_model.stored_dtype == loaded.image_model.stored_dtype == getattr(torch, dtype)
-    found, expected = state(pipe), state(loaded)
-    assert found.keys() == expected.keys()
+    actual, expected = state(pipe), state(loaded)
+    assert actual.keys() == expected.keys()
     for name in expected:
-        assert found[name].dtype == expected[name].dtype, name
-        assert torch.equal(found[name], expected[name]), name
+        assert actual[name].dtype == expected[name].dtype, name
+        assert torch.equal(actual[name], expected[name]), name
     out = pipe(PROMPTS[0], seed=3)
     assert torch.equal(out.tokens, loaded(PROMPTS[0], seed=3).tokens)
     assert out.drawn[0][0].recipe.dtype == dtype

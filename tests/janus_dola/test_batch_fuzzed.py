@@ -36,9 +36,9 @@ GOOD = st.fixed_dictionaries(
 ODD = st.dictionaries(st.sampled_from([*FIELDS, "prompts", "Seed"]), VALUES, max_size=4) | VALUES
 # Parallel sizes that are legal and huge would only take long.
 RECORDS = (GOOD | GOOD | GOOD | ODD).filter(
-    lambda found: not isinstance(found, dict) or not isinstance(size := found.get("parallel_size"), int) or size <= 3
+    lambda each: not isinstance(each, dict) or not isinstance(size := each.get("parallel_size"), int) or size <= 3
 )
-RAW = st.one_of(*[RECORDS.map(lambda found: json.dumps(found).encode())] * 4, st.binary(max_size=30)).map(
+RAW = st.one_of(*[RECORDS.map(lambda each: json.dumps(each).encode())] * 4, st.binary(max_size=30)).map(
     lambda line: line.replace(b"\n", b"").replace(b"\r", b"")
 )
 COUNT = 10_000
@@ -47,16 +47,16 @@ COUNT = 10_000
 @pytest.fixture(scope="module")
 def fuzzed():
     """Lines, each of them not blank."""
-    found = []
+    results = []
 
     @settings(max_examples=COUNT // 20, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
     @given(some=st.lists(RAW.filter(bytes.strip), min_size=20, max_size=20))
     def collect(some):
-        found.extend(some)
+        results.extend(some)
 
     collect()
-    assert len(found) >= COUNT
-    return found
+    assert len(results) >= COUNT
+    return results
 
 
 def tree(folder):

@@ -35,12 +35,12 @@ def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_one(tmp_path):
     assert any(moment["partial"] for moment in report["moments"]), "no kill was inside a file"
     assert any(moment["torn"] for moment in report["moments"]), "no kill was inside the manifest"
     assert report["last"] == 0
-    wanted = pictures(tmp_path / "undisturbed")
-    assert len(wanted) == 2 * images
-    assert pictures(tmp_path / "killed") == wanted
+    expected = pictures(tmp_path / "undisturbed")
+    assert len(expected) == 2 * images
+    assert pictures(tmp_path / "killed") == expected
     assert without_seconds(tmp_path / "killed") == without_seconds(tmp_path / "undisturbed")
     assert [line["image"] for line in lines(tmp_path / "killed")] == list(range(images))
     for line in lines(tmp_path / "killed"):
-        assert line["digest"] == digest(wanted[line["file"]])
-        assert line["map_digest"] == digest(wanted[line["map"]])
+        assert line["digest"] == digest(expected[line["file"]])
+        assert line["map_digest"] == digest(expected[line["map"]])
     assert not (tmp_path / "killed" / PARTIAL).exists()

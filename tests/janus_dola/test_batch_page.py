@@ -108,13 +108,13 @@ def test_a_missing_file_is_named(outdir, browser, tmp_path):
 
 def placed(dom):
     """The cards as they stand: top, left, label, seed."""
-    found = [
+    result = [
         (int(place["top"]), int(place["left"]), re.search(r'class="label"[^>]*>([^<]*)<', card)[1], seed[1])
         for card in cards(dom)
         if (place := re.search(r'style="left: (?P<left>\d+)px; top: (?P<top>\d+)px', card))
         and (seed := re.search(r"seed (\d+)<", card))
     ]
-    return sorted(found)
+    return sorted(result)
 
 
 def test_a_prompts_images_stand_in_a_row_and_the_baseline_beside_dola(outdir, browser, tmp_path):
@@ -135,13 +135,13 @@ def test_a_prompts_images_stand_in_a_row_and_the_baseline_beside_dola(outdir, br
         )
         write_page(copy, manifest, {})
     dom = browser(copy, "#q=a+large+red", "--dump-dom")
-    found = placed(dom)
-    (first, second) = sorted({top for top, *_ in found})[:2]
-    in_row = [(label, seed) for top, _, label, seed in found if top == first]
+    actual = placed(dom)
+    (first, second) = sorted({top for top, *_ in actual})[:2]
+    in_row = [(label, seed) for top, _, label, seed in actual if top == first]
     dola = "DoLa, alpha 0.1, candidate layers auto"
     assert in_row[:4] == [("baseline", "0"), (dola, "0"), ("baseline", "1"), (dola, "1")]
-    assert len({left for top, left, *_ in found if top == first}) == len(in_row)
-    assert all(label == dola for top, _, label, _ in found if top == second)
+    assert len({left for top, left, *_ in actual if top == first}) == len(in_row)
+    assert all(label == dola for top, _, label, _ in actual if top == second)
     assert dom.count(">no contrast<") == 2
     assert re.findall(r'<div class="prompt"[^>]*>([^<]*)<', dom)[:2] == [line["prompt"] for line in lines(outdir)[:3:2]]
     legend = re.search(r'<div id="legend".*?</div>', dom, re.DOTALL)[0]

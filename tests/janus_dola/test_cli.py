@@ -40,7 +40,7 @@ def test_an_image_is_drawn_again_from_its_file(call, mini, tmp_path, settings, m
     drawn = []
     stream = mini.stream
     monkeypatch.setattr(
-        type(mini), "stream", lambda self, *a, **k: (drawn.append(found) or found for found in stream(*a, **k))
+        type(mini), "stream", lambda self, *a, **k: (drawn.append(each) or each for each in stream(*a, **k))
     )
     _, out, _ = call(
         "generate", "a red circle", "--parallel-size", 2, "--outdir", tmp_path, "--format", "webp", *settings

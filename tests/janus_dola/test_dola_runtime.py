@@ -23,18 +23,18 @@ def test_the_functions_compose_to_what_the_engine_computes(mini, mini_hidden_sta
     norm, head = model.language_model.norm, model.generation_head
     params = DrawSettings(cfg_weight=1.0).sampling_params(())
     each = SamplingTensors.repeat(params, mini_hidden_states.shape[1] // 2, mini_hidden_states)
-    found = head_torch.head_scores(mini_hidden_states, mini.image_model.head, each)
+    actual = head_torch.head_scores(mini_hidden_states, mini.image_model.head, each)
     with torch.no_grad():
         q = [compute_logprobs_from_hidden(h[:4], norm, head) for h in mini_hidden_states]  # cfg_weight 1: conditional
     layers = select_layer_by_jsd(q[3], dict(enumerate(q[:3])))
-    assert torch.equal(layers, found.layer)
+    assert torch.equal(layers, actual.layer)
     for image in range(4):
         q_n, candidates = q[3][image], {layer: q[layer][image] for layer in range(3)}
         layer = select_layer_by_jsd(q_n, candidates)
-        assert layer == found.layer[image]
-        assert jsd_from_logprobs(q_n, candidates[layer]).item() == pytest.approx(found.jsd[image].item(), abs=1e-5)
+        assert layer == actual.layer[image]
+        assert jsd_from_logprobs(q_n, candidates[layer]).item() == pytest.approx(actual.jsd[image].item(), abs=1e-5)
         p_hat = contrast_with_apc_from_logprobs(q_n, candidates[layer], 0.1)
-        assert torch.allclose(p_hat, found.scores[image].softmax(-1), atol=1e-4)
+        assert torch.allclose(p_hat, actual.scores[image].softmax(-1), atol=1e-4)
 
 
 def test_small_numbers_by_hand():

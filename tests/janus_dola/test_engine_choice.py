@@ -58,9 +58,9 @@ def steps(mini, monkeypatch):
 def test_batches_filled_up_to_a_bucket_draw_the_same(mini, steps, dola, sampler):
     for prompts in (PROMPTS, PROMPTS[:1]):
         expected = mini.generate(prompts, dola=dola, sampler=sampler, seed=4, launch="eager")
-        found = mini.generate(prompts, dola=dola, sampler=sampler, seed=4)
-        assert torch.equal(found.tokens, expected.tokens)
-        assert torch.allclose(found.jsd, expected.jsd, atol=1e-5)
+        out = mini.generate(prompts, dola=dola, sampler=sampler, seed=4)
+        assert torch.equal(out.tokens, expected.tokens)
+        assert torch.allclose(out.jsd, expected.jsd, atol=1e-5)
     buckets = [4, 1] if sampler == "gumbel" else [3, 1]
     assert [len(decoder.slots.seeds) for decoder in steps.decoders] == buckets
 
@@ -197,10 +197,12 @@ def test_a_capture_that_fails_in_the_middle_of_an_image_is_told_once_and_the_pas
     prompt = LOOKS_AT_THREE
     expected = mini.generate(prompt, seed=4, launch="eager", window=1).tokens
     captures = fail_after_two(steps, monkeypatch)
-    with pytest.warns(UserWarning, match="could not be captured, and runs without a graph instead: operation") as told:
+    with pytest.warns(
+        UserWarning, match="could not be captured, and runs without a graph instead: operation"
+    ) as warned:
         assert torch.equal(mini.generate(prompt, seed=4, window=1).tokens, expected)
     replayed = steps.replays
-    assert len(told) == 1
+    assert len(warned) == 1
     assert replayed > 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -268,8 +270,8 @@ def test_a_compiled_block_draws_the_same_and_is_compiled_once_for_all(mini, trac
     mini.image_model.backbone(inputs_embeds=torch.zeros(1, 1, 192), output_hidden_states=True, output_attentions=True)
     settings = {"seed": 4, "sampler": sampler, "window": window}
     expected = mini.generate(PROMPTS, **settings).tokens
-    found = mini.generate(PROMPTS, **settings, launch="compile").tokens
-    assert torch.equal(found, expected)
+    codes = mini.generate(PROMPTS, **settings, launch="compile").tokens
+    assert torch.equal(codes, expected)
     # one for the first length that attention looks at, one for all further ones; not one for each block
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]

@@ -37,10 +37,10 @@ def test_alpha_0_with_the_final_layer_is_the_baseline_step_by_step(mini, tempera
     final = DoLaConfig(alpha=0.0, premature_layer="final")
     settings = {"temperature": temperature, "sampler": sampler, "seed": 3}
     expected = mini.generate(PROMPTS[:2], 2, dola=None, **settings)
-    found = mini.generate(PROMPTS[:2], 2, dola=final, **settings)
-    assert torch.equal(found.tokens, expected.tokens)
-    assert (found.premature_layers == 8).all()
-    assert (found.jsd == 0).all()
+    out = mini.generate(PROMPTS[:2], 2, dola=final, **settings)
+    assert torch.equal(out.tokens, expected.tokens)
+    assert (out.premature_layers == 8).all()
+    assert (out.jsd == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ def test_bad_input(mini, arguments, message):
 
 def test_numbers_of_numpy_are_numbers(mini):
     expected = mini.generate("a red circle", 2, seed=3, cfg_weight=2.0).tokens
-    found = mini.generate("a red circle", np.int32(2), seed=np.int64(3), cfg_weight=np.float32(2)).tokens
-    assert torch.equal(found, expected)
+    codes = mini.generate("a red circle", np.int32(2), seed=np.int64(3), cfg_weight=np.float32(2)).tokens
+    assert torch.equal(codes, expected)
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True])
@@ -225,10 +225,10 @@ def memory_for(mini, monkeypatch):
 def test_where_memory_runs_out_half_as_many_images_are_drawn_at_once(mini, memory_for):
     expected = mini.generate(PROMPTS[:2], 2, seed=3)
     begun = memory_for(1)
-    found = mini.generate(PROMPTS[:2], 2, seed=3)
+    out = mini.generate(PROMPTS[:2], 2, seed=3)
     assert begun == [4, 2, 1, 1, 1, 1] or begun == [4, 2, 1]  # a slot may serve image after image
-    assert torch.equal(found.tokens, expected.tokens)
-    assert found.seeds.tolist() == expected.seeds.tolist()
+    assert torch.equal(out.tokens, expected.tokens)
+    assert out.seeds.tolist() == expected.seeds.tolist()
     begun.clear()
     mini.generate(PROMPTS[:2], 2, max_images=3)
     assert set(begun) == {1}  # for good, until memory is given back
@@ -241,13 +241,13 @@ def test_where_memory_runs_out_half_as_many_images_are_drawn_at_once(mini, memor
 def test_a_stream_halves_too_and_loses_no_image_and_no_error(mini, memory_for):
     prompts = [*PROMPTS[:2], "a red circle", "a blue cross", "x " * 9999]
     expected = mini.generate(prompts[:4], 2, seed=3)
-    begun, told, found = memory_for(2), [], []
+    begun, counts, actual = memory_for(2), [], []
     with pytest.raises(ValueError, match="prompts must leave room"):
-        found.extend(mini.stream(prompts, 2, seed=3, callback=lambda *codes: told.append(codes)))
+        actual.extend(mini.stream(prompts, 2, seed=3, callback=lambda *codes: counts.append(codes)))
     assert begun[:3] == [8, 4, 2]
-    assert [(image.prompt, image.k) for image in found] == [(i, k) for i in range(4) for k in range(2)]
-    assert torch.equal(torch.stack([image.tokens for image in found]), expected.tokens.flatten(0, 1))
-    assert told[-1] == (8 * 64, 8 * 64)
+    assert [(image.prompt, image.k) for image in actual] == [(i, k) for i in range(4) for k in range(2)]
+    assert torch.equal(torch.stack([image.tokens for image in actual]), expected.tokens.flatten(0, 1))
+    assert counts[-1] == (8 * 64, 8 * 64)
 
 
 def test_a_stream_whose_memory_is_taken_half_way_goes_on_with_what_is_missing(mini, monkeypatch):
@@ -262,11 +262,13 @@ def test_a_stream_whose_memory_is_taken_half_way_goes_on_with_what_is_missing(mi
 
     monkeypatch.setattr(Decoder, "run", run)
     monkeypatch.setattr(mini, "engine", Engine(mini.image_model))
-    told = []
-    found = list(mini.stream(PROMPTS[0], 6, seed=3, max_images=3, window=1, callback=lambda *codes: told.append(codes)))
+    counts = []
+    images = list(
+        mini.stream(PROMPTS[0], 6, seed=3, max_images=3, window=1, callback=lambda *codes: counts.append(codes))
+    )
     assert (calls[69], calls[70]) == (3, 2)
-    assert torch.equal(torch.stack([image.tokens for image in found]), expected.tokens[0])
-    assert told[-1] == (6 * 64, 6 * 64)
+    assert torch.equal(torch.stack([image.tokens for image in images]), expected.tokens[0])
+    assert counts[-1] == (6 * 64, 6 * 64)
 
 
 @pytest.mark.parametrize(
@@ -288,10 +290,10 @@ def test_memory_that_cannot_be_had_is_said_in_one_line(mini, memory_for, sampler
 
 def test_a_list_of_seeds_is_one_for_each_image(mini):
     prompts = ["a green cross", "a small red circle on grey"]
-    found = mini.generate(prompts, parallel_size=2, seed=[7, 2**63 - 1, 7, 0])
-    assert found.seeds.tolist() == [[7, 2**63 - 1], [7, 0]]
+    out = mini.generate(prompts, parallel_size=2, seed=[7, 2**63 - 1, 7, 0])
+    assert out.seeds.tolist() == [[7, 2**63 - 1], [7, 0]]
     alone = mini.generate(prompts[1], seed=7)
-    assert torch.equal(found.tokens[1, 0], alone.tokens[0, 0])
+    assert torch.equal(out.tokens[1, 0], alone.tokens[0, 0])
     with pytest.raises(ValueError, match="one for each of 4 images, got 2"):
         mini.generate(prompts, parallel_size=2, seed=[1, 2])
 
@@ -301,14 +303,14 @@ def test_log_probabilities_of_the_codes_drawn(mini, dola, temperature):
     """Against the reference in float64 on transformers' own hidden states. Other codes have less, or none."""
     prompt = "a small red circle on grey"
     out = mini.generate(prompt, 2, dola=dola, temperature=temperature, seed=5)
-    found = mini.log_probs(prompt, out.tokens, dola=dola, temperature=temperature)
-    assert found.shape == out.tokens.shape
+    actual = mini.log_probs(prompt, out.tokens, dola=dola, temperature=temperature)
+    assert actual.shape == out.tokens.shape
     expected = _by_transformers(copy.deepcopy(mini.model).double(), mini, prompt, out.tokens[0, 1], dola, temperature)
-    assert torch.allclose(found[0, 1].double(), expected, atol=2e-3)
+    assert torch.allclose(actual[0, 1].double(), expected, atol=2e-3)
     if temperature == 0:
-        assert (found == 0).all()
+        assert (actual == 0).all()
     other = (out.tokens + 1) % 512
-    assert (mini.log_probs(prompt, other, dola=dola, temperature=temperature) < found).float().mean() > 0.9
+    assert (mini.log_probs(prompt, other, dola=dola, temperature=temperature) < actual).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("negative", ["a blue square on black", "blue", "a blue square on black, " * 4])
@@ -316,18 +318,18 @@ def test_a_negative_prompt_stands_in_the_unconditional_row(mini, negative):
     prompt = "a small red circle on grey"
     out = mini.generate(prompt, 2, temperature=0.7, seed=5, negative_prompt=negative)
     assert not torch.equal(out.tokens, mini.generate(prompt, 2, temperature=0.7, seed=5).tokens)
-    found = mini.log_probs(prompt, out.tokens, temperature=0.7, negative_prompt=negative)
+    actual = mini.log_probs(prompt, out.tokens, temperature=0.7, negative_prompt=negative)
     model = copy.deepcopy(mini.model).double()
     expected = _by_transformers(model, mini, prompt, out.tokens[0, 1], DoLaConfig(), 0.7, negative)
-    assert torch.allclose(found[0, 1].double(), expected, atol=2e-3)
+    assert torch.allclose(actual[0, 1].double(), expected, atol=2e-3)
     (streamed,) = mini.stream(prompt, temperature=0.7, seed=5, negative_prompt=negative)
     assert torch.equal(streamed.tokens, out.tokens[0, 0])
 
 
 def test_away_from_the_prompt_itself_is_no_guidance(mini):
     prompt = "a small red circle on grey"
-    found = mini.generate(prompt, 2, dola=None, seed=5, negative_prompt=prompt)
-    assert torch.equal(found.tokens, mini.generate(prompt, 2, dola=None, seed=5, cfg_weight=1).tokens)
+    out = mini.generate(prompt, 2, dola=None, seed=5, negative_prompt=prompt)
+    assert torch.equal(out.tokens, mini.generate(prompt, 2, dola=None, seed=5, cfg_weight=1).tokens)
     none = mini.generate(prompt, seed=5, negative_prompt=" ")
     assert torch.equal(none.tokens, mini.generate(prompt, seed=5).tokens)
 
@@ -376,8 +378,8 @@ def test_top_k_and_top_p_leave_the_most_probable_codes(mini):
     drawn = mini.generate(prompt, 2, settings, seed=5, window=8)
     assert torch.equal(drawn.tokens, mini.generate(prompt, 2, settings, seed=5, window=1).tokens)
     assert not torch.equal(drawn.tokens, mini.generate(prompt, 2, settings, top_k=0, top_p=1, seed=5).tokens)
-    found = mini.log_probs(prompt, drawn.tokens, settings)
-    assert (found > -torch.inf).float().mean() > 0.98  # at the edge of top-p rounding decides
+    actual = mini.log_probs(prompt, drawn.tokens, settings)
+    assert (actual > -torch.inf).float().mean() > 0.98  # at the edge of top-p rounding decides
     whole = mini.generate(prompt, 2, settings, top_k=0, top_p=1, seed=6).tokens
     assert (mini.log_probs(prompt, whole, settings) == -torch.inf).any()
     multinomial = mini.generate(prompt, 2, settings, sampler="multinomial", seed=7)

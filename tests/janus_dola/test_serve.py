@@ -147,8 +147,8 @@ def test_an_address_serves_the_image_to_who_knows_it(server):
         prompt="a red circle", response_format="url", output_format="jpeg", extra_body={"seed": 1}
     )
     plain = server.client.images.generate(prompt="a red circle", output_format="jpeg", extra_body={"seed": 1})
-    found = httpx.get(answer.data[0].url)
-    assert (found.content, found.headers["content-type"]) == (content(plain.data[0]), "image/jpeg")
+    actual = httpx.get(answer.data[0].url)
+    assert (actual.content, actual.headers["content-type"]) == (content(plain.data[0]), "image/jpeg")
     assert httpx.get(answer.data[0].url[:-8] + "xxxx.jpg").status_code == 404
 
 
@@ -173,16 +173,16 @@ LOOKS = [
 
 def test_files_are_those_of_generate_alone_and_among_others(server, mini, tmp_path, monkeypatch, capsys, one_rounding):
     monkeypatch.setattr(JanusDoLa, "from_pretrained", classmethod(lambda cls, *args, **kwargs: mini))
-    wanted = []
+    expected = []
     for fields, options in LOOKS:
         arguments = ["generate", "a red circle", "--seed", fields["seed"], *options, "--outdir", tmp_path]
         monkeypatch.setattr(sys, "argv", ["janus-dola", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             cli.run(cli.app)
         assert not ended.value.code
-        wanted.append(Path(capsys.readouterr().out.strip()).read_bytes())
+        expected.append(Path(capsys.readouterr().out.strip()).read_bytes())
     alone = [server.client.images.generate(prompt="a red circle", extra_body=fields) for fields, _ in LOOKS]
-    assert [content(answer.data[0]) for answer in alone] == wanted
+    assert [content(answer.data[0]) for answer in alone] == expected
 
     async def among_others():
         client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
@@ -204,7 +204,7 @@ def test_files_are_those_of_generate_alone_and_among_others(server, mini, tmp_pa
         async with client:
             return (await asyncio.gather(*(one(fields) for fields, _ in LOOKS), *others))[: len(LOOKS)]
 
-    assert [content(answer.data[0]) for answer in asyncio.run(among_others())] == wanted
+    assert [content(answer.data[0]) for answer in asyncio.run(among_others())] == expected
 
 
 def test_clients_that_hang_up_free_their_slots(server):
@@ -213,8 +213,8 @@ def test_clients_that_hang_up_free_their_slots(server):
 
     async def hang_up(client, k):
         stream = {"stream": True, "partial_images": 1} if k % 2 else {}
-        asked = client.post(GENERATIONS, json={"prompt": "a red circle", "n": 5, **stream}, timeout=60)
-        await asyncio.wait_for(asked, 0.4)
+        request = client.post(GENERATIONS, json={"prompt": "a red circle", "n": 5, **stream}, timeout=60)
+        await asyncio.wait_for(request, 0.4)
 
     async def all_of_them():
         limits = httpx.Limits(max_connections=50)

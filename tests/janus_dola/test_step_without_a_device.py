@@ -33,17 +33,17 @@ class Watch(TorchDispatchMode):
         self.seen, self.copied, self.bad = 0, 0, []
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        found = operator(*args, **(kwargs or {}))
+        result = operator(*args, **(kwargs or {}))
         self.seen += 1
         given, made = (
             {leaf.device.type for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.dim() > 0}
-            for tree in ((args, kwargs), found)
+            for tree in ((args, kwargs), result)
         )
         if "cpu" in given and "meta" in made and str(operator) in TO_THE_DEVICE:
             self.copied += 1
         elif len(given | made) > 1 or ("cpu" in made and not given):
             self.bad.append(str(operator))
-        return found
+        return result
 
 
 def without_data(thing):

@@ -19,14 +19,14 @@ def test_final_layer_and_alpha_0_give_the_tokens_of_generate(family, cache):
         expected = model.generate(**padded_batch(), **settings)
         torch.manual_seed(3)
         plain = DoLaConfig(alpha=0, premature_layer="final")
-        found = model.generate(**padded_batch(), **settings, custom_generate=dola_generate, dola=plain)
-        assert found.tolist() == expected.tolist()
+        out = model.generate(**padded_batch(), **settings, custom_generate=dola_generate, dola=plain)
+        assert out.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_layers_and_jsd_are_those_of_float64_arithmetic(family):
     model, inputs = text_model(family), padded_batch()
-    found = model.generate(
+    out = model.generate(
         **inputs,
         max_new_tokens=12,
         do_sample=False,
@@ -43,12 +43,10 @@ def test_tokens_layers_and_jsd_are_those_of_float64_arithmetic(family):
     handle = norm.register_forward_pre_hook(lambda _, args: final.append(args[0].double()))
     mask = torch.cat([inputs["attention_mask"], torch.ones(3, 12, dtype=torch.long)], 1)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    states = model(
-        found.sequences, attention_mask=mask, position_ids=positions, output_hidden_states=True
-    ).hidden_states
+    states = model(out.sequences, attention_mask=mask, position_ids=positions, output_hidden_states=True).hidden_states
     handle.remove()
     ended = torch.zeros(3, dtype=torch.bool)
-    for t in range(found.premature_layers.shape[1]):
+    for t in range(out.premature_layers.shape[1]):
         column = inputs["input_ids"].shape[1] + t
         h = torch.stack([states[j][:, column - 1].double() for j in (1, 2, 4)] + [final[0][:, column - 1]])
         z = (h / (h.square().mean(-1, keepdim=True) + eps).sqrt() * scale) @ weight.T
@@ -61,11 +59,11 @@ def test_tokens_layers_and_jsd_are_those_of_float64_arithmetic(family):
                 continue
             contrast = (q[-1, row] / q[best[row], row]).log()
             contrast[q[-1, row] < 0.1 * q[-1, row].max()] = -torch.inf
-            assert found.premature_layers[row, t] == (1, 2, 4)[best[row]]
-            assert found.jsd[row, t].item() == pytest.approx(jsd[best[row], row].item(), abs=1e-5)
-            assert found.sequences[row, column] == contrast.argmax()
+            assert out.premature_layers[row, t] == (1, 2, 4)[best[row]]
+            assert out.jsd[row, t].item() == pytest.approx(jsd[best[row], row].item(), abs=1e-5)
+            assert out.sequences[row, column] == contrast.argmax()
             seen.add(int(best[row]))
-        ended |= found.sequences[:, column] == 2
+        ended |= out.sequences[:, column] == 2
     assert len(seen) > 1
 
 
@@ -109,11 +107,11 @@ def test_streamer_gets_prompt_and_tokens_and_end():
 
     streamer = Streamer()
     ids = torch.tensor([[1, 5, 9]])
-    found = text_model("Llama").generate(
+    out = text_model("Llama").generate(
         input_ids=ids, max_new_tokens=5, do_sample=False, custom_generate=dola_generate, stream_to=streamer
     )
     assert streamer.ended
-    assert streamer.tokens == found[0].tolist()
+    assert streamer.tokens == out[0].tolist()
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_layers_jsd_and_words_of_20_prompts_are_those_of_float64_arithmetic(smol
             final.append(args[0][:, -1].double())
 
     handle = model.model.norm.register_forward_pre_hook(keep)
-    found = model.generate(
+    out = model.generate(
         **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, custom_generate=dola_generate,
         dola_layers="high", return_dict_in_generate=True, output_hidden_states=True,
     )  # fmt: skip
@@ -52,7 +52,7 @@ def test_layers_jsd_and_words_of_20_prompts_are_those_of_float64_arithmetic(smol
     weight, scale = model.lm_head.weight.double(), model.model.norm.weight.double()
     near = 0
     for t in range(tokens):
-        early = [found.hidden_states[t][layer][:, -1].double() for layer in HIGH]
+        early = [out.hidden_states[t][layer][:, -1].double() for layer in HIGH]
         h = torch.stack([*early, final[t]])
         z = h / (h.square().mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt() * scale @ weight.T
         log_q = z - z.logsumexp(-1, keepdim=True)
@@ -60,9 +60,9 @@ def test_layers_jsd_and_words_of_20_prompts_are_those_of_float64_arithmetic(smol
         kl = [(log.exp() * (log - log_m)).sum(-1) for log in (log_q[-1].expand_as(log_m), log_q[:-1])]
         jsd = (kl[0] + kl[1]) / 2
         for row in range(len(PROMPTS)):
-            layer, word = found.premature_layers[row, t].item(), found.sequences[row, t - tokens].item()
+            layer, word = out.premature_layers[row, t].item(), out.sequences[row, t - tokens].item()
             chosen = HIGH.index(layer)
-            assert found.jsd[row, t].item() == pytest.approx(jsd[chosen, row].item(), abs=JSD)
+            assert out.jsd[row, t].item() == pytest.approx(jsd[chosen, row].item(), abs=JSD)
             contrast = log_q[-1, row] - log_q[chosen, row]
             contrast[log_q[-1, row] < log_q[-1, row].max() + torch.tensor(0.1).double().log()] = -torch.inf
             contrast[model.generation_config.eos_token_id] = -torch.inf  # of min_new_tokens
@@ -70,5 +70,5 @@ def test_layers_jsd_and_words_of_20_prompts_are_those_of_float64_arithmetic(smol
             assert jsd[chosen, row] >= jsd[:, row].max() - JSD
             assert contrast[word] >= contrast.max() - SCORE
     assert near <= 1, f"{near} of {tokens * len(PROMPTS)} choices were ties"
-    assert len(found.premature_layers.unique()) > 1
-    print(f"{tokens * len(PROMPTS)} tokens, {near} near ties, layers {found.premature_layers.unique().tolist()}")
+    assert len(out.premature_layers.unique()) > 1
+    print(f"{tokens * len(PROMPTS)} tokens, {near} near ties, layers {out.premature_layers.unique().tolist()}")

@@ -94,7 +94,11 @@ def oracle(
 
 
 def assert_accurate(
-    found: Scores, hidden_states: torch.Tensor, head: Head, params: SamplingParams, jsd_tolerance: float = JSD_TOLERANCE
+    result: Scores,
+    hidden_states: torch.Tensor,
+    head: Head,
+    params: SamplingParams,
+    jsd_tolerance: float = JSD_TOLERANCE,
 ) -> int:
     """Asserts the accuracy that the design promises against the float64 reference.
 
@@ -105,19 +109,19 @@ def assert_accurate(
         the number of images whose distributions were compared.
     """
     expected, jsd, log_q_final = oracle(hidden_states, head, params)
-    assert found.finite.all()
-    same = found.layer == expected.layer
+    assert result.finite.all()
+    same = result.layer == expected.layer
     if params.contrast["premature"] < 0 and len(jsd) > 1:
         best = jsd.topk(2, dim=0).values
         assert same[best[0] - best[1] > max(1e-3, 2 * jsd_tolerance)].all()
     else:
         assert same.all()
-    assert ((found.jsd - expected.jsd).abs() <= jsd_tolerance)[same].all()
+    assert ((result.jsd - expected.jsd).abs() <= jsd_tolerance)[same].all()
     if params.contrast["log_alpha"] > -math.inf:
         distance = log_q_final - log_q_final.amax(-1, keepdim=True) - params.contrast["log_alpha"]
         margin = 1e-2 if hidden_states.dtype in (torch.bfloat16, torch.float16) else 1e-3
         same &= (distance.abs() > margin).all(-1)
-    difference = total_variation(found.scores, expected.scores)[same]
+    difference = total_variation(result.scores, expected.scores)[same]
     large = hidden_states.dtype == torch.float32 and hidden_states.shape[-1] >= 2048
     most = TOTAL_VARIATION_OF_LARGE_HEADS if large else TOTAL_VARIATION[hidden_states.dtype]
     assert (difference <= most).all(), difference.max()

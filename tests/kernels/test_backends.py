@@ -72,17 +72,17 @@ def test_the_kernels_agree_with_the_float64_reference(poisoned_memory, data, sha
 @pytest.mark.parametrize("premature", [None, 0, 2, 3])
 def test_every_backend_agrees_on_hidden_states_of_the_mini_model(mini, mini_hidden_states, backend, premature):
     params = dola(5.0, 1.0, 0.1, premature)
-    found = head_scores(mini_hidden_states, mini.image_model.head, params, backend)
-    assert assert_accurate(found, mini_hidden_states, mini.image_model.head, params) > 0
+    scores = head_scores(mini_hidden_states, mini.image_model.head, params, backend)
+    assert assert_accurate(scores, mini_hidden_states, mini.image_model.head, params) > 0
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_extreme_logits_stay_finite(backend):
     head = random_head(16, 16, 50, torch.float32, seed=1, sharpness=1e4)
-    found = head_scores(random_hidden(3, 4, 16, torch.float32, seed=1), head, dola(), backend)
-    assert found.finite.all()
-    assert found.jsd.isfinite().all()
-    assert found.scores.softmax(-1).isfinite().all()
+    actual = head_scores(random_hidden(3, 4, 16, torch.float32, seed=1), head, dola(), backend)
+    assert actual.finite.all()
+    assert actual.jsd.isfinite().all()
+    assert actual.scores.softmax(-1).isfinite().all()
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -93,15 +93,15 @@ def test_images_with_non_finite_hidden_states_are_flagged_and_others_are_not(bac
     hidden = random_hidden(3, 3, 16, torch.float32, seed=1)
     clean = head_scores(hidden, head, dola(), backend)
     hidden[0, row, 5] = poison
-    found = head_scores(hidden, head, dola(), backend)
-    assert found.finite.tolist() == [True, False, True]
-    assert torch.equal(found.layer[[0, 2]], clean.layer[[0, 2]])
-    assert torch.allclose(found.scores[[0, 2]].softmax(-1), clean.scores[[0, 2]].softmax(-1), atol=1e-6)
+    actual = head_scores(hidden, head, dola(), backend)
+    assert actual.finite.tolist() == [True, False, True]
+    assert torch.equal(actual.layer[[0, 2]], clean.layer[[0, 2]])
+    assert torch.allclose(actual.scores[[0, 2]].softmax(-1), clean.scores[[0, 2]].softmax(-1), atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_images_with_overflowing_logits_are_flagged(backend):
     head = random_head(16, 16, 50, torch.float32, seed=1)
     head.code_bias[3] = float("inf")
-    found = head_scores(random_hidden(2, 2, 16, torch.float32, seed=1), head, dola(), backend)
-    assert not found.finite.any()
+    scores = head_scores(random_hidden(2, 2, 16, torch.float32, seed=1), head, dola(), backend)
+    assert not scores.finite.any()

@@ -67,29 +67,29 @@ def read(model: LlamaModel):
 
 def hidden_states_of(model: LlamaModel, embeddings: torch.Tensor) -> torch.Tensor:
     """[N, S, D], the output of every block, before the final norm."""
-    found = []
+    results = []
     hooks = [
-        layer.register_forward_hook(lambda _, __, out: found.append(out[0] if isinstance(out, tuple) else out))
+        layer.register_forward_hook(lambda _, __, out: results.append(out[0] if isinstance(out, tuple) else out))
         for layer in model.layers
     ]
     model(inputs_embeds=embeddings.unsqueeze(0))
     for hook in hooks:
         hook.remove()
-    return torch.stack([out.reshape(embeddings.shape) for out in found])
+    return torch.stack([out.reshape(embeddings.shape) for out in results])
 
 
 def in_windows(weights, embeddings, layers, widths, capacity=128):
     """[L, S, D] of rows that are fed in windows of these widths, the rest of the buffer poisoned by large numbers."""
     shape = (len(weights.blocks), 1, capacity, 2, weights.blocks[0].key_value_heads, weights.blocks[0].head_size)
-    buffer, found, start = torch.full(shape, 1e4, dtype=embeddings.dtype), [], 0
+    buffer, result, start = torch.full(shape, 1e4, dtype=embeddings.dtype), [], 0
     groups = weights.blocks[0].query_heads // weights.blocks[0].key_value_heads
     for width in widths:
         place = Positions.of(
             torch.tensor([start]), width, weights.rotary, capacity, 64 if start + width <= 64 else 128, groups
         )
-        found.append(run_blocks(embeddings[start : start + width], weights.blocks, buffer, place, layers))
+        result.append(run_blocks(embeddings[start : start + width], weights.blocks, buffer, place, layers))
         start += width
-    return torch.cat(found, 1)
+    return torch.cat(result, 1)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -98,8 +98,8 @@ def test_blocks_are_transformers_for_every_rope(rope, dtype):
     model = llama(rope=ROPES[rope]).to(dtype)
     embeddings = torch.randn(70, 40, dtype=dtype)
     expected = hidden_states_of(model, embeddings)
-    found = in_windows(read(model), embeddings, [1, 2], [20, 1, 1, 8, 16, 24])
-    assert torch.allclose(found, expected, atol=TOLERANCE[dtype] * 10, rtol=TOLERANCE[dtype])
+    actual = in_windows(read(model), embeddings, [1, 2], [20, 1, 1, 8, 16, 24])
+    assert torch.allclose(actual, expected, atol=TOLERANCE[dtype] * 10, rtol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize(("heads", "key_value_heads", "size"), [(4, 4, 10), (8, 4, 6), (5, 1, 8)])
@@ -107,8 +107,8 @@ def test_blocks_are_transformers_for_every_rope(rope, dtype):
 def test_grouped_heads_and_biases(heads, key_value_heads, size, bias):
     model = llama(heads, key_value_heads, size, bias=bias).double()
     embeddings = torch.randn(30, 40, dtype=torch.float64)
-    found = in_windows(read(model), embeddings, [1, 2], [7, 4, 4, 1, 14])
-    assert torch.allclose(found, hidden_states_of(model, embeddings), atol=1e-11)
+    actual = in_windows(read(model), embeddings, [1, 2], [7, 4, 4, 1, 14])
+    assert torch.allclose(actual, hidden_states_of(model, embeddings), atol=1e-11)
 
 
 @pytest.mark.parametrize("family", ["transformers", "deepseek"])
@@ -119,9 +119,9 @@ def test_hidden_states_of_every_layer_of_both_families(mini, family, dtype):
     ids = torch.tensor(mini.encode("a large red circle on white")[0].conditional)
     embeddings = image_model.embed_text(ids)
     layers = list(range(1, image_model.num_layers))
-    found = in_windows(WeightReader(image_model).read(), embeddings, layers, [8, 4, len(ids) - 12])
+    actual = in_windows(WeightReader(image_model).read(), embeddings, layers, [8, 4, len(ids) - 12])
     expected = hidden_states_of(image_model.backbone, embeddings)
-    assert torch.allclose(found, expected, atol=TOLERANCE[dtype] * 10, rtol=TOLERANCE[dtype] * 10)
+    assert torch.allclose(actual, expected, atol=TOLERANCE[dtype] * 10, rtol=TOLERANCE[dtype] * 10)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64, 65])

@@ -50,9 +50,9 @@ def test_blocks_are_those_on_tensors(heads, key_value_heads, size, window, bias,
     expected = run_blocks(x.double(), [in_double(each) for each in blocks], expected_buffer, place, [1])
 
     assert (block_triton.why_not(blocks, window) is None) == (dtype != torch.float16)
-    found = block_triton.run_blocks(x, blocks, buffer, PassStart(start, rotary, visible), [1])
-    assert found.dtype == buffer.dtype == dtype
-    for ours, theirs in ((found, expected), (buffer, expected_buffer)):
+    actual = block_triton.run_blocks(x, blocks, buffer, PassStart(start, rotary, visible), [1])
+    assert actual.dtype == buffer.dtype == dtype
+    for ours, theirs in ((actual, expected), (buffer, expected_buffer)):
         assert (ours.double() - theirs).abs().max() <= TOLERANCE[dtype] * theirs.abs().max()
 
 
@@ -85,8 +85,8 @@ def test_attention_over_random_starts_windows_and_groups(seed):
     behind = torch.arange(CAPACITY) >= start[:, None]
     buffer[behind] = torch.nan
     before = buffer.clone()
-    found = attend(qkv, buffer, start, cos.float(), sin.float(), visible, 0.3)
-    assert torch.allclose(found.double(), expected, atol=5e-6)
+    actual = attend(qkv, buffer, start, cos.float(), sin.float(), visible, 0.3)
+    assert torch.allclose(actual.double(), expected, atol=5e-6)
     written = torch.zeros(rows, CAPACITY, dtype=torch.bool)
     written[torch.arange(rows)[:, None], position] = True
     assert torch.allclose(buffer[written].double(), full[written], atol=2e-6)
@@ -111,7 +111,7 @@ def test_the_bits_of_a_row_do_not_depend_on_how_many_others_there_are_nor_where_
     blocks = [random_block(2, 1, 8, False, dtype, generator) for _ in range(2)]
     mine = torch.randn(window, HIDDEN, generator=generator).to(dtype)
     history = torch.randn(2, CAPACITY, 2, 1, 8, generator=generator).to(dtype)
-    found = []
+    results = []
     for others, at, visible in ((0, 0, 128), (2, 0, 128), (8, 5, 320), (32, 32, 128)):
         start = torch.randint(0, visible - window, (others + 1,), generator=generator)
         x = torch.randn(others + 1, window, HIDDEN, generator=generator).to(dtype)
@@ -120,9 +120,9 @@ def test_the_bits_of_a_row_do_not_depend_on_how_many_others_there_are_nor_where_
         states = block_triton.run_blocks(
             x.flatten(0, 1), blocks, buffer, PassStart(start, rotary_of(8, dtype), visible), [1]
         )
-        found.append(states.unflatten(1, (-1, window))[:, at])
-    for states in found[1:]:
-        assert torch.equal(states, found[0])
+        results.append(states.unflatten(1, (-1, window))[:, at])
+    for states in results[1:]:
+        assert torch.equal(states, results[0])
 
 
 def test_launches_of_a_block(monkeypatch):
@@ -133,8 +133,8 @@ def test_launches_of_a_block(monkeypatch):
     start = torch.empty(4, dtype=torch.int64, device="meta")
     rotary = Rotary(*(torch.empty(CAPACITY, 16, dtype=torch.bfloat16, device="meta") for _ in range(2)))
     with Launches(monkeypatch) as launches:
-        found = block_triton.run_blocks(x, blocks, buffer, PassStart(start, rotary, 320), [2, 3])
-    assert found.shape == (3, 8, HIDDEN)
+        actual = block_triton.run_blocks(x, blocks, buffer, PassStart(start, rotary, 320), [2, 3])
+    assert actual.shape == (3, 8, HIDDEN)
     assert len(launches.names) <= 5 * 6 + 2, launches.names
 
 

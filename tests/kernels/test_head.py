@@ -71,9 +71,9 @@ def test_bits_of_an_image_do_not_depend_on_its_neighbours_settings(backend, with
     for image, params in enumerate(OF_EACH):
         alike_drawn = sample_codes(hidden, head, params, seeds(images), 3, backend)
         alike_scored = head_scores(hidden, head, params, backend)
-        for found, alike, kind in ((drawn, alike_drawn, SampledCodes), (scored, alike_scored, Scores)):
+        for actual, alike, kind in ((drawn, alike_drawn, SampledCodes), (scored, alike_scored, Scores)):
             for field in fields(kind):
-                assert torch.equal(getattr(found, field.name)[image], getattr(alike, field.name)[image])
+                assert torch.equal(getattr(actual, field.name)[image], getattr(alike, field.name)[image])
     assert drawn.layer.tolist()[2:] == [0, 1, 2, 2, 2]
     assert ((drawn.jsd == 0) == torch.tensor([False] * 4 + [True] * 3)).all()
 
@@ -88,10 +88,10 @@ def test_settings_of_another_number_of_images(case):
 def test_the_code_is_the_gumbel_maximum(case, backend):
     hidden, head = case
     params = dola(3.0, 0.7, 0.1)
-    found = head_scores(hidden, head, params, backend)
+    actual = head_scores(hidden, head, params, backend)
     for position in (9, torch.tensor([9, 0, 575, 9])):
         code = sample_codes(hidden, head, params, seeds(4), position, backend).code
-        assert torch.equal(code, (found.scores / 0.7 + gumbel_noise(seeds(4), position, 50)).argmax(-1))
+        assert torch.equal(code, (actual.scores / 0.7 + gumbel_noise(seeds(4), position, 50)).argmax(-1))
 
 
 @BACKEND

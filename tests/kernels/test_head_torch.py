@@ -15,10 +15,10 @@ def test_linear_keeps_the_precision_of_its_input(dtype, shape):
     x = torch.randn(2, rows, size_in, generator=g)
     weight, bias = torch.randn(size_out, size_in, generator=g).to(dtype), torch.randn(size_out, generator=g).to(dtype)
     x = x.to(torch.float64 if dtype == torch.float64 else torch.float32)
-    found = head_torch.linear(x, weight, bias)
-    assert found.dtype == x.dtype
+    actual = head_torch.linear(x, weight, bias)
+    assert actual.dtype == x.dtype
     expected = x.double() @ weight.double().T + bias.double()
-    assert torch.allclose(found.double(), expected, atol=1e-5 * size_in**0.5)
+    assert torch.allclose(actual.double(), expected, atol=1e-5 * size_in**0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -26,7 +26,7 @@ def test_linear_on_a_gpu_keeps_float32_results(dtype):
     """Shapes and dtypes only: a fake tensor runs the same code without the device."""
     with FakeTensorMode():
         x = torch.empty(2, 3, 64, device="cuda")
-        found = head_torch.linear(
+        actual = head_torch.linear(
             x, torch.empty(100, 64, device="cuda", dtype=dtype), torch.empty(100, device="cuda", dtype=dtype)
         )
-    assert (found.shape, found.dtype, found.device.type) == ((2, 3, 100), torch.float32, "cuda")
+    assert (actual.shape, actual.dtype, actual.device.type) == ((2, 3, 100), torch.float32, "cuda")

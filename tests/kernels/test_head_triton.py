@@ -50,12 +50,12 @@ def few_programs(monkeypatch):
 def launches(kernel: str) -> list[launch.MatmulLaunch]:
     """The block shapes of the table, for all GPUs. Warps and stages change nothing that is computed."""
     table = json.loads(launch.TABLE.read_text(encoding="utf-8"))
-    found = {}
+    by_name = {}
     for kernels in table.values():
         for entry in kernels[kernel]:
             blocks = [entry[f"block_{name}"] for name in ("outputs", "columns", "inputs")]
-            found[(*blocks, entry.get("splits", 1))] = launch.MatmulLaunch(*blocks, 8, 1, entry.get("splits", 1))
-    return list(found.values())
+            by_name[(*blocks, entry.get("splits", 1))] = launch.MatmulLaunch(*blocks, 8, 1, entry.get("splits", 1))
+    return list(by_name.values())
 
 
 @pytest.mark.parametrize("blocks", launches("project"), ids=str)
@@ -68,9 +68,9 @@ def test_all_block_shapes_project(blocks, weight):
     expected = torch.nn.functional.gelu(linear(normed, head.proj_weight, head.proj_bias))
     x = (normed / 16).to(torch.float32 if dtype == torch.float32 else torch.float16)
     weights = None if weight is None else torch.linspace(weight, weight + 1, images)
-    found = project.project(x, head, weights, blocks)
+    actual = project.project(x, head, weights, blocks)
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-    assert torch.allclose(16 * found.double(), reference.guide(expected, weights), atol=tolerance, rtol=0)
+    assert torch.allclose(16 * actual.double(), reference.guide(expected, weights), atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("blocks", launches("codebook"), ids=str)
@@ -94,18 +94,18 @@ def test_all_block_sizes_draw_the_same(monkeypatch, block):
     expected = sample_codes(hidden, head, dola(), seeds, 3, "torch")
     for most in (1, 3):
         monkeypatch.setattr(launch, "sweep_launch", lambda *_, most=most: launch.SweepLaunch(block, most, 8))
-        found = sample_codes(hidden, head, dola(), seeds, 3, "triton")
-        assert torch.equal(found.code, expected.code)
-        assert torch.equal(found.layer, expected.layer)
-        assert torch.allclose(found.jsd, expected.jsd, atol=1e-6)
+        sampled = sample_codes(hidden, head, dola(), seeds, 3, "triton")
+        assert torch.equal(sampled.code, expected.code)
+        assert torch.equal(sampled.layer, expected.layer)
+        assert torch.allclose(sampled.jsd, expected.jsd, atol=1e-6)
 
 
 @pytest.mark.parametrize(("layers", "rows"), [(1, 1), (1, 65), (16, 1), (16, 5)])
 def test_extreme_numbers_of_rows_and_layers(layers, rows):
     head, hidden = random_head(33, 17, 70, torch.float32, seed=2), random_hidden(layers, 64, 33, torch.float32, seed=2)
     params = dola(None, premature=0 if layers == 1 else None)
-    found = head_scores(hidden[:, :rows], head, params, "triton")
-    assert assert_accurate(found, hidden[:, :rows], head, params) > 0
+    scores = head_scores(hidden[:, :rows], head, params, "triton")
+    assert assert_accurate(scores, hidden[:, :rows], head, params) > 0
 
 
 def test_640_pairs_of_64_slots_with_two_codes_each():
@@ -120,8 +120,8 @@ def test_640_pairs_of_64_slots_with_two_codes_each():
 @pytest.mark.parametrize(("dtype", "params"), [(torch.bfloat16, dola()), (torch.float16, dola(alpha=0.0, premature=2))])
 def test_accuracy_at_the_width_of_janus_pro_1b(few_programs, dtype, params):
     head, hidden = random_head(2048, 2048, 4096, dtype, seed=3), random_hidden(3, 1, 2048, dtype, seed=3)
-    found = head_scores(hidden, head, params, "triton")
-    assert assert_accurate(found, hidden, head, params) > 0
+    scores = head_scores(hidden, head, params, "triton")
+    assert assert_accurate(scores, hidden, head, params) > 0
 
 
 def test_accuracy_with_the_largest_vocabularies_of_text_models(few_programs, monkeypatch):
@@ -129,8 +129,8 @@ def test_accuracy_with_the_largest_vocabularies_of_text_models(few_programs, mon
     head = random_matrix(16, 262_144, torch.bfloat16, seed=4, bias=False)
     hidden = random_hidden(3, 1, 16, torch.bfloat16, seed=4)[:, :1]
     params = dola(None, alpha=0.0)
-    found = head_scores(hidden, head, params, "triton")
-    assert assert_accurate(found, hidden, head, params, JSD_TOLERANCE_OF_SMALL_HEADS) > 0
+    scores = head_scores(hidden, head, params, "triton")
+    assert assert_accurate(scores, hidden, head, params, JSD_TOLERANCE_OF_SMALL_HEADS) > 0
 
 
 @pytest.mark.parametrize(
@@ -144,15 +144,15 @@ def test_codes_are_those_of_the_reference_wherever_the_choice_is_clear(temperatu
     seeds = torch.arange(3) * 2**40 + 123
     expected, _, _ = oracle(hidden, head, params)
     for position in (575, torch.tensor([0, 1, 575])):
-        found = sample_codes(hidden, head, params, seeds, position, "triton")
-        assert torch.equal(found.layer, expected.layer)
+        codes = sample_codes(hidden, head, params, seeds, position, "triton")
+        assert torch.equal(codes.layer, expected.layer)
         race = expected.scores
         if temperature > 0:
             race = race / temperature + philox.gumbel_noise(seeds, position, 600)
         best = race.topk(2).values
         clear = best[:, 0] - best[:, 1] > 1e-3
         assert clear.any()
-        assert torch.equal(found.code[clear], race.argmax(-1)[clear])
+        assert torch.equal(codes.code[clear], race.argmax(-1)[clear])
 
 
 def test_noise_is_that_of_philox_bit_for_bit_in_its_words():
@@ -164,9 +164,9 @@ def test_noise_is_that_of_philox_bit_for_bit_in_its_words():
     params = dola(None, 1.0, 0.0, 0)
     for position in (575, torch.arange(10) * 7):
         words = philox.random_words(seeds, position, 1500)
-        found = sample_codes(hidden, head, params, seeds, position, "triton")
+        codes = sample_codes(hidden, head, params, seeds, position, "triton")
         # the largest Gumbel noise comes from the smallest word; equal words in float32 are as good
-        drawn = words.gather(1, found.code[:, None]).squeeze(1).float()
+        drawn = words.gather(1, codes.code[:, None]).squeeze(1).float()
         assert torch.equal(drawn, words.min(-1).values.float())
 
 
@@ -206,8 +206,8 @@ def test_a_head_that_is_trained_on_is_read_anew():
     head_scores(hidden, head, dola(), "triton")
     head.code_weight.data += 0.1 * torch.randn(50, 16)
     head.proj_weight.data *= 2
-    found = head_scores(hidden, head, dola(), "triton")
-    assert_accurate(found, hidden, head, dola(), JSD_TOLERANCE_OF_SMALL_HEADS)
+    scores = head_scores(hidden, head, dola(), "triton")
+    assert_accurate(scores, hidden, head, dola(), JSD_TOLERANCE_OF_SMALL_HEADS)
 
 
 def test_equal_layers_give_the_lowest():
@@ -225,8 +225,8 @@ def test_equal_scores_give_the_lowest_code():
     head = replace(head, code_weight=torch.zeros_like(head.code_weight), code_bias=torch.zeros_like(head.code_bias))
     head.code_bias[[2000, 1030, 7]] = 4.0
     params = dola(None, 0.0, 0.1, 0)
-    found = sample_codes(random_hidden(1, 1, 16, torch.float32, 6), head, params, torch.zeros(2).long(), 0, "triton")
-    assert found.code.tolist() == [7, 7]
+    codes = sample_codes(random_hidden(1, 1, 16, torch.float32, 6), head, params, torch.zeros(2).long(), 0, "triton")
+    assert codes.code.tolist() == [7, 7]
 
 
 @pytest.mark.parametrize("params", [dola(), dola(None, 0.0, 0.0, 0), dola(top_k=5)])
@@ -246,13 +246,13 @@ def test_compiles_without_a_graph_break():
     head, hidden = random_head(16, 16, 50, torch.float32, seed=3), random_hidden(3, 2, 16, torch.float32, seed=3)
 
     def step(hidden_states, seeds, position):
-        found = sample_codes(2 * hidden_states, head, dola(), seeds, position, "triton")
-        return found.code + 1, found.jsd
+        codes = sample_codes(2 * hidden_states, head, dola(), seeds, position, "triton")
+        return codes.code + 1, codes.jsd
 
     arguments = (hidden, torch.tensor([5, 6]), torch.tensor([3, 0]))
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    for found, expected in zip(compiled(*arguments), step(*arguments), strict=True):
-        assert torch.equal(found, expected)
+    for codes, expected in zip(compiled(*arguments), step(*arguments), strict=True):
+        assert torch.equal(codes, expected)
 
 
 def test_every_size_has_launch_parameters():
@@ -262,8 +262,8 @@ def test_every_size_has_launch_parameters():
             for bits in (16, 32):
                 for columns in (1, 16, 17, 33, 65, 2048):
                     for outputs in (1, 2048, 4096, 262_144):
-                        found = launch.matmul_launch(kernel, generation, bits, columns, outputs)
-                        assert found.block_inputs % 16 == 0
+                        actual = launch.matmul_launch(kernel, generation, bits, columns, outputs)
+                        assert actual.block_inputs % 16 == 0
 
 
 def test_double_precision_is_refused():

@@ -68,8 +68,8 @@ def test_accuracy(size, dtype, backend, fresh):
     for images in (1, 4, 16):
         hidden, head = case(size, dtype, images, fresh)
         for params in CALLS:
-            found = head_scores(hidden, head, params, backend)
-            assert_accurate(found, hidden, head, params, tolerance(size, dtype))
+            scores = head_scores(hidden, head, params, backend)
+            assert_accurate(scores, hidden, head, params, tolerance(size, dtype))
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 7, 12, 25, 64])
@@ -77,8 +77,8 @@ def test_accuracy(size, dtype, backend, fresh):
 def test_all_rows_and_layers(images, layers, fresh):
     hidden, head = case("small", torch.bfloat16, images, fresh, layers)
     params = dola(premature=0 if layers == 1 else None)
-    found = head_scores(hidden, head, params, "triton")
-    assert_accurate(found, hidden, head, params, JSD_TOLERANCE_OF_SMALL_HEADS)
+    scores = head_scores(hidden, head, params, "triton")
+    assert_accurate(scores, hidden, head, params, JSD_TOLERANCE_OF_SMALL_HEADS)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -87,8 +87,8 @@ def test_text_heads(bias, weight, fresh):
     head = to(random_matrix(4096, 128256, torch.bfloat16, fresh, bias), "cuda")
     hidden = random_hidden(9, 1, 4096, torch.bfloat16, fresh).cuda()
     params = dola(weight)
-    found = head_scores(hidden, head, params, "triton")
-    assert_accurate(found, hidden, head, params)
+    scores = head_scores(hidden, head, params, "triton")
+    assert_accurate(scores, hidden, head, params)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -99,13 +99,13 @@ def test_codes_are_those_of_the_reference_wherever_the_choice_is_clear(dtype, fr
     for params in CALLS[:4]:
         expected, _, _ = oracle(hidden, head, params)
         for position in range(20):
-            found = sample_codes(hidden, head, params, seeds, position, "triton")
+            codes = sample_codes(hidden, head, params, seeds, position, "triton")
             race = expected.scores
             if params.temperature > 0:
                 race = race / params.temperature + gumbel_noise(seeds, position, race.shape[-1])
             best = race.topk(2).values
-            clear = (found.layer == expected.layer) & (best[:, 0] - best[:, 1] > 0.05)
-            assert torch.equal(found.code[clear], race.argmax(-1)[clear])
+            clear = (codes.layer == expected.layer) & (best[:, 0] - best[:, 1] > 0.05)
+            assert torch.equal(codes.code[clear], race.argmax(-1)[clear])
             compared += int(clear.sum())
     assert compared > 500
 
@@ -148,13 +148,13 @@ def test_compiles_without_a_graph_break(fresh):
     seeds, position = torch.arange(4, device="cuda"), torch.full((4,), 3, device="cuda")
 
     def step(hidden_states, seeds, position):
-        found = sample_codes(2 * hidden_states, head, dola(), seeds, position, "triton")
-        return found.code + 1, found.jsd
+        codes = sample_codes(2 * hidden_states, head, dola(), seeds, position, "triton")
+        return codes.code + 1, codes.jsd
 
-    for found, expected in zip(
+    for codes, expected in zip(
         torch.compile(step, fullgraph=True)(hidden, seeds, position), step(hidden, seeds, position), strict=True
     ):
-        assert torch.equal(found, expected)
+        assert torch.equal(codes, expected)
 
 
 @pytest.mark.parametrize("size", ["1B", "small"])
@@ -189,9 +189,9 @@ def test_images_with_non_finite_hidden_states_are_flagged_and_others_are_not(poi
     hidden, head = case("1B", torch.bfloat16, 4, fresh)
     clean = head_scores(hidden, head, dola(), "triton")
     hidden[2, 5, 100] = poison  # the unconditional row of image 1
-    found = head_scores(hidden, head, dola(), "triton")
-    assert found.finite.tolist() == [True, False, True, True]
-    assert torch.equal(found.scores[[0, 2, 3]], clean.scores[[0, 2, 3]])
+    actual = head_scores(hidden, head, dola(), "triton")
+    assert actual.finite.tolist() == [True, False, True, True]
+    assert torch.equal(actual.scores[[0, 2, 3]], clean.scores[[0, 2, 3]])
 
 
 def test_backends_draw_the_same_images():

@@ -18,8 +18,8 @@ def words(text):
 
 @pytest.mark.parametrize(("counter", "key", "output"), VECTORS)
 def test_published_test_vectors(counter, key, output):
-    found = philox_4x32_10(words(counter), words(key))
-    assert [f"{int(word):08x}" for word in found] == output.split()
+    actual = philox_4x32_10(words(counter), words(key))
+    assert [f"{int(word):08x}" for word in actual] == output.split()
 
 
 def test_words_are_keyed_by_seed_position_and_code():

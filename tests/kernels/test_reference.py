@@ -87,9 +87,9 @@ def test_contrast_is_the_normalised_ratio_on_the_plausible_codes(array, alpha):
     log_n, log_m = log_probabilities(array)
     admitted = contrast.plausible(log_n, log_of(alpha))
     ratio = torch.where(admitted, log_n.exp() / log_m.exp(), 0.0)
-    found = contrast.log_ratio(log_n, log_m, admitted).softmax(-1)
-    assert torch.allclose(found, ratio / ratio.sum(), atol=1e-9)
-    assert (found[~admitted] == 0).all()
+    actual = contrast.log_ratio(log_n, log_m, admitted).softmax(-1)
+    assert torch.allclose(actual, ratio / ratio.sum(), atol=1e-9)
+    assert (actual[~admitted] == 0).all()
 
 
 @given(extreme, alphas)
@@ -145,8 +145,8 @@ def test_rms_norm_is_that_of_llama():
 def test_float32_inside_and_float64_for_float64(dtype, inside):
     head = random_head(8, 8, 11, dtype, seed=0)
     hidden = random_hidden(3, 2, 8, dtype, seed=0)
-    found = reference.head_scores(hidden, head, SamplingTensors.repeat(dola(), 2, hidden))
-    assert found.scores.dtype == found.jsd.dtype == inside
+    actual = reference.head_scores(hidden, head, SamplingTensors.repeat(dola(), 2, hidden))
+    assert actual.scores.dtype == actual.jsd.dtype == inside
 
 
 @settings(max_examples=25)
@@ -154,7 +154,7 @@ def test_float32_inside_and_float64_for_float64(dtype, inside):
 def test_the_stage_is_the_formulas_of_the_design_written_out_once_more(seed, weight, alpha):
     head = random_head(12, 10, 31, torch.float64, seed)
     hidden = random_hidden(4, 3, 12, torch.float64, seed)
-    found = reference.head_scores(hidden, head, SamplingTensors.repeat(dola(weight, 1.0, alpha), 3, hidden))
+    actual = reference.head_scores(hidden, head, SamplingTensors.repeat(dola(weight, 1.0, alpha), 3, hidden))
     for image in range(3):
         q = []
         for layer in range(4):
@@ -168,8 +168,8 @@ def test_the_stage_is_the_formulas_of_the_design_written_out_once_more(seed, wei
             guided = z[1] + weight * (z[0] - z[1])
             q.append(torch.exp(guided - guided.max()) / torch.exp(guided - guided.max()).sum())
         jsd = [jensenshannon(q[3].numpy(), q[layer].numpy()) ** 2 for layer in range(3)]
-        chosen = int(found.layer[image])
+        chosen = int(actual.layer[image])
         assert jsd[chosen] == pytest.approx(max(jsd), abs=1e-7)
-        assert found.jsd[image].item() == pytest.approx(jsd[chosen], abs=1e-7)
+        assert actual.jsd[image].item() == pytest.approx(jsd[chosen], abs=1e-7)
         p_hat = torch.where(q[3] >= alpha * q[3].max() * (1 - 1e-12), q[3] / q[chosen], 0.0)
-        assert total_variation(found.scores[image], (p_hat / p_hat.sum()).log()) < 1e-7
+        assert total_variation(actual.scores[image], (p_hat / p_hat.sum()).log()) < 1e-7

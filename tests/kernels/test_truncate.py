@@ -26,15 +26,15 @@ def shares(scores: torch.Tensor, temperature: float, top_k: int) -> tuple[torch.
     return number, (above * probability).sum(1)
 
 
-def assert_truncated(found: torch.Tensor, scores: torch.Tensor, temperature: float, top_k: int, top_p: float) -> None:
+def assert_truncated(result: torch.Tensor, scores: torch.Tensor, temperature: float, top_k: int, top_p: float) -> None:
     """Those of [V] scores stay, as they were, that the definition says; where rounding decides either is right."""
     number, share = shares(scores.double(), temperature, top_k)
     stays = (number < (top_k or len(scores))) & ((share < top_p) | (top_p == 1)) & (scores > -torch.inf)
     clear = (share - top_p).abs() > 1e-5
-    assert torch.equal((found > -torch.inf)[clear], stays[clear])
-    kept = found > -torch.inf
-    assert torch.equal(found[kept], scores[kept])
-    assert found.argmax() == scores.argmax()
+    assert torch.equal((result > -torch.inf)[clear], stays[clear])
+    kept = result > -torch.inf
+    assert torch.equal(result[kept], scores[kept])
+    assert result.argmax() == scores.argmax()
 
 
 @settings(max_examples=30)
@@ -52,11 +52,11 @@ def test_the_reference_keeps_what_the_definition_says(codes, temperature, top_k,
         scores = scores.round()
     scores[1, ::3] = -torch.inf if codes > 1 else 0
     scores[1, -1] = 1
-    found = reference.truncate(
+    actual = reference.truncate(
         scores, torch.full((2,), temperature), torch.full((2,), top_k), torch.full((2,), top_p, dtype=torch.float32)
     )
     for image in range(2):
-        assert_truncated(found[image], scores[image], temperature, top_k, top_p)
+        assert_truncated(actual[image], scores[image], temperature, top_k, top_p)
 
 
 OF_EACH = [
@@ -72,18 +72,18 @@ def test_every_backend_truncates_each_image_as_it_says(backend):
     images = len(OF_EACH)
     head, hidden = random_head(16, 16, 4200, torch.float32, seed=3), random_hidden(3, images, 16, torch.float32, seed=3)
     together, seeds = SamplingTensors.of(OF_EACH, hidden), torch.arange(images) + 5
-    found, drawn = (
+    actual, drawn = (
         head_scores(hidden, head, together, backend),
         sample_codes(hidden, head, together, seeds, 3, backend),
     )
     whole = head_scores(hidden, head, replace(together, top_k=None, top_p=None), backend)
-    assert torch.equal(found.layer, whole.layer)
-    assert torch.equal(found.jsd, whole.jsd)
-    assert torch.equal(found.scores[0], whole.scores[0])
+    assert torch.equal(actual.layer, whole.layer)
+    assert torch.equal(actual.jsd, whole.jsd)
+    assert torch.equal(actual.scores[0], whole.scores[0])
     for image, params in enumerate(OF_EACH):
-        assert_truncated(found.scores[image], whole.scores[image], params.temperature, params.top_k, params.top_p)
-    assert [int((row > -torch.inf).sum()) for row in found.scores[[1, 2, 8]]] == [1, 7, 5]
-    assert torch.equal(drawn.code, gumbel_max(found.scores, together.temperature, seeds, 3))
+        assert_truncated(actual.scores[image], whole.scores[image], params.temperature, params.top_k, params.top_p)
+    assert [int((row > -torch.inf).sum()) for row in actual.scores[[1, 2, 8]]] == [1, 7, 5]
+    assert torch.equal(drawn.code, gumbel_max(actual.scores, together.temperature, seeds, 3))
     assert drawn.code[[1, 7]].tolist() == whole.scores.argmax(-1)[[1, 7]].tolist()
 
 
@@ -91,8 +91,8 @@ def test_every_backend_truncates_each_image_as_it_says(backend):
 def test_zeros_of_both_signs_are_one_number(backend):
     head, hidden = random_head(16, 16, 8, torch.float32, seed=3), random_hidden(1, 1, 16, torch.float32, seed=3)
     head = replace(head, code_weight=torch.zeros(8, 16), code_bias=torch.zeros(8))
-    found = head_scores(hidden, head, dola(top_k=3, top_p=0.2, premature=0), backend).scores
-    assert (found > -torch.inf).all()
+    actual = head_scores(hidden, head, dola(top_k=3, top_p=0.2, premature=0), backend).scores
+    assert (actual > -torch.inf).all()
 
 
 def test_what_is_out_of_range():
