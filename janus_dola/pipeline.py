@@ -206,7 +206,7 @@ class JanusDoLa:
                 same, in fewer passes; see `janus_dola.engine.slots`. The sampler "multinomial" has 1 only.
             max_images: images drawn at once; None is as many as fit into memory. Where memory runs out, half as many, until
                 `engine.release()`. The sampler "multinomial" draws all at once.
-            progress: shows a bar with tokens per second and the time left.
+            progress: shows a bar with tokens per second and, in `generate`, the time left.
             callback: called with (codes decided, codes of the images begun) whenever some are decided, in the thread that
                 draws. What it raises ends drawing and comes out here, so that another thread can cancel through it.
             changes: fields that replace those of `settings`: `generate(prompts, contrast=None, temperature=0.7)`.
@@ -227,9 +227,9 @@ class JanusDoLa:
         elif sampler == "multinomial":
             generator = torch.Generator(self.image_model.device).manual_seed(seeds[0])
         params = settings.sampling_params(plan.layers)
-        jobs = jobs_of(prompts, self._rows_of_prompt(settings), parallel_size, seeds, params)
+        jobs = list(jobs_of(prompts, self._rows_of_prompt(settings), parallel_size, seeds, params))
         recipe = self._recipe(settings, window)
-        drawn = all_of(draw_images(self.engine, list(jobs), plan, recipe, max_images, generator, progress, callback))
+        drawn = all_of(draw_images(self.engine, jobs, plan, recipe, max_images, generator, progress, callback))
         return GenerationOutput([drawn[i : i + parallel_size] for i in range(0, images, parallel_size)])
 
     __call__ = generate
@@ -250,15 +250,13 @@ class JanusDoLa:
         callback: Callback | None = None,
         **changes: Unpack[Changes],
     ) -> Iterator[DrawnImage]:
-        """Draws images of any number of prompts, and yields them in order as they are done.
+        """Draws images for any number of prompts, and yields them in order as they are done.
 
-        An image that is done makes room for the next one at once, while the others go on.
+        An image that is done makes room for the next one at once, while the others go on. Prompts are read as they are needed.
 
         Args:
-            prompts: read as they are needed.
-            parallel_size, settings, seed, backend, launch, window, max_images, callback, changes: as for `generate` with
-                the sampler "gumbel".
-            progress: shows a bar with tokens per second.
+            prompts, parallel_size, settings, seed, backend, launch, window, max_images, progress, callback, changes: as for
+                `generate` with the sampler "gumbel".
         Raises:
             ValueError: a setting is out of range, before anything is drawn; or a prompt is, when its turn comes.
             NonFiniteError: hidden states, logits or pixels became NaN or infinite.
@@ -333,7 +331,7 @@ class JanusDoLa:
             prompts: one or several.
             negative_prompt: as for `generate`; with a Janus the shorter row of both has pads then.
         Raises:
-            ValueError: what is given is not made of strings, or a prompt is too long for the model.
+            ValueError: a prompt is no string, or too long for the model.
         """
         negative = self._negative_ids(negative_prompt)
         return [self.prompts.rows(self._prompt_ids(prompt), negative) for prompt in strings(prompts)]

@@ -22,7 +22,7 @@ def images_that_fit(image_model: ImageModel, prompt_tokens: int, kept_bytes: int
     """Returns how many images' keys and values fit into a GPU's free memory, at least 1; on a CPU a constant.
 
     Args:
-        prompt_tokens: tokens of the longest prompt.
+        prompt_tokens: the longest prompt's.
         kept_bytes: memory that is not free, but will be.
     """
     if image_model.device.type != "cuda":
@@ -37,7 +37,7 @@ def images_that_fit(image_model: ImageModel, prompt_tokens: int, kept_bytes: int
 
 
 def bucket_of(images: int) -> int:
-    """Rounds up to a number of slots that graphs are captured for: 1, 2, 4 or a multiple of 8."""
+    """Rounds images up to a slot count that graphs are captured for: 1, 2, 4 or a multiple of 8."""
     return next((size for size in (1, 2, 4) if images <= size), math.ceil(images / 8) * 8)
 
 

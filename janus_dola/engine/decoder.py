@@ -1,6 +1,6 @@
-"""The decoder: admits images to slots, and runs passes, each of which draws codes of all of them.
+"""The decoder: admits images to slots, and runs passes, each of which draws codes in every slot.
 
-A pass is the same sequence of kernels each time (but for how far attention looks), takes all it needs from device memory and
+A pass launches the same kernels each time (but for how far attention looks), reads all it needs from device memory and
 leaves everything there, so that it can be captured in a CUDA graph.
 """
 
@@ -26,13 +26,13 @@ from janus_dola.kernels.types import SampledCodes, SamplingParams, SamplingTenso
 from janus_dola.models.model import ImageModel
 from janus_dola.models.weights import Weights
 
-# Attention looks at a multiple of this many positions: few different shapes, and little reading of unwritten ones.
+# Attention looks at multiples of 64 positions: few different shapes, and few unwritten positions are read.
 VISIBLE_MULTIPLE = 64
 _PROMPTS_KEPT = 8
 
 
 def visible_length(written: int) -> int:
-    """Rounds up to a number of positions that attention looks at."""
+    """Rounds positions up to a multiple that attention looks at."""
     return -(-written // VISIBLE_MULTIPLE) * VISIBLE_MULTIPLE
 
 
@@ -47,11 +47,11 @@ class DecoderKey:
 
 
 class Decoder:
-    """Draws codes of S images at a time.
+    """Draws codes for S images at a time.
 
     Args:
         weights: the model's, as they are now.
-        params: fill the slots until images begin there; any of the plan's kind.
+        params: fill the slots until images begin there; any with the plan's kind.
     """
 
     def __init__(self, image_model: ImageModel, weights: Weights, key: DecoderKey, params: SamplingParams) -> None:
@@ -71,7 +71,7 @@ class Decoder:
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None
 
     def admit(self, slots: Sequence[int], jobs: Sequence[Job]) -> None:
-        """Begins images in these slots: runs what is new of their prompts, and draws their first codes."""
+        """Begins images in these slots: runs prompts that are new, and draws the first codes."""
         device, count = self.image_model.device, self.key.slots
         hidden_states = []
         for side, tokens_of_side in enumerate(zip(*(job.rows for job in jobs), strict=True)):
@@ -88,9 +88,9 @@ class Decoder:
         self.slots.admit(upload(slots, device), upload(lengths, device), seeds, sampling, first)
 
     def _prompt(self, tokens: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Returns a row's keys and values [N, S, 2, H, d] and, of the layers read, its last hidden states [L, D].
+        """Returns a row's keys and values [N, S, 2, H, d], and its last hidden states [L, D] in the layers read.
 
-        A row is run alone, so that nothing of it depends on the others, and once, as long as it is used.
+        A row is run alone, so that it does not depend on other rows, and once, as long as it is used.
         """
         if tokens not in self.prompts:
             weights, ids = self.weights, upload(tokens, self.image_model.device)
@@ -150,10 +150,10 @@ class Decoder:
         self.graphs[visible] = capture(lambda: self.step(visible), device, self._pool, self.key.generator)
 
     def step(self, visible: int) -> None:
-        """Feeds W codes of each slot, and accepts those that it decides. Nothing in it waits for the device.
+        """Runs a pass: feeds W codes per slot, and accepts the codes that it decides. Nothing in it waits for the device.
 
         Args:
-            visible: positions that attention looks at, a multiple of `VISIBLE_MULTIPLE`.
+            visible: number of positions that attention looks at, from `visible_length`.
         """
         slots, window = self.slots, self.plan.window
         places = slots.places

@@ -26,7 +26,7 @@ from janus_dola.models.weights import WeightReader
 
 
 class Engine:
-    """Draws images with one model, for any number of threads.
+    """Draws images with one model, for as many threads as call it.
 
     It keeps a decoder with its graphs for the next call like it. Where a pass cannot be compiled or captured it warns once,
     and runs passes eagerly; with such warnings as errors, every call that meets one raises.
@@ -82,12 +82,12 @@ class Engine:
         bar: tqdm | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[SlotRunner]:
-        """Lends a runner with free slots; afterwards its decoder is kept for the next call, if graphs make that worth while.
+        """Yields a runner with free slots; then keeps its decoder for the next call, if graphs make that worth while.
 
         Args:
             slots: images at a time.
-            longest: tokens of the longest prompt.
-            params: of any image, and of the plan's kind.
+            longest: the longest prompt's number of tokens.
+            params: any with the plan's kind.
             window: takes the place of the plan's; "auto" is the fastest for so many slots.
             bar, generator: as for `draw`.
         """
@@ -130,14 +130,14 @@ class Engine:
         """Returns how many images to draw at once, at least 1; fewer since memory ran out.
 
         Args:
-            longest: tokens of the longest prompt.
+            longest: the longest prompt's number of tokens.
             max_images: None is as many as fit into memory.
         """
         most = max_images or images_that_fit(self.image_model, longest, self.kept_bytes)
         return most if self._limit is None else min(most, self._limit)
 
     def halve(self, images: int, all_together: bool = False) -> None:
-        """Frees memory after it ran out with so many images at once: until `release`, at most half as many fit.
+        """Releases memory after it ran out with so many images at once: until `release`, at most half as many fit.
 
         Args:
             all_together: the images cannot be drawn fewer at once.
@@ -161,6 +161,6 @@ class Engine:
 
     @property
     def kept_bytes(self) -> int:
-        """Returns the memory that is kept for the next call, and given back if that is of another kind."""
+        """Returns the bytes kept for the next call, which are given back if that call is of another kind."""
         kept = self._kept
         return 0 if kept is None else kept.keys_values.nbytes

@@ -29,7 +29,7 @@ def jobs_of(
     seeds: Sequence[int],
     params: SamplingParams,
 ) -> Iterator[Job]:
-    """Makes a job for each image of each prompt; prompts are read as jobs are needed.
+    """Makes `parallel_size` jobs per prompt; prompts are read as jobs are needed.
 
     Raises:
         ValueError: the next prompt cannot be drawn, or there is no seed left for it.
@@ -75,7 +75,7 @@ def draw_images(
                 return
             except torch.OutOfMemoryError:
                 pass
-            # Out of the except clause nothing holds on to the memory of the images.
+            # Outside the except clause nothing holds on to the images' memory.
             engine.halve(queue.together, plan.sampler == "multinomial")
             queue.put_back()
             bar.back_to(queue.out * engine.image_model.raster.length)

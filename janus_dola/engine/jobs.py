@@ -65,7 +65,7 @@ class JobQueue:
         return jobs
 
     def let_go(self) -> None:
-        """Forgets the oldest job that was taken: its image is out."""
+        """Drops the oldest job that was taken: its image is out."""
         self._begun.popleft()
         self.out += 1
 
@@ -81,5 +81,5 @@ class JobQueue:
 
 
 def longest_of(jobs: Iterable[Job]) -> int:
-    """Returns the number of tokens of the longest row of a prompt."""
+    """Counts the tokens in the longest row that the jobs' prompts have."""
     return max(len(row) for job in jobs for row in job.rows)

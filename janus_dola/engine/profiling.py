@@ -1,4 +1,4 @@
-"""Where the time of a pass goes, by torch.profiler."""
+"""Profiles one pass with torch.profiler: where its time goes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ def profile_pass(
     trace: Path,
     window: Window = "auto",
 ) -> str:
-    """Records one pass, in the middle of images, after passes that warm up.
+    """Records one pass over half-drawn images, after passes that warm up.
 
     Args:
         rows: the images' prompt.
@@ -66,7 +66,7 @@ def profile_pass(
 def half_way(
     engine: Engine, rows: PromptRows, images: int, plan: Plan, params: SamplingParams, window: Window
 ) -> Iterator[SlotRunner]:
-    """Lends a runner whose images, with the seeds 0, 1, ..., are drawn up to their middle."""
+    """Yields a runner whose images, with the seeds 0, 1, ..., are drawn up to their middle."""
     jobs = [Job(seed, 0, seed, rows, seed, params) for seed in range(images)]
     with engine.runner(plan, images, longest_of(jobs), params, window) as runner:
         for job in jobs:

@@ -12,7 +12,7 @@ class Progress(tqdm):
 
     Args:
         shown: shows a bar with tokens per second.
-        callback: called with the numbers of codes decided and of codes in the images begun.
+        callback: called with two counts: codes decided, and codes in the images begun.
     """
 
     def __init__(self, shown: bool = False, callback: Callback | None = None) -> None:

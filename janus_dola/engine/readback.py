@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_AHEAD = 4  # passes that the host may be ahead of the device
+_AHEAD = 4  # passes by which the host may be ahead
 
 
 class Readback:
-    """Queue of small tensors being copied to the host, each with a host-side tag."""
+    """Small tensors being copied to the host, each with a host-side tag, in a queue."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._queued: deque[tuple[Any, Tensor, torch.cuda.Event | None]] = deque()
 
     def push(self, tag: Any, numbers: Tensor) -> None:
-        """Queues a copy of the numbers as they are after the passes queued so far."""
+        """Queues a copy that holds the numbers after all passes queued so far."""
         if self._on_gpu:
             copy = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
             self._queued.append((tag, copy, torch.cuda.current_stream(numbers.device).record_event()))

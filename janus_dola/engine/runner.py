@@ -1,4 +1,4 @@
-"""The loop that takes images through the slots of a decoder."""
+"""The loop that takes images through a decoder's slots."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,9 +13,9 @@ from janus_dola.engine.slots import Codes
 
 
 class SlotRunner:
-    """Takes images through the slots of one decoder: admits them, runs passes, and hands out those that are done.
+    """Takes images through one decoder's slots: admits them, runs passes, and hands out images that are done.
 
-    The device knows how many positions of an image are decided, and the host learns it some passes late. Meanwhile the
+    The device knows how many positions are decided in each slot, and the host learns it some passes late. Meanwhile the
     host keeps two bounds per slot, `_decided_at_least` <= truth <= `_decided_at_most`: the lower one tells when an image
     is done, the upper one how far the next pass has to look. They are equal if each pass decides one code.
     """
@@ -42,16 +42,16 @@ class SlotRunner:
 
     @property
     def visible(self) -> int:
-        """Returns the number of positions that attention looks at in the next pass."""
+        """Counts the positions that attention looks at in the next pass."""
         written = max(longest_of([job]) + self._decided_at_most[slot] for job, slot in self._slot_of.items())
         return visible_length(written - 1 + self._window)
 
     def decided(self, job: Job) -> int:
-        """Returns how many positions of an image being drawn are decided for certain, in its sequence."""
+        """Counts the positions that are decided for certain in an image being drawn."""
         return self._decided_at_least[self._slot_of[job]]
 
     def codes(self, job: Job) -> Codes:
-        """Returns the codes of an image being drawn; those not yet decided are guesses."""
+        """Returns the codes in an image being drawn; codes not yet decided are guesses."""
         return self.decoder.slots.codes(self._slot_of[job])
 
     def cancel(self, job: Job) -> None:
@@ -59,7 +59,7 @@ class SlotRunner:
         del self._slot_of[job]
 
     def run(self, first: Sequence[Job], queue: JobQueue) -> Iterator[tuple[Job, Codes]]:
-        """Draws the first jobs, and those of the queue that fit into the decoder's positions; yields each when done."""
+        """Draws the first jobs, then jobs from the queue while they fit into the decoder; yields each when done."""
         if self.decoder.plan.sampler == "multinomial":
             self.admit(first)  # together, as upstream loops draw
         else:
@@ -77,7 +77,7 @@ class SlotRunner:
         return room and self.decoder.plan.sampler != "multinomial"
 
     def admit(self, jobs: Sequence[Job]) -> None:
-        """Begins images in free slots, of which there must be as many."""
+        """Begins images, one per free slot; there must be enough free slots."""
         slots = self.free[: len(jobs)]
         with undisturbed(self.decoder.image_model.device):
             self.decoder.admit(slots, jobs)
@@ -105,7 +105,7 @@ class SlotRunner:
         return done
 
     def _note_progress(self, passes: int, slot_of: dict[Job, int], decided: list[int]) -> None:
-        """Corrects the bounds by the number of positions that were decided in each slot after so many passes."""
+        """Corrects the bounds: in each slot so many positions were decided after so many passes."""
         passes_since = self._passes - passes
         for job, slot in slot_of.items():
             if job in self._slot_of:

@@ -1,7 +1,7 @@
-"""The distributions that the codes of images were drawn from, computed again from the codes.
+"""The distributions that given codes were drawn from, computed again.
 
-Given the codes, one pass over prompt and image reads the hidden states of all positions at once, and from them follows the
-very distribution that each code was drawn from, up to the rounding of another number of rows.
+Given the codes, one pass over prompt and image yields the hidden states at all positions at once. From them follows the very
+distribution that each code was drawn from, except that another number of rows rounds differently.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ class CodeScores:
     # [P, K, T] int64, the layer contrasted with; N (the final one) where there was no contrast
     premature_layers: Tensor
     jsd: Tensor  # [P, K, T] float32, that layer's Jensen-Shannon divergence from the final one, in [0, ln 2] nats
-    temperature: float  # T of the settings
+    temperature: float  # T
 
     @property
     def log_distributions(self) -> Tensor:
@@ -41,7 +41,7 @@ class CodeScores:
         """Joins the scores of images [P, K, T], given one after the other.
 
         Args:
-            layers: the numbers of those that were read, the final one included.
+            layers: numbers of the layers read, the final one included.
         """
         columns = zip(*((each.scores.cpu(), each.layer.cpu(), each.jsd.cpu()) for each in scores), strict=True)
         joined, layer, jsd = (torch.cat(column) for column in columns)
@@ -76,7 +76,7 @@ def scores_of_images(
         tokens: [P, K, T] int64.
         layers: read below the final one, in ascending order.
     Returns:
-        Scores of T rows for each image, on the model's device.
+        Scores with T rows per image, on the model's device.
     """
     for both, images in zip(rows, tokens.to(image_model.device), strict=True):
         words = [image_model.embed_text(torch.tensor(row, device=image_model.device)) for row in both]
@@ -90,13 +90,13 @@ def scores_of_images(
 
 
 def log_distributions(scores: Tensor, temperature: float) -> Tensor:
-    """Returns log softmax(F / T); at T = 0 all probability lies on the first of the highest.
+    """Returns log softmax(F / T); at T = 0 all probability lies on the first highest score.
 
     Args:
         scores: [..., V], F; -inf where a code is not plausible.
         temperature: T >= 0.
     Returns:
-        [..., V] in the dtype of the scores, -inf for a code that cannot be drawn.
+        [..., V] in the scores' dtype, -inf for a code that cannot be drawn.
     """
     if temperature == 0:
         return torch.full_like(scores, -torch.inf).scatter_(-1, scores.argmax(-1, keepdim=True), 0.0)
@@ -104,5 +104,5 @@ def log_distributions(scores: Tensor, temperature: float) -> Tensor:
 
 
 def log_probabilities(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
-    """Returns `log_distributions` of scores [N, V] at codes [N]: [N]."""
+    """Returns `log_distributions` at codes [N], given scores [N, V]: [N]."""
     return log_distributions(scores, temperature).gather(-1, codes.unsqueeze(-1)).squeeze(-1)

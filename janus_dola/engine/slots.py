@@ -37,12 +37,12 @@ class Codes:
     passes: Tensor  # [] int64, number of passes after the prompt's
 
     def cpu(self) -> "Codes":
-        """Copies all of it to the CPU."""
+        """Copies everything to the CPU."""
         return Codes(*(getattr(self, field.name).cpu() for field in fields(self)))
 
 
 class Slots:
-    """S slots, whose images have T' positions each. A pass feeds W codes of every slot.
+    """S slots, whose images have T' positions each. A pass feeds W codes per slot.
 
     A slot is empty if its image is done. It is fed all the same, and nothing comes of it.
     """
@@ -88,7 +88,7 @@ class Slots:
 
     @property
     def places(self) -> Tensor:
-        """Returns the positions [S, W], in their images, of the codes fed next."""
+        """Returns where in its image each code that is fed next stands: [S, W]."""
         return self.decided.unsqueeze(1) - 1 + self._ahead
 
     def fed(self, places: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class Slots:
         """Accepts the codes that a pass decides, and keeps the others as guesses.
 
         Args:
-            sampled: f after each of the W codes fed to each slot; fields are [S * W].
+            sampled: f after each code fed, W per slot; fields are [S * W].
         """
         places = self.places
         fed = self.fed(places)
@@ -128,6 +128,6 @@ class Slots:
         return torch.where(in_run, replacement, codes)
 
     def codes(self, slot: int) -> Codes:
-        """Returns the codes of the image in a slot; the next image there does not change them."""
+        """Returns the codes in a slot; the next image there does not change them."""
         tokens, layers, jsd = (each[slot][self._code_places] for each in (self.tokens, self.layers, self.jsd))
         return Codes(tokens, self._layer_numbers[layers], jsd, self.finite[slot].clone(), self.passes[slot].clone())

@@ -158,7 +158,7 @@ class EngineThread:
                 out_of_memory = True
             except Exception as error:  # whatever it is, the turn's images are told, and the next turn begins
                 self._fail_all(live, error)
-            # Out of the except clause nothing holds on to the memory of the images.
+            # Outside the except clause nothing holds on to the images' memory.
             if out_of_memory:
                 self._begin_anew_with_fewer(live)
             self._busy += time.monotonic() - began

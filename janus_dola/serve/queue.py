@@ -1,4 +1,4 @@
-"""The queue of waiting images: they are drawn in turns, and the images of a turn can share passes."""
+"""The queue in which images wait: they are drawn in turns, and the images in a turn can share passes."""
 
 import threading
 from collections.abc import Hashable
@@ -21,10 +21,10 @@ class FullError(RuntimeError):
 
 
 class FairQueue(Generic[Item]):
-    """Images in order of arrival, for many threads that put and one that takes.
+    """Images in the order they arrived, for many threads that put and one that takes.
 
-    A turn has the kind of the oldest image. It draws the images of its kind that waited when it began, and later ones only
-    while no image of another kind waits. So an image waits at most for images that were queued before it.
+    A turn has the oldest image's kind. It draws the images with this kind that waited when it began, and later ones only
+    while no other kind waits. So an image waits at most for images that were queued before it.
 
     Args:
         most: images that may wait.
