@@ -252,7 +252,7 @@ class JanusDoLa:
     ) -> Iterator[DrawnImage]:
         """Draws images for any number of prompts, and yields them in order as they are done.
 
-        An image that is done makes room for the next one at once, while the others go on. Prompts are read as they are needed.
+        An image that is done makes room for the next one at once, while the others go on. Prompts are read as needed.
 
         Args:
             prompts, parallel_size, settings, seed, backend, launch, window, max_images, progress, callback, changes: as for
