@@ -17,7 +17,7 @@ from janus_dola.engine.devices import has_graphs, undisturbed
 from janus_dola.engine.jobs import Job, JobQueue, longest_of
 from janus_dola.engine.plan import Plan
 from janus_dola.engine.progress import Progress
-from janus_dola.engine.runner import SlotRunner
+from janus_dola.engine.slot_runner import SlotRunner
 from janus_dola.engine.slots import Codes
 from janus_dola.kernels.block import CANNOT_RUN
 from janus_dola.kernels.types import SamplingParams

@@ -11,7 +11,7 @@ from janus_dola.arguments import Window, check_window
 from janus_dola.engine.engine import Engine
 from janus_dola.engine.jobs import Job, longest_of
 from janus_dola.engine.plan import Plan, make_plan
-from janus_dola.engine.runner import SlotRunner
+from janus_dola.engine.slot_runner import SlotRunner
 from janus_dola.kernels.types import SamplingParams
 from janus_dola.models.model import PromptRows
 from janus_dola.settings import DrawSettings

@@ -15,7 +15,7 @@ from janus_dola.engine.engine import Engine
 from janus_dola.engine.jobs import Job
 from janus_dola.engine.pixels import start_pixels
 from janus_dola.engine.plan import make_plan
-from janus_dola.engine.runner import SlotRunner
+from janus_dola.engine.slot_runner import SlotRunner
 from janus_dola.engine.slots import Codes
 from janus_dola.outputs import NonFiniteError
 from janus_dola.serve.metrics import Metrics

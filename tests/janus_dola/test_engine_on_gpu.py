@@ -12,7 +12,7 @@ from janus_dola.engine.decoder import Decoder
 from janus_dola.engine.engine import Engine
 from janus_dola.engine.plan import make_plan
 from janus_dola.engine.profiling import half_way
-from janus_dola.engine.runner import SlotRunner
+from janus_dola.engine.slot_runner import SlotRunner
 from janus_dola.settings import DrawSettings
 from tests.janus_dola.ties import assert_same_but_for_ties
 

@@ -245,7 +245,7 @@ def test_nan_in_one_image_fails_that_image_alone(mini, reader):
 
 def test_an_error_of_the_engine_is_told_and_the_next_turn_goes_on(worker, ask, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("janus_dola.engine.runner.SlotRunner.advance", lambda self: 1 / 0)
+        patch.setattr("janus_dola.engine.slot_runner.SlotRunner.advance", lambda self: 1 / 0)
         _, told = ask(prompt="a red circle", n=2, seed=1)
         events = [told.get(timeout=60) for _ in range(2)]
     assert all(isinstance(event.error, ZeroDivisionError) for event in events)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from janus_dola.engine.jobs import Job, JobQueue
 from janus_dola.engine.plan import make_plan
-from janus_dola.engine.runner import SlotRunner
+from janus_dola.engine.slot_runner import SlotRunner
 from janus_dola.settings import DrawSettings
 from tests.janus_dola.recorded import PROMPTS, SEED, SETTINGS, assert_as_recorded, recorded
 

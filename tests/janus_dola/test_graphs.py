@@ -8,6 +8,7 @@ import torch
 
 from janus_dola.engine import devices
 from janus_dola.engine.graphs import capture
+from janus_dola.models import storage
 
 DEVICE, POOL = torch.device("cuda:1"), (0, 7)
 
@@ -108,9 +109,9 @@ def test_a_gpu_without_bfloat16_gets_float16(monkeypatch, native, dtype):
     """T4 and V100 emulate it, slowly, and say that they have it unless asked."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    assert devices.default_dtype(torch.device("cuda")) == dtype
-    assert devices.default_dtype(torch.device("mps")) == torch.bfloat16
-    assert devices.default_dtype(torch.device("cpu")) == torch.float32
+    assert storage.default_dtype(torch.device("cuda")) == dtype
+    assert storage.default_dtype(torch.device("mps")) == torch.bfloat16
+    assert storage.default_dtype(torch.device("cpu")) == torch.float32
 
 
 def test_attention_by_torch_is_of_one_kind_on_a_gpu(monkeypatch):

@@ -11,7 +11,7 @@ from janus_dola.engine.capacity import bucket_of, images_that_fit
 from janus_dola.engine.decoder import Decoder
 from janus_dola.engine.jobs import Job, JobQueue
 from janus_dola.engine.plan import make_plan
-from janus_dola.engine.runner import SlotRunner
+from janus_dola.engine.slot_runner import SlotRunner
 from janus_dola.models import PromptRows
 from janus_dola.settings import DrawSettings
 
