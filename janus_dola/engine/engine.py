@@ -144,7 +144,8 @@ class Engine:
         Raises:
             torch.OutOfMemoryError: fewer are not possible; the message says in one line what to do.
         """
-        self.release()
+        with self._lock:
+            self._kept = None
         torch.cuda.empty_cache()
         if images == 1 or all_together:
             fewer = "draw fewer at once (a smaller parallel_size), or " if images > 1 else ""
