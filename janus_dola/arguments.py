@@ -87,10 +87,14 @@ def several(values: object) -> list[object] | None:
 def seeds_of(seed: object, images: int, sampler: str) -> list[int]:
     """Returns one seed per image: the given seeds, or a single seed and its successors. None picks the first at random.
 
+    With the sampler "multinomial" None is -1 for every image, which stands for torch's global generator.
+
     Raises:
         ValueError: a seed is out of range, or there are more or fewer seeds than images.
     """
     given = several(seed)
+    if seed is None and sampler == "multinomial":
+        return [-1] * images
     if given is None:
         first = random.getrandbits(62) if seed is None else integer("seed", seed, 0, MAX_SEED - images, "None or ")
         return list(range(first, first + images))

@@ -217,17 +217,14 @@ class JanusDoLa:
         """
         prompts, settings = strings(prompts), with_changes(settings, changes)
         plan = make_plan(self.image_model, settings, sampler, backend, launch)
-        window = check_window(window, sampler)
+        window, max_images = check_window(window, sampler), check_max_images(max_images)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
-        max_images = check_max_images(max_images)
         images = len(prompts) * parallel_size
         seeds, generator = seeds_of(seed, images, sampler), None
-        if sampler == "multinomial" and seed is None:
-            seeds = [-1] * images
-        elif sampler == "multinomial":
+        if sampler == "multinomial" and seed is not None:
             generator = torch.Generator(self.image_model.device).manual_seed(seeds[0])
-        params = settings.sampling_params(plan.layers)
-        jobs = list(jobs_of(prompts, self._rows_of_prompt(settings), parallel_size, seeds, params))
+        rows, params = self._rows_of_prompt(settings), settings.sampling_params(plan.layers)
+        jobs = list(jobs_of(prompts, rows, parallel_size, seeds, params))
         recipe = self._recipe(settings, window)
         drawn = all_of(draw_images(self.engine, jobs, plan, recipe, max_images, generator, progress, callback))
         return GenerationOutput([drawn[i : i + parallel_size] for i in range(0, images, parallel_size)])
