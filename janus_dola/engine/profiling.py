@@ -66,11 +66,12 @@ def profile_pass(
 def half_way(
     engine: Engine, rows: PromptRows, images: int, plan: Plan, params: SamplingParams, window: Window
 ) -> Iterator[SlotRunner]:
-    """Yields a runner whose images, with the seeds 0, 1, ..., are drawn up to their middle."""
+    """Yields a runner whose images, with the seeds 0, 1, ..., are drawn at least up to their middle."""
     jobs = [Job(seed, 0, seed, rows, seed, params) for seed in range(images)]
     with engine.runner(plan, images, longest_of(jobs), params, window) as runner:
         for job in jobs:
             runner.admit([job])
-        while min(map(runner.decided, jobs)) < engine.image_model.raster.length // 2:
+        middle = engine.image_model.raster.length // 2
+        while any(runner.decided(job) < middle for job in runner.jobs):
             runner.advance()
         yield runner

@@ -43,8 +43,8 @@ class SlotRunner:
     @property
     def visible(self) -> int:
         """Counts the positions that attention looks at in the next pass."""
-        written = max(longest_of([job]) + self._decided_at_most[slot] for job, slot in self._slot_of.items())
-        return visible_length(written - 1 + self._window)
+        written = (longest_of([job]) + self._decided_at_most[slot] for job, slot in self._slot_of.items())
+        return visible_length(max(written, default=1) - 1 + self._window)
 
     def decided(self, job: Job) -> int:
         """Counts the positions that are decided for certain in an image being drawn."""
