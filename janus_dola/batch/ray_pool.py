@@ -7,7 +7,7 @@ Ray's own restarts would bind the batch to the actor, which waits for ever when 
 import os
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -44,20 +44,12 @@ class _Actor:
 
 
 @dataclass(eq=False)
-class _Attempt:
-    """A batch, and how often a worker died over it."""
-
-    batch: Batch
-    deaths: int = 0
-
-
-@dataclass(eq=False)
 class _Member:
     """An actor and what it is at."""
 
     actor: Any
     task: Any  # ObjectRef of its load, then of its batch; None when it is free
-    attempt: _Attempt | None = None  # the batch that it draws
+    batch: Batch | None = None  # what it draws
     where: str = ""  # empty until its model is there
     call: Any = None  # ObjectRef of is_there
     unanswered: int = 0  # times that the call was seen without an answer
@@ -82,7 +74,8 @@ class RayPool(AbstractContextManager["RayPool"]):
             raise ImportError("workers and ray_address need Ray: pip install 'janus-dola[ray]'") from None
         self._ray, self._settings, self._compute, self._log = ray, settings, compute, log
         self.dtype, self.batch_size = "", 0
-        self._retry: deque[_Attempt] = deque()
+        self._retry: deque[Batch] = deque()
+        self._deaths: Counter[int] = Counter()  # of workers over a batch, by the number of its first image
         self._losses, self._called = 0, time.monotonic()
         self._members: list[_Member] = []
         self._connected = connect(ray, compute.ray_address)  # else the caller's own cluster is left as it is
@@ -113,7 +106,7 @@ class RayPool(AbstractContextManager["RayPool"]):
         while True:
             more = self._hand_out(batches)  # before the images are written, so that no worker waits for the disk
             yield from done
-            if not more and not self._retry and all(member.attempt is None for member in self._members):
+            if not more and not self._retry and all(member.batch is None for member in self._members):
                 return
             done = self._results()
 
@@ -126,13 +119,10 @@ class RayPool(AbstractContextManager["RayPool"]):
         for member in self._members:
             if member.task is not None:
                 continue
-            if self._retry:
-                member.attempt = self._retry.popleft()
-            elif (batch := next(batches, None)) is not None:
-                member.attempt = _Attempt(batch)
-            else:
+            member.batch = self._retry.popleft() if self._retry else next(batches, None)
+            if member.batch is None:
                 return False
-            member.task = member.actor.draw.remote(member.attempt.batch)
+            member.task = member.actor.draw.remote(member.batch)
         return True
 
     def _results(self) -> list[tuple[Batch, Results]]:
@@ -152,15 +142,15 @@ class RayPool(AbstractContextManager["RayPool"]):
             if isinstance(cause, ValueError | OSError):  # the settings or the model are at fault, so for every worker
                 raise cause from None
             return self._replace(member, str(cause).strip() or type(cause).__name__)
-        member.task, attempt, member.attempt = None, member.attempt, None
-        if attempt is None:
+        member.task, batch, member.batch = None, member.batch, None
+        if batch is None:
             dtype, fits, member.where = answer
             member.unanswered = 0
             self.dtype, self.batch_size = self.dtype or dtype, min(self.batch_size or fits, fits)
             self._log(f"worker ready: {member.where}")
             return []
         self._losses = 0
-        return [(attempt.batch, answer)]
+        return [(batch, answer)]
 
     def _silent(self, members: Iterable[_Member]) -> _Member | None:
         """Calls busy members now and then, and returns one that has left its call unanswered for too long."""
@@ -187,12 +177,12 @@ class RayPool(AbstractContextManager["RayPool"]):
         if self._losses > _LOSSES:
             raise WorkersLostError(f"{_LOSSES} workers in a row died without drawing an image; the last: {reason}")
         self._members[self._members.index(member)] = self._member()
-        attempt = member.attempt
-        if attempt is None:
+        batch = member.batch
+        if batch is None:
             return []
-        attempt.deaths += 1
-        if attempt.deaths < _ATTEMPTS:
-            self._retry.append(attempt)
+        self._deaths[batch[0].number] += 1
+        if self._deaths[batch[0].number] < _ATTEMPTS:
+            self._retry.append(batch)
             return []
         failure = DrawFailure(f"{_ATTEMPTS} workers died over the batch with this image; the last: {reason}")
-        return [(attempt.batch, [failure for _ in attempt.batch])]
+        return [(batch, [failure for _ in batch])]

@@ -168,7 +168,7 @@ def test_alpha_without_dola_is_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "x", "alpha": 0.2}')
     (bad,) = read(path, RunSettings(drawing=DrawSettings(contrast=None)))
-    assert bad.fault == "line 1: alpha must be left out where there is no DoLa"
+    assert bad.fault == "line 1: alpha must be left out with contrast none, since it belongs to dola"
 
 
 def test_text_that_is_not_utf_8(tmp_path):
