@@ -114,9 +114,9 @@ def moments(chance: random.Random, count: int) -> list:
         lambda: (die_between_manifest_and_files(chance.randint(1, 2)), None),
         lambda: (None, (chance.randint(0, 2), chance.uniform(0, 0.5))),
     ]
-    found = [kinds[i % len(kinds)]() for i in range(count)]
-    chance.shuffle(found)
-    return found
+    result = [kinds[i % len(kinds)]() for i in range(count)]
+    chance.shuffle(result)
+    return result
 
 
 def killed_from_outside(child: int, outdir: Path, images: int, delay: float) -> None:

@@ -36,11 +36,11 @@ FOUR_AT_ONCE = Compute(batch_size=4)
 def test_a_run_writes_what_stream_draws_and_says_how(mini, tmp_path):
     summary = run_batch(SHAPES[:3], tmp_path, TWO, FOUR_AT_ONCE, pipe=mini)
     assert (summary.prompts, summary.images, summary.drawn, summary.kept, summary.failed) == (3, 6, 6, 0, 0)
-    found = lines(tmp_path)
+    actual = lines(tmp_path)
     prompts = [prompt for prompt in SHAPES[:3] for _ in range(2)]
     together = [mini.generate(prompts[:4], seed=range(4)), mini.generate(prompts[4:], seed=range(4, 6))]  # two batches
     images = [image for batch in together for (image,) in batch.drawn]
-    for i, (drawn, line) in enumerate(zip(images, found, strict=True)):
+    for i, (drawn, line) in enumerate(zip(images, actual, strict=True)):
         assert line["prompt"] == prompts[i]
         assert (line["index"], line["k"], line["seed"]) == (i // 2, i % 2, drawn.seed)
         assert line["mean_jsd"] == pytest.approx(drawn.jsd.mean().item(), abs=1e-4)
