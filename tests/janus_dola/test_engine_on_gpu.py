@@ -88,13 +88,13 @@ def test_images_that_join_others_are_those_drawn_alone(wide, launch, window):
     """bfloat16, bit for bit: two slots, and an image begins in each whenever another is done."""
     settings = {"dola": WIDE_DOLA, "seed": 9, "launch": launch, "window": window, "max_images": 2}
     together = list(wide.stream(PROMPTS, 3, **settings))
-    for place, found in enumerate(together):
+    for place, actual in enumerate(together):
         settings["seed"] = 9 + place
-        neighbours = wide.stream([PROMPTS[found.prompt], PROMPTS[0]], **settings)
+        neighbours = wide.stream([PROMPTS[actual.prompt], PROMPTS[0]], **settings)
         alone = next(neighbours)
         neighbours.close()
-        assert torch.equal(alone.tokens, found.tokens), place
-        assert torch.equal(alone.jsd, found.jsd), place
+        assert torch.equal(alone.tokens, actual.tokens), place
+        assert torch.equal(alone.jsd, actual.jsd), place
 
 
 def test_tokens_are_those_of_the_cpu(pipe):
@@ -225,8 +225,8 @@ def test_a_pass_that_cannot_be_captured_is_an_error_if_asked_for(pipe, monkeypat
 def test_pictures_decoded_beside_the_next_batch_are_those_of_the_codes(pipe):
     expected = pipe.generate(PROMPTS, 4, seed=2)
     drawn = list(pipe.stream(PROMPTS, 4, seed=2, max_images=4))
-    tokens = torch.stack([found.tokens for found in drawn]).view_as(expected.tokens)
+    tokens = torch.stack([each.tokens for each in drawn]).view_as(expected.tokens)
     assert_same_but_for_ties(pipe, PROMPTS, tokens, expected)
-    for found in drawn:  # each is decoded alone, so that its bytes follow from its codes
-        if torch.equal(found.tokens, expected.tokens[found.prompt, found.k]):
-            assert found.image.tobytes() == expected.images[found.prompt][found.k].tobytes()
+    for each in drawn:  # each is decoded alone, so that its bytes follow from its codes
+        if torch.equal(each.tokens, expected.tokens[each.prompt, each.k]):
+            assert each.image.tobytes() == expected.images[each.prompt][each.k].tobytes()

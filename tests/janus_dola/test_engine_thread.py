@@ -131,10 +131,10 @@ def ask(worker, reader):
     """Puts a request into the queue: its images, and the queue of what is told of them."""
 
     def ask(**fields):
-        told = queue.Queue()
-        wanted = reader.read(ImagesRequest(**fields), told.put)
-        worker.ask(wanted.images)
-        return wanted, told
+        outbox = queue.Queue()
+        request = reader.read(ImagesRequest(**fields), outbox.put)
+        worker.ask(request.images)
+        return request, outbox
 
     return ask
 
@@ -147,15 +147,15 @@ def test_recipes_name_the_models_folder_and_its_revision_and_not_its_path(mini):
     assert "/home/me" not in recipe.to_json()
 
 
-def finished(told, images):
-    found = {}
-    while len(found) < images:
-        event = told.get(timeout=60)
+def finished(outbox, images):
+    by_name = {}
+    while len(by_name) < images:
+        event = outbox.get(timeout=60)
         if isinstance(event, FinishedImage):
-            found[event.k] = event
+            by_name[event.k] = event
         else:
             assert isinstance(event, PartialImage), event
-    return [found[k] for k in range(images)]
+    return [by_name[k] for k in range(images)]
 
 
 LOOKS = [
@@ -171,18 +171,18 @@ LOOKS = [
 
 
 def test_images_of_any_settings_together_are_those_of_generate(mini, ask):
-    asked = [ask(prompt=f"a {colour} circle", n=2, **look) for look in LOOKS for colour in ("red", "blue")]
-    for (_, told), (look, colour) in zip(
-        asked, [(look, colour) for look in LOOKS for colour in ("red", "blue")], strict=True
+    requests = [ask(prompt=f"a {colour} circle", n=2, **look) for look in LOOKS for colour in ("red", "blue")]
+    for (_, outbox), (look, colour) in zip(
+        requests, [(look, colour) for look in LOOKS for colour in ("red", "blue")], strict=True
     ):
         settings = {name: value for name, value in look.items() if name != "seed"}
         want = mini.generate(f"a {colour} circle", 2, DrawSettings().changed(settings), seed=look["seed"])
-        for k, found in enumerate(finished(told, 2)):
-            assert torch.equal(found.codes.tokens, want.tokens[0, k]), look
-            same = found.codes.premature_layers == want.premature_layers[0, k]  # rounding decides between equal ones
+        for k, actual in enumerate(finished(outbox, 2)):
+            assert torch.equal(actual.codes.tokens, want.tokens[0, k]), look
+            same = actual.codes.premature_layers == want.premature_layers[0, k]  # rounding decides between equal ones
             assert same.float().mean() > 0.8
-            assert ((found.codes.jsd - want.jsd[0, k])[~same].abs() < 1e-4).all()
-            assert found.picture.tobytes() == want.images[0][k].tobytes()
+            assert ((actual.codes.jsd - want.jsd[0, k])[~same].abs() < 1e-4).all()
+            assert actual.picture.tobytes() == want.images[0][k].tobytes()
 
 
 def test_most_settings_share_passes(reader):
@@ -191,8 +191,8 @@ def test_most_settings_share_passes(reader):
 
 
 def test_partial_pictures_show_what_is_drawn_and_grey(ask):
-    _, told = ask(prompt="a large red circle on white", seed=1, partial_images=3, stream=True)
-    events = [told.get(timeout=60) for _ in range(4)]
+    _, outbox = ask(prompt="a large red circle on white", seed=1, partial_images=3, stream=True)
+    events = [outbox.get(timeout=60) for _ in range(4)]
     pictures = [event.picture for event in events]
     assert [type(event) for event in events] == [*[PartialImage] * 3, FinishedImage]
     assert [event.number for event in events[:3]] == [0, 1, 2]
@@ -204,14 +204,14 @@ def test_partial_pictures_show_what_is_drawn_and_grey(ask):
 
 def test_what_is_given_up_frees_its_slots_and_is_told_nothing(worker, ask):
     given_up = [ask(prompt="a red circle", n=4, seed=1) for _ in range(5)]
-    for wanted, _ in given_up:
-        worker.give_up(wanted.images)
+    for request, _ in given_up:
+        worker.give_up(request.images)
     assert len(worker.queue) == 0
-    _, told = ask(prompt="a red circle", n=1, seed=9)
-    finished(told, 1)
+    _, outbox = ask(prompt="a red circle", n=1, seed=9)
+    finished(outbox, 1)
     drawn = worker._metrics.images._value.get()
     assert drawn == 1
-    assert all(told.empty() for _, told in given_up)
+    assert all(outbox.empty() for _, outbox in given_up)
 
 
 def test_nan_in_one_image_fails_that_image_alone(mini, reader):
@@ -224,20 +224,20 @@ def test_nan_in_one_image_fails_that_image_alone(mini, reader):
             self.embed = mini.image_model.embed_text
 
         def forward(self, given):
-            found = self.embed(given)
-            return found * float("nan") if given.tolist() == ids else found
+            actual = self.embed(given)
+            return actual * float("nan") if given.tolist() == ids else actual
 
     image_model = replace(mini.image_model, embed_text=Poisoned())
     worker = EngineThread(Engine(image_model), 4, reader.longest, 64, Metrics())
-    told = queue.Queue()
+    outbox = queue.Queue()
     images = [
         reader.read(
-            ImagesRequest(prompt=prompt, seed=k), lambda event, prompt=prompt: told.put((prompt, event))
+            ImagesRequest(prompt=prompt, seed=k), lambda event, prompt=prompt: outbox.put((prompt, event))
         ).images[0]
         for k, prompt in enumerate(["a red circle", bad, "a blue circle"])
     ]
     worker.ask(images)
-    events = dict(told.get(timeout=60) for _ in images)
+    events = dict(outbox.get(timeout=60) for _ in images)
     worker.close()
     assert isinstance(events.pop(bad).error, NonFiniteError)
     assert all(isinstance(event, FinishedImage) for event in events.values())
@@ -246,8 +246,8 @@ def test_nan_in_one_image_fails_that_image_alone(mini, reader):
 def test_an_error_of_the_engine_is_told_and_the_next_turn_goes_on(worker, ask, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("janus_dola.engine.slot_runner.SlotRunner.advance", lambda self: 1 / 0)
-        _, told = ask(prompt="a red circle", n=2, seed=1)
-        events = [told.get(timeout=60) for _ in range(2)]
+        _, outbox = ask(prompt="a red circle", n=2, seed=1)
+        events = [outbox.get(timeout=60) for _ in range(2)]
     assert all(isinstance(event.error, ZeroDivisionError) for event in events)
     finished(ask(prompt="a red circle", seed=1)[1], 1)
 
@@ -261,6 +261,6 @@ def test_where_memory_runs_out_half_as_many_slots_draw_all(worker, ask, monkeypa
         make(self, image_model, weights, key, params)
 
     monkeypatch.setattr(Decoder, "__init__", for_one)
-    _, told = ask(prompt="a red circle", n=4, seed=1)
-    finished(told, 4)
+    _, outbox = ask(prompt="a red circle", n=4, seed=1)
+    finished(outbox, 4)
     assert worker.most == 1

@@ -31,11 +31,11 @@ def test_images_are_those_recorded(mini, name, window, slots, order):
     jobs = [PROMPTS[i] for i in order]
     planned = {key: look[key] for key in ("dola", "temperature", "cfg_weight")}
     seeds = [SEED + i for i in order]
-    found = draw(mini, jobs, seeds, window, slots, **planned)
+    images = draw(mini, jobs, seeds, window, slots, **planned)
     back = torch.tensor(order).argsort()
-    tokens, layers, jsd = (torch.stack([getattr(image, key) for image in found])[back] for key in FIELDS)
+    tokens, layers, jsd = (torch.stack([getattr(image, key) for image in images])[back] for key in FIELDS)
     assert_as_recorded(tokens, layers, jsd, RECORDED[name])
-    passes = [image.passes for image in found]
+    passes = [image.passes for image in images]
     assert passes == [63] * len(PROMPTS) if window == 1 else max(passes) <= 63
 
 
@@ -71,6 +71,6 @@ def test_codes_do_not_depend_on_the_guesses(mini, monkeypatch, guesses):
         return advance(runner)
 
     monkeypatch.setattr(SlotRunner, "advance", guess)
-    found = mini.generate(PROMPTS[0], seed=SEED, window=8)
-    assert torch.equal(found.tokens, expected.tokens)
-    assert found.passes.item() == {"of nothing": 63, "all wrong": 63, "all right": 8}[guesses]
+    out = mini.generate(PROMPTS[0], seed=SEED, window=8)
+    assert torch.equal(out.tokens, expected.tokens)
+    assert out.passes.item() == {"of nothing": 63, "all wrong": 63, "all right": 8}[guesses]

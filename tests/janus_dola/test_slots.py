@@ -27,10 +27,10 @@ def same_bits(image, other) -> bool:
 @pytest.fixture(scope="module")
 def half(mini) -> dict[torch.dtype, JanusDoLa]:
     """The mini model in other dtypes."""
-    found = {torch.float32: mini}
+    result = {torch.float32: mini}
     for dtype in (torch.bfloat16, torch.float16):
-        found[dtype] = JanusDoLa(copy.deepcopy(mini.model).to(dtype), mini.tokenizer)
-    return found
+        result[dtype] = JanusDoLa(copy.deepcopy(mini.model).to(dtype), mini.tokenizer)
+    return result
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_an_image_that_is_not_finite_leaves_its_neighbours_bits_alone(mini, monk
     assert error.value.images == [1]
     assert [same_bits(image, expected[0]) for image in error.value.drawn] == [True]
     calls.clear()
-    found = draw(mini, jobs_for(mini, prompts, range(len(prompts))), window, 2)
-    assert [bool(codes.finite) for codes in found] == [i != 1 for i in range(len(prompts))]
-    assert all(same_bits(a, b) for i, (a, b) in enumerate(zip(found, expected, strict=True)) if i != 1)
+    actual = draw(mini, jobs_for(mini, prompts, range(len(prompts))), window, 2)
+    assert [bool(codes.finite) for codes in actual] == [i != 1 for i in range(len(prompts))]
+    assert all(same_bits(a, b) for i, (a, b) in enumerate(zip(actual, expected, strict=True)) if i != 1)
 
 
 def test_pixels_that_are_not_finite_are_reported_and_not_drawn_black(mini):
@@ -143,17 +143,17 @@ def test_four_threads_draw_what_one_after_the_other_does(mini):
     ]
     calls = [{**call, "parallel_size": 12 // len(call["prompts"])} for call in calls]
     expected = [mini.generate(**call) for call in calls]
-    found = [None] * len(calls)
+    results = [None] * len(calls)
 
     def run(i):
-        found[i] = mini.generate(**calls[i])
+        results[i] = mini.generate(**calls[i])
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(results, expected, strict=True):
         assert one.tokens.shape[:2].numel() == 12
         assert torch.equal(one.tokens, other.tokens)
 
@@ -204,11 +204,11 @@ def jobs(lengths):
     ],
 )
 def test_so_many_begin_together_as_the_longest_prompt_allows(lengths, limit, sizes):
-    queue, found = JobQueue(iter(jobs(lengths))), []
+    queue, actual = JobQueue(iter(jobs(lengths))), []
     while together := queue.take_together(limit):
-        found.append(together)
-    assert [len(together) for together in found] == sizes
-    assert [job.index for together in found for job in together] == list(range(len(lengths)))
+        actual.append(together)
+    assert [len(together) for together in actual] == sizes
+    assert [job.index for together in actual for job in together] == list(range(len(lengths)))
 
 
 def test_jobs_are_kept_until_their_images_are_out():
@@ -264,7 +264,7 @@ def test_a_longer_prompt_waits_for_a_larger_buffer(mini):
 def test_an_error_comes_after_the_images_before_it(mini):
     drawn = []
     with pytest.raises(ValueError, match="prompts must be strings, got 7"):
-        drawn.extend(found.prompt for found in mini.stream([*PROMPTS, 7, "a red circle"], max_images=2))
+        drawn.extend(each.prompt for each in mini.stream([*PROMPTS, 7, "a red circle"], max_images=2))
     assert drawn == [0, 1, 2]
 
 
@@ -272,10 +272,10 @@ def test_a_stream_is_what_generate_draws(mini):
     expected = mini.generate(PROMPTS, parallel_size=2, seed=5)
     for size in (1, 4, None):
         drawn = list(mini.stream(iter(PROMPTS), parallel_size=2, seed=5, max_images=size))
-        assert [(found.prompt, found.k) for found in drawn] == [(i, k) for i in range(3) for k in range(2)]
-        assert torch.equal(torch.stack([found.tokens for found in drawn]), expected.tokens.flatten(0, 1))
-        assert [found.seed for found in drawn] == expected.seeds.flatten().tolist()
-        assert {found.image.size for found in drawn} == {(64, 64)}
+        assert [(each.prompt, each.k) for each in drawn] == [(i, k) for i in range(3) for k in range(2)]
+        assert torch.equal(torch.stack([each.tokens for each in drawn]), expected.tokens.flatten(0, 1))
+        assert [each.seed for each in drawn] == expected.seeds.flatten().tolist()
+        assert {each.image.size for each in drawn} == {(64, 64)}
 
 
 def test_a_stream_reads_prompts_as_it_needs_them(mini):
@@ -312,10 +312,10 @@ def test_graphs_are_captured_for_few_sizes():
 
 
 def test_a_callback_is_told_of_all_codes_and_cancels_from_another_thread(mini):
-    told = []
-    expected = mini.generate(["a green cross"] * 2, seed=4, callback=lambda *counts: told.append(counts))
-    assert told[-1] == (2 * 64, 2 * 64)
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    messages = []
+    expected = mini.generate(["a green cross"] * 2, seed=4, callback=lambda *counts: messages.append(counts))
+    assert messages[-1] == (2 * 64, 2 * 64)
+    assert [done for done, _ in messages] == sorted({done for done, _ in messages})
     stop = threading.Event()
     threading.Timer(0.02, stop.set).start()
 
