@@ -68,6 +68,65 @@ def _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles):
 
 
 @triton.jit
+def _contrast(log_p, log_q):
+    # Terms of twice the JSD, formed as in `contrast.jensen_shannon`, and d = log q - log p, which is -F.
+    p, q, d = tl.exp(log_p), tl.exp(log_q), log_q - log_p
+    rest = _LN2 - tl.log(1.0 + tl.exp(-tl.abs(d)))
+    return p * (rest - tl.maximum(d, 0.0)) + q * (rest + tl.minimum(d, 0.0)), d
+
+
+@triton.jit
+def _elect(
+    image,
+    race,  # [RACES_PADDED], as in `_sweep_kernel`
+    lse,  # [RACES_PADDED]
+    final_lse,
+    premature,
+    part_ptr,
+    race_ptr,
+    winner_ptr,
+    code_ptr,
+    layer_ptr,
+    jsd_ptr,
+    finite_ptr,
+    V,
+    CANDIDATES: tl.constexpr,
+    RACES: tl.constexpr,
+    PARTS: tl.constexpr,
+    RACES_PADDED: tl.constexpr,
+    PARTS_PADDED: tl.constexpr,
+):
+    # What the last program of an image does: adds up the parts, and stores M and the best of its winners.
+    # Loads with .cg go past the first-level cache, which does not see what other programs store.
+    every = tl.arange(0, PARTS_PADDED)
+    chosen = 0
+    jsd = 0.0
+    if CANDIDATES > 0:
+        # M = argmax JSD, the lowest layer on a tie
+        offset = (image * RACES + race)[:, None] * PARTS + every[None, :]
+        parts = tl.load(part_ptr + offset, mask=(every < PARTS)[None, :], other=0.0, cache_modifier=".cg")
+        jsds = tl.minimum(tl.maximum(0.5 * tl.sum(parts, 1), 0.0), _LN2)
+        most_diverging = tl.min(tl.where(jsds == tl.max(jsds, 0), race, RACES - 1), 0)
+        layer = tl.where(premature < 0, most_diverging, premature)
+        jsd = tl.sum(tl.where((tl.arange(0, RACES_PADDED) < RACES) & (race == layer), jsds, 0.0), 0)
+        chosen = tl.minimum(layer, RACES - 1)  # without contrast all races are the same
+        tl.store(layer_ptr + image, layer)
+    else:
+        tl.store(layer_ptr + image, CANDIDATES)
+    tl.store(jsd_ptr + image, jsd)
+
+    # A sum of exponentials is NaN where a logit was not finite.
+    finite = tl.min((tl.abs(lse) < float("inf")).to(tl.int32), 0) == 1
+    tl.store(finite_ptr + image, finite & (tl.abs(final_lse) < float("inf")))
+
+    offset = (image * RACES + chosen) * PARTS + every
+    bests = tl.load(race_ptr + offset, mask=every < PARTS, other=float("-inf"), cache_modifier=".cg")
+    codes = tl.load(winner_ptr + offset, mask=every < PARTS, other=V, cache_modifier=".cg")
+    code = tl.min(tl.where(bests == tl.max(bests, 0), codes, V), 0)
+    tl.store(code_ptr + image, tl.minimum(code, V - 1).to(tl.int64))
+
+
+@triton.jit
 def _sweep_kernel(
     logits_ptr,  # [L, B, V] fp32, guided; the final layer last
     tile_max_ptr,  # [L, B, TILES] fp32
@@ -116,14 +175,11 @@ def _sweep_kernel(
         plausible = inside & (z >= threshold)[None, :]
         log_p = (z - final_lse)[None, :]
         if CANDIDATES > 0:
-            # sum p log(p / m) + q log(q / m), formed as in `reference.jensen_shannon`, and F = log p - log q
             log_q = (
                 tl.load(logits_ptr + row.to(tl.int64)[:, None] * V + v[None, :], mask=inside, other=0.0) - lse[:, None]
             )
-            log_q = tl.where(premature == FINAL, 0.0, log_q)  # no contrast: F = log p, and no JSD is asked for
-            p, q, d = tl.exp(log_p), tl.exp(log_q), log_q - log_p
-            rest = _LN2 - tl.log(1.0 + tl.exp(-tl.abs(d)))
-            terms = p * (rest - tl.maximum(d, 0.0)) + q * (rest + tl.minimum(d, 0.0))
+            log_q = tl.where(premature == FINAL, 0.0, log_q)  # no contrast: F = log p, and the JSD is not used
+            terms, d = _contrast(log_p, log_q)
             divergence += tl.sum(tl.where(inside, terms, 0.0), 1)
             score = tl.where(plausible, -d, float("-inf"))
         else:
@@ -147,33 +203,10 @@ def _sweep_kernel(
 
     tl.debug_barrier()  # all threads have stored before one of them says so
     if tl.atomic_add(arrived_ptr + image, 1, sem="acq_rel", scope="gpu") == PARTS - 1:
-        # .cg in what follows: past the first-level cache, which does not see what other programs store
-        every = tl.arange(0, PARTS_PADDED)
-        chosen = 0
-        jsd = 0.0
-        if CANDIDATES > 0:
-            # M = argmax JSD, the lowest layer on a tie
-            offset = (image * RACES + race)[:, None] * PARTS + every[None, :]
-            parts = tl.load(part_ptr + offset, mask=(every < PARTS)[None, :], other=0.0, cache_modifier=".cg")
-            jsds = tl.minimum(tl.maximum(0.5 * tl.sum(parts, 1), 0.0), _LN2)
-            most_diverging = tl.min(tl.where(jsds == tl.max(jsds, 0), race, RACES - 1), 0)
-            layer = tl.where(premature < 0, most_diverging, premature)
-            jsd = tl.sum(tl.where(leaves & (race == layer), jsds, 0.0), 0)
-            chosen = tl.minimum(layer, RACES - 1)  # without contrast all races are the same
-            tl.store(layer_ptr + image, layer)
-        else:
-            tl.store(layer_ptr + image, FINAL)
-        tl.store(jsd_ptr + image, jsd)
-
-        # A sum of exponentials is NaN where a logit was not finite.
-        finite = tl.min((tl.abs(lse) < float("inf")).to(tl.int32), 0) == 1
-        tl.store(finite_ptr + image, finite & (tl.abs(final_lse) < float("inf")))
-
-        offset = (image * RACES + chosen) * PARTS + every
-        bests = tl.load(race_ptr + offset, mask=every < PARTS, other=float("-inf"), cache_modifier=".cg")
-        codes = tl.load(winner_ptr + offset, mask=every < PARTS, other=V, cache_modifier=".cg")
-        code = tl.min(tl.where(bests == tl.max(bests, 0), codes, V), 0)
-        tl.store(code_ptr + image, tl.minimum(code, V - 1).to(tl.int64))
+        _elect(
+            image, race, lse, final_lse, premature, part_ptr, race_ptr, winner_ptr, code_ptr, layer_ptr, jsd_ptr,
+            finite_ptr, V, CANDIDATES, RACES, PARTS, RACES_PADDED, PARTS_PADDED,
+        )  # fmt: skip
 
 
 @triton.jit
