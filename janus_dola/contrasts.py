@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from janus_dola.arguments import number, several
-from janus_dola.kernels.params import log_of
+from janus_dola.arguments import integer, number, several
+from janus_dola.kernels.params import MAX_TOP_K, log_of
 
 
 def about(default: Any, help: str, nothing: str | None = None, parse: Callable[[str], Any] | None = None) -> Any:
@@ -246,7 +246,58 @@ def _int(value: Any) -> int | None:
         return None
 
 
-CONTRASTS: dict[str, type[Contrast]] = {each.name: each for each in (DoLaConfig,)}
+@dataclass(frozen=True)
+class SLEDConfig(Contrast):
+    """Self logits evolution decoding (Zhang et al., NeurIPS 2024, arXiv 2411.02433).
+
+    Attributes:
+        candidate_layers: the layers whose estimates are mixed, as in Hugging Face's `hidden_states`. "auto" is all of
+            1 .. N-1, as its authors read all layers: the method itself weighs them, and needs no choice beforehand.
+        evolution_rate: how far the final layer's logits move, >= 0; a logit moves by at most this. 0 moves none.
+        evolution_scale: k, how many codes take part, >= 1. Others are never drawn, except codes that tie with the k-th.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    name: ClassVar[str] = "sled"
+    title: ClassVar[str] = "SLED"
+
+    candidate_layers: Literal["auto"] | Sequence[int] = about(
+        "auto", "layers that vote for codes; auto is 1 .. N-1.", parse=parse_layers
+    )
+    evolution_rate: float = about(2.0, "how far logits move towards the votes; 0 moves none.")
+    evolution_scale: int = about(10, "how many codes can be drawn, the most probable ones; for images try 50 or more.")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "candidate_layers", check_layers(self.candidate_layers))
+        object.__setattr__(self, "evolution_rate", number("evolution_rate", self.evolution_rate, " >= 0"))
+        object.__setattr__(self, "evolution_scale", integer("evolution_scale", self.evolution_scale, 1, MAX_TOP_K))
+        if self.evolution_rate < 0:
+            raise ValueError(f"evolution_rate must be a finite number >= 0, got {self.evolution_rate:g}")
+
+    def summary(self) -> str:
+        """Describes the contrast in few words, for people."""
+        layers = _in_words(self.candidate_layers)
+        return f"SLED rate {self.evolution_rate:g}, top {self.evolution_scale}, layers {layers}"
+
+    def layers_to_read(self, num_hidden_layers: int) -> list[int]:
+        """Returns the candidates.
+
+        Raises:
+            ValueError: none of the layers exists in a model of `num_hidden_layers` blocks.
+        """
+        layers = self.candidate_layers
+        return sanitize_candidate_layers(
+            range(1, num_hidden_layers) if isinstance(layers, str) else layers, num_hidden_layers
+        )
+
+    def numbers(self, layers: Sequence[int]) -> dict[str, float]:
+        """Returns the rate and the number of codes."""
+        return {"evolution_rate": self.evolution_rate, "evolution_scale": self.evolution_scale}
+
+
+CONTRASTS: dict[str, type[Contrast]] = {each.name: each for each in (DoLaConfig, SLEDConfig)}
 DEFAULT_CONTRAST = DoLaConfig()
 BASELINE = DoLaConfig(alpha=0.0, premature_layer="final")  # what the kernels compute where there is no contrast
 

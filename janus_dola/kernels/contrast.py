@@ -104,4 +104,43 @@ def dola(logits: Tensor, log_alpha: Tensor, premature: Tensor) -> Contrasted:
     return Contrasted(scores, layer, jsd[layer.clamp(max=final - 1), image].masked_fill(none, 0.0))
 
 
-METHODS: dict[str, Callable[..., Contrasted]] = {"dola": dola}
+def sled(logits: Tensor, evolution_rate: Tensor, evolution_scale: Tensor) -> Contrasted:
+    """Evolves the final logits towards what early layers estimate: SLED, Zhang et al., NeurIPS 2024, arXiv 2411.02433.
+
+        I = the k codes with the largest z_N           ties with the k-th are in it, too
+        m_j(x) = max(0, cos(z_j - z_N, q_j - e_x))^2   x in I, each early layer j; q_j = softmax(z_j), e_x is one-hot
+        L(x) = sum_j m_j(x) / sum_j sum_y m_j(y)       the latent distribution; 0 where no cosine is positive
+        F(x) = z_N(x) - rate (q_N(x) - L(x))           on I, -inf elsewhere
+
+    z_j - z_N stands for the gradient of KL(truth || q_j) at z_j, and q_j - e_x is that gradient if x were the truth. The
+    layer returned is the one with the largest sum_x m_j(x); the final one, with divergence 0, where no cosine is positive.
+
+    Args:
+        logits: [L, B, V], L > 1. Not invariant to a shift of one layer's logits, so log-probabilities do not replace them.
+        evolution_rate: [B], >= 0; 0 leaves z_N on I.
+        evolution_scale: [B] int64, k >= 1.
+    """
+    final, log_q = logits[-1], logits.log_softmax(-1)
+    last = evolution_scale.clamp(max=final.shape[-1]).unsqueeze(-1) - 1
+    chosen = final >= final.sort(-1, descending=True).values.gather(-1, last)
+    # The cosines need only sums over the codes. They leave out a layer's top code, relative to which d is taken: where it
+    # has nearly all probability, 1 - q and the sum of q^2 over the others would cancel.
+    difference, q = logits[:-1] - final, log_q[:-1].exp()
+    top = q.argmax(-1, keepdim=True)
+    is_top = torch.zeros_like(q, dtype=torch.bool).scatter(-1, top, True)
+    others, d = q.masked_fill(is_top, 0.0), difference - difference.gather(-1, top)
+    product = (others * d).sum(-1, keepdim=True) - d  # <z_j - z_N, q_j - e_x>
+    rest, squares = others.sum(-1, keepdim=True), others.square().sum(-1, keepdim=True)
+    squared_length = torch.where(is_top, rest.square() + squares, 1 - 2 * q + squares + q.gather(-1, top).square())
+    lengths = difference.norm(dim=-1, keepdim=True).clamp(min=1e-8) * squared_length.sqrt().clamp(min=1e-8)
+    m = (product / lengths).clamp(min=0).square().masked_fill(~chosen, 0.0)
+    weights = m.sum(-1)  # [L - 1, B]
+    total = weights.sum(0)
+    latent = m.sum(0) / total.clamp(min=torch.finfo(total.dtype).tiny).unsqueeze(-1)
+    scores = final - evolution_rate.unsqueeze(-1) * (log_q[-1].exp() - latent)
+    layer = torch.where(total > 0, weights.argmax(0), len(weights))
+    divergence = jensen_shannon(log_q[-1], log_q[layer, torch.arange(len(layer), device=layer.device)])
+    return Contrasted(scores.masked_fill(~chosen, -math.inf), layer, divergence)
+
+
+METHODS: dict[str, Callable[..., Contrasted]] = {"dola": dola, "sled": sled}
