@@ -348,8 +348,8 @@ def test_seeds_go_on_through_mixed_parallel_sizes(tmp_path):
     path.write_text(
         '{"prompt": "a"}\n{"prompt": "b", "parallel_size": 5}\n{"prompt": 3}\n{"prompt": "c", "seed": 0}\n{"prompt": "d"}\n'
     )
-    found = [(each.first, [task.seed for task in each.tasks]) for each in read(path)]
-    assert found == [
+    actual = [(each.first, [task.seed for task in each.tasks]) for each in read(path)]
+    assert actual == [
         (0, [10, 11]),
         (2, [12, 13, 14, 15, 16]),
         (7, []),  # a bad one takes its place
@@ -367,11 +367,11 @@ def test_seeds_are_those_of_generate_where_the_parallel_size_is_one(mini):
 def test_batches_lose_no_image_and_double_none(looks, size):
     prompts = [{"prompt": str(i), "cfg_weight": look} for i, look in enumerate(looks)]
     tasks = [task for each in read(prompts) for task in each.tasks]
-    found = list(batches(tasks, size))
-    assert sorted(task.number for batch in found for task in batch) == list(range(2 * len(looks)))
-    assert all(len({task.drawing for task in batch}) == 1 and 1 <= len(batch) <= size for batch in found)
+    actual = list(batches(tasks, size))
+    assert sorted(task.number for batch in actual for task in batch) == list(range(2 * len(looks)))
+    assert all(len({task.drawing for task in batch}) == 1 and 1 <= len(batch) <= size for batch in actual)
     if len(set(looks)) == 1:
-        assert all(len(batch) == size for batch in found[:-1])
+        assert all(len(batch) == size for batch in actual[:-1])
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "txt"])
@@ -384,8 +384,8 @@ def test_reading_many_prompts_takes_the_memory_of_a_few(tmp_path, form):
         line = {"jsonl": f'{{"prompt": "{words}"}}\n', "csv": f'"{words}",1\n', "txt": f"{words}\n"}[form]
         file.writelines(line for _ in range(count))
     tracemalloc.start()
-    found = sum(1 for _ in PromptSource(path).read(SETTINGS))
+    actual = sum(1 for _ in PromptSource(path).read(SETTINGS))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert found == count
+    assert actual == count
     assert peak < 1_000_000 < path.stat().st_size / 10
