@@ -74,10 +74,10 @@ def assert_is_the_loop(contrasted, logits, rate, scale, tolerance):
     """Scores, and the layer wherever the two largest weights differ clearly."""
     for image in range(logits.shape[1]):
         scores, weights = loop(logits[:, image].double().tolist(), rate, scale)
-        expected, found = torch.tensor(scores, dtype=torch.float64), contrasted.scores[image].double()
-        assert torch.equal(found == -math.inf, expected == -math.inf)
+        expected, result = torch.tensor(scores, dtype=torch.float64), contrasted.scores[image].double()
+        assert torch.equal(result == -math.inf, expected == -math.inf)
         inside = expected > -math.inf
-        assert (found - expected)[inside].abs().max() <= tolerance
+        assert (result - expected)[inside].abs().max() <= tolerance
         first, *rest = sorted(weights, reverse=True)
         if first > (rest[0] if rest else 0) + 1e-4:
             assert contrasted.layer[image] == weights.index(first)
@@ -100,18 +100,18 @@ def test_scores_are_those_of_the_loop(layers, images, codes, scale, rate, sharpn
     logits = sharpness * torch.randn(layers, images, codes, generator=g, dtype=torch.float64)
     logits = (logits + shift * torch.randn(layers, 1, 1, generator=g)).to(dtype)
     numbers = torch.full((images,), rate, dtype=dtype), torch.full((images,), scale)
-    found = METHODS["sled"](logits, *numbers)
-    assert found.scores.dtype == found.divergence.dtype == dtype
-    assert_is_the_loop(found, logits, rate, scale, (1 + rate) * (1e-9 if dtype == torch.float64 else 3e-5))
+    actual = METHODS["sled"](logits, *numbers)
+    assert actual.scores.dtype == actual.divergence.dtype == dtype
+    assert_is_the_loop(actual, logits, rate, scale, (1 + rate) * (1e-9 if dtype == torch.float64 else 3e-5))
 
 
 def test_numbers_by_hand():
     # d = (0, -ln 3), P_0 = (1/2, 1/2): the cosine is negative for code 0 and 1 / sqrt 2 for code 1.
     logits = torch.tensor([[[0.0, 0.0]], [[0.0, math.log(3)]]], dtype=torch.float64)
-    found = METHODS["sled"](logits, torch.tensor([2.0], dtype=torch.float64), torch.tensor([2]))
-    assert found.scores[0].tolist() == pytest.approx([-0.5, math.log(3) + 0.5])
-    assert found.layer.tolist() == [0]
-    assert 0 < found.divergence.item() < math.log(2)
+    actual = METHODS["sled"](logits, torch.tensor([2.0], dtype=torch.float64), torch.tensor([2]))
+    assert actual.scores[0].tolist() == pytest.approx([-0.5, math.log(3) + 0.5])
+    assert actual.layer.tolist() == [0]
+    assert 0 < actual.divergence.item() < math.log(2)
 
 
 def test_rate_0_leaves_the_final_logits_on_the_top_codes_and_ties_stay_together():
@@ -125,10 +125,10 @@ def test_rate_0_leaves_the_final_logits_on_the_top_codes_and_ties_stay_together(
 
 def test_layers_that_are_the_final_one_say_nothing():
     logits = torch.randn(1, 2, 9, generator=torch.Generator().manual_seed(1)).repeat(3, 1, 1)
-    found = METHODS["sled"](logits, torch.full((2,), 2.0), torch.full((2,), 9))
-    assert torch.allclose(found.scores, logits[-1] - 2 * logits[-1].softmax(-1))
-    assert found.layer.tolist() == [2, 2]
-    assert found.divergence.tolist() == [0, 0]
+    actual = METHODS["sled"](logits, torch.full((2,), 2.0), torch.full((2,), 9))
+    assert torch.allclose(actual.scores, logits[-1] - 2 * logits[-1].softmax(-1))
+    assert actual.layer.tolist() == [2, 2]
+    assert actual.divergence.tolist() == [0, 0]
 
 
 @BACKEND
@@ -138,7 +138,7 @@ def test_every_backend_computes_the_loop(backend, weight, projects):
     head = random_head(17, 9, 70, torch.float32, 3) if projects else random_matrix(17, 70, torch.float32, 3, bias=True)
     hidden = random_hidden(4, 3, 17, torch.float32, seed=5)
     images = 3 if weight else 6
-    found = head_scores(hidden, head, sled(3.0, 12, cfg_weight=weight), backend)
+    actual = head_scores(hidden, head, sled(3.0, 12, cfg_weight=weight), backend)
     plain = SamplingTensors.repeat(sled(cfg_weight=weight), images, hidden)
     logits = torch.stack([_logits(each, head, plain.cfg_weight) for each in hidden.double()])
     for image in range(images):
@@ -146,13 +146,13 @@ def test_every_backend_computes_the_loop(backend, weight, projects):
         clear = abs(sorted(logits[-1, image].tolist())[-12] - sorted(logits[-1, image].tolist())[-13]) > 1e-4
         expected = torch.tensor(scores)
         if clear:
-            assert torch.equal(found.scores[image] == -math.inf, expected == -math.inf)
+            assert torch.equal(actual.scores[image] == -math.inf, expected == -math.inf)
             inside = expected > -math.inf
             assert torch.allclose(
-                found.scores[image][inside], expected[inside], atol=5e-3 if backend == "triton" else 1e-3
+                actual.scores[image][inside], expected[inside], atol=5e-3 if backend == "triton" else 1e-3
             )
-    assert found.finite.all()
-    assert ((found.jsd > 0) == (found.layer < 3)).all()
+    assert actual.finite.all()
+    assert ((actual.jsd > 0) == (actual.layer < 3)).all()
 
 
 def _logits(hidden, head, weight):
@@ -199,12 +199,12 @@ def test_images_that_are_not_finite_are_flagged(backend):
 @BACKEND
 def test_hidden_states_of_the_mini_model(mini, mini_hidden_states, backend):
     head = mini.image_model.head
-    found = head_scores(mini_hidden_states, head, sled(2.0, 50), backend)
+    actual = head_scores(mini_hidden_states, head, sled(2.0, 50), backend)
     expected = head_scores(mini_hidden_states.double(), to(head, torch.float64), sled(2.0, 50), "reference")
-    same = (found.scores > -math.inf) == (expected.scores > -math.inf)
+    same = (actual.scores > -math.inf) == (expected.scores > -math.inf)
     assert same.all(-1).float().mean() > 0.7  # rounding decides about the 50th code
-    both = (found.scores > -math.inf) & (expected.scores > -math.inf)
-    assert (found.scores.double() - expected.scores)[both].abs().max() < 5e-2
+    both = (actual.scores > -math.inf) & (expected.scores > -math.inf)
+    assert (actual.scores.double() - expected.scores)[both].abs().max() < 5e-2
 
 
 SLED = SLEDConfig([2, 4, 6], 4.0, 40)
@@ -276,18 +276,16 @@ def test_the_server_takes_it(mini):
 def test_text_is_that_of_a_loop_over_hidden_states():
     model, inputs = text_model("Llama"), padded_batch()
     contrast, layers = SLEDConfig([1, 2, 4], 3.0, 8), [1, 2, 4]
-    found = model.generate(
+    out = model.generate(
         **inputs, max_new_tokens=6, do_sample=False, custom_generate=dola_generate, contrast=contrast,
         return_dict_in_generate=True,
     )  # fmt: skip
     final = []
     handle = model.model.norm.register_forward_pre_hook(lambda _, args: final.append(args[0].double()))
-    columns, start = found.sequences.shape[1], inputs["input_ids"].shape[1]
+    columns, start = out.sequences.shape[1], inputs["input_ids"].shape[1]
     mask = torch.cat([inputs["attention_mask"], torch.ones(3, columns - start, dtype=torch.long)], 1)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    states = model(
-        found.sequences, attention_mask=mask, position_ids=positions, output_hidden_states=True
-    ).hidden_states
+    states = model(out.sequences, attention_mask=mask, position_ids=positions, output_hidden_states=True).hidden_states
     handle.remove()
     norm, eps, weight = model.model.norm.weight.double(), model.config.rms_norm_eps, model.lm_head.weight.double()
     ended = torch.zeros(3, dtype=torch.bool)
@@ -298,9 +296,9 @@ def test_text_is_that_of_a_loop_over_hidden_states():
             if ended[row]:
                 continue
             scores, weights = loop(logits[:, row].tolist(), 3.0, 8)
-            assert found.sequences[row, column] == scores.index(max(scores))
-            assert found.premature_layers[row, column - start] == layers[weights.index(max(weights))]
-        ended |= found.sequences[:, column] == 2
+            assert out.sequences[row, column] == scores.index(max(scores))
+            assert out.premature_layers[row, column - start] == layers[weights.index(max(weights))]
+        ended |= out.sequences[:, column] == 2
 
 
 def test_answers_take_it(mini):
