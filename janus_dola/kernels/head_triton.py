@@ -42,49 +42,45 @@ def _sample_codes(
     proj_weight: Tensor | None,
     proj_bias: Tensor | None,
     method: str,
-    names: str,  # of the method's numbers, separated by blanks
-    numbers: Sequence[Tensor],
-    cfg_weight: Tensor | None,
-    temperature: Tensor,
-    top_k: Tensor | None,
-    top_p: Tensor | None,
+    names: str,  # separated by blanks
+    tensors: Sequence[Tensor],  # as `SamplingTensors.flat` names them
     seeds: Tensor,
     position: Tensor,
     with_scores: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     head = Head(norm_weight, norm_eps, code_weight, code_bias, proj_weight, proj_bias)
-    contrast = dict(zip(names.split(), numbers, strict=True))
-    sampling = SamplingTensors(method, contrast, cfg_weight, temperature, top_k, top_p)
+    sampling = SamplingTensors.from_flat(method, dict(zip(names.split(), tensors, strict=True)))
     # Triton launches on the current device, which need not be where the tensors are.
     with torch.cuda.device_of(hidden_states):
         if proj_weight is None:
-            x = normalise(hidden_states, head, cfg_weight)
+            x = normalise(hidden_states, head, sampling.cfg_weight)
         else:
-            x = project(normalise(hidden_states, head, None), head, cfg_weight)
+            x = project(normalise(hidden_states, head, None), head, sampling.cfg_weight)
         logits, tile_max, tile_sum = codebook(x, head)
         code, out = None, logits.new_empty(0)
         if method == _SWEPT:
             swept = sweep(logits, tile_max, tile_sum, sampling, seeds, position)
             code, layer, jsd, finite = swept.code, swept.layer, swept.jsd, swept.finite
-            if with_scores or top_k is not None:
+            if with_scores or sampling.truncates:
                 out = scores(logits, tile_max, tile_sum, layer, sampling)
         else:
-            out, layer, jsd = METHODS[method](logits, **contrast)
+            out, layer, jsd = METHODS[method](logits, **sampling.contrast)
             finite = tile_sum.sum((0, 2)).isfinite()
-        if top_k is not None:
+        if sampling.truncates:
             truncate(out, sampling)
-        if code is None or top_k is not None:
-            everything = {"log_alpha": torch.full_like(temperature, -math.inf), "premature": torch.zeros_like(seeds)}
+        if code is None or sampling.truncates:
+            no_limit = torch.full_like(sampling.temperature, -math.inf)
+            everything = {"log_alpha": no_limit, "premature": torch.zeros_like(seeds)}
             code = sweep(*as_single_layer_logits(out), replace(sampling, contrast=everything), seeds, position).code
     return code, layer, jsd, finite, out if with_scores else logits.new_empty(0)
 
 
 @_sample_codes.register_fake
 def _(
-    hidden_states, norm_weight, norm_eps, code_weight, code_bias, proj_weight, proj_bias, method, names, numbers,
-    cfg_weight, temperature, top_k, top_p, seeds, position, with_scores,
+    hidden_states, norm_weight, norm_eps, code_weight, code_bias, proj_weight, proj_bias, method, names, tensors, seeds,
+    position, with_scores,
 ):  # fmt: skip
-    images = temperature.shape[0]
+    images = len(seeds)
     return (
         hidden_states.new_empty(images, dtype=torch.int64),
         hidden_states.new_empty(images, dtype=torch.int64),
@@ -108,10 +104,10 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 def _run(
     hidden_states: Tensor, head: Head, sampling: SamplingTensors, seeds: Tensor, position: Tensor, with_scores: bool
 ) -> tuple[Tensor, ...]:
+    tensors = sampling.flat()
     return _sample_codes(
         hidden_states.contiguous(), head.norm_weight, head.norm_eps, head.code_weight, head.code_bias, head.proj_weight,
-        head.proj_bias, sampling.method, " ".join(sampling.contrast), list(sampling.contrast.values()),
-        sampling.cfg_weight, sampling.temperature, sampling.top_k, sampling.top_p, seeds, position, with_scores,
+        head.proj_bias, sampling.method, " ".join(tensors), list(tensors.values()), seeds, position, with_scores,
     )  # fmt: skip
 
 

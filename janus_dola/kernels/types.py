@@ -4,7 +4,7 @@ Letters: L layers, R rows, B images, D hidden size, E head width, V codes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -77,10 +77,14 @@ class SamplingTensors:
     contrast: dict[str, Tensor]  # the method's own numbers, [B] each: int64, or the dtype of the temperature
     cfg_weight: Tensor | None  # [B] float32 (float64 for float64 hidden states); None: no guidance for any image
     temperature: Tensor  # [B], the same dtype
-    top_k: Tensor | None = (
-        None  # [B] int64, 0 for all codes. None: neither top-k nor top-p leaves out codes of any image
-    )
+    # Both None where no image leaves codes out.
+    top_k: Tensor | None = None  # [B] int64, 0 for all codes
     top_p: Tensor | None = None  # [B], the dtype of the temperature; 1 for all codes
+
+    @property
+    def truncates(self) -> bool:
+        """Returns whether top-k or top-p may leave out codes of an image."""
+        return self.top_k is not None
 
     @classmethod
     def repeat(cls, params: SamplingParams, images: int, like: Tensor) -> "SamplingTensors":
@@ -107,42 +111,46 @@ class SamplingTensors:
     ) -> "SamplingTensors":
         first, truncates = params[0], any(each.truncates for each in params)
         weights = [each.cfg_weight for each in params if each.cfg_weight is not None]
-        contrast = {name: [each.contrast[name] for each in params] for name in first.contrast}
+        contrast = {
+            name: tensor([each.contrast[name] for each in params], torch.int64 if isinstance(number, int) else dtype)
+            for name, number in first.contrast.items()
+        }
         return cls(
             first.method,
-            {
-                name: tensor(values, torch.int64 if isinstance(values[0], int) else dtype)
-                for name, values in contrast.items()
-            },
+            contrast,
             tensor(weights, dtype) if weights else None,
             tensor([each.temperature for each in params], dtype),
             tensor([each.top_k for each in params], torch.int64) if truncates else None,
             tensor([each.top_p for each in params], dtype) if truncates else None,
         )
 
-    def put(self, slots: Tensor, others: "SamplingTensors", window: int) -> None:
-        """Overwrites the settings of some slots, each of which stands here `window` times.
+    def flat(self) -> dict[str, Tensor]:
+        """Returns all tensors by name, the method's own among them; absent ones are left out."""
+        own = {name: getattr(self, name) for name in _OWN}
+        return {name: tensor for name, tensor in {**own, **self.contrast}.items() if tensor is not None}
 
-        Args:
-            slots: [n] int64, in 0 .. B / window - 1.
-            others: the settings of n images of the same kind.
+    @classmethod
+    def from_flat(cls, method: str, tensors: dict[str, Tensor]) -> "SamplingTensors":
+        """Restores what `flat` took apart."""
+        contrast = {name: tensor for name, tensor in tensors.items() if name not in _OWN}
+        return cls(method, contrast, **{name: tensors.get(name) for name in _OWN})  # type: ignore[arg-type]
+
+    def put(self, slots: Tensor, others: "SamplingTensors", window: int) -> None:
+        """Overwrites the settings of slots [n], in 0 .. B / window - 1, each of which stands here `window` times.
+
         Raises:
-            ValueError: the images are of another kind.
+            ValueError: the n images are of another kind.
         """
         if self.method != others.method:
             raise ValueError(f"images must be of one kind: {self.method} for some of them, {others.method} for others")
-        replaced = others._by_name()
-        for name, tensor in self._by_name().items():
-            new = replaced[name]
-            if tensor is None or new is None:
-                if tensor is not new:
-                    raise ValueError(f"images must be of one kind: {name} is None for some of them")
-                continue
-            tensor.view(-1, window)[slots] = new.unsqueeze(1)
+        tensors, replaced = self.flat(), others.flat()
+        if different := sorted(tensors.keys() ^ replaced.keys()):
+            raise ValueError(f"images must be of one kind: {different[0]} is None for some of them")
+        for name, tensor in tensors.items():
+            tensor.view(-1, window)[slots] = replaced[name].unsqueeze(1)
 
-    def _by_name(self) -> dict[str, Tensor | None]:
-        own = {"cfg_weight": self.cfg_weight, "temperature": self.temperature}
-        return {**own, "top_k": self.top_k, "top_p": self.top_p, **self.contrast}
+
+_OWN = tuple(each.name for each in fields(SamplingTensors))[2:]  # all but `method` and `contrast`
 
 
 @dataclass(frozen=True)

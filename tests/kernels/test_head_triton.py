@@ -236,8 +236,7 @@ def test_operator_is_what_torch_expects(params):
     each = SamplingTensors.repeat(params, len(seeds), hidden)
     arguments = (
         hidden, head.norm_weight, head.norm_eps, head.code_weight, head.code_bias, head.proj_weight, head.proj_bias,
-        each.method, " ".join(each.contrast), list(each.contrast.values()), each.cfg_weight, each.temperature, each.top_k,
-        each.top_p, seeds, seeds + 3, True,
+        each.method, " ".join(each.flat()), list(each.flat().values()), seeds, seeds + 3, True,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.janus_dola.sample_codes.default, arguments)
 
