@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from janus_dola.arguments import import_extra
+from janus_dola.arguments import import_extra, one_line
 from janus_dola.images.recipe import read_recipe
 
 Scorer = Callable[[Sequence[Image.Image], Sequence[str]], list[float]]
@@ -16,33 +16,25 @@ _ENDINGS = {".jpg", ".png", ".webp"}
 
 
 def scores_of(folder: Path, scorer: Scorer) -> Iterator[tuple[Path, str, float]]:
-    """Yields path, prompt and score for each image below a folder that carries a recipe, by name.
-
-    Other pictures, such as layer maps, are passed over.
-
-    Raises:
-        ValueError: no image carries a recipe.
-    """
-    images = ((path, prompt) for path in sorted(folder.rglob("*")) if (prompt := _prompt_of(path)) is not None)
+    """Yields path, prompt and score for each image below a folder that carries a recipe, by name; none is a ValueError."""
+    images = ((path, prompt) for path in sorted(folder.rglob("*")) if (prompt := _prompt(path)) is not None)
     part = list(islice(images, _BATCH_SIZE))
     if not part:
         raise ValueError(f"folder {folder} must hold images that carry a recipe, as janus-dola writes them, got none")
     while part:
+        paths, prompts = zip(*part, strict=True)
         pictures = []
-        for path, _ in part:
+        for path in paths:
             with Image.open(path) as image:
                 pictures.append(image.convert("RGB"))
-        prompts = [prompt for _, prompt in part]
-        for (path, prompt), score in zip(part, scorer(pictures, prompts), strict=True):
-            yield path, prompt, score
+        yield from zip(paths, prompts, scorer(pictures, prompts), strict=True)
         part = list(islice(images, _BATCH_SIZE))
 
 
-def _prompt_of(path: Path) -> str | None:
-    if path.suffix.lower() not in _ENDINGS:
-        return None
+def _prompt(path: Path) -> str | None:
+    """Returns the prompt in an image's recipe; None for other files, such as layer maps."""
     try:
-        return read_recipe(path).prompt
+        return read_recipe(path).prompt if path.suffix.lower() in _ENDINGS else None
     except ValueError:
         return None
 
@@ -52,20 +44,19 @@ def clip_scorer(model: str, device: str | torch.device) -> Scorer:
 
     Args:
         model: architecture and weights as open_clip names them, such as "ViT-L-14:openai"; weights may be a file.
-        device: where the model runs.
     Raises:
         ValueError: open_clip is not installed, there is no such model, or its weights cannot be loaded.
     """
     open_clip = import_extra("open_clip", "clip", "the CLIP score")
-    architecture, separator, weights = model.partition(":")
-    if not separator or not weights:
+    architecture, _, weights = model.partition(":")
+    if not weights:
         raise ValueError(f'clip must be ARCHITECTURE:WEIGHTS, such as "ViT-L-14:openai", got {model!r}')
     if architecture not in open_clip.list_models():
         raise ValueError(f"clip must name an architecture of open_clip, got {architecture!r}")
     try:
         network, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=weights, device=device)
     except Exception as error:  # whatever hub, network or file raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = one_line(error)
         raise ValueError(f"clip weights {weights!r} for {architecture!r} could not be loaded: {reason}") from error
     tokenize = open_clip.get_tokenizer(architecture)
     network.eval()

@@ -7,7 +7,6 @@ GenEval: Ghosh, Hajishirzi and Schmidt, NeurIPS 2023, https://github.com/djghosh
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,11 +21,7 @@ KEYS = {"tag": str, "include": list, "prompt": str}  # in a line of evaluation_m
 
 
 def place_for(folder: Path, index: int, k: int, metadata: Mapping[str, Any]) -> Path:
-    """Returns the path where the scorer looks for image k of prompt `index`; makes its folder, and writes the metadata.
-
-    Args:
-        metadata: has the `KEYS`.
-    """
+    """Returns where the scorer looks for image k of prompt `index`; writes metadata, with the `KEYS`, into its folder."""
     prompt_folder = folder / f"{index:05}"
     (prompt_folder / "samples").mkdir(parents=True, exist_ok=True)
     if k == 0:
@@ -46,12 +41,10 @@ class LaidOut:
 def lay_out(outdir: Path, folder: Path) -> LaidOut:
     """Copies a batch run's images, with the recipe that each carries, to where GenEval's scorer looks for them.
 
-    Args:
-        outdir: the folder of a run that drew GenEval's prompts with the format png.
-        folder: must be empty or not there.
     Raises:
         OSError: `outdir` holds no manifest, or `folder` cannot be written to.
-        ValueError: the run drew other prompts or another format, or `folder` is not empty; nothing is written then.
+        ValueError: the run in `outdir` drew other prompts than GenEval's or another format than png, or `folder` is not
+            empty; nothing is written then.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"outdir {folder} must be empty, got {next(folder.iterdir()).name!r} in it")
@@ -59,14 +52,11 @@ def lay_out(outdir: Path, folder: Path) -> LaidOut:
         entries = {entry["image"]: entry for line in file if (entry := checked(line)) is not None}
     for entry in entries.values():
         _check(outdir, entry)
-    prompts, images = set[int](), 0
-    for entry in entries.values():
-        if entry["file"] in unchanged(outdir, entry):
-            metadata = {**entry["extra"], "prompt": entry["prompt"]}
-            shutil.copyfile(outdir / entry["file"], place_for(folder, entry["index"], entry["k"], metadata))
-            prompts.add(entry["index"])
-            images += 1
-    return LaidOut(len(prompts), images, len(entries) - images)
+    copied = [entry for entry in entries.values() if entry["file"] in unchanged(outdir, entry)]
+    for entry in copied:
+        metadata = {**entry["extra"], "prompt": entry["prompt"]}
+        shutil.copyfile(outdir / entry["file"], place_for(folder, entry["index"], entry["k"], metadata))
+    return LaidOut(len({entry["index"] for entry in copied}), len(copied), len(entries) - len(copied))
 
 
 def _check(outdir: Path, entry: Entry) -> None:
@@ -76,6 +66,6 @@ def _check(outdir: Path, entry: Entry) -> None:
             f"folder {outdir} must hold a batch run of GenEval's evaluation_metadata.jsonl, but prompt {entry['index']} "
             f"has no tag and include"
         )
-    ending = os.path.splitext(entry["file"] or ".png")[1]
+    ending = Path(entry["file"] or "failed.png").suffix
     if ending != ".png":
         raise ValueError(f"folder {outdir} must hold images of the format png, which GenEval reads, got {ending[1:]}")

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from janus_dola.batch import RunSettings, run_batch
+from janus_dola.batch.folder import with_checksum
+from janus_dola.batch.manifest import MANIFEST
 from janus_dola.cli import app as cli
 from janus_dola.images.recipe import read_recipe
 from tests.geneval_scorer import walk
@@ -69,6 +71,15 @@ def test_an_image_that_is_not_as_it_was_drawn_is_left_out_and_counted(call, draw
     assert out.startswith("5 images of 3 prompts")
     assert "1 images are missing" in err
     assert [path.name for path in (tmp_path / "out/00001/samples").iterdir()] == ["00001.png"]
+
+
+def test_an_image_that_failed_is_left_out_and_counted(call, draw, tmp_path):
+    drawn = draw()
+    first, *others = (drawn / MANIFEST).read_bytes().splitlines(keepends=True)
+    failed = json.dumps(with_checksum({**json.loads(first), "file": None, "map": None, "error": "out of memory"}))
+    (drawn / MANIFEST).write_bytes(failed.encode() + b"\n" + b"".join(others))
+    status, out, err = call("geneval", drawn, "--outdir", tmp_path / "out")
+    assert (status, out.startswith("5 images of 3 prompts"), "1 images are missing" in err) == (1, True, True)
 
 
 def test_what_geneval_cannot_read_is_refused_in_one_line(call, draw, tmp_path):
