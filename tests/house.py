@@ -38,7 +38,7 @@ ROOMS = (
 EMPTY_NAMES = frozenset({"found", "told", "wanted", "asked"})
 _VERBS = """
     Accepts Adapts Adds Admits Advances Allocates Answer Answers Appends Applies Asks Attends Begins Bounds Builds
-    Calls Cancels Captures Carries Casts Checks Chooses Clamps Closes Collects Combines Compares Compiles Computes
+    Calls Cancels Captures Carries Casts Changes Checks Chooses Clamps Closes Collects Combines Compares Compiles Computes
     Concatenates Connects Contrasts Converts Copies Corrects Counts Creates Cuts Decides Declares Decodes Deletes
     Describes Discards Divides Downloads Draw Draws Drops Embeds Encodes Ends Enlarges Escapes Estimates Evolves
     Expands Fails Feeds Fetches Fills Finds Finishes Fits Formats Frames Gathers Generates Gives Groups Guesses Guides

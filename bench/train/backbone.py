@@ -30,7 +30,7 @@ from bench.mini.pictures import IMAGE_SIZE, Scene, draw, random_caption, random_
 from bench.train.image_tokenizer import HIDDEN, VQ_CONFIG, encode
 from bench.train.tokenizer import BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE, build_tokenizer
 from janus_dola.models import adapt
-from janus_dola.models.families.janus_prompts import SpecialTokens, prompt_ids, special_tokens, unconditional
+from janus_dola.models.families.janus_prompts import JanusPrompts
 
 BLOCKS, HEADS, INTERMEDIATE = 8, 6, 512
 GUIDANCE = (1.0, 7.0)
@@ -59,7 +59,7 @@ def build_model(tokenizer, vq: JanusVQVAE) -> JanusForConditionalGeneration:
         model.model.generation_embeddings.weight.copy_(vq.quantize.embedding.weight * 3)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        guidance_scale=5.0, generation_kwargs={"boi_token_id": special_tokens(tokenizer).begin_of_image},
+        guidance_scale=5.0, generation_kwargs={"boi_token_id": JanusPrompts(tokenizer).special.begin_of_image},
     )  # fmt: skip
     return model
 
@@ -77,14 +77,14 @@ def codes_of_pictures(vq: JanusVQVAE, count: int, rng: random.Random) -> tuple[l
     return scenes, torch.cat(codes)
 
 
-def guided_rows(prompts: list[list[int]], special: SpecialTokens) -> tuple[Tensor, Tensor]:
+def guided_rows(prompts: list[list[int]], framing: JanusPrompts) -> tuple[Tensor, Tensor]:
     """Returns conditional rows of prompts of B different lengths, then unconditional ones, padded on the left.
 
     Returns:
         [2B, S] token ids, and [2B, S] bool, False in the padding.
     """
-    rows = [torch.tensor(row) for row in (*prompts, *(unconditional(row, special) for row in prompts))]
-    token_ids = pad_sequence(rows, batch_first=True, padding_value=special.pad, padding_side="left")
+    rows = [torch.tensor(row) for row in (*prompts, *(framing.rows(row).unconditional for row in prompts))]
+    token_ids = pad_sequence(rows, batch_first=True, padding_value=framing.special.pad, padding_side="left")
     attended = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left").bool()
     return token_ids, attended
 
@@ -112,7 +112,7 @@ def train_backbone(
     if start is not None:
         model.load_state_dict(JanusForConditionalGeneration.from_pretrained(start, dtype=torch.float32).state_dict())
     image_model = adapt(model)
-    special = special_tokens(tokenizer)
+    framing = JanusPrompts(tokenizer)
     started = time.time()
     scenes, codes = codes_of_pictures(vq, pictures, rng)
     print(
@@ -134,9 +134,9 @@ def train_backbone(
         prompts = []
         for text in (random_caption(scenes[i], rng) for i in chosen):
             if text not in known:
-                known[text] = prompt_ids(text, tokenizer, special)
+                known[text] = framing.ids(text)
             prompts.append(known[text])
-        prompt_tokens, attended = guided_rows(prompts, special)
+        prompt_tokens, attended = guided_rows(prompts, framing)
         attended = torch.cat([attended, torch.ones(len(attended), 63, dtype=torch.bool)], 1).long()
         targets = codes[chosen]
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -31,7 +31,7 @@ from janus_dola import JanusDoLa
 from janus_dola.arguments import MINI
 from janus_dola.models import adapt
 from janus_dola.models.checkpoint.load import load
-from janus_dola.models.families.janus_prompts import question_ids, special_tokens
+from janus_dola.models.families.janus_prompts import JanusPrompts
 from janus_dola.text.vision_pixels import pixels
 
 CHOICES = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES, "background": tuple(BACKGROUNDS)}
@@ -142,11 +142,11 @@ def main(
     rng = random.Random(0)
     model = build(old)
     image_model = adapt(model)
-    special = special_tokens(tokenizer)
+    prompts = JanusPrompts(tokenizer)
     started = time.time()
     scenes, seen = pictures(model, count, rng, tokenizer)
     print(f"{len(scenes)} pictures, {time.time() - started:.0f} s", flush=True)
-    questions = [question_ids(question, 1, image_model.image_tokens, tokenizer, special) for question in QUESTIONS]
+    questions = [prompts.question_ids(question, 1, image_model.image_tokens) for question in QUESTIONS]
     answers = {text: tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in map(caption, scenes)}
     for name, weight in model.named_parameters():
         weight.requires_grad_(name.startswith(TRAINED))

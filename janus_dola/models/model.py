@@ -29,19 +29,10 @@ class Prompts(Protocol):
     """Turns words into token ids, with one tokenizer."""
 
     def ids(self, prompt: str) -> list[int]:
-        """Returns a prompt's row, up to where the first code is drawn.
-
-        Raises:
-            ValueError: the prompt, or the tokenizer, cannot be used.
-        """
+        """Returns a prompt's row, up to where the first code is drawn. A prompt that cannot be used is a ValueError."""
 
     def rows(self, ids: list[int], negative: list[int] | None = None) -> PromptRows:
-        """Returns an image's two rows, which may differ in length.
-
-        Args:
-            ids: the prompt's row.
-            negative: a negative prompt's row; None takes the model's own unconditional row.
-        """
+        """Returns an image's two rows: a prompt's, and a negative prompt's or else the model's own unconditional row."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +99,8 @@ class ImageModel:
     read_head: Callable[[], Head]  # the weights of the head stage, as they are now
     code_modules: tuple[nn.Module, ...]  # the modules that embed codes
     embed_codes: Callable[[Tensor], Tensor]  # rows of the code table [R] to the embeddings [R, D] that are fed next
-    code_weights: Callable[
-        [], list[Tensor] | None
-    ]  # all tensors that `embed_codes` reads; None where it has more than tensors
+    # All tensors that `embed_codes` reads; None where it has more than tensors.
+    code_weights: Callable[[], list[Tensor] | None]
     to_pixels: Callable[[Tensor], Tensor]  # [B, T] codes to [B, 3, H, W] pixels, in [-1, 1] but for overshoot
     raster: Raster
     image_size: tuple[int, int]  # width and height, in pixels
@@ -119,11 +109,7 @@ class ImageModel:
 
     @property
     def head(self) -> Head:
-        """Returns the head stage's weights, as they are now.
-
-        Raises:
-            ValueError: a linear has no plain weight, such as with an adapter or in 8 bits.
-        """
+        """Returns the head stage's weights, as they are now. A linear with an adapter or in 8 bits is a ValueError."""
         return self.read_head()
 
     @property
@@ -179,9 +165,8 @@ class Family:
     check_config: Callable[[Any], None]
     # The config from a checkpoint's folder and its config.json; None where that is transformers' own format.
     read_config: Callable[[Path, dict[str, Any]], PretrainedConfig] | None = None
-    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = (
-        dict  # a checkpoint's tensors, by the names in `model_class`
-    )
+    # A checkpoint's tensors, by the names in `model_class`.
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
     unused: re.Pattern[str] = re.compile(COMPUTED_BUFFERS)  # names of tensors in checkpoints that are left out
     packed: tuple[str, ...] = ()  # linears that are packed beside the blocks', in float16 on a CPU
     # What a loaded tokenizer or model still lacks, because the format keeps it elsewhere.
@@ -190,12 +175,8 @@ class Family:
 
     def recognises(self, model: PreTrainedModel) -> bool:
         """Tells whether a model has this family's members."""
-        return all(_has(model, member) for member in self.members)
-
-
-def _has(model: PreTrainedModel, member: str) -> bool:
-    try:
-        attrgetter(member)(model)
-    except AttributeError:
-        return False
-    return True
+        try:
+            attrgetter(*self.members)(model)
+        except AttributeError:
+            return False
+        return True

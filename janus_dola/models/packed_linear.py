@@ -13,9 +13,9 @@ class PackedLinear(nn.Module):
 
     bias: Tensor | None
 
-    def __init__(self, packed: PackedHalf, bias: Tensor | None, first: int, outputs: int) -> None:
+    def __init__(self, packed: PackedHalf, bias: Tensor | None, outputs: slice) -> None:
         super().__init__()
-        self.packed, self._outputs = packed, slice(first, first + outputs)
+        self.packed, self._outputs = packed, outputs
         self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -25,17 +25,15 @@ class PackedLinear(nn.Module):
 
     def unpacked(self) -> nn.Linear:
         """Returns a plain Linear with the same weight, in float16."""
-        weight = self.packed.unpack()[self._outputs].clone()
-        outputs, inputs = weight.shape
-        linear = nn.Linear(inputs, outputs, bias=self.bias is not None, dtype=weight.dtype, device="meta")
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-        if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias.to(weight.dtype), requires_grad=False)
-        return linear
+        weights = self.state_dict()
+        outputs, inputs = weights["weight"].shape
+        linear = nn.Linear(inputs, outputs, bias=self.bias is not None, device="meta")
+        linear.load_state_dict(weights, assign=True)
+        return linear.half().requires_grad_(False)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         """Saves a plain Linear's tensors, so that what is saved is a checkpoint."""
-        destination[prefix + "weight"] = self.packed.unpack()[self._outputs]
+        destination[prefix + "weight"] = self.packed.unpack()[self._outputs].clone()
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias
 
@@ -48,9 +46,9 @@ def pack(parent: nn.Module, *names: str) -> None:
     packed = PackedHalf(torch.cat([linear.weight for linear in linears]))
     first = 0
     for name, linear in zip(names, linears, strict=True):
-        outputs = len(linear.weight)
-        setattr(parent, name, PackedLinear(packed, linear.bias, first, outputs))
-        first += outputs
+        end = first + len(linear.weight)
+        setattr(parent, name, PackedLinear(packed, linear.bias, slice(first, end)))
+        first = end
 
 
 def unpack(model: nn.Module) -> None:

@@ -31,11 +31,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Returns a floating dtype by name ("float32", "bfloat16", "float16"; also "fp32", "bf16", "fp16") or itself.
-
-    Raises:
-        ValueError: it is neither such a name nor such a dtype.
-    """
+    """Returns a floating dtype by its `DtypeName` or itself; anything else is a ValueError."""
     names = dict(zip(get_args(DtypeName), 2 * (torch.float32, torch.bfloat16, torch.float16), strict=True))
     parsed = names.get(dtype) if isinstance(dtype, str) else dtype
     if parsed is None or parsed not in names.values():
@@ -44,50 +40,37 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def parse_device(device: str | torch.device) -> torch.device:
-    """Returns a device by name ("cpu", "cuda", "cuda:1", "mps") or itself.
-
-    Raises:
-        ValueError: this torch has no such device.
-    """
+    """Returns a device by name ("cpu", "cuda", "cuda:1", "mps") or itself; one that is not here is a ValueError."""
     try:
         parsed = torch.device(device)
         torch.empty(0, device=parsed)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise ValueError(f"device must be one that is here, got {str(device)!r}: {_devices_here()}") from error
+        names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available():
+            names.append("mps")
+        sees = ", ".join(names)
+        if len(names) == 1:
+            lacks = "finds no GPU" if torch.version.cuda or torch.version.hip else "is built without CUDA"
+            sees = f"cpu alone, as it {lacks}"
+        raise ValueError(
+            f"device must be one that is here, got {str(device)!r}: torch {torch.__version__} sees {sees}"
+        ) from error
     return parsed
-
-
-def _devices_here() -> str:
-    """Says which devices this torch sees."""
-    names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        names.append("mps")
-    if len(names) > 1:
-        return f"torch {torch.__version__} sees {', '.join(names)}"
-    lacks = "finds no GPU" if torch.version.cuda or torch.version.hip else "is built without CUDA"
-    return f"torch {torch.__version__} sees cpu alone, as it {lacks}"
 
 
 def device_and_dtype(
     device: str | torch.device | None, dtype: str | torch.dtype | None
 ) -> tuple[torch.device, torch.dtype]:
-    """Returns what a model is loaded to: None is a GPU where there is one, and the dtype of `default_dtype`.
-
-    Raises:
-        ValueError: the dtype is unknown, or the device is not there.
-    """
-    chosen = parse_device(device) if device is not None else default_device()
-    return chosen, parse_dtype(dtype) if dtype is not None else default_dtype(chosen)
+    """Returns the device and dtype that a model is loaded to; None is the default of this machine, and of the device."""
+    chosen = default_device() if device is None else parse_device(device)
+    return chosen, default_dtype(chosen) if dtype is None else parse_dtype(dtype)
 
 
 def pack_for_cpu(model: Any) -> None:
     """Packs the blocks and what else its family packs, in place, if a model lies in float16 on a CPU whose torch can.
 
     The rest becomes float32. Weights are held once: as each is packed, the plain one goes. Elsewhere (ARM) the model stays
-    as it is, and its products are torch's own in float16.
-
-    Raises:
-        ValueError: a weight is not finite in float16.
+    as it is, and its products are torch's own in float16. A weight that is not finite in float16 is a ValueError.
     """
     if model.device.type != "cpu" or model.dtype != torch.float16 or not can_pack():
         return
@@ -112,12 +95,7 @@ def check_name(how: str | None) -> None:
 
 
 def check_quantization(how: str | None) -> None:
-    """Checks a quantisation before a model is loaded for nothing.
-
-    Raises:
-        ValueError: there is no such quantisation.
-        ImportError: torchao is not installed.
-    """
+    """Raises ValueError where there is no such quantisation, and ImportError where torchao is not installed."""
     check_name(how)
     if how is not None and importlib.util.find_spec("torchao") is None:
         raise ImportError(f"quantize={how!r} needs torchao: pip install 'janus-dola[quantize]'")
@@ -126,11 +104,8 @@ def check_quantization(how: str | None) -> None:
 def quantize_blocks(image_model: ImageModel, how: Quantization) -> None:
     """Stores the blocks' linear weights in 8 bits, in place; embeddings, final norm and image head stay as they are.
 
-    Products are still computed in the model's dtype. On a GPU it pays with launch="compile" only, which makes the
-    conversion part of the product.
-
-    Args:
-        how: "int8" (one scale per output) or "fp8" (e4m3, likewise).
+    There is one scale per output; "fp8" is e4m3. Products are still computed in the model's dtype. On a GPU it pays with
+    launch="compile" only, which makes the conversion part of the product.
     """
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
@@ -140,11 +115,8 @@ def quantize_blocks(image_model: ImageModel, how: Quantization) -> None:
 def move_model(
     model: nn.Module, image_model: ImageModel, device: str | torch.device | None, dtype: str | torch.dtype | None
 ) -> None:
-    """Moves a model; packed weights are plain afterwards.
+    """Moves a model, which `image_model` is taken from; None keeps its device or dtype. Packed weights are plain afterwards.
 
-    Args:
-        image_model: the model taken apart, before it moves.
-        device, dtype: None keeps what it has.
     Raises:
         ValueError: there is no such device or dtype, or weights in 8 bits shall have another dtype; nothing has moved then.
     """

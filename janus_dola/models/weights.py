@@ -4,7 +4,7 @@ Nothing is held twice: where matrices are multiplied as one, the modules' own pa
 update in place is seen. What was copied or computed from parameters is compared with them, and made anew where they changed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -70,11 +70,12 @@ class WeightReader:
     def read(self) -> Weights:
         """Returns the weights as they are now. Fuses the model's matrices that are multiplied as one (`fuse_in_place`).
 
-        Raises:
-            ValueError: the model has parts that a step written out on tensors would leave out.
+        A part of the model that a step written out on tensors would leave out is a ValueError.
         """
         image_model = self._image_model
-        _refuse_offloaded(image_model)
+        modules = (image_model.backbone, *image_model.image_head, *image_model.code_modules)
+        if any(weight.is_meta for module in modules for weight in module.parameters()):
+            raise ValueError("model must be on one device as a whole, got weights that are offloaded (device 'meta')")
         blocks = tuple(_block_weights(block, index) for index, block in enumerate(image_model.blocks))
         return Weights(blocks, self._rotary_table(), image_model.head, self._table())
 
@@ -123,18 +124,6 @@ def _addresses(thing: object) -> list[object]:
     return [thing]
 
 
-def _refuse_offloaded(image_model: ImageModel) -> None:
-    modules = [
-        image_model.final_norm,
-        image_model.embed_text,
-        *image_model.image_head,
-        *image_model.code_modules,
-        *image_model.blocks,
-    ]
-    if any(weight.is_meta for module in modules for weight in module.parameters()):
-        raise ValueError("model must be on one device as a whole, got weights that are offloaded (device 'meta')")
-
-
 def _block_weights(block: Any, index: int) -> BlockWeights:
     for name, expected in _MEMBERS.items():
         module = block.get_submodule(name)
@@ -148,7 +137,14 @@ def _block_weights(block: Any, index: int) -> BlockWeights:
     attention, mlp = block.self_attn, block.mlp
     norms = block.input_layernorm, block.post_attention_layernorm
     for module in (block, attention, mlp, *norms):
-        _refuse_changed(module, index)
+        # What changes results without changing weights would be left out in silence.
+        if any(getattr(hook, "__module__", "") not in _ONLY_LOOK for hook in _hooks(module)) or _has_own_forward(
+            module
+        ):
+            raise ValueError(
+                f"block {index} of the language model must have no forward hooks and no forward of its own, "
+                f"got a changed {type(module).__name__}; remove what was put there before drawing"
+            )
     x = torch.linspace(-3, 3, 13)
     if not torch.allclose(mlp.act_fn(x), nn.functional.silu(x), atol=1e-6):
         raise ValueError(f"hidden_act of the language model must be silu, got {mlp.act_fn}")
@@ -167,38 +163,24 @@ def _block_weights(block: Any, index: int) -> BlockWeights:
     )
 
 
-def _refuse_changed(module: nn.Module, index: int) -> None:
-    """Refuses what changes a module's results without changing its weights: it would be left out in silence."""
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    foreign = [hook for hook in hooks if getattr(hook, "__module__", "") not in _ONLY_LOOK]
-    if foreign or _has_own_forward(module):
-        raise ValueError(
-            f"block {index} of the language model must have no forward hooks and no forward of its own, "
-            f"got a changed {type(module).__name__}; remove what was put there before drawing"
-        )
-
-
 def weight_of(linear: Any) -> Tensor | PackedHalf:
-    """Returns the weight that a Linear in the image head multiplies with, as it lies in memory.
-
-    Raises:
-        ValueError: it has no plain weight.
-    """
-    if not is_plain(linear) and not isinstance(linear, PackedLinear):
+    """Returns the weight that a Linear in the image head multiplies with, as it lies in memory; else raises ValueError."""
+    if isinstance(linear, PackedLinear):
+        return linear.packed
+    if not _is_plain(linear):
         raise ValueError(
             f"the image head must be made of plain linears, got {type(linear).__module__}.{type(linear).__name__}; "
             "merge adapters into their weights first (merge_and_unload)"
         )
-    return linear.packed if isinstance(linear, PackedLinear) else linear.weight.detach()
+    return linear.weight.detach()
 
 
-def is_plain(linear: nn.Module) -> bool:
+def _is_plain(linear: nn.Module) -> bool:
     """Tells whether a module is a Linear that its weights describe: no adapter, 8 bits, hooks or forward of its own."""
     return (
         type(linear) is nn.Linear
         and type(linear.weight) is nn.Parameter  # weights in 8 bits have classes of their own
-        and not linear._forward_hooks
-        and not linear._forward_pre_hooks
+        and not _hooks(linear)
         and not _has_own_forward(linear)
     )
 
@@ -207,10 +189,13 @@ def is_as_published(module: nn.Module) -> bool:
     """Tells whether a module computes what its class does, with its own weights: no adapter and no hook changes it."""
     return all(
         type(each).__module__.startswith(("torch.nn", "transformers.", "janus."))  # not an adapter's
-        and not each._forward_hooks
-        and not each._forward_pre_hooks
+        and not _hooks(each)
         for each in module.modules()
     )
+
+
+def _hooks(module: nn.Module) -> list[Callable]:
+    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
 
 
 def _has_own_forward(module: nn.Module) -> bool:
@@ -220,16 +205,14 @@ def _has_own_forward(module: nn.Module) -> bool:
 
 
 def _product(*linears: Any) -> Product:
-    if isinstance(linears[0], PackedLinear):  # packed together with the others
-        biases = [linear.bias for linear in linears]
-        return Matrix(linears[0].packed, None if biases[0] is None else torch.cat(biases))
-    if not all(map(is_plain, linears)):
-        return Modules(linears)
-    weights = [linear.weight for linear in linears]
-    biases = [linear.bias for linear in linears]
-    if any((bias is None) != (biases[0] is None) for bias in biases):
-        return Modules(linears)
-    return Matrix(fuse_in_place(weights), None if biases[0] is None else fuse_in_place(biases))
+    biases = [linear.bias for linear in linears if getattr(linear, "bias", None) is not None]
+    if len(biases) in (0, len(linears)):
+        if isinstance(linears[0], PackedLinear):  # packed together with the others
+            return Matrix(linears[0].packed, torch.cat(biases) if biases else None)
+        if all(map(_is_plain, linears)):
+            weights = [linear.weight for linear in linears]
+            return Matrix(fuse_in_place(weights), fuse_in_place(biases) if biases else None)
+    return Modules(linears)
 
 
 def fuse_in_place(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -27,10 +27,7 @@ def check_words(name: str, words: str) -> None:
 def spelled_out(words: str, tokenizer: PreTrainedTokenizerBase, framing: Set[str] = frozenset()) -> Iterator[str]:
     """Cuts words after the first character of each special token in them, so that it is tokenized as plain text.
 
-    Args:
-        framing: further tokens to cut, where the tokenizer has them.
-    Returns:
-        the pieces, which together are the words.
+    The tokens in `framing` are cut, too, where the tokenizer has them. All pieces together are the words.
     """
     names = _special_names(tokenizer, len(tokenizer), frozenset(framing))
     cuts = [0, *(match.start() + 1 for match in names.finditer(words)), len(words)]
@@ -46,11 +43,7 @@ def _special_names(tokenizer: PreTrainedTokenizerBase, tokens: int, framing: fro
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    """Returns a special token's id.
-
-    Raises:
-        ValueError: the tokenizer does not have it.
-    """
+    """Returns a special token's id; one that the tokenizer does not have is a ValueError."""
     number = tokenizer.get_vocab().get(token)
     if number is None:
         raise ValueError(f"tokenizer must have the special token {token!r}; is it the tokenizer of this model?")
@@ -58,11 +51,7 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
 
 
 def named_token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
-    """Returns the id that the tokenizer gives to `bos_token` or `pad_token`.
-
-    Raises:
-        ValueError: the tokenizer has none.
-    """
+    """Returns the id that the tokenizer gives to `bos_token` or `pad_token`; none is a ValueError."""
     number = getattr(tokenizer, f"{name}_id")
     if number is None:
         raise ValueError(f"tokenizer must have a {name}; is it the tokenizer of this model?")

@@ -17,7 +17,7 @@ from transformers import (
 
 from janus_dola.arguments import integer, number, shown
 from janus_dola.contrasts import Contrast
-from janus_dola.models.families.janus_prompts import IMAGE_PLACEHOLDER, question_ids, special_tokens
+from janus_dola.models.families.janus_prompts import IMAGE_PLACEHOLDER, JanusPrompts
 from janus_dola.models.model import ImageModel
 from janus_dola.models.words import token_id
 from janus_dola.text.decode import dola_generate
@@ -59,8 +59,8 @@ class Answering:
             raise ValueError(
                 f"model must be a Janus to answer questions about pictures, got one of the family {image_model.family}"
             )
-        self._vision, special = image_model.vision, special_tokens(tokenizer)
-        ids = question_ids(question, len(pictures), image_model.image_tokens, tokenizer, special)
+        self._vision, prompts = image_model.vision, JanusPrompts(tokenizer)
+        ids = prompts.question_ids(question, len(pictures), image_model.image_tokens)
         room = image_model.config.max_position_embeddings - len(ids)
         if room < 1:
             raise ValueError(
@@ -75,9 +75,9 @@ class Answering:
             max_new_tokens=min(most, room),
             do_sample=temperature > 0,
             guidance_scale=1.0,  # a checkpoint's guidance is meant for drawing
-            bos_token_id=special.bos,
+            bos_token_id=prompts.special.bos,
             eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=special.pad,
+            pad_token_id=prompts.special.pad,
             **sampling,
         )
 

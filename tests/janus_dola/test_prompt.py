@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from janus_dola.models.families.janus_prompts import PAD, prompt_ids, special_tokens
+from janus_dola.models.families.janus_prompts import PAD, JanusPrompts
 
 PRO = "<|User|>: a red circle\n\n<|Assistant|>:<begin_of_image>"
 OLD = "User: a red circle\n\nAssistant:<begin_of_image>"
@@ -19,7 +19,7 @@ def tokenizer(mini):
 
 
 def ids_of(prompt, tokenizer):
-    return prompt_ids(prompt, tokenizer, special_tokens(tokenizer))
+    return JanusPrompts(tokenizer).ids(prompt)
 
 
 def whole(text, tokenizer):
@@ -125,7 +125,7 @@ def test_prompts_that_cannot_be_encoded(mini, prompt, message):
 @pytest.mark.parametrize("pad", [None, "<｜end▁of▁sentence｜>"])
 def test_the_pad_of_the_unconditional_row_is_not_the_tokenizers(mini, tokenizer, pad):
     tokenizer.pad_token = pad
-    assert special_tokens(tokenizer).pad == mini.tokenizer.get_vocab()[PAD]
+    assert JanusPrompts(tokenizer).special.pad == mini.tokenizer.get_vocab()[PAD]
 
 
 def test_a_tokenizer_without_the_tokens_of_janus_pro_gets_the_first_template(tokenizer):

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
 from janus_dola.models.checkpoint.reading import reading
-from janus_dola.models.checkpoint.weights_on_disk import holds_weights, read_weights
+from janus_dola.models.checkpoint.weights_on_disk import read_weights
 
 _SIGLIP_HEAD_SIZE = 64
 # The layouts of the published checkpoints, which are the defaults of transformers' classes; 16 x 16 pixels are one code.
@@ -51,20 +51,19 @@ _RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 
 
 def read_config(folder: Path, theirs: dict[str, Any]) -> JanusConfig:
-    """Returns the config for a checkpoint in DeepSeek's format. Without weights in the folder, its layout must be published.
+    """Turns `theirs`, which config.json holds, into transformers' config; without weights its layout must be published.
 
-    Args:
-        folder: may hold the weights, as `model.safetensors` or `pytorch_model.bin`, whole or in shards with an index.
-        theirs: what its `config.json` holds.
-    Raises:
-        UnreadableModelError: config or weights do not describe a Janus.
+    What does not describe a Janus is an UnreadableModelError.
     """
-    if holds_weights(folder):
+    try:
         weights = read_weights(folder)
-        with reading(folder / "config.json", "does not describe a Janus with these weights"):
-            return _config_with(theirs, weights)
-    with reading(folder / "config.json", "does not describe a published Janus, and there are no weights to look at"):
-        return _published_config(theirs)
+    except FileNotFoundError:
+        with reading(
+            folder / "config.json", "does not describe a published Janus, and there are no weights to look at"
+        ):
+            return _published_config(theirs)
+    with reading(folder / "config.json", "does not describe a Janus with these weights"):
+        return _config_with(theirs, weights)
 
 
 def rename(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -77,19 +76,13 @@ def rename(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
         if ".self_attn.qkv." in new_name:
             for part, piece in zip("qkv", weight.chunk(3), strict=True):
                 ours[new_name.replace(".qkv.", f".{part}_proj.")] = piece.contiguous()
-        elif new_name.endswith("position_embedding.weight"):
-            ours[new_name] = weight.squeeze(0)
         else:
-            ours[new_name] = weight
+            ours[new_name] = weight.squeeze(0) if new_name.endswith("position_embedding.weight") else weight
     return ours
 
 
 def _config_with(theirs: dict[str, Any], weights: dict[str, Tensor]) -> JanusConfig:
-    """Turns DeepSeek's config into transformers' JanusConfig; reads what theirs leaves out off the weights' shapes.
-
-    Raises:
-        ValueError: a weight is missing. What else is wrong with `theirs` raises as it comes.
-    """
+    """Reads what DeepSeek's config leaves out off the weights' shapes; what is wrong with either raises as it comes."""
 
     def shape(name: str) -> torch.Size:
         if name not in weights:
@@ -159,6 +152,5 @@ def _config(theirs: dict[str, Any], vision: JanusVisionConfig, image: JanusVQVAE
     if theirs["language_config"].get("model_type", "llama") != "llama":
         raise ValueError(f"its language model must be a llama, got {theirs['language_config']['model_type']!r}")
     text = LlamaConfig(**theirs["language_config"])
-    tied = theirs["language_config"].get("tie_word_embeddings", False)
-    text.tie_word_embeddings = tied
+    tied = text.tie_word_embeddings
     return JanusConfig(text_config=text, vision_config=vision, vq_config=image, tie_word_embeddings=tied)

@@ -4,15 +4,7 @@ from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import errors, snapshot_download
 from huggingface_hub.utils import validate_repo_id
 
 from janus_dola.arguments import MINI
@@ -22,10 +14,8 @@ _DESCRIPTION, _WEIGHTS = ["*.json", "*.jinja"], ["*.safetensors", "pytorch_model
 
 
 def resolve(model: str | Path, revision: str | None = None, weights: bool = True) -> Path:
-    """Returns a checkpoint's folder, downloaded first where `model` is on the hub.
+    """Returns a checkpoint's folder, downloaded first (without `weights`, its description only) where it is on the hub.
 
-    Args:
-        weights: whether to download the weights, too.
     Raises:
         FileNotFoundError: no checkpoint is there, or the hub cannot be asked for it.
         ValueError: a revision is given, and the model is no repository.
@@ -36,7 +26,13 @@ def resolve(model: str | Path, revision: str | None = None, weights: bool = True
     if str(model) == MINI:
         return Path(str(files("janus_dola.mini").joinpath("checkpoint")))
     if path.is_dir():
-        _check_folder(path)
+        if (path / "adapter_config.json").exists():
+            raise FileNotFoundError(
+                f"model folder {path} holds a PEFT adapter: merge it into its model first "
+                "(merge_and_unload(), then save_pretrained() into a folder without adapter_config.json)"
+            )
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"model folder {path} has no config.json{_if_gguf(path.iterdir())}")
         return path
     if path.exists():
         raise FileNotFoundError(f"model must be a folder with a checkpoint, got the file {path}{_if_gguf([path])}")
@@ -61,41 +57,32 @@ def public_name(model: str | Path) -> str:
 def _can_be_repository(model: str) -> bool:
     try:
         validate_repo_id(model)
-    except HFValidationError:
+    except errors.HFValidationError:
         return False
     return "/" in model and not model.startswith((".", "~"))
 
 
 def _why_not(error: Exception, model: str, revision: str | None) -> str:
     """Says in one line what went wrong with a repository, and what to do."""
-    if isinstance(error, GatedRepoError):  # which is a RepositoryNotFoundError, too
+    if isinstance(error, errors.GatedRepoError):  # which is a RepositoryNotFoundError, too
         return (
             f"model {model!r} is gated: ask for access on its page on the Hugging Face hub, then log in here "
             "(hf auth login, or the variable HF_TOKEN)"
         )
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return (
             f"model {model!r} is neither a folder here nor a repository on the Hugging Face hub that you may read; "
             "for a private one log in (hf auth login, or the variable HF_TOKEN)"
         )
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return f"model {model!r} has no revision {revision!r}"
-    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError | ConnectionError | TimeoutError):
+    offline = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    if isinstance(error, offline):
         return (
             f"model {model!r} is no folder here and was not downloaded before, and the Hugging Face hub cannot be reached: "
             f'connect (HF_HUB_OFFLINE must not be set), or draw with "{MINI}"'
         )
     return f"model {model!r} cannot be downloaded from the Hugging Face hub: {reason(error)}"
-
-
-def _check_folder(folder: Path) -> None:
-    if (folder / "adapter_config.json").exists():
-        raise FileNotFoundError(
-            f"model folder {folder} holds a PEFT adapter: merge it into its model first "
-            "(merge_and_unload(), then save_pretrained() into a folder without adapter_config.json)"
-        )
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"model folder {folder} has no config.json{_if_gguf(folder.iterdir())}")
 
 
 def _if_gguf(paths: Iterable[Path]) -> str:

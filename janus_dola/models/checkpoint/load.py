@@ -10,7 +10,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from janus_dola.models.checkpoint.hub import resolve
-from janus_dola.models.checkpoint.reading import UnreadableModelError, check_content, read_json, reading, reason
+from janus_dola.models.checkpoint.reading import UnreadableModelError, check_content, read_json, reading
 from janus_dola.models.checkpoint.weights_on_disk import check_weights, read_weights, report
 from janus_dola.models.families import family_of_checkpoint
 from janus_dola.models.model import Family
@@ -19,15 +19,7 @@ from janus_dola.models.storage import device_and_dtype
 _MOST_LAYERS = 1000  # in a model whose weights are not there to be counted
 _MOST_POSITIONS = 2**18  # published Januses have 2**14; their table of rotations takes 256 MB then
 _DEPTHS = ("num_hidden_layers", "depth", "num_res_blocks")  # in a config: how often a module is repeated
-_JSON_FILES = (
-    "generation_config",
-    "processor_config",
-    "special_tokens_map",
-    "added_tokens",
-    "tokenizer_config",
-    "tokenizer",
-    "config",
-)
+_OPTIONAL = "generation_config processor_config special_tokens_map added_tokens tokenizer_config tokenizer"  # .json
 
 
 def load(
@@ -56,13 +48,7 @@ def load(
 
 
 def load_skeleton(model: str | Path, revision: str | None = None) -> PreTrainedModel:
-    """Builds a model without weights, on the device "meta": enough to look at its layers and shapes.
-
-    Downloads no weights from a repository, and reads none in a folder.
-
-    Raises:
-        FileNotFoundError, ValueError: as for `load`.
-    """
+    """Builds a model on the device "meta", without downloading or reading weights; raises what `load` does."""
     return Checkpoint.open(resolve(model, revision, weights=False)).skeleton()
 
 
@@ -76,26 +62,17 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
-        """Reads the files that describe a model.
-
-        Raises:
-            UnreadableModelError: one of them is damaged.
-            ValueError: no family has such checkpoints.
-        """
-        files = {name: folder / f"{name}.json" for name in _JSON_FILES}
-        contents = {name: read_json(path) for name, path in files.items() if name == "config" or path.exists()}
+        """Reads the files that describe a model; a damaged one, or a model of no family here, is a ValueError."""
+        for path in (folder / f"{name}.json" for name in _OPTIONAL.split()):
+            if path.exists():
+                read_json(path)
         if (folder / "chat_template.jinja").exists():
             check_content(folder / "chat_template.jinja")
-        description = contents["config"]
+        description = read_json(folder / "config.json")
         return cls(folder, family_of_checkpoint(description.get("model_type")), description)
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Loads the tokenizer, exactly as `tokenizer.json` describes it, with the chat template of its processor.
-
-        Raises:
-            FileNotFoundError: there is none.
-            UnreadableModelError: it cannot be read.
-        """
+        """Loads the tokenizer, exactly as `tokenizer.json` describes it, with the chat template of its processor."""
         folder = self.folder
         if not (folder / "tokenizer.json").is_file():
             raise FileNotFoundError(
@@ -103,12 +80,9 @@ class Checkpoint:
                 "special_tokens_map.json from the checkpoint that the model was made from"
             )
         with reading(folder / "tokenizer.json", "cannot be loaded with the files beside it"):
-            try:
-                tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-                if not tokenizer("x", add_special_tokens=False)["input_ids"]:
-                    raise ValueError("it makes no tokens of a word")
-            except Exception as error:  # tokenizers raises nothing more specific
-                raise ValueError(reason(error)) from error
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+            if not tokenizer("x", add_special_tokens=False)["input_ids"]:
+                raise ValueError("it makes no tokens of a word")
         template = folder / "chat_template.json"  # where processors of transformers 4 kept it
         if tokenizer.chat_template is None and template.is_file():
             tokenizer.chat_template = read_json(template).get("chat_template")
@@ -116,21 +90,11 @@ class Checkpoint:
         return tokenizer
 
     def skeleton(self) -> PreTrainedModel:
-        """Builds the model on the device "meta".
-
-        Raises:
-            UnreadableModelError: config.json does not describe a model.
-        """
+        """Builds the model on the device "meta"."""
         return self._skeleton(self._config(), _MOST_LAYERS)
 
     def model(self, dtype: torch.dtype, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-        """Loads the weights, on the CPU.
-
-        Raises:
-            FileNotFoundError: there are no weights.
-            UnreadableModelError: a file is damaged, or the weights are not the model's, each and all, or the
-                tokenizer has more tokens than the model.
-        """
+        """Loads the weights, on the CPU. They must be the model's, each and all, and it must embed all tokens."""
         family, folder = self.family, self.folder
         stored, config = read_weights(folder), self._config()
         with reading(folder, "cannot be loaded"):

@@ -36,11 +36,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def holds_weights(folder: Path) -> bool:
-    """Tells whether a folder has weights, or an index to them."""
-    return any((folder / name).is_file() or (folder / f"{name}.index.json").is_file() for name in _WHOLE_FILES)
-
-
 def _files(folder: Path) -> dict[Path, set[str] | None]:
     """Returns each file with weights, and the names it must hold; None where there is no index."""
     for name in _WHOLE_FILES:
@@ -82,14 +77,9 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def check_weights(folder: Path, family: Family, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Compares weights with those a model has.
+    """Raises UnreadableModelError where weights, under a model's names, are missing, too many or have another shape.
 
-    Args:
-        folder, family: for the message.
-        model: its parameters may be on the device "meta"; if several share one tensor, one must be there.
-        weights: under the model's names.
-    Raises:
-        UnreadableModelError: some are missing, too many or have another shape; it names them.
+    The model may be on the device "meta". If several of its parameters share one tensor, one must be there.
     """
     names: dict[int, set[str]] = {}  # by tensor
     expected = model.state_dict(keep_vars=True)

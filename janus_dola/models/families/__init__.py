@@ -9,11 +9,7 @@ FAMILIES: tuple[Family, ...] = (janus.JANUS, janus.DEEPSEEK_JANUS, emu3.EMU3)
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    """Finds a model's family, by the modules that the model has.
-
-    Raises:
-        ValueError: the model belongs to no family here.
-    """
+    """Finds a model's family, by the modules that the model has; none is a ValueError."""
     for family in FAMILIES:
         if family.recognises(model):
             return family
@@ -22,13 +18,7 @@ def family_of(model: PreTrainedModel) -> Family:
 
 
 def family_of_checkpoint(model_type: object) -> Family:
-    """Finds a checkpoint's family.
-
-    Args:
-        model_type: what its config.json says.
-    Raises:
-        ValueError: no family here has such checkpoints.
-    """
+    """Finds a checkpoint's family, by the `model_type` in its config.json; none is a ValueError."""
     for family in FAMILIES:
         if family.model_type == model_type:
             return family
@@ -51,16 +41,10 @@ def adapt(model: PreTrainedModel) -> ImageModel:
             raise ValueError(f"model must have no adapter that adds tokens, got {model.active_peft_config.peft_type}")
         model = model.get_base_model()
     image_model = family_of(model).adapt(model)
-    _refuse_few_bits(image_model)
-    return image_model
-
-
-def _refuse_few_bits(image_model: ImageModel) -> None:
-    """Refuses an image head in few bits: bitsandbytes quantizes it, too, unless it is told to leave it out."""
-    for linear in image_model.image_head:
-        kind = type(linear)
+    for kind in map(type, image_model.image_head):  # bitsandbytes quantizes it, too, unless it is asked to leave it out
         if kind.__module__.startswith("bitsandbytes"):
             raise ValueError(
                 f"the image head must not be quantized, got {kind.__name__} of bitsandbytes: load the model with "
                 f"BitsAndBytesConfig(..., llm_int8_skip_modules={[image_model.head_name]})"
             )
+    return image_model

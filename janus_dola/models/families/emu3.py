@@ -91,12 +91,9 @@ def _raster(config: Emu3Config, pixels_per_code: int) -> Raster:
 
 
 def _check_config(config: Emu3Config) -> None:
-    vocabulary, codes = Emu3ImageVocabularyMapping(config.vocabulary_map or {}), config.vq_config.codebook_size
-    first, line_end, tokens = (
-        _first_code(vocabulary.img2bpe, codes),
-        vocabulary.eol_token_id,
-        config.text_config.vocab_size,
-    )
+    vocabulary = Emu3ImageVocabularyMapping(config.vocabulary_map or {})
+    codes, tokens = config.vq_config.codebook_size, config.text_config.vocab_size
+    first, line_end = _first_code(vocabulary.img2bpe, codes), vocabulary.eol_token_id
     if type(line_end) is not int or not 0 <= first <= tokens - codes or not 0 <= line_end < tokens:
         raise ValueError(
             f"vocabulary_map must have {codes} codes and the token that ends lines among {tokens} tokens, got codes from "
@@ -114,10 +111,7 @@ class _Emu3Prompts:
     """`Prompts` for an Emu3, as its authors frame them: bos, the words, and the image's size in codes.
 
     A negative prompt is framed likewise. The model's own unconditional row is a prompt's last token alone, as
-    transformers' guidance has it.
-
-    Raises:
-        ValueError: the tokenizer is not an Emu3 tokenizer.
+    transformers' guidance has it. A tokenizer that is not Emu3's is a ValueError.
     """
 
     def __init__(self, raster: Raster, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -126,13 +120,13 @@ class _Emu3Prompts:
         self._frame = [begin, *self._encode(f"{raster.rows}*{raster.columns}"), end]
 
     def ids(self, prompt: str) -> list[int]:
-        """Returns what `Prompts` says; names of special tokens among the words are plain text."""
+        """Returns a prompt's row; names of special tokens among the words are plain text."""
         check_words("prompts", prompt)
         words = [number for piece in spelled_out(prompt, self._tokenizer) for number in self._encode(piece)]
         return [self._bos, *words, *self._frame]
 
     def rows(self, ids: list[int], negative: list[int] | None = None) -> PromptRows:
-        """Returns what `Prompts` says."""
+        """Returns both rows, which mostly differ in length."""
         return PromptRows(ids, ids[-1:] if negative is None else negative)
 
     def _encode(self, text: str) -> list[int]:

@@ -13,14 +13,8 @@ from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedM
 
 from janus_dola.kernels.types import Head
 from janus_dola.models.checkpoint import deepseek
-from janus_dola.models.families.janus_prompts import (
-    IMAGE_PLACEHOLDER,
-    JanusPrompts,
-    set_chat_template,
-    special_tokens,
-)
+from janus_dola.models.families.janus_prompts import IMAGE_PLACEHOLDER, JanusPrompts, set_chat_template
 from janus_dola.models.model import COMPUTED_BUFFERS, Family, ImageModel, Raster, Vision
-from janus_dola.models.packed_linear import PackedLinear
 from janus_dola.models.weights import is_as_published, weight_of
 
 # In published checkpoints, and of no use: statistics of training DeepSeek's image tokenizer, and a pooling layer that Janus
@@ -34,7 +28,7 @@ _UNUSED = re.compile(
 def janus_model(
     family: str,
     backbone: Any,
-    image_head: tuple[nn.Linear | PackedLinear, nn.Module, nn.Linear | PackedLinear],
+    image_head: tuple[Any, nn.Module, Any],
     head_name: str,
     code_modules: tuple[nn.Module, nn.Module],
     to_pixels: Callable[[Tensor], Tensor],
@@ -42,17 +36,13 @@ def janus_model(
     image_size: int,
     vision: Vision,
 ) -> ImageModel:
-    """Takes a Janus apart.
+    """Takes a Janus apart; its `backbone` is a LlamaModel.
 
     Args:
-        backbone: the decoder without its text head, a LlamaModel.
-        image_head: Linear, activation, Linear.
-        head_name: the module that holds them, for messages.
+        image_head: Linear, activation, Linear; packed or plain.
         code_modules: embedding and aligner, which are applied to codes one after the other.
-        to_pixels: [B, T] codes to [B, 3, H, W] pixels.
-        side: codes per side of an image.
-        image_size: pixels per side.
-        vision: for questions about pictures.
+        side, image_size: codes per side, pixels per side.
+        family, head_name, to_pixels, vision: as in `ImageModel`.
     Raises:
         ValueError: the activation of the image head is not the exact GELU, the only one that Janus models use.
     """
@@ -61,8 +51,7 @@ def janus_model(
         raise ValueError(f"the image head's activation must be the exact GELU, got {activation}")
 
     def head() -> Head:
-        projection: Any = image_head[0]
-        codes: Any = image_head[2]
+        projection, codes = image_head[0], image_head[2]
         return Head(
             norm_weight=backbone.norm.weight.detach(),
             norm_eps=backbone.norm.variance_epsilon,
@@ -78,9 +67,8 @@ def janus_model(
         return codes
 
     def code_weights() -> list[Tensor] | None:
-        if not all(map(is_as_published, code_modules)):
-            return None
-        return [weight for module in code_modules for weight in module.parameters()]
+        weights: list[Tensor] = [weight for module in code_modules for weight in module.parameters()]
+        return weights if all(map(is_as_published, code_modules)) else None
 
     return ImageModel(
         family=family,
@@ -121,16 +109,14 @@ def _adapt_transformers(model: JanusForConditionalGeneration) -> ImageModel:
 
 def _adapt_deepseek(model: PreTrainedModel) -> ImageModel:
     head, vq = model.gen_head, model.gen_vision_model
-    params = model.config.vision_config.params
-    image_size = params["image_size"]
-    downsampling = 2 ** (len(vq.decoder.conv_blocks) - 1)
-    side = image_size // downsampling
+    image_size = model.config.vision_config.params["image_size"]
+    side = image_size // 2 ** (len(vq.decoder.conv_blocks) - 1)
 
     @cache
     def pixel_decoder() -> Callable[..., Tensor]:
         # Their decoder's upsampling returns bfloat16 unless it is given float32, so float16 weights would not fit it.
-        fitting = copy.deepcopy(vq).float() if _dtype(vq) == torch.float16 else vq
-        return fitting.decode_code
+        half = next(vq.parameters()).dtype == torch.float16
+        return (copy.deepcopy(vq).float() if half else vq).decode_code
 
     def to_pixels(codes: Tensor) -> Tensor:
         shape = [codes.shape[0], vq.quantize.e_dim, side, side]
@@ -149,10 +135,6 @@ def _adapt_deepseek(model: PreTrainedModel) -> ImageModel:
     )
 
 
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next(module.parameters()).dtype
-
-
 def _check_image_size(config: JanusConfig) -> None:
     vision, levels = config.vision_config, len(config.vq_config.channel_multiplier)
     side = vision.image_size // vision.patch_size  # in codes
@@ -165,7 +147,7 @@ def _check_image_size(config: JanusConfig) -> None:
 
 def _let_generate(model: JanusForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
     """Sets what transformers' own `generate(generation_mode="image")` looks up, and DeepSeek's format does not hold."""
-    special, generation = special_tokens(tokenizer), model.generation_config
+    special, generation = JanusPrompts(tokenizer).special, model.generation_config
     generation.bos_token_id, generation.pad_token_id = special.bos, special.pad
     generation.eos_token_id = tokenizer.eos_token_id
     generation.guidance_scale = 5.0
