@@ -43,12 +43,9 @@ def one_line(error: Exception, longest: int = 200) -> str:
 
 
 def integer(name: str, value: object, low: int, high: int, otherwise: str = "") -> int:
-    """Returns a value as an int; numpy's and torch's integers are valid, too.
+    """Returns a value as an int in low .. high; numpy's and torch's integers are valid, too.
 
-    Args:
-        otherwise: what else is allowed, in words that come before "an int".
-    Raises:
-        ValueError: the value is no integer in low .. high.
+    The error for others says what is allowed: `otherwise` an int.
     """
     try:
         whole = operator.index(value)  # type: ignore[arg-type]
@@ -60,13 +57,7 @@ def integer(name: str, value: object, low: int, high: int, otherwise: str = "") 
 
 
 def number(name: str, value: object, more: str = "") -> float:
-    """Returns a value as a float; ints and numpy's numbers are valid, too.
-
-    Args:
-        more: what else the caller demands, in words for the error.
-    Raises:
-        ValueError: the value is no finite number.
-    """
+    """Returns a finite number as a float; ints and numpy's are valid, too. The error adds what `more` the caller demands."""
     try:
         real = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -80,8 +71,9 @@ def several(values: object) -> list[object] | None:
     """Returns the elements of a sequence or array as a list, or None for a single value."""
     if isinstance(values, str | bytes):
         return None
-    is_several = isinstance(values, Sequence) or getattr(values, "ndim", 0) > 0
-    return list(values) if is_several else None  # type: ignore[call-overload]
+    if isinstance(values, Sequence) or getattr(values, "ndim", 0) > 0:
+        return list(values)  # type: ignore[call-overload]
+    return None
 
 
 def seeds_of(seed: object, images: int, sampler: str) -> list[int]:
@@ -106,11 +98,7 @@ def seeds_of(seed: object, images: int, sampler: str) -> list[int]:
 
 
 def strings(prompts: object) -> list[str]:
-    """Returns one string or several as a list.
-
-    Raises:
-        ValueError: there is none, or one is no string.
-    """
+    """Returns one string or several, at least one, as a list."""
     texts = list(iterable_of_strings(prompts))
     if not texts:
         raise ValueError("prompts must hold at least one string, got none")
@@ -121,11 +109,7 @@ def strings(prompts: object) -> list[str]:
 
 
 def iterable_of_strings(prompts: object) -> Iterable[str]:
-    """Returns prompts to iterate over; a single string becomes a list.
-
-    Raises:
-        ValueError: the prompts are a mapping or bytes, or cannot be iterated over.
-    """
+    """Returns prompts to iterate over; a single string becomes a list. Mappings and bytes are a ValueError."""
     if isinstance(prompts, str):
         return [prompts]
     if isinstance(prompts, Mapping | bytes) or not isinstance(prompts, Iterable):
@@ -134,25 +118,18 @@ def iterable_of_strings(prompts: object) -> Iterable[str]:
 
 
 def check_negative(prompt: str | None) -> str | None:
-    """Returns a negative prompt, or None if it is None or blank.
-
-    Raises:
-        ValueError: it is neither None nor a string.
-    """
+    """Returns a negative prompt, or None if it is None or blank."""
     if prompt is not None and not isinstance(prompt, str):
         raise ValueError(f"negative_prompt must be None or a string, got {prompt!r}")
     return prompt if prompt and prompt.strip() else None
 
 
 def check_window(window: Window, sampler: str = "gumbel") -> Window:
-    """Returns the window. With the sampler "multinomial", whose draws follow each other, it is always 1.
-
-    Raises:
-        ValueError: there is no such window, or the sampler does not allow it.
-    """
-    codes = window if window == "auto" else _one_of(WINDOWS, window)
-    if codes is None:
-        raise ValueError(f'window must be "auto" or one of {list(WINDOWS)}, got {window!r}')
+    """Returns a window that exists. With the sampler "multinomial", whose draws follow each other, it is always 1."""
+    try:
+        codes = window if window == "auto" else WINDOWS[WINDOWS.index(integer("window", window, 1, WINDOWS[-1]))]
+    except ValueError:
+        raise ValueError(f'window must be "auto" or one of {list(WINDOWS)}, got {window!r}') from None
     if sampler == "multinomial":
         if codes not in ("auto", 1):
             raise ValueError(f"window must be 1 with the sampler 'multinomial', got {window}")
@@ -161,20 +138,8 @@ def check_window(window: Window, sampler: str = "gumbel") -> Window:
 
 
 def check_max_images(max_images: int | None) -> int | None:
-    """Returns how many images may be drawn at once; None is as many as fit.
-
-    Raises:
-        ValueError: it is no number of images.
-    """
+    """Returns how many images may be drawn at once; None is as many as fit."""
     return None if max_images is None else integer("max_images", max_images, 1, MAX_PARALLEL_SIZE, "None or ")
-
-
-def _one_of(allowed: Sequence[int], value: object) -> int | None:
-    try:
-        whole = integer("", value, min(allowed), max(allowed))
-    except ValueError:
-        return None
-    return whole if whole in allowed else None
 
 
 def takes_engine(method: _Method) -> _Method:
@@ -190,14 +155,7 @@ def takes_engine(method: _Method) -> _Method:
 
 
 def import_extra(module: str, extra: str, what: str) -> ModuleType:
-    """Imports a module of an extra.
-
-    Args:
-        extra: the extra of janus-dola that installs the module.
-        what: what needs the module, for the error.
-    Raises:
-        ValueError: the module, or one that it imports, is not installed.
-    """
+    """Imports a module that an extra of janus-dola installs; if it is missing, the ValueError says `what` needs it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as missing:

@@ -1,5 +1,6 @@
 """Holds what drawing returns: images with their codes, what DoLa did at each code, and the recipe that draws them again."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,14 +67,8 @@ class DrawnImage:
 
     def layer_map(self) -> Image.Image:
         """Draws the image beside maps of the layer chosen at each code and of its JSD, with prompt, seed and settings."""
-        return layer_map(
-            self.image,
-            self.premature_layers,
-            self.jsd,
-            self.candidate_layers,
-            self.recipe.prompt,
-            self.recipe.summary(),
-        )
+        layers, chosen = self.candidate_layers, self.premature_layers
+        return layer_map(self.image, chosen, self.jsd, layers, self.recipe.prompt, self.recipe.summary())
 
     def __repr__(self) -> str:
         return (
@@ -111,12 +106,12 @@ class GenerationOutput:
     @cached_property
     def seeds(self) -> Tensor:
         """Returns the seed that draws each image again, [P, K] int64; -1 for torch's global generator."""
-        return torch.tensor([[each.seed for each in row] for row in self.drawn])
+        return self._stacked("seed")
 
     @cached_property
     def passes(self) -> Tensor:
         """Returns the model passes of each image after the prompt's, [P, K] int64; T - 1 if each decides one code."""
-        return torch.tensor([[each.passes for each in row] for row in self.drawn])
+        return self._stacked("passes")
 
     def save(self, folder: str | Path, image_format: ImageFormat = "png", overwrite: bool = False) -> list[Path]:
         """Writes every image with its recipe inside, as `{prompt index}_{words of the prompt}_p{k}.{format}`.
@@ -134,7 +129,7 @@ class GenerationOutput:
         """
         folder = Path(folder)
         files = []
-        for each in (each for row in self.drawn for each in row):
+        for each in itertools.chain(*self.drawn):
             fields = {"index": each.prompt, "words": each.recipe.prompt, "k": each.k}
             files.append((each, folder / file_name(fields, image_format)))
         refuse_existing([path for _, path in files], overwrite)
@@ -156,7 +151,7 @@ class GenerationOutput:
         )
 
     def _stacked(self, name: str) -> Tensor:
-        return torch.stack([torch.stack([getattr(each, name) for each in row]) for row in self.drawn])
+        return torch.stack([torch.stack([torch.as_tensor(getattr(each, name)) for each in row]) for row in self.drawn])
 
 
 def _sizes(drawn: DrawnImage) -> str:

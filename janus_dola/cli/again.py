@@ -7,20 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from janus_dola.arguments import MINI
-from janus_dola.cli.drawing import Output, draw_to_files
-from janus_dola.cli.options import (
-    Backend,
-    Compare,
-    Device,
-    Format,
-    Launch,
-    LayerMap,
-    Metadata,
-    OutDir,
-    Overwrite,
-    Revision,
-    machine_option,
-)
+from janus_dola.cli import options
+from janus_dola.cli.drawing import draw_to_files
 from janus_dola.images.files import name_beside
 
 if TYPE_CHECKING:
@@ -30,23 +18,23 @@ if TYPE_CHECKING:
 
 def again(
     image: Annotated[Path, typer.Argument(metavar="FILE", help="An image that janus-dola drew.")],
-    compare: Compare = False,
-    layer_map: LayerMap = False,
-    outdir: OutDir = Path("generated_samples"),
-    image_format: Format = "png",
-    metadata: Metadata = True,
-    overwrite: Overwrite = False,
+    compare: options.Compare = False,
+    layer_map: options.LayerMap = False,
+    outdir: options.OutDir = Path("generated_samples"),
+    image_format: options.Format = "png",
+    metadata: options.Metadata = True,
+    overwrite: options.Overwrite = False,
     model: Annotated[
         str | None,
-        machine_option(
-            help="The model's folder, if the image was drawn with one; the image holds only its name.",
+        options.machine_option(
+            help="The model's folder, if it was in one; the image holds only its name.",
             show_default="the image's model",
         ),
     ] = None,
-    revision: Revision = None,
-    device: Device = None,
-    backend: Backend = "auto",
-    launch: Launch = "auto",
+    revision: options.Revision = None,
+    device: options.Device = None,
+    backend: options.Backend = "auto",
+    launch: options.Launch = "auto",
 ) -> None:
     """Draw an image again, from the prompt, seed and settings that its file holds.
 
@@ -70,8 +58,8 @@ def again(
         is_baseline = compare and run.drawing.contrast is None
         return name_beside(image, "no-dola_again" if is_baseline else "again", image_format)
 
-    output = Output(outdir, overwrite, compare, layer_map)
-    draw_to_files([recipe.prompt], run, Compute(device, backend, launch), output, name)
+    compute = Compute(device, backend, launch)
+    draw_to_files([recipe.prompt], run, compute, name, outdir, overwrite, compare, layer_map)
 
 
 def _model_of(recipe: "Recipe", given: str | None) -> str:

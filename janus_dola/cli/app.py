@@ -70,9 +70,8 @@ for _command in _COMMANDS:
 
 def batch_alone() -> typer.Typer:
     """Returns the batch command as a command line of its own."""
-    alone = typer.Typer(
-        pretty_exceptions_enable=False, add_completion=False, context_settings=app.info.context_settings
-    )
+    settings = app.info.context_settings
+    alone = typer.Typer(pretty_exceptions_enable=False, add_completion=False, context_settings=settings)
     alone.command()(prepared(batch))
     return alone
 

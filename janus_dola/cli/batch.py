@@ -7,34 +7,14 @@ from typing import Annotated
 import typer
 
 from janus_dola.arguments import MINI
-from janus_dola.cli.options import (
-    Backend,
-    CodesPerPass,
-    Device,
-    Dtype,
-    Format,
-    Launch,
-    Metadata,
-    Model,
-    OutDir,
-    ParallelSize,
-    Quantize,
-    Revision,
-    Size,
-    drawn_option,
-    file_option,
-    machine_option,
-    parse_seed,
-    parse_window,
-    takes_settings,
-)
+from janus_dola.cli import options
 from janus_dola.cli.terminal import complain
 from janus_dola.settings import SETTINGS, DrawSettings
 
 _prompt_option = partial(typer.Option, rich_help_panel="Prompts")
 
 
-@takes_settings
+@options.takes_settings
 def batch(
     prompts: Annotated[
         str,
@@ -50,33 +30,33 @@ def batch(
     prompt_key: Annotated[
         str | None, _prompt_option(help="Key or column that holds the prompt.", show_default="prompt")
     ] = None,
-    outdir: OutDir = Path("out_dola"),
-    parallel_size: ParallelSize = 4,
+    outdir: options.OutDir = Path("out_dola"),
+    parallel_size: options.ParallelSize = 4,
     settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
     max_prompts: Annotated[
         int | None, _prompt_option(min=1, help="Draw only the first N prompts.", metavar="N", show_default="all")
     ] = None,
     seed: Annotated[
         str,
-        drawn_option(
+        options.drawn_option(
             help="Image n of the run, from 0, gets the seed SEED + n; random (or -1) takes the seed of the run in OUTDIR, "
             "or picks one."
         ),
     ] = "0",
-    backend: Backend = "auto",
-    launch: Launch = "auto",
-    window: CodesPerPass = "auto",
-    model: Model = MINI,
-    revision: Revision = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    size: Size = None,
-    image_format: Format = "jpg",
-    metadata: Metadata = True,
+    backend: options.Backend = "auto",
+    launch: options.Launch = "auto",
+    window: options.CodesPerPass = "auto",
+    model: options.Model = MINI,
+    revision: options.Revision = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
+    size: options.Size = None,
+    image_format: options.Format = "jpg",
+    metadata: options.Metadata = True,
     name_template: Annotated[
         str | None,
-        file_option(
+        options.file_option(
             help="File names, made from {words}, {id}, {index}, {k}, {number} and {seed}: for example {id}_p{k}.",
             show_default="{index}_{words}_p{k}",
         ),
@@ -85,18 +65,18 @@ def batch(
         bool, _prompt_option("--skip-bad", help="Record malformed prompts as failed, and draw the others.")
     ] = False,
     overwrite: Annotated[
-        bool, file_option("--overwrite", help="Replace what OUTDIR holds from other settings or prompts.")
+        bool, options.file_option("--overwrite", help="Replace what OUTDIR holds from other settings or prompts.")
     ] = False,
     batch_size: Annotated[
-        int | None, machine_option(help="Images drawn at once.", show_default="what fits into memory")
+        int | None, options.machine_option(help="Images drawn at once.", show_default="what fits into memory")
     ] = None,
     workers: Annotated[
         int | None,
-        machine_option(help="Number of Ray actors, each with a GPU or a CPU core.", show_default="this process alone"),
+        options.machine_option(help="Ray actors, each with a GPU or a CPU core.", show_default="this process alone"),
     ] = None,
     ray_address: Annotated[
         str | None,
-        machine_option(help="A Ray cluster: auto or HOST:PORT; starts one actor per GPU.", show_default="none"),
+        options.machine_option(help="A Ray cluster: auto or HOST:PORT; starts one actor per GPU.", show_default="none"),
     ] = None,
 ) -> None:
     """Draw thousands of prompts into a folder.
@@ -108,25 +88,17 @@ def batch(
     from janus_dola.batch.index_page import PAGE
     from janus_dola.batch.manifest import MANIFEST
 
-    base = parse_seed(seed, outdir)
+    base, codes = options.parse_seed(seed, outdir), options.parse_window(window)
     run = RunSettings(
-        model, settings, parallel_size, base, image_format, dtype, quantize, parse_window(window), metadata, name_template,
-        revision
-    )  # fmt: skip
+        model, settings, parallel_size, base, image_format, dtype, quantize, codes, metadata, name_template, revision
+    )
     compute = Compute(device, backend, launch, workers, ray_address, batch_size)
     summary = run_batch(
-        prompts,
-        outdir,
-        run,
-        compute,
-        prompt_key=prompt_key,
-        max_prompts=max_prompts,
-        skip_bad=skip_bad,
-        overwrite=overwrite,
-        progress=True,
-    )
-    there = summary.drawn + summary.kept
+        prompts, outdir, run, compute, prompt_key=prompt_key, max_prompts=max_prompts, skip_bad=skip_bad,
+        overwrite=overwrite, progress=True
+    )  # fmt: skip
     earlier = f" ({summary.kept} from earlier runs)" if summary.kept else ""
+    there = summary.drawn + summary.kept
     typer.echo(f"{there} images of {summary.prompts} prompts in {outdir}{earlier}; see {outdir / PAGE}")
     if summary.failed:
         complain(f"{summary.failed} failed: see the lines with an error in {outdir / MANIFEST}")

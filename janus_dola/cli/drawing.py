@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,61 +16,46 @@ if TYPE_CHECKING:
     from janus_dola.compute import Compute
 
 
-@dataclass(frozen=True)
-class Output:
-    """Which files a command writes.
-
-    Attributes:
-        folder: made if it is not there.
-        overwrite: whether files that exist are replaced.
-        compare: the baseline is drawn, too, from the same seeds.
-        layer_map: each image drawn with DoLa gets a map beside it.
-    """
-
-    folder: Path
-    overwrite: bool
-    compare: bool
-    layer_map: bool
-
-
 def draw_to_files(
     prompts: Sequence[str],
     run: "RunSettings",
     compute: "Compute",
-    output: Output,
     name: Callable[["RunSettings", int, int], str],
+    outdir: Path,
+    overwrite: bool,
+    compare: bool,
+    layer_map: bool,
 ) -> None:
     """Draws prompts, and prints each file when it is written. Nothing is loaded or drawn if a file would be in the way.
 
     Args:
         name: returns the file's name for settings, a prompt's index and the image's number among the prompt's images.
-    Raises:
-        FileExistsError: a file is there and may not be replaced.
-        ValueError: the model cannot draw with these settings.
+        compare: draws the baseline, too, from the same seeds.
+        layer_map: writes a map beside each image that is drawn with a contrast.
     """
     from janus_dola.images.recipe import encode_image
     from janus_dola.pipeline import JanusDoLa
 
-    if run.drawing.contrast is None and (output.compare or output.layer_map):
+    if run.drawing.contrast is None and (compare or layer_map):
         raise typer.BadParameter("--compare and --map are for images with a contrast, not for the baseline")
-    runs = [run, replace(run, drawing=replace(run.drawing, contrast=None))] if output.compare else [run]
+    runs = [run, replace(run, drawing=replace(run.drawing, contrast=None))] if compare else [run]
 
     def files(each: "RunSettings", index: int, k: int) -> list[Path]:
-        path = output.folder / name(each, index, k)
-        has_map = output.layer_map and each.drawing.contrast is not None
+        path = outdir / name(each, index, k)
+        has_map = layer_map and each.drawing.contrast is not None
         return [path, path.with_name(name_beside(path, "map", "png"))] if has_map else [path]
 
     def write(path: Path, content: bytes) -> None:
-        write_new(path, content, output.overwrite)
+        write_new(path, content, overwrite)
         typer.echo(path)
 
     numbers = [(index, k) for index in range(len(prompts)) for k in range(run.parallel_size)]
-    refuse_existing((path for each in runs for number in numbers for path in files(each, *number)), output.overwrite)
+    refuse_existing((path for each in runs for number in numbers for path in files(each, *number)), overwrite)
     JanusDoLa.check(
         run.model, compute.device, run.dtype, run.revision, run.quantize,
         settings=run.drawing, backend=compute.backend, launch=compute.launch, prompts=prompts
     )  # fmt: skip
-    make_folder(output.folder)
+    make_folder(outdir)
     hint_at_mini(run.model)
     pipe = JanusDoLa.from_pretrained(run.model, compute.device, run.dtype, run.revision, run.quantize)
     for each in runs:

@@ -15,10 +15,7 @@ _LONGEST, _LONGEST_VALUE = 120, 32  # bytes of all, characters of one
 def settings_named(values: Mapping[str, object], defaults: Mapping[str, object]) -> str:
     """Returns the options that decide what is drawn and differ from their defaults: "cfg-weight-3_no-dola".
 
-    Args:
-        values, defaults: all options of the command, by name.
-    Returns:
-        at most 120 bytes: a digest where the options are longer.
+    The text has at most 120 bytes: longer ones become a digest.
     """
     parts = []
     for name, default in defaults.items():
@@ -31,13 +28,9 @@ def settings_named(values: Mapping[str, object], defaults: Mapping[str, object])
         elif isinstance(value, bool):
             parts.append(option if value else f"no-{option}")
         else:
-            parts.append(f"{option}-{_plain(str(value))}")
+            plain = re.sub(r"[^\w.+-]+", "_", str(value))  # letters that every disk takes
+            parts.append(f"{option}-{plain[:_LONGEST_VALUE].strip('_')}")
     text = "_".join(parts)
     if len(text.encode()) <= _LONGEST:
         return text
     return f"settings-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
-
-
-def _plain(value: str) -> str:
-    """Returns the beginning of a text, in letters that every disk takes."""
-    return re.sub(r"[^\w.+-]+", "_", value)[:_LONGEST_VALUE].strip("_")

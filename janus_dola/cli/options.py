@@ -85,10 +85,7 @@ Size = Annotated[str | None, typer.Option("--size", "--width", "--height", hidde
 def parse_seed(text: str, outdir: Path | None = None) -> int:
     """Parses a seed; "random", or -1 as other programs send it, picks one, which images and manifests show.
 
-    Args:
-        outdir: a batch run's folder; a run that was begun there goes on with its seed instead of a random one.
-    Raises:
-        ValueError: the text is neither a number nor "random".
+    A batch run that was begun in `outdir` goes on with its seed instead of a random one.
     """
     if text in ("random", "-1"):
         from janus_dola.batch.run_settings import RunFile
@@ -102,11 +99,7 @@ def parse_seed(text: str, outdir: Path | None = None) -> int:
 
 
 def parse_window(text: str) -> Window:
-    """Parses a window: "auto" or a number of codes.
-
-    Raises:
-        ValueError: the text is neither, or there is no such window.
-    """
+    """Parses a window: "auto" or a number of codes; a ValueError tells which there are."""
     return check_window(cast(Window, number_or_text(text)))
 
 
@@ -141,8 +134,13 @@ def _with_options(
     @functools.wraps(command)
     def with_options(**arguments: Any) -> None:
         given = {option: arguments.pop(option) for option in options}
-        given = {option: value for option, value in given.items() if value is not None}
-        command(**{name: value(DrawSettings().changed(_parsed(given)))}, **arguments)
+        # A value that is parsed came as a word.
+        changes = {
+            option: parse(word) if (parse := options[option].parse) else word
+            for option, word in given.items()
+            if word is not None
+        }
+        command(**{name: value(DrawSettings().changed(changes))}, **arguments)
 
     with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -161,16 +159,6 @@ def _option(name: str, setting: Setting) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Annotated[kind | None, option]
     )
-
-
-def _parsed(given: dict[str, Any]) -> dict[str, Any]:
-    """Reads the values that are given as words.
-
-    Raises:
-        ValueError: words mean nothing.
-    """
-    parsers = {name: SETTINGS[name].parse for name in given}
-    return {name: parse(given[name]) if (parse := parsers[name]) else given[name] for name in given}
 
 
 def hint_at_mini(model: str) -> None:

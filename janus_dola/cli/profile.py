@@ -6,33 +6,25 @@ from typing import Annotated
 import typer
 
 from janus_dola.arguments import MAX_PARALLEL_SIZE, MINI
-from janus_dola.cli.options import (
-    Backend,
-    Device,
-    Dtype,
-    Launch,
-    Model,
-    Revision,
-    drawn_option,
-    file_option,
-    takes_settings,
-)
+from janus_dola.cli import options
 from janus_dola.settings import DrawSettings
 
 _PROMPT = "a large red circle on white"
 
 
-@takes_settings
+@options.takes_settings
 def profile(
-    model: Model = MINI,
-    revision: Revision = None,
-    parallel_size: Annotated[int, drawn_option(min=1, max=MAX_PARALLEL_SIZE, help="Images drawn at once.")] = 4,
+    model: options.Model = MINI,
+    revision: options.Revision = None,
+    parallel_size: Annotated[int, options.drawn_option(min=1, max=MAX_PARALLEL_SIZE, help="Images drawn at once.")] = 4,
     settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
-    backend: Backend = "auto",
-    launch: Launch = "auto",
-    device: Device = None,
-    dtype: Dtype = None,
-    trace: Annotated[Path, file_option(help="File for the timeline; ui.perfetto.dev opens it.")] = Path("pass.json"),
+    backend: options.Backend = "auto",
+    launch: options.Launch = "auto",
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    trace: Annotated[Path, options.file_option(help="File for the timeline; ui.perfetto.dev opens it.")] = Path(
+        "pass.json"
+    ),
 ) -> None:
     """Record one model pass: its ten most expensive operations, and a timeline."""
     from janus_dola.engine.profiling import profile_pass

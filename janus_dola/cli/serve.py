@@ -6,19 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from janus_dola.arguments import MAX_PARALLEL_SIZE, MINI, integer
-from janus_dola.cli.options import (
-    Backend,
-    Device,
-    Dtype,
-    Launch,
-    Model,
-    Quantize,
-    Revision,
-    hint_at_mini,
-    machine_option,
-    number_or_text,
-)
+from janus_dola.arguments import MAX_PARALLEL_SIZE, MINI, import_extra, integer
+from janus_dola.cli import options
 from janus_dola.cli.terminal import complain
 
 if TYPE_CHECKING:
@@ -29,14 +18,14 @@ _replica_option = partial(typer.Option, rich_help_panel="More than one engine")
 
 
 def serve(
-    model: Model = MINI,
-    revision: Revision = None,
+    model: options.Model = MINI,
+    revision: options.Revision = None,
     host: Annotated[
         str, _address_option(help="Address to listen at; 0.0.0.0 is every address of this machine.")
     ] = "127.0.0.1",
     port: Annotated[int, _address_option(min=0, max=65535, help="0 takes any free port.")] = 8000,
     slots: Annotated[
-        str, machine_option(help="Images drawn at once, at most; auto is as many as fit into memory.")
+        str, options.machine_option(help="Images drawn at once, at most; auto is as many as fit into memory.")
     ] = "auto",
     max_waiting: Annotated[
         int, _address_option(min=10, help="Images that may wait; requests for more are answered with 429.")
@@ -49,8 +38,7 @@ def serve(
     allow_origin: Annotated[
         list[str] | None,
         _address_option(
-            help="Origin of another site whose pages may send requests, such as https://example.org.",
-            show_default="none",
+            help="Another site whose pages may send requests, such as https://example.org.", show_default="none"
         ),
     ] = None,
     replicas: Annotated[
@@ -63,14 +51,13 @@ def serve(
         str | None,
         _replica_option(help="A Ray cluster: auto or HOST:PORT; starts one engine per GPU.", show_default="none"),
     ] = None,
-    backend: Backend = "auto",
-    launch: Launch = "auto",
-    device: Device = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
+    backend: options.Backend = "auto",
+    launch: options.Launch = "auto",
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
 ) -> None:
     """Serve images over HTTP to clients of OpenAI's images API, all drawn in one batch."""
-    from janus_dola.arguments import import_extra
     from janus_dola.pipeline import JanusDoLa
 
     for module in ("fastapi", "uvicorn", "prometheus_client"):
@@ -78,13 +65,14 @@ def serve(
     from janus_dola.serve.server import run_server
     from janus_dola.serve.service import ServerOptions
 
-    most = None if slots == "auto" else integer("slots", number_or_text(slots), 1, MAX_PARALLEL_SIZE, '"auto" or ')
+    limit = options.number_or_text(slots)
+    most = None if limit == "auto" else integer("slots", limit, 1, MAX_PARALLEL_SIZE, '"auto" or ')
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip()):
         raise ValueError("api_key must be printable ASCII, and not empty")
     if api_key is None and not _is_loopback(host):
         complain(f"warning: anybody who reaches {host} can draw; --api-key asks for a key")
-    hint_at_mini(model)
-    options = ServerOptions(
+    options.hint_at_mini(model)
+    server_options = ServerOptions(
         model, host, port, grace, api_key, tuple(allow_origin or ()), most, max_waiting, backend, launch
     )
 
@@ -92,7 +80,7 @@ def serve(
         return JanusDoLa.from_pretrained(model, device, dtype, revision, quantize)
 
     if replicas is None and ray_address is None:
-        run_server(options, load, complain)
+        run_server(server_options, load, complain)
         return
     import_extra("ray.serve", "replicas", "--replicas")
     from janus_dola.compute import Compute
@@ -100,7 +88,7 @@ def serve(
 
     if port == 0:
         raise ValueError("port must be 1 .. 65535 with --replicas, got 0")
-    run_replicas(Compute(device, workers=replicas, ray_address=ray_address), options, load, complain)
+    run_replicas(Compute(device, workers=replicas, ray_address=ray_address), server_options, load, complain)
 
 
 def _is_loopback(host: str) -> bool:

@@ -15,11 +15,7 @@ _BETWEEN = re.compile(r"[A-Za-z0-9_. -]{0,16}")  # with the longest fields a nam
 
 
 def check_template(template: str) -> None:
-    """Checks a template that a user wrote for file names.
-
-    Raises:
-        ValueError: it is no string, has no field or an unknown one, or has other text around the fields than allowed.
-    """
+    """Checks that a template for file names is a string with fields that exist, and with little text around them."""
     if not isinstance(template, str):
         raise ValueError(f"name_template must be None or a string, got {template!r}")
     fields, between = _FIELD.findall(template), _FIELD.sub("", template)
@@ -46,13 +42,12 @@ def file_name(
     """
     room = _CHARACTERS // max(1, sum(f"{{{name}}}" in template for name in _TEXTS))
     values = {name: stub(str(value), room) if name in _TEXTS else str(value) for name, value in fields.items()}
-    name = f"{template.format(**values)}.{image_format}"
-    excess = len(name.encode()) - longest
+    pattern = f"{template}.{image_format}"
+    excess = len(pattern.format(**values).encode()) - longest
     if excess > 0:
         words = values["words"].encode()
         values["words"] = words[: max(0, len(words) - excess)].decode(errors="ignore")
-        name = f"{template.format(**values)}.{image_format}"
-    return name
+    return pattern.format(**values)
 
 
 def name_beside(path: Path, more: str, image_format: ImageFormat) -> str:
@@ -66,18 +61,12 @@ def stub(text: str, length: int = _CHARACTERS) -> str:
 
 
 def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
-    """Raises FileExistsError if a path is taken, so that nothing is drawn in vain.
-
-    Args:
-        overwrite: whether files may be there; links and folders never may.
-    """
+    """Raises FileExistsError if a path is taken, so that nothing is drawn in vain; links and folders never may be there."""
     paths = list(paths)
-    links = [path for path in paths if path.is_symlink()]
-    if links:
-        raise FileExistsError(f"{links[0]} is a link, which is not followed: move it away, or take another folder")
-    folders = [path for path in paths if path.is_dir()]
-    if folders:
-        raise FileExistsError(f"{folders[0]} is a folder, and an image would have its name: take another folder")
+    if link := next(filter(Path.is_symlink, paths), None):
+        raise FileExistsError(f"{link} is a link, which is not followed: move it away, or take another folder")
+    if folder := next(filter(Path.is_dir, paths), None):
+        raise FileExistsError(f"{folder} is a folder, and an image would have its name: take another folder")
     there = [path for path in paths if path.exists()]
     if there and not overwrite:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
@@ -88,11 +77,7 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 def make_folder(outdir: Path) -> None:
-    """Makes the folder for the images if it is not there.
-
-    Raises:
-        ValueError: it cannot be made or written to.
-    """
+    """Makes the folder for the images if it is not there; one that cannot be made or written to is a ValueError."""
     try:
         outdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -102,12 +87,7 @@ def make_folder(outdir: Path) -> None:
 
 
 def write_new(path: Path, content: bytes, overwrite: bool) -> None:
-    """Writes a file.
-
-    Raises:
-        FileExistsError: the file is there, and `overwrite` is false.
-        OSError: the path is a link, or the disk refuses.
-    """
+    """Writes a file; an OSError if the path is a link, or if the file is there and `overwrite` is false."""
     flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if overwrite else os.O_EXCL)
     # Some systems have no O_NOFOLLOW or O_BINARY.
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)

@@ -5,6 +5,7 @@ colours follow logit(JSD / ln 2), on one scale for all images: equal steps of co
 99% to 99.9%.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -88,18 +89,20 @@ def layer_map(
     Returns:
         an RGB picture, 832 x 376 pixels, with a legend.
     """
-    panels = [("drawn", image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.NEAREST))]
+    chosen = diverged = Image.new("RGB", (_SIDE, _SIDE), (244, 244, 244))
     if layers:
         columns = columns_of(len(jsd), image)
         chosen = _grid([colour_of_layer(layer) for layer in premature_layers.tolist()], columns)
         diverged = _grid([heat(level) for level in level_of_jsd(jsd).tolist()], columns)
-        panels += [("layer contrasted with", chosen), ("its JSD from the final layer", diverged)]
     else:
-        panels += [("layer contrasted with", _no_contrast()), ("its JSD from the final layer", _no_contrast())]
+        centre = _SIDE // 2, _SIDE // 2
+        ImageDraw.Draw(chosen).text(centre, "no contrast", fill=_SOFT, font=font(16), anchor="mm")
+    drawn = image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+    panels = {"drawn": drawn, "layer contrasted with": chosen, "its JSD from the final layer": diverged}
     width, below = len(panels) * _SIDE + (len(panels) + 1) * _GAP, _TOP + _SIDE + 8
     sheet = Image.new("RGB", (width, below + 84), _PAPER)
     canvas = ImageDraw.Draw(sheet)
-    for i, (title, panel) in enumerate(panels):
+    for i, (title, panel) in enumerate(panels.items()):
         left = _GAP + i * (_SIDE + _GAP)
         canvas.text((left, 5), title, fill=_INK, font=font(14))
         sheet.paste(panel, (left, _TOP))
@@ -123,12 +126,8 @@ def small_map(premature_layers: Tensor, jsd: Tensor) -> Image.Image:
     """
     side = math.isqrt(len(jsd) - 1) + 1
     picture = Image.new("P", (2 * side, side))
-    picture.putpalette(
-        [
-            *(part for layer in range(128) for part in colour_of_layer(layer)),
-            *(part for level in range(128) for part in heat(level / 127)),
-        ]
-    )
+    palette = [*map(colour_of_layer, range(128)), *(heat(level / 127) for level in range(128))]
+    picture.putpalette(list(itertools.chain(*palette)))
     levels = (128 + (127 * level_of_jsd(jsd)).round()).to(premature_layers.dtype)
     for left, values in ((0, premature_layers.tolist()), (side, levels.tolist())):
         for code, value in enumerate(values):
@@ -141,12 +140,6 @@ def _grid(colours: list[Colour], columns: int) -> Image.Image:
     small = Image.new("RGB", (columns, len(colours) // columns))
     small.putdata(colours)
     return small.resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
-
-
-def _no_contrast() -> Image.Image:
-    panel = Image.new("RGB", (_SIDE, _SIDE), (244, 244, 244))
-    ImageDraw.Draw(panel).text((_SIDE // 2, _SIDE // 2), "no contrast", fill=_SOFT, font=font(16), anchor="mm")
-    return panel
 
 
 def _legend_of_layers(

@@ -27,20 +27,9 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 _MOST_BYTES, _MOST_PIXELS, _MOST_CHARACTERS = 2**26, 2**24, 2**20  # what is read: file, image, recipe
 # What Pillow raises for files that are not whole, or made to do harm.
 _FAULTS = (
-    Image.DecompressionBombError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
+    Image.DecompressionBombError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError,
+    RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,11 +56,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """Reads what `to_json` wrote.
-
-        Raises:
-            ValueError: the text is not a recipe.
-        """
+        """Reads what `to_json` wrote; other texts are a ValueError."""
         try:
             given = json.loads(text[: _MOST_CHARACTERS + 1])
         except (ValueError, RecursionError):
@@ -110,10 +95,7 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
 def encode_image(image: Image.Image, image_format: ImageFormat, recipe: Recipe | None) -> bytes:
     """Encodes an image with its recipe as the content of a file; the same bytes for the same image and recipe.
 
-    Args:
-        recipe: None writes no metadata.
-    Raises:
-        ValueError: another format than jpg, png or webp, or a recipe that is too long for it (JPEG: 64 kB).
+    A recipe that is too long for the format (JPEG: 64 kB) is a ValueError; None writes no metadata.
     """
     if image_format not in get_args(ImageFormat):
         raise ValueError(f"format must be one of {list(get_args(ImageFormat))}, got {image_format!r}")
@@ -128,26 +110,14 @@ def encode_image(image: Image.Image, image_format: ImageFormat, recipe: Recipe |
 
 
 def save_image(image: Image.Image, path: Path, recipe: Recipe | None, overwrite: bool = True) -> None:
-    """Writes an image with its recipe; the format follows from the ending of `path`: jpg, png or webp.
-
-    A link at its place is not followed.
-
-    Raises:
-        FileExistsError: a file is there, and `overwrite` is not set; or a link or a folder is.
-        ValueError: another ending, or as for `encode_image`.
-    """
+    """Writes an image with its recipe. The format follows from the ending of `path`; errors are as for `DrawnImage.save`."""
     content = encode_image(image, cast(ImageFormat, path.suffix[1:]), recipe)
     refuse_existing([path], overwrite)
     write_new(path, content, overwrite)
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Reads the recipe an image was drawn by.
-
-    Raises:
-        OSError: there is no such file, or it must not be read.
-        ValueError: the file is not an image, or carries no recipe.
-    """
+    """Reads the recipe an image was drawn by; a ValueError if the file is not an image or carries no recipe."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
         raise ValueError(f"{path} carries no recipe of janus-dola: it is no file of at most {_MOST_BYTES} bytes")

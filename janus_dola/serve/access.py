@@ -12,20 +12,13 @@ MAX_BODY = 64 * 1024  # bytes
 
 
 class BodyLimit:
-    """Refuses bodies of more than `MAX_BODY` bytes, whatever their header says.
-
-    Args:
-        app: the application behind it.
-    """
+    """Refuses bodies of more than `MAX_BODY` bytes, whatever their header says."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through, and counts the bytes that the application reads."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         read = 0
 
         async def counted() -> Message:
@@ -40,24 +33,17 @@ class BodyLimit:
 
 
 class KeyCheck:
-    """Asks clients for the server's key on every path under /v1 and on /metrics.
-
-    Args:
-        app: the application behind it.
-        key: clients send it as `Authorization: Bearer KEY`.
-    """
+    """Asks clients for the server's key, `Authorization: Bearer KEY`, on every path under /v1 and on /metrics."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self._app, self._header = app, f"Bearer {key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through, or answers it with 401."""
-        guarded = scope["type"] == "http" and (scope["path"].startswith("/v1") or scope["path"] == "/metrics")
-        if guarded:
+        answer = self._app
+        if scope["type"] == "http" and (scope["path"].startswith("/v1") or scope["path"] == "/metrics"):
             given = Headers(scope=scope).get("authorization", "").encode("latin-1")
             if not hmac.compare_digest(given, self._header):
                 message = "this server asks for its API key: Authorization: Bearer KEY"
                 answer = error_response(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-                await answer(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        await answer(scope, receive, send)

@@ -78,7 +78,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         loop = asyncio.get_running_loop()
         parsed = reader.read(body, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
         engine.ask(parsed.images)
-        writer = ResponseWriter(parsed, reader.size, reader.image_model.image_tokens, int(time.time()))
+        writer = ResponseWriter(parsed, reader.size, reader.image_model.image_tokens)
         pictures = _until_done(request, engine, parsed, events)
         if body.stream:
             return StreamingResponse(_streamed(pictures, writer), media_type="text/event-stream")
@@ -152,11 +152,7 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 async def _until_done(
     request: Request, engine: EngineThread, parsed: ParsedRequest, events: "asyncio.Queue[Event]"
 ) -> AsyncGenerator[PartialImage | FinishedImage, None]:
-    """Yields pictures until all images are drawn; however it ends, images that are not drawn by then are given up.
-
-    Raises:
-        ClientGoneError: the client closed its connection.
-    """
+    """Yields pictures until all images are drawn, or raises ClientGoneError; what is not drawn in the end is given up."""
     gone = asyncio.ensure_future(_gone(request))
     missing = len(parsed.images)
     try:
@@ -187,10 +183,8 @@ async def _streamed(
     try:
         async with aclosing(pictures):
             async for picture in pictures:
-                if isinstance(picture, PartialImage):
-                    yield await asyncio.to_thread(writer.partial, picture)
-                else:
-                    yield await asyncio.to_thread(writer.completed, picture)
+                write = writer.partial if isinstance(picture, PartialImage) else writer.completed
+                yield await asyncio.to_thread(write, picture)  # type: ignore[arg-type]
     except ClientGoneError:
         return
     except Exception as error:  # the status is already sent, so the error becomes an event

@@ -10,25 +10,17 @@ from janus_dola.arguments import shown
 
 
 def error_response(
-    status: int,
-    message: str,
-    param: str | None = None,
-    code: str | None = None,
-    headers: dict[str, str] | None = None,
+    status: int, message: str, param: str | None = None, code: str | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """Returns an answer that says what was wrong.
-
-    Args:
-        param: the field of the request that was wrong.
-        code: the kind of error, for programs.
-    """
+    """Returns an answer that says what was wrong: `param` is the request's field, `code` the kind of error for programs."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return JSONResponse(error_body(message, kind, param, code), status, headers)
 
 
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """Returns an error as JSON holds it."""
-    return {"error": {"message": _encodable(message), "type": kind, "param": param and _encodable(param), "code": code}}
+    """Returns an error as JSON holds it. What UTF-8 cannot write is escaped: a request may name half a character."""
+    texts = {"message": message, "type": kind, "param": param, "code": code}
+    return {"error": {name: text and text.encode(errors="backslashreplace").decode() for name, text in texts.items()}}
 
 
 def validation_response(error: RequestValidationError) -> JSONResponse:
@@ -43,7 +35,8 @@ def validation_response(error: RequestValidationError) -> JSONResponse:
     elif kind == "extra_forbidden":
         message = f"{name} is not known to this server: leave it out"
     else:  # each member of a union has an error of its own
-        allowed = dict.fromkeys(_allowed(each) for each in (first, *others) if _field(each) == field)
+        same = (each["msg"] for each in (first, *others) if _field(each) == field)
+        allowed = dict.fromkeys(re.sub("^[A-Z][a-z]+ should ", "", text) for text in same)
         message = f"{name} must {' or '.join(allowed)}, got {shown(first.get('input'))}"
     return error_response(400, message, field, "invalid_value")
 
@@ -51,12 +44,3 @@ def validation_response(error: RequestValidationError) -> JSONResponse:
 def _field(error: dict[str, Any]) -> str | None:
     place = [part for part in error["loc"] if part != "body"]
     return str(place[0]) if place else None
-
-
-def _allowed(error: dict[str, Any]) -> str:
-    return re.sub("^[A-Z][a-z]+ should ", "", error["msg"])
-
-
-def _encodable(text: str) -> str:
-    """Escapes what UTF-8 cannot write: JSON may name half a character."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -6,7 +6,6 @@ from importlib.resources import files
 from janus_dola.images.layer_map import colour_of_layer, css, css_ramp
 
 _LAYERS = 128  # as many as `small_map` can show
-_PLACE = "/*SERVER*/null"
 # The page loads nothing from elsewhere and sends nothing there, whatever a prompt or a model's name holds.
 HEADERS = {
     "Content-Security-Policy": (
@@ -21,4 +20,4 @@ def form_page(model: str, asks_for_key: bool) -> str:
     colours = [css(colour_of_layer(layer)) for layer in range(_LAYERS)]
     server = {"model": model, "asks_for_key": asks_for_key, "colours": colours, "ramp": css_ramp()}
     text = files("janus_dola.serve").joinpath("form_page.html").read_text(encoding="utf-8")
-    return text.replace(_PLACE, json.dumps(server).replace("<", "\\u003c"))
+    return text.replace("/*SERVER*/null", json.dumps(server).replace("<", "\\u003c"))

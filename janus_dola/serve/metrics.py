@@ -10,8 +10,7 @@ class Metrics:
     """Counts for one server, apart from other servers in the process."""
 
     def __init__(self) -> None:
-        registry = CollectorRegistry()
-        self._registry = registry
+        self._registry = registry = CollectorRegistry()
         self.requests = Counter("janus_requests", "Requests for images, by status.", ["status"], registry=registry)
         self.images = Counter("janus_images", "Images drawn.", registry=registry)
         self.failures = Counter("janus_failures", "Images that could not be drawn.", registry=registry)
@@ -31,12 +30,7 @@ class Metrics:
 
 
 class RequestCounter:
-    """Counts the answers on one path by status; 499 is a client that went away before its answer.
-
-    Args:
-        app: the application behind it.
-        path: the path whose answers are counted.
-    """
+    """Counts the answers on one path by status; 499 is a client that went away before its answer."""
 
     def __init__(self, app: ASGIApp, path: str, metrics: Metrics) -> None:
         self._app, self._path, self._metrics = app, path, metrics

@@ -42,11 +42,7 @@ class FairQueue(Generic[Item]):
         return len(self._waiting)
 
     def put(self, items: list[Item]) -> None:
-        """Adds all of them, or none.
-
-        Raises:
-            FullError: there is no room for all.
-        """
+        """Adds all items, or none: a FullError if there is no room for all."""
         with self._changed:
             if len(self._waiting) + len(items) > self.most:
                 raise FullError(f"{len(self._waiting)} images wait already, and at most {self.most} may")
@@ -55,8 +51,7 @@ class FairQueue(Generic[Item]):
     def put_back(self, items: list[Item]) -> None:
         """Adds items that were taken, before all others."""
         with self._changed:
-            later = self._waiting
-            self._waiting = []
+            later, self._waiting = self._waiting, []
             self._append(items)
             self._waiting += later
 
@@ -67,11 +62,7 @@ class FairQueue(Generic[Item]):
         self._changed.notify()
 
     def begin_turn(self) -> int:
-        """Waits for an image, and begins a turn that has the oldest image's kind.
-
-        Returns:
-            how many images it may draw so far; 0 once the queue is closed.
-        """
+        """Waits for an image, begins a turn of its kind, and counts what it may draw so far; 0 once the queue is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._closed:

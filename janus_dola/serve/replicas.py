@@ -22,12 +22,8 @@ _NAME = "janus-dola"
 def run_replicas(
     compute: Compute, options: ServerOptions, load: Callable[[], JanusDoLa], announce: Callable[[str], object]
 ) -> None:
-    """Serves until SIGTERM, then finishes the requests it has and takes no others.
+    """Does what `run_server` does with as many replicas as `compute` has workers; each loads the model.
 
-    Args:
-        compute: its workers are the replicas.
-        load: returns the model, on each replica.
-        announce: is given the line that says where the server listens.
     Raises:
         ValueError: the cluster is too small, or the address is not valid.
         ConnectionError: no Ray cluster answers there within seconds.

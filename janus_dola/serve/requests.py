@@ -11,7 +11,6 @@ from pydantic import ConfigDict, Field, create_model
 from janus_dola.arguments import MAX_SEED, ImageFormat
 from janus_dola.engine.jobs import Job
 from janus_dola.images.recipe import Recipe
-from janus_dola.models.model import PromptRows
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.engine_thread import Event, ImageRequest
 from janus_dola.settings import SETTINGS, DrawSettings, Setting
@@ -87,57 +86,39 @@ class ParsedRequest:
 
 
 class Reader:
-    """Turns requests into images to draw, for one model.
-
-    Args:
-        name: the model's name, as the server was started with it.
-    """
+    """Turns requests into images to draw, for one model with the name that the server was started with."""
 
     def __init__(self, pipe: JanusDoLa, name: str) -> None:
         self.pipe, self.image_model, self.name = pipe, pipe.image_model, name
         self._prompts = self.image_model.prompts(pipe.tokenizer)
         self._numbers = itertools.count()
         self.size = "{}x{}".format(*self.image_model.image_size)
-        self.longest = min(
-            MAX_PROMPT_TOKENS, self.image_model.config.max_position_embeddings - self.image_model.raster.length
-        )
+        positions = self.image_model.config.max_position_embeddings - self.image_model.raster.length
+        self.longest = min(MAX_PROMPT_TOKENS, positions)
 
     def read(self, body: ImagesRequest, tell: Callable[[Event], object]) -> ParsedRequest:
-        """Returns the images that a request asks for.
-
-        Raises:
-            InvalidError: a field has a value that this model cannot draw with.
-        """
+        """Returns the images that a request asks for; an InvalidError names a field that this model cannot draw with."""
         if body.model not in (None, self.name):
             raise InvalidError("model", f"model must be {self.name!r}, got {body.model!r}", 404, "model_not_found")
         if body.size not in (None, "auto", self.size):
-            raise InvalidError(
-                "size", f'size must be "auto" or "{self.size}", which the model draws, got {body.size!r}'
-            )
+            message = f'size must be "auto" or "{self.size}", which the model draws, got {body.size!r}'
+            raise InvalidError("size", message)
         if body.stream and body.response_format == "url":
             raise InvalidError("response_format", 'response_format must be "b64_json" with stream, got "url"')
         if body.partial_images and not body.stream:
             raise InvalidError("partial_images", f"partial_images must be 0 without stream, got {body.partial_images}")
         settings = self._settings(body)
-        rows = self._rows(body.prompt, settings.negative_prompt)
+        negative = settings.negative_prompt
+        ids = self._token_ids("prompt", body.prompt)
+        rows = self._prompts.rows(ids, None if negative is None else self._token_ids("negative_prompt", negative))
         layers = settings.layers_to_share(self.image_model.num_layers)
         params = settings.sampling_params(layers)
-        count = body.n or 1
         seed = random.randint(0, _MAX_RANDOM_SEED - MAX_IMAGES) if body.seed is None else body.seed
-        partials = body.partial_images or 0
-        pipe = self.pipe
-        recipe = Recipe(
-            pipe.model_name,
-            body.prompt,
-            seed,
-            settings,
-            pipe.image_model.stored_as,
-            pipe.quantize,
-            revision=pipe.revision,
-        )
-        jobs = [Job(next(self._numbers), 0, k, rows, seed + k, params) for k in range(count)]
+        pipe, dtype = self.pipe, self.image_model.stored_as
+        recipe = Recipe(pipe.model_name, body.prompt, seed, settings, dtype, pipe.quantize, revision=pipe.revision)
+        jobs = [Job(next(self._numbers), 0, k, rows, seed + k, params) for k in range(body.n or 1)]
         return ParsedRequest(
-            [ImageRequest(job, layers, partials, tell) for job in jobs],
+            [ImageRequest(job, layers, body.partial_images or 0, tell) for job in jobs],
             [replace(recipe, seed=job.seed) for job in jobs],
             "jpg" if body.output_format == "jpeg" else body.output_format or "png",
             len(rows.conditional),
@@ -151,18 +132,12 @@ class Reader:
         if layers != "auto" and not all(1 <= layer <= last for layer in layers):
             raise InvalidError("candidate_layers", f"candidate_layers must lie in 1 .. {last}, got {layers}")
         if isinstance(forced, int) and not 1 <= forced <= last:
-            raise InvalidError(
-                "premature_layer", f'premature_layer must lie in 1 .. {last}, or be "final", got {forced}'
-            )
+            message = f'premature_layer must lie in 1 .. {last}, or be "final", got {forced}'
+            raise InvalidError("premature_layer", message)
         try:
             return DrawSettings().changed(given)
         except ValueError as error:  # its text begins with the field's name
             raise InvalidError(str(error).partition(" ")[0], str(error)) from None
-
-    def _rows(self, prompt: str, negative: str | None) -> PromptRows:
-        ids = self._token_ids("prompt", prompt)
-        of_negative = None if negative is None else self._token_ids("negative_prompt", negative)
-        return self._prompts.rows(ids, of_negative)
 
     def _token_ids(self, field: str, prompt: str) -> list[int]:
         try:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,23 +13,15 @@ from janus_dola.serve.requests import ParsedRequest
 
 
 class ResponseWriter:
-    """Writes the answer to one request.
+    """Writes the answer to one request, for images of a size ("64x64") and a number of tokens each."""
 
-    Args:
-        size: the images' size, such as "64x64".
-        image_tokens: T, tokens per image.
-        created: when the request came, in seconds since 1970.
-    """
-
-    def __init__(self, request: ParsedRequest, size: str, image_tokens: int, created: int) -> None:
-        self._request, self._size, self._image_tokens, self._created = request, size, image_tokens, created
-        self._format = "jpeg" if request.image_format == "jpg" else request.image_format
+    def __init__(self, request: ParsedRequest, size: str, image_tokens: int) -> None:
+        self._request, self._size, self._image_tokens, self._created = request, size, image_tokens, int(time.time())
 
     def entry(self, image: FinishedImage, keep: Callable[[bytes, str], str] | None) -> dict[str, Any]:
         """Returns an image with its seed, its settings and what DoLa did.
 
-        Args:
-            keep: takes the file and its format, and returns a URL for it; None puts the file itself into the answer.
+        `keep` takes the file and its format, and returns a URL for it; None puts the file itself into the answer.
         """
         recipe = self._request.recipes[image.k]
         content = encode_image(image.picture, self._request.image_format, recipe)
@@ -64,13 +57,9 @@ class ResponseWriter:
         return event(kind, {"type": kind, **more, **self._common("created_at")})
 
     def _common(self, created: str) -> dict[str, Any]:
-        return {
-            created: self._created,
-            "size": self._size,
-            "quality": "auto",
-            "background": "opaque",
-            "output_format": self._format,
-        }
+        name = "jpeg" if self._request.image_format == "jpg" else self._request.image_format
+        same = {"quality": "auto", "background": "opaque", "output_format": name}
+        return {created: self._created, "size": self._size, **same}
 
     def _usage(self, images: int) -> dict[str, Any]:
         read, drawn = self._request.prompt_tokens, images * self._image_tokens

@@ -14,12 +14,7 @@ from janus_dola.serve.service import ServerOptions, Service
 def run_server(options: ServerOptions, load: Callable[[], JanusDoLa], announce: Callable[[str], object]) -> None:
     """Serves until SIGTERM, then finishes the requests it has and takes no others.
 
-    Args:
-        load: returns the model; the server is already up meanwhile.
-        announce: is given the line that says where the server listens.
-    Raises:
-        OSError: the server cannot listen at the address.
-        Exception: what `load` raised.
+    Raises what `load` raised, or an OSError if it cannot listen at the address. `announce` gets the line that says where.
     """
     server: uvicorn.Server
 

@@ -13,40 +13,25 @@ from janus_dola.serve.requests import Reader
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How a server listens, whom it answers, and how it draws.
+    """How a server listens, whom it answers, and how it draws."""
 
-    Attributes:
-        model: the model's name, as `JanusDoLa.from_pretrained` takes it.
-        host: address to listen at.
-        port: 0 takes any free port.
-        grace: seconds that requests have to finish in after SIGTERM.
-        api_key: key that clients must send; None asks for none.
-        allow_origin: origins of pages elsewhere that may send requests (CORS).
-        slots: images drawn at once, at most; None is as many as fit.
-        max_waiting: images that may wait.
-        backend, launch: as for `JanusDoLa.generate`.
-        urls: whether clients may ask for images by URL.
-    """
-
-    model: str
+    model: str  # as `JanusDoLa.from_pretrained` takes it
     host: str = "127.0.0.1"
-    port: int = 8000
-    grace: int = 60
-    api_key: str | None = None
-    allow_origin: Sequence[str] = ()
-    slots: int | None = None
-    max_waiting: int = 256
+    port: int = 8000  # 0 takes any free port
+    grace: int = 60  # seconds that requests have to finish in after SIGTERM
+    api_key: str | None = None  # clients must send it
+    allow_origin: Sequence[str] = ()  # pages elsewhere that may send requests (CORS)
+    slots: int | None = None  # images drawn at once, at most; None is as many as fit
+    max_waiting: int = 256  # images
     backend: str = "auto"
     launch: str = "auto"
-    urls: bool = True
+    urls: bool = True  # whether clients may ask for images by URL
 
 
 class Service:
     """Loads a model in a thread, then reads requests and draws with it.
 
-    Args:
-        load: returns the model.
-        on_failure: called in that thread if the model cannot be loaded; `failure` says why.
+    If it cannot be loaded, `failure` says why, and `on_failure` is called in that thread.
     """
 
     def __init__(
