@@ -148,7 +148,7 @@ class DoLaConfig(Contrast):
 
     candidate_layers: Literal["auto"] | Sequence[int] = about(
         "auto",
-        "layers to choose from, 1 .. N-1 in a model with N blocks (`janus-dola info` shows N): 2,4,6. "
+        "layers to choose from, 1 .. N-1 in a model with N blocks (`janus-dola info` shows N), such as 2,4,6; "
         "auto is N-8, N-6, N-4 and N-2.",
         parse=parse_layers,
     )
@@ -266,8 +266,8 @@ class SLEDConfig(Contrast):
     candidate_layers: Literal["auto"] | Sequence[int] = about(
         "auto", "layers that vote for codes; auto is 1 .. N-1.", parse=parse_layers
     )
-    evolution_rate: float = about(2.0, "how far logits move towards the votes; 0 moves none.")
-    evolution_scale: int = about(10, "how many codes can be drawn, the most probable ones; for images try 50 or more.")
+    evolution_rate: float = about(2.0, "how far logits move towards the layers' votes; 0 is not at all.")
+    evolution_scale: int = about(10, "only so many codes, the most probable, can be drawn; for images try 50 or more.")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidate_layers", check_layers(self.candidate_layers))

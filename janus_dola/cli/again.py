@@ -38,7 +38,7 @@ def again(
 ) -> None:
     """Draw an image again, from the prompt, seed and settings that its file holds.
 
-    Writes OUTDIR/NAME_again.png. --map shows what DoLa did, and --compare draws the baseline from the same seed.
+    Writes OUTDIR/NAME_again.png. --map shows what the contrast did, --compare draws the baseline from the same seed.
     """
     from janus_dola.batch import RunSettings
     from janus_dola.compute import Compute

@@ -25,7 +25,9 @@ def answer(
     max_new_tokens: Annotated[int, _answer_option(min=1, help="Tokens that the answer may have.")] = 256,
     temperature: Annotated[float, _answer_option(min=0, help="0 is greedy: the same answer each time.")] = 0.0,
     contrast: Contrast | None = DEFAULT_CONTRAST,
-    seed: Annotated[str, _answer_option(help="Used with a temperature above 0; random (or -1) picks one.")] = "0",
+    seed: Annotated[
+        str, _answer_option(metavar="N|random", help="Used with a temperature above 0; random picks one.")
+    ] = "0",
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:

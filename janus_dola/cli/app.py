@@ -50,7 +50,7 @@ def _janus_dola(
         bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show versions and exit.")
     ] = False,
 ) -> None:
-    """Draw images with DeepSeek Janus and DoLa decoding."""
+    """Draw images with DeepSeek Janus, and with decoding that contrasts its layers: DoLa or SLED."""
 
 
 def prepared(command: Callable[..., None]) -> Callable[..., None]:

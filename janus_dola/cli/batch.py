@@ -22,7 +22,7 @@ def batch(
             "--prompts",
             "--prompt-json",
             metavar="FILE",
-            help='.json: a list, or {"prompts": [...]}. .jsonl: one object per line with "prompt" and, optionally, id, '
+            help='.json: a list, or {"prompts": [...]}. .jsonl: one object per line with prompt and, optionally, id, '
             f"seed, parallel_size, {', '.join(SETTINGS)}. .csv, .tsv: the same as columns. "
             ".txt: one prompt per line. A folder: one .txt file per prompt. - reads stdin.",
         ),
@@ -39,8 +39,9 @@ def batch(
     seed: Annotated[
         str,
         options.drawn_option(
+            metavar="N|random",
             help="Image n of the run, from 0, gets the seed SEED + n; random (or -1) takes the seed of the run in OUTDIR, "
-            "or picks one."
+            "or picks one.",
         ),
     ] = "0",
     backend: options.Backend = "auto",
@@ -81,8 +82,9 @@ def batch(
 ) -> None:
     """Draw thousands of prompts into a folder.
 
-    Run the same command again to continue where it stopped. OUTDIR gets the images, manifest.jsonl with one line per image,
-    and index.html to look at them. The model fixes the size of its images.
+    Run the same command again to continue where it stopped. The model fixes the size of its images.
+
+    OUTDIR gets the images, manifest.jsonl with one line per image, and index.html, a page that shows them.
     """
     from janus_dola.batch import Compute, RunSettings, run_batch
     from janus_dola.batch.index_page import PAGE

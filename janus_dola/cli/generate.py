@@ -49,8 +49,9 @@ def generate(
 ) -> None:
     """Draw prompts, and print the files written.
 
-    A file name shows the prompt, the settings that are not the defaults, and the image's number. The model fixes the size
-    of its images. `janus-dola again FILE` draws an image again.
+    A file name shows the prompt, the settings that are not the defaults, and the image's number.
+
+    The model fixes the size of its images. `janus-dola again FILE` draws an image again.
     """
     from janus_dola.batch import RunSettings
     from janus_dola.compute import Compute

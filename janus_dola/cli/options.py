@@ -9,18 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from janus_dola.arguments import (
-    HINT_AT_MINI,
-    MINI,
-    BackendName,
-    DtypeName,
-    ImageFormat,
-    LaunchName,
-    Quantization,
-    Window,
-    WindowName,
-    check_window,
-)
+from janus_dola import arguments
 from janus_dola.settings import SETTINGS, DrawSettings, Setting
 
 # The panels of --help, and options in them.
@@ -40,14 +29,19 @@ Revision = Annotated[
 OutDir = Annotated[Path, file_option(help="Folder for the files; made if it is not there.")]
 ParallelSize = Annotated[int, drawn_option(help="Images per prompt.")]
 Seed = Annotated[int, drawn_option(help=f"{_SEEDS}.")]
-RandomSeed = Annotated[str, drawn_option("--seed", help=f"{_SEEDS}; random (or -1) picks SEED.")]
-Backend = Annotated[BackendName, machine_option(help="What computes the contrast of layers; triton needs a GPU.")]
-Launch = Annotated[
-    LaunchName, machine_option("--launch", help="How model passes are run; graph needs a GPU, compile starts slowly.")
+RandomSeed = Annotated[str, drawn_option("--seed", metavar="N|random", help=f"{_SEEDS}; random (or -1) picks SEED.")]
+Backend = Annotated[
+    arguments.BackendName, machine_option(help="What computes the contrast of layers; triton needs a GPU.")
 ]
-CodesPerPass = Annotated[WindowName, machine_option(help="Codes decided per pass; changes the speed, not the image.")]
+Launch = Annotated[
+    arguments.LaunchName,
+    machine_option("--launch", help="How model passes are run; graph needs a GPU, compile starts slowly."),
+]
+CodesPerPass = Annotated[
+    arguments.WindowName, machine_option(help="Codes decided per pass; changes the speed, not the image.")
+]
 Quantize = Annotated[
-    Quantization | None,
+    arguments.Quantization | None,
     machine_option(help="Store the blocks' weights in 8 bits; this changes some tokens.", show_default="no"),
 ]
 Device = Annotated[
@@ -57,7 +51,7 @@ Device = Annotated[
     ),
 ]
 Dtype = Annotated[
-    DtypeName | None,
+    arguments.DtypeName | None,
     machine_option(
         help="Number format of the weights; float16 is the fastest on a CPU.",
         show_default="float32 on a CPU, else bfloat16",
@@ -66,10 +60,10 @@ Dtype = Annotated[
 Metadata = Annotated[
     bool, file_option("--metadata/--no-metadata", help="Write prompt, model and settings into each image.")
 ]
-Format = Annotated[ImageFormat, file_option("--format", help="File format of the images.")]
+Format = Annotated[arguments.ImageFormat, file_option("--format", help="File format of the images.")]
 Overwrite = Annotated[bool, file_option("--overwrite", help="Replace files that exist.")]
 Compare = Annotated[bool, contrast_option("--compare", help="Also draw the baseline, from the same seeds.")]
-LayerMap = Annotated[bool, contrast_option("--map", help="Write a map of what DoLa did beside each image.")]
+LayerMap = Annotated[bool, contrast_option("--map", help="Write a map of what the contrast did beside each image.")]
 
 
 def _refuse_size(value: str | None) -> None:
@@ -98,9 +92,9 @@ def parse_seed(text: str, outdir: Path | None = None) -> int:
         raise ValueError(f'seed must be an integer, "random" or -1, got {text!r}') from None
 
 
-def parse_window(text: str) -> Window:
+def parse_window(text: str) -> arguments.Window:
     """Parses a window: "auto" or a number of codes; a ValueError tells which there are."""
-    return check_window(cast(Window, number_or_text(text)))
+    return arguments.check_window(cast(arguments.Window, number_or_text(text)))
 
 
 def number_or_text(text: str) -> int | str:
@@ -132,15 +126,15 @@ def _with_options(
         parameters += [parameter] if parameter.name != name else map(_option, options, options.values())
 
     @functools.wraps(command)
-    def with_options(**arguments: Any) -> None:
-        given = {option: arguments.pop(option) for option in options}
+    def with_options(**kwargs: Any) -> None:
+        given = {option: kwargs.pop(option) for option in options}
         # A value that is parsed came as a word.
         changes = {
             option: parse(word) if (parse := options[option].parse) else word
             for option, word in given.items()
             if word is not None
         }
-        command(**{name: value(DrawSettings().changed(changes))}, **arguments)
+        command(**{name: value(DrawSettings().changed(changes))}, **kwargs)
 
     with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -163,5 +157,5 @@ def _option(name: str, setting: Setting) -> inspect.Parameter:
 
 def hint_at_mini(model: str) -> None:
     """Says what the mini model can draw, if the model is "mini"."""
-    if model == MINI:
-        typer.echo(HINT_AT_MINI, err=True)
+    if model == arguments.MINI:
+        typer.echo(arguments.HINT_AT_MINI, err=True)

@@ -57,7 +57,7 @@ def serve(
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
 ) -> None:
-    """Serve images over HTTP to clients of OpenAI's images API, all drawn in one batch."""
+    """Serve images over HTTP to clients of OpenAI's images API; one batch draws the images of all requests."""
     from janus_dola.pipeline import JanusDoLa
 
     for module in ("fastapi", "uvicorn", "prometheus_client"):

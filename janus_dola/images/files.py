@@ -35,10 +35,8 @@ def file_name(
 ) -> str:
     """Returns the file name that a template makes from an image's fields, safe for any prompt on any disk.
 
-    Args:
-        fields: the values by name. From `words` (the prompt) and `id` a name keeps letters and digits.
-        template: as `check_template` allows it; it may have other fields, which must fit a name as they are.
-        longest: bytes that the name may have; `words` is cut where it is longer.
+    From `words` (the prompt) and `id` it keeps letters and digits, and cuts `words` where the name has more than `longest`
+    bytes. Fields that are not in `FIELDS` must fit a name as they are.
     """
     room = _CHARACTERS // max(1, sum(f"{{{name}}}" in template for name in _TEXTS))
     values = {name: stub(str(value), room) if name in _TEXTS else str(value) for name, value in fields.items()}

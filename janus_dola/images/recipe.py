@@ -104,8 +104,7 @@ def encode_image(image: Image.Image, image_format: ImageFormat, recipe: Recipe |
         exif[ExifTags.Base.ImageDescription] = recipe.to_json().encode("utf-8")
         exif[ExifTags.Base.Software] = "janus-dola"
     content = io.BytesIO()
-    name = "jpeg" if image_format == "jpg" else image_format
-    image.save(content, format=name, exif=exif, **_SAVE_OPTIONS[image_format])
+    image.save(content, format=image_format.replace("jpg", "jpeg"), exif=exif, **_SAVE_OPTIONS[image_format])
     return content.getvalue()
 
 

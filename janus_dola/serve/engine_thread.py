@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -56,23 +57,13 @@ Event = PartialImage | FinishedImage | FailedImage
 
 @dataclass(eq=False)
 class ImageRequest:
-    """An image that a client asks for.
+    """An image that a client asks for."""
 
-    Attributes:
-        job: the image; `k` counts the images of the client's request.
-        layers: read by the passes that draw it.
-        partials: how many partial pictures to send.
-        tell: called from another thread with each event; the last is a `FinishedImage` or a `FailedImage`.
-        given_up: the image is no longer needed; may be set at any time.
-        partials_sent: how many partial pictures are drawn.
-        arrived_at: when the request came, by `time.monotonic`.
-    """
-
-    job: Job
-    layers: tuple[int, ...]
-    partials: int
-    tell: Callable[[Event], object]
-    given_up: bool = False
+    job: Job  # `k` counts the images of the client's request
+    layers: tuple[int, ...]  # read by the passes that draw it
+    partials: int  # how many partial pictures to send
+    tell: Callable[[Event], object]  # gets each event in another thread; the last is no `PartialImage`
+    given_up: bool = False  # the image is no longer needed; may be set at any time
     partials_sent: int = 0
     arrived_at: float = field(default_factory=time.monotonic)
 
@@ -86,12 +77,9 @@ class EngineThread:
     """Draws the images that are put into its queue, until it is closed.
 
     Args:
-        engine: the model's.
         slots: images drawn at once, at most; None is as many as fit.
         longest: tokens of a prompt, at most.
         max_waiting: images that may wait.
-        metrics: kept up to date.
-        backend, launch: as for `JanusDoLa.generate`.
     """
 
     def __init__(
@@ -121,11 +109,7 @@ class EngineThread:
         return self.engine.fit(self.longest, self._slots)
 
     def ask(self, images: list[ImageRequest]) -> None:
-        """Puts images into the queue: all, or none.
-
-        Raises:
-            FullError: too many wait.
-        """
+        """Puts images into the queue: all, or none and a FullError if too many wait."""
         self.queue.put(images)
         self._metrics.waiting.set(len(self.queue))
 
@@ -158,18 +142,13 @@ class EngineThread:
                 out_of_memory = True
             except Exception as error:  # whatever it is, the turn's images are told, and the next turn begins
                 self._fail_all(live, error)
-            # Outside the except clause nothing holds on to the images' memory.
-            if out_of_memory:
-                self._begin_anew_with_fewer(live)
+            if out_of_memory:  # outside the except clause nothing holds on to the images' memory
+                try:
+                    self.engine.halve(self.most)
+                    self.queue.put_back(list(live.values()))
+                except torch.OutOfMemoryError as error:
+                    self._fail_all(live, error)
             self._busy += time.monotonic() - began
-
-    def _begin_anew_with_fewer(self, live: dict[Job, ImageRequest]) -> None:
-        try:
-            self.engine.halve(self.most)
-        except torch.OutOfMemoryError as error:
-            self._fail_all(live, error)
-        else:
-            self.queue.put_back(list(live.values()))
 
     def _turn(self, ready: int, live: dict[Job, ImageRequest]) -> None:
         first = self.queue.take()
@@ -185,7 +164,8 @@ class EngineThread:
                 while live and not self._closing:
                     self._metrics.slots.set(len(live))
                     for job, codes in runner.advance():
-                        self._finish(live.pop(job), codes)
+                        self._drawn += 1
+                        self._pictures.submit(self._tell, live.pop(job), self._finished, codes)
                     self._metrics.passes.inc()
                     for job in runner.jobs:
                         if live[job].given_up:
@@ -193,21 +173,15 @@ class EngineThread:
                             del live[job]
                         else:
                             self._show(live[job], runner)
-                    if live and self._is_right(slots, len(live) + self.queue.ready()):
+                    # Unless it goes on so, the turn ends soon, and the next has more slots, or far fewer.
+                    if live and slots / 4 < self._size(len(live) + self.queue.ready()) <= slots:
                         self._fill(runner, live)
         finally:
             self._metrics.slots.set(0)
 
     def _size(self, images: int) -> int:
-        """Returns a number of slots for so many images.
-
-        On a GPU empty slots cost next to nothing, and another number of slots means new graphs. On a CPU they cost time.
-        """
+        """Returns how many slots images get: on a CPU empty slots cost time, on a GPU another number means new graphs."""
         return self.most if self.image_model.device.type == "cuda" else min(self.most, bucket_of(images))
-
-    def _is_right(self, slots: int, images: int) -> bool:
-        """Tells whether a turn goes on with further images; else it ends soon, and the next has more slots, or far fewer."""
-        return self._size(images) <= slots < 4 * self._size(images)
 
     def _fill(self, runner: SlotRunner, live: dict[Job, ImageRequest]) -> None:
         """Begins images that wait in the free slots."""
@@ -217,10 +191,6 @@ class EngineThread:
                 live[image.job] = image
                 runner.admit([image.job])
         self._metrics.waiting.set(len(self.queue))
-
-    def _finish(self, image: ImageRequest, codes: Codes) -> None:
-        self._drawn += 1
-        self._pictures.submit(self._tell, image, lambda: self._finished(image, codes))
 
     def _finished(self, image: ImageRequest, codes: Codes) -> FinishedImage:
         picture, on_cpu = start_pixels(self.image_model, codes.tokens)(), codes.cpu()
@@ -239,7 +209,7 @@ class EngineThread:
             number = min(image.partials, decided * parts // total) - 1
             image.partials_sent = number + 1
             tokens = runner.codes(image.job).tokens
-            self._pictures.submit(self._tell, image, lambda: self._partial(image, number, tokens, decided))
+            self._pictures.submit(self._tell, image, self._partial, number, tokens, decided)
 
     def _partial(self, image: ImageRequest, number: int, tokens: Tensor, decided: int) -> PartialImage:
         picture = start_pixels(self.image_model, tokens)()
@@ -251,11 +221,11 @@ class EngineThread:
         picture.paste(_GREY, (0, min((row + 1) * size, picture.height), picture.width, picture.height))
         return PartialImage(image.job.k, number, picture)
 
-    def _tell(self, image: ImageRequest, event_of: Callable[[], Event]) -> None:
+    def _tell(self, image: ImageRequest, event_of: Callable[..., Event], *args: Any) -> None:
         if image.given_up:
             return
         try:
-            event = event_of()
+            event = event_of(image, *args)
         except Exception as error:
             self._fail(image, error)
         else:

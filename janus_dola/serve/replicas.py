@@ -22,7 +22,7 @@ _NAME = "janus-dola"
 def run_replicas(
     compute: Compute, options: ServerOptions, load: Callable[[], JanusDoLa], announce: Callable[[str], object]
 ) -> None:
-    """Does what `run_server` does with as many replicas as `compute` has workers; each loads the model.
+    """Serves as `run_server` does, by as many replicas as `compute` has workers; each loads the model.
 
     Raises:
         ValueError: the cluster is too small, or the address is not valid.

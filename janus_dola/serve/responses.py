@@ -57,7 +57,7 @@ class ResponseWriter:
         return event(kind, {"type": kind, **more, **self._common("created_at")})
 
     def _common(self, created: str) -> dict[str, Any]:
-        name = "jpeg" if self._request.image_format == "jpg" else self._request.image_format
+        name = self._request.image_format.replace("jpg", "jpeg")
         same = {"quality": "auto", "background": "opaque", "output_format": name}
         return {created: self._created, "size": self._size, **same}
 
