@@ -20,11 +20,7 @@ def about(default: Any, help: str, nothing: str | None = None, parse: Callable[[
 
 
 def parse_layers(text: str) -> list[int] | Literal["auto"]:
-    """Reads "auto", or a comma-separated list of layers.
-
-    Raises:
-        ValueError: the text is neither.
-    """
+    """Reads "auto", or layers separated by commas; anything else is a ValueError."""
     if text.strip() == "auto":
         return "auto"
     try:
@@ -34,11 +30,7 @@ def parse_layers(text: str) -> list[int] | Literal["auto"]:
 
 
 def check_layers(layers: object) -> Literal["auto"] | tuple[int, ...]:
-    """Returns `candidate_layers` as "auto" or a tuple of ints.
-
-    Raises:
-        ValueError: the value is neither "auto" nor a sequence of at least one int.
-    """
+    """Returns `candidate_layers` as "auto" or a tuple of at least one int; anything else is a ValueError."""
     if isinstance(layers, str) and layers == "auto":
         return "auto"
     numbers = tuple(_int(layer) for layer in several(layers) or ())
@@ -48,11 +40,7 @@ def check_layers(layers: object) -> Literal["auto"] | tuple[int, ...]:
 
 
 def parse_premature(text: str) -> int | Literal["final"]:
-    """Reads "final", or a layer.
-
-    Raises:
-        ValueError: the text is neither.
-    """
+    """Reads "final", or a layer; anything else is a ValueError."""
     if text == "final":
         return "final"
     try:
@@ -67,13 +55,11 @@ def auto_candidate_layers(num_hidden_layers: int) -> list[int]:
 
 
 def sanitize_candidate_layers(layers: Sequence[int], num_hidden_layers: int) -> list[int]:
-    """Returns the layers that can be contrasted with the final one, ascending and without repetition.
+    """Returns the layers in 1 .. N-1, ascending and without repetition; others are dropped with one warning.
 
     Args:
         layers: indices as in Hugging Face's `hidden_states`: 0 is the embeddings, j the output of block j.
         num_hidden_layers: N, the number of blocks; N itself is the final layer.
-    Returns:
-        layers in 1 .. N-1. Others are dropped with one warning.
     Raises:
         ValueError: no layer is left.
     """
@@ -104,11 +90,7 @@ class Contrast(ABC):
 
     @abstractmethod
     def layers_to_read(self, num_hidden_layers: int) -> list[int]:
-        """Returns the layers below the final one that the method needs, ascending.
-
-        Raises:
-            ValueError: a layer does not exist in a model of `num_hidden_layers` blocks.
-        """
+        """Returns the layers below the final one that the method needs, ascending; ValueError: the model lacks one."""
 
     @abstractmethod
     def numbers(self, layers: Sequence[int]) -> dict[str, float]:
@@ -119,11 +101,7 @@ class Contrast(ABC):
         """Describes the contrast in few words, for people."""
 
     def layers_to_share(self, num_hidden_layers: int) -> list[int]:
-        """Returns the layers to read where images with other settings are in the same pass.
-
-        Raises:
-            ValueError: a layer does not exist in a model of `num_hidden_layers` blocks.
-        """
+        """Returns the layers to read where images with other settings are in the same pass, see `layers_to_read`."""
         return self.layers_to_read(num_hidden_layers)
 
 
@@ -167,9 +145,10 @@ class DoLaConfig(Contrast):
         object.__setattr__(self, "candidate_layers", check_layers(self.candidate_layers))
         forced = self.premature_layer
         if forced is not None and forced != "final":
-            if _int(forced) is None:
+            layer = _int(forced)
+            if layer is None:
                 raise ValueError(f'premature_layer must be None, "final" or an int, got {forced!r}')
-            object.__setattr__(self, "premature_layer", _int(forced))
+            object.__setattr__(self, "premature_layer", layer)
 
     def summary(self) -> str:
         """Describes the contrast in few words, for people."""
@@ -180,11 +159,7 @@ class DoLaConfig(Contrast):
         return f"DoLa alpha {self.alpha:g}, layers {_in_words(self.candidate_layers)}"
 
     def layers_to_read(self, num_hidden_layers: int) -> list[int]:
-        """Returns the candidates; no layer for "final", one for a static layer.
-
-        Raises:
-            ValueError: the layers named do not exist in a model of `num_hidden_layers` blocks.
-        """
+        """Returns the candidates; no layer for "final", one for a static layer. ValueError: the model has none of them."""
         if self.premature_layer == "final":
             return []
         if self.premature_layer is not None:
@@ -194,28 +169,20 @@ class DoLaConfig(Contrast):
                     f"got {self.premature_layer}"
                 )
             return [self.premature_layer]
-        layers = self.candidate_layers
-        if isinstance(layers, str):
-            layers = auto_candidate_layers(num_hidden_layers)
-        return sanitize_candidate_layers(layers, num_hidden_layers)
+        auto = self.candidate_layers == "auto"
+        layers = auto_candidate_layers(num_hidden_layers) if auto else self.candidate_layers
+        return sanitize_candidate_layers(layers, num_hidden_layers)  # type: ignore[arg-type]
 
     def layers_to_share(self, num_hidden_layers: int) -> list[int]:
-        """Returns the candidates, so that most images share passes; a forced layer outside them is read alone.
-
-        Raises:
-            ValueError: the layers named do not exist in a model of `num_hidden_layers` blocks.
-        """
+        """Returns the candidates, so that most images share passes; a forced layer outside them is read alone."""
         candidates = replace(self, premature_layer=None).layers_to_read(num_hidden_layers)
         own = self.layers_to_read(num_hidden_layers)
         return candidates if set(own) <= set(candidates) else own
 
     def numbers(self, layers: Sequence[int]) -> dict[str, float]:
-        """Returns log alpha and the index of the premature layer in the stack; -1 chooses it by JSD.
+        """Returns log alpha and the index of the premature layer in the stack, -1 to choose it by JSD.
 
-        Args:
-            layers: the candidates, or any others that include a forced layer.
-        Raises:
-            ValueError: a forced layer is not among the layers.
+        `layers` are the candidates, or others that include a forced layer; without it there is a ValueError.
         """
         stack: list[int | str] = [*layers, "final"]
         premature = -1 if self.premature_layer is None else stack.index(self.premature_layer)
@@ -223,11 +190,7 @@ class DoLaConfig(Contrast):
 
 
 def check_alpha(alpha: object) -> float:
-    """Returns the plausibility threshold as a float.
-
-    Raises:
-        ValueError: it is no finite number in [0, 1].
-    """
+    """Returns the plausibility threshold as a float; ValueError: it is no finite number in [0, 1]."""
     value = number("alpha", alpha, " in [0, 1]")
     if not 0 <= value <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {value}")
@@ -282,15 +245,9 @@ class SLEDConfig(Contrast):
         return f"SLED rate {self.evolution_rate:g}, top {self.evolution_scale}, layers {layers}"
 
     def layers_to_read(self, num_hidden_layers: int) -> list[int]:
-        """Returns the candidates.
-
-        Raises:
-            ValueError: none of the layers exists in a model of `num_hidden_layers` blocks.
-        """
-        layers = self.candidate_layers
-        return sanitize_candidate_layers(
-            range(1, num_hidden_layers) if isinstance(layers, str) else layers, num_hidden_layers
-        )
+        """Returns the candidates. ValueError: the model has none of them."""
+        layers = range(1, num_hidden_layers) if self.candidate_layers == "auto" else self.candidate_layers
+        return sanitize_candidate_layers(layers, num_hidden_layers)
 
     def numbers(self, layers: Sequence[int]) -> dict[str, float]:
         """Returns the rate and the number of codes."""
@@ -303,13 +260,7 @@ BASELINE = DoLaConfig(alpha=0.0, premature_layer="final")  # what the kernels co
 
 
 def check_contrast(contrast: object, name: str = "contrast") -> Contrast | None:
-    """Returns a contrast, or None for the baseline.
-
-    Args:
-        name: what the caller calls the argument.
-    Raises:
-        ValueError: the value is neither.
-    """
+    """Returns a contrast, or None for the baseline; anything else is a ValueError that calls the argument `name`."""
     if not (contrast is None or isinstance(contrast, Contrast)):
         raise ValueError(
             f"{name} must be a contrast such as DoLaConfig(), or None for plain decoding, got {contrast!r}"

@@ -24,15 +24,12 @@ __all__ = [
 
 
 def compute_logprobs_from_hidden(h: Tensor, ln_out: nn.Module, phi: nn.Module) -> Tensor:
-    """Computes LN_out -> head -> log_softmax.
+    """Computes LN_out -> head -> log_softmax: [..., D] to [..., V] log-probabilities, float32 or float64.
 
     Args:
-        h: [..., D], the output of a block *before* the final norm. (`outputs.hidden_states[-1]` of Hugging Face has been
-            through that norm already.)
+        h: the output of a block *before* the final norm. (`outputs.hidden_states[-1]` of Hugging Face has been through it.)
         ln_out: the model's final RMSNorm.
         phi: its output head.
-    Returns:
-        [..., V] log-probabilities, float32 or float64.
     """
     return torch.log_softmax(upcast(phi(ln_out(h))), dim=-1)
 
@@ -62,15 +59,11 @@ def select_layer_by_jsd(qN: Tensor, candidates: Mapping[int, Tensor]) -> int | T
 
 
 def contrast_with_apc_from_logprobs(qN: Tensor, qM: Tensor, alpha: float) -> Tensor:
-    """Returns p_hat = softmax(log q_N - log q_M) over the codes with q_N >= alpha max q_N.
+    """Returns p_hat = softmax(log q_N - log q_M) over the codes with q_N >= alpha max q_N: [..., V] probabilities.
 
     Args:
         qN, qM: [..., V] log-probabilities at the final and at the premature layer.
-        alpha: in [0, 1].
-    Returns:
-        [..., V] probabilities.
-    Raises:
-        ValueError: alpha is out of range.
+        alpha: in [0, 1]; otherwise there is a ValueError.
     """
     final, premature = upcast(qN), upcast(qM)
     return torch.softmax(log_ratio(final, premature, plausible(final, log_of(check_alpha(alpha)))), dim=-1)

@@ -6,11 +6,11 @@ Both draw with torch.multinomial from torch's global generator, as that script d
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from janus_dola.contrasts import DoLaConfig
+from janus_dola.contrasts import Contrast, DoLaConfig
 from janus_dola.outputs import GenerationOutput
 from janus_dola.pipeline import JanusDoLa
 
@@ -26,8 +26,10 @@ def generate(
     img_size: int | None = None,
     patch_size: int | None = None,
     outdir: str | Path = "generated_samples",
+    *,
+    contrast: Contrast | None = None,
 ) -> GenerationOutput:
-    """Draws `parallel_size` images by plain decoding and saves them to `outdir`.
+    """Draws `parallel_size` images, by plain decoding if nothing else is said, and saves them to `outdir`.
 
     Args:
         mmgpt: DeepSeek's `MultiModalityCausalLM` or transformers' `JanusForConditionalGeneration`.
@@ -37,48 +39,21 @@ def generate(
         image_token_num_per_image, img_size, patch_size: codes per image, pixels per side, pixels per side of a code. They
             must be None or the model's own (576, 384 and 16 for Janus-Pro).
         outdir: made if need be.
+        contrast: how layers are contrasted; None is plain decoding.
     Raises:
         ValueError: an argument is out of range, or a size is not the model's; nothing has been drawn then.
     """
-    sizes = (image_token_num_per_image, img_size, patch_size)
-    return _draw(mmgpt, vl_chat_processor, prompt, temperature, parallel_size, cfg_weight, sizes, outdir, None)
-
-
-def generate_with_dola(
-    mmgpt: PreTrainedModel,
-    vl_chat_processor: ProcessorMixin | PreTrainedTokenizerBase,
-    prompt: str,
-    temperature: float = 1.0,
-    parallel_size: int = 16,
-    cfg_weight: float = 5.0,
-    image_token_num_per_image: int | None = None,
-    img_size: int | None = None,
-    patch_size: int | None = None,
-    outdir: str | Path = "generated_samples",
-    alpha: float = 0.1,
-    candidate_layers: Sequence[int] | Literal["auto"] = "auto",
-) -> GenerationOutput:
-    """Draws with DoLa decoding; `alpha` and `candidate_layers` as in `DoLaConfig`, the rest as in `generate`."""
-    contrast = DoLaConfig(candidate_layers=candidate_layers, alpha=alpha)
-    sizes = (image_token_num_per_image, img_size, patch_size)
-    return _draw(mmgpt, vl_chat_processor, prompt, temperature, parallel_size, cfg_weight, sizes, outdir, contrast)
-
-
-def _draw(
-    model: PreTrainedModel,
-    processor: ProcessorMixin | PreTrainedTokenizerBase,
-    prompt: str,
-    temperature: float,
-    parallel_size: int,
-    cfg_weight: float,
-    sizes: tuple[int | None, int | None, int | None],
-    outdir: str | Path,
-    contrast: DoLaConfig | None,
-) -> GenerationOutput:
     if not isinstance(outdir, str | Path):
         raise ValueError(f"outdir must be a path, got {outdir!r}")
-    pipe = JanusDoLa(model, getattr(processor, "tokenizer", processor))
-    _check_sizes(pipe, sizes)
+    pipe = JanusDoLa(mmgpt, getattr(vl_chat_processor, "tokenizer", vl_chat_processor))
+    image_model, (width, _) = pipe.image_model, pipe.image_model.image_size
+    for name, given, right in (
+        ("image_token_num_per_image", image_token_num_per_image, image_model.image_tokens),
+        ("img_size", img_size, width),
+        ("patch_size", patch_size, width // image_model.raster.columns),
+    ):
+        if given is not None and not (isinstance(given, Real) and given == right):
+            raise ValueError(f"{name} must be None or that of this model, {right}, got {given!r}")
     drawn = pipe.generate(
         prompt,
         parallel_size,
@@ -95,14 +70,8 @@ def _draw(
     return drawn
 
 
-def _check_sizes(pipe: JanusDoLa, sizes: tuple[int | None, int | None, int | None]) -> None:
-    """Raises ValueError if a given size is not the model's."""
-    image_model, (width, _) = pipe.image_model, pipe.image_model.image_size
-    of_model = {
-        "image_token_num_per_image": image_model.image_tokens,
-        "img_size": width,
-        "patch_size": width // image_model.raster.columns,
-    }
-    for (name, right), given in zip(of_model.items(), sizes, strict=True):
-        if given is not None and not (isinstance(given, Real) and given == right):
-            raise ValueError(f"{name} must be None or that of this model, {right}, got {given!r}")
+def generate_with_dola(
+    *arguments: Any, alpha: float = 0.1, candidate_layers: Sequence[int] | Literal["auto"] = "auto", **named: Any
+) -> GenerationOutput:
+    """Draws with DoLa decoding; `alpha` and `candidate_layers` as in `DoLaConfig`, the rest as in `generate`."""
+    return generate(*arguments, **named, contrast=DoLaConfig(candidate_layers, alpha))

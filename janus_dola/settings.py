@@ -71,38 +71,26 @@ class DrawSettings:
         return self.contrast or BASELINE
 
     def layers_to_read(self, num_hidden_layers: int) -> tuple[int, ...]:
-        """Returns the layers below the final one that must be read, ascending.
-
-        Raises:
-            ValueError: a layer does not exist in a model of `num_hidden_layers` blocks.
-        """
+        """Returns the layers below the final one that must be read, ascending; ValueError: the model lacks one."""
         return tuple(self._in_kernels.layers_to_read(num_hidden_layers))
 
     def layers_to_share(self, num_hidden_layers: int) -> tuple[int, ...]:
-        """Returns the layers to read where images with other settings are in the same pass, ascending.
-
-        Raises:
-            ValueError: a layer does not exist in a model of `num_hidden_layers` blocks.
-        """
+        """Returns the layers to read where images with other settings are in the same pass, see `layers_to_read`."""
         return tuple(self._in_kernels.layers_to_share(num_hidden_layers))
 
     def sampling_params(self, layers: Sequence[int]) -> SamplingParams:
         """Returns the numbers that the kernels choose a code by, in passes that read these layers and the final one."""
-        contrast = self._in_kernels
-        return SamplingParams(
-            contrast.name, contrast.numbers(layers), self.cfg_weight, self.temperature, self.top_k, self.top_p
-        )
+        name, numbers = self._in_kernels.name, self._in_kernels.numbers(layers)
+        return SamplingParams(name, numbers, self.cfg_weight, self.temperature, self.top_k, self.top_p)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as JSON holds them: flat, `contrast` by name or None, followed by the method's own."""
         values: dict[str, Any] = {}
-        for name in (each.name for each in fields(self)):
-            values[name] = getattr(self, name)
-            if name == "contrast" and self.contrast is not None:
-                values[name] = self.contrast.name
-                own = {each.name: getattr(self.contrast, each.name) for each in fields(self.contrast)}
-                values |= {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
-        return values
+        for each in fields(self):
+            values[each.name] = getattr(self, each.name)
+            if each.name == "contrast" and self.contrast is not None:
+                values |= {"contrast": self.contrast.name, **vars(self.contrast)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def summary(self) -> str:
         """Describes the settings in few words, for people."""
@@ -126,29 +114,24 @@ class DrawSettings:
         """
         own = {name: value for name, value in given.items() if name in SETTINGS and SETTINGS[name].methods}
         rest = {name: value for name, value in given.items() if name not in own}
-        if "contrast" in rest or "dola" in rest:
-            method = _method_of(rest)
-        else:
-            method = None if self.contrast is None else self.contrast.name
+        current = None if self.contrast is None else self.contrast.name
+        method = _method_of(rest) if "contrast" in rest or "dola" in rest else current
         foreign = next((name for name in own if method not in SETTINGS[name].methods), None)
         if foreign is not None:
             methods = " or ".join(SETTINGS[foreign].methods)
             raise ValueError(
                 f"{foreign} must be left out with contrast {method or 'none'}, since it belongs to {methods}"
             )
-        contrast = None
-        if method is not None:
-            same = self.contrast is not None and method == self.contrast.name
-            contrast = replace(self.contrast, **own) if same else CONTRASTS[method](**own)  # type: ignore[type-var]
+        contrast = self.contrast
+        if contrast is not None and method == current:
+            contrast = replace(contrast, **own)
+        else:
+            contrast = None if method is None else CONTRASTS[method](**own)
         return replace(self, **rest, contrast=contrast)
 
 
 def _method_of(given: dict[str, Any]) -> str | None:
-    """Takes `contrast` or `dola` out of `given`, and returns the method's name, or None for the baseline.
-
-    Raises:
-        ValueError: both are there, or there is no such method.
-    """
+    """Takes `contrast` or `dola` out of `given`, and returns the method's name, or None for the baseline."""
     if "contrast" in given and "dola" in given:
         raise ValueError(f"contrast must be left out where dola is given, got {shown(given['contrast'])}")
     if "dola" in given:
@@ -165,12 +148,7 @@ def _method_of(given: dict[str, Any]) -> str | None:
 
 
 def with_changes(settings: DrawSettings, changes: Changes) -> DrawSettings:
-    """Returns settings with some fields replaced.
-
-    Raises:
-        ValueError: a value is out of range, or the first argument is of another kind.
-        TypeError: there is no such field.
-    """
+    """Returns settings with some fields replaced; ValueError: a value is out of range; TypeError: there is no such field."""
     if not isinstance(settings, DrawSettings):
         raise ValueError(f"settings must be DrawSettings, got {settings!r}; a DoLaConfig is given as contrast=")
     new: dict[str, Any] = dict(changes)
@@ -182,14 +160,9 @@ def with_changes(settings: DrawSettings, changes: Changes) -> DrawSettings:
 
 
 def named_contrast(contrast: Contrast | None, old: OldName) -> Contrast | None:
-    """Returns the contrast that a caller gave as `contrast` or as `dola`.
+    """Returns the contrast that a caller gave as `contrast` or as `dola`; errors are as in `with_changes`.
 
-    Args:
-        contrast: `DEFAULT_CONTRAST` itself where the caller gave none.
-        old: what came under the older name.
-    Raises:
-        ValueError: both were given, or the value is no contrast.
-        TypeError: there is another keyword in `old`.
+    `contrast` is `DEFAULT_CONTRAST` itself where the caller gave none; `old` holds what came under the older name.
     """
     given: Changes = {} if contrast is DEFAULT_CONTRAST else {"contrast": contrast}
     return with_changes(DrawSettings(), {**given, **old}).contrast

@@ -43,15 +43,7 @@ def why_not(blocks: Sequence[BlockWeights], window: int) -> str | None:
 def run_blocks(
     x: Tensor, blocks: Sequence[BlockWeights], keys_values: Tensor, place: PassStart, layers: Sequence[int]
 ) -> Tensor:
-    """Runs all blocks by our own kernels. See `block_torch.run_blocks`; `why_not` must be None.
-
-    Args:
-        x: [R * W, D], embeddings.
-        keys_values: [N, R, capacity, 2, H_kv, d].
-        layers: in 1 .. N-1, ascending.
-    Returns:
-        [len(layers) + 1, R * W, D]: hidden states of the layers, then of the final block, all before the final norm.
-    """
+    """Runs all blocks by our own kernels. See `block_torch.run_blocks` for shapes; `why_not` must be None."""
     states = []
     following = [*(weights.attention_norm.weight for weights in blocks[1:]), None]
     with torch.cuda.device_of(x):
@@ -68,19 +60,15 @@ def _block(
     rows: block_matmul.Rows, weights: BlockWeights, keys_values: Tensor, place: PassStart, norm_after: Tensor | None
 ) -> block_matmul.Rows:
     qkv, output, gate_up, down = (_plain(m) for m in (weights.qkv, weights.output, weights.gate_up, weights.down))
-    mixed = _attend(block_matmul.normed(rows, weights.attention_norm.eps, *qkv), weights, keys_values, place)
+    vectors = block_matmul.normed(rows, weights.attention_norm.eps, *qkv).unflatten(-1, (-1, weights.head_size))
+    rotary = place.rotary
+    mixed = attend(vectors, keys_values, place.start, rotary.cos, rotary.sin, place.visible, weights.scaling)
     rows = block_matmul.added(rows.x, mixed, *output, norm_weight=weights.mlp_norm.weight)
     gated = block_matmul.normed(rows, weights.mlp_norm.eps, *gate_up, gated=True)
     return block_matmul.added(rows.x, gated, *down, norm_weight=norm_after)
 
 
-def _attend(qkv: Tensor, weights: BlockWeights, keys_values: Tensor, place: PassStart) -> Tensor:
-    heads = qkv.view(len(qkv), weights.query_heads + 2 * weights.key_value_heads, weights.head_size)
-    rotary = place.rotary
-    return attend(heads, keys_values, place.start, rotary.cos, rotary.sin, place.visible, weights.scaling)
-
-
 def _plain(product: object) -> tuple[Tensor, Tensor | None]:
     assert isinstance(product, Matrix)
-    assert isinstance(product.weight, Tensor)
+    assert isinstance(product.weight, Tensor)  # `why_not` says so
     return product.weight, product.bias

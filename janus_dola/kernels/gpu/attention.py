@@ -17,9 +17,7 @@ from torch import Tensor
 from janus_dola.kernels.gpu.matmul import dot
 
 CHUNK = 64  # positions per program
-_LEAST_CHUNKS = (
-    16  # the second launch is compiled for at least so many: one kernel for all buffers up to 1024 positions
-)
+_LEAST_CHUNKS = 16  # what the second launch is compiled for: one kernel for all buffers up to 1024 positions
 
 
 @triton.jit
@@ -145,17 +143,13 @@ def _combine_kernel(
 def attend(
     qkv: Tensor, keys_values: Tensor, start: Tensor, cos: Tensor, sin: Tensor, visible: int, scaling: float
 ) -> Tensor:
-    """Attends from each row's W new positions to all up to themselves, and writes their keys and values. Two launches.
+    """Attends from each row's W new positions to all up to themselves, [R * W, H_q d], and writes their keys and values.
 
     Args:
         qkv: [R * W, H_q + 2 H_kv, d]: queries, keys and values at the new positions, not rotated, contiguous.
         keys_values: [R, capacity, 2, H_kv, d], contiguous; only positions before `start` are read.
-        start: [R] int64, each row's first new position.
-        cos, sin: [positions, d], as in `block_torch.Rotary`.
-        visible: at least every start + W, and at most the capacity.
+        start, cos, sin, visible: as in `block_torch.PassStart` and `Rotary`; `visible` is at most the capacity.
         scaling: factor for queries times keys.
-    Returns:
-        [R * W, H_q d].
     """
     rows, capacity, _, heads, size = keys_values.shape
     window, query_heads = len(qkv) // rows, qkv.shape[1] - 2 * heads

@@ -36,12 +36,6 @@ class Rows:
 
 
 @triton.jit
-def _gated(gate, up):
-    """Computes silu(gate) * up."""
-    return gate / (1.0 + tl.exp(-gate)) * up
-
-
-@triton.jit
 def _weigh_kernel(
     x_ptr,  # [N, D]
     norm_weight_ptr,  # [D]
@@ -95,7 +89,7 @@ def _normed_kernel(
         total += tl.load(bias_ptr + weight_row, mask=weight_row < outputs, other=0.0).to(tl.float32)[:, None]
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(total, (OUTPUTS, 2, BLOCK_ROWS)), (0, 2, 1)))
-        total = _gated(gate, up)
+        total = gate / (1.0 + tl.exp(-gate)) * up
     at = out_ptr + row.to(tl.int64)[None, :] * width + o[:, None]
     tl.store(at, total.to(out_ptr.dtype.element_ty), mask=(o < width)[:, None] & (row < rows)[None, :])
 
@@ -140,20 +134,16 @@ def _added_kernel(
 def launch_options(outputs: int, bits: int, generation: str) -> dict[str, int]:
     """Returns the tile for a number of outputs: enough tiles for all multiprocessors, the same for any number of rows."""
     block_outputs = 64 if outputs >= 8192 else 32 if outputs > 2048 else 16
-    return {
-        "BLOCK_O": block_outputs,
-        "BLOCK_ROWS": COLUMNS,
-        "BLOCK_D": (128 if block_outputs == 64 else 256)
-        * 16
-        // bits
-        // (2 if generation in ("gfx942", "sm_89") else 1),
-        "num_warps": 4,
-        "num_stages": 2 if generation == "gfx942" else 3,
-    }
+    block_inputs = (128 if block_outputs == 64 else 256) * 16 // bits
+    if generation in ("gfx942", "sm_89"):
+        block_inputs //= 2
+    stages = 2 if generation == "gfx942" else 3
+    blocks = {"BLOCK_O": block_outputs, "BLOCK_ROWS": COLUMNS, "BLOCK_D": block_inputs}
+    return {**blocks, "num_warps": 4, "num_stages": stages}
 
 
 def weigh(x: Tensor, norm_weight: Tensor) -> Rows:
-    """Prepares rows [N, D] for the first block's norm. One launch."""
+    """Prepares rows [N, D] for the first block's norm."""
     rows, width = x.shape
     weighed = Rows(x, torch.empty_like(x), torch.empty(1, rows, dtype=torch.float32, device=x.device))
     _weigh_kernel[(rows,)](
@@ -164,15 +154,12 @@ def weigh(x: Tensor, norm_weight: Tensor) -> Rows:
 
 
 def normed(rows: Rows, eps: float, weight: Tensor, bias: Tensor | None = None, gated: bool = False) -> Tensor:
-    """Multiplies normalised rows; `gated` returns silu of the first half times the second. One launch.
+    """Multiplies normalised rows to [N, O] in their dtype; `gated` returns silu of the first half times the second.
 
     Args:
         rows: as `weigh` or `added` made them, with the norm's weight.
-        eps: the norm's.
         weight: [O, D], or [2 O, D] where gated; contiguous, in the dtype of the rows.
         bias: [O] or [2 O], or None.
-    Returns:
-        [N, O] in the dtype of the rows.
     """
     x, (tiles, count) = rows.weighted, rows.squares.shape
     outputs = len(weight) // 2 if gated else len(weight)
@@ -188,13 +175,11 @@ def normed(rows: Rows, eps: float, weight: Tensor, bias: Tensor | None = None, g
 def added(
     residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, norm_weight: Tensor | None = None
 ) -> Rows:
-    """Adds the product of x to the residual, ready for the norm that follows. One launch.
+    """Adds the product of x to the residual, ready for the norm that follows.
 
     Args:
         residual: [N, D].
-        x: [N, K], contiguous, of the same dtype.
-        weight: [D, K], contiguous, of the same dtype.
-        bias: [D], or None.
+        x, weight, bias: [N, K], [D, K] and [D] or None; contiguous, of the same dtype.
         norm_weight: [D]; None where none of our norms follows: then only `x` is filled in the result.
     """
     count, width = residual.shape

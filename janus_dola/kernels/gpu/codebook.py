@@ -59,12 +59,10 @@ def codebook(x: Tensor, head: Head, launch: MatmulLaunch | None = None) -> tuple
 
     Args:
         x: [L, B, E], as `project` returns it, or `normalise` for a head without a projection.
-        head: its last Linear is applied.
         launch: block shapes; None reads them from the launch table.
     Returns:
         logits: [L, B, V] float32.
-        tile_max, tile_sum: [L, B, TILES] float32: over each tile of codes max z and sum exp(z - max z); the sum is NaN where
-            a logit of the tile is not finite.
+        tile_max, tile_sum: [L, B, TILES] float32: over each tile of codes max z and sum exp(z - max z); NaN as said above.
     """
     layers, images, width = x.shape
     pairs, codes = layers * images, head.num_codes

@@ -67,8 +67,7 @@ def matmul_launch(kernel: str, generation: str, bits: int, columns: int, outputs
         kernel: "project" or "codebook".
         generation: as `generation_of` says.
         bits: the weights' dtype, 16 or 32.
-        columns: rows of activations, L * R for the projection and L * B for the codebook.
-        outputs: rows of weights.
+        columns, outputs: rows of activations (L * R for the projection, L * B for the codebook), and rows of weights.
     """
     for entry in _table()[generation][kernel]:
         fits_columns = entry["max_columns"] is None or columns <= entry["max_columns"]

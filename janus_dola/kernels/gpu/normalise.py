@@ -66,9 +66,8 @@ def normalise(hidden_states: Tensor, head: Head, cfg_weight: Tensor | None) -> T
     """Applies LN_out to every row, and with a `cfg_weight` guides each image.
 
     Args:
-        hidden_states: [L, R, D] float32, float16 or bfloat16; R is 2B with a `cfg_weight` (conditional, then
+        hidden_states: [L, R, D] in one of `head_triton.DTYPES`; R is 2B with a `cfg_weight` (conditional, then
             unconditional), else any number.
-        head: its norm is applied.
         cfg_weight: [B] float32, w for each image; or None.
     Returns:
         [L, R, D], or [L, B, D] with a `cfg_weight`: x / 16 in the `multiplied_dtype` for the hidden states.

@@ -85,15 +85,12 @@ def _gelu(x):
 
 
 def project(x: Tensor, head: Head, cfg_weight: Tensor | None, launch: MatmulLaunch | None = None) -> Tensor:
-    """Projects, activates and guides: computes the input of the last Linear.
+    """Projects, activates and guides: computes the input of the last Linear, [L, B, E], y / 16 in the dtype of x.
 
     Args:
         x: [L, R, D], as `normalise` returns it; R is 2B with guidance (conditional, then unconditional), else B.
-        head: its projection is applied.
         cfg_weight: [B] float32, w for each image; or None.
         launch: block shapes; None reads them from the launch table.
-    Returns:
-        [L, B, E], y / 16 in the dtype of x.
     """
     layers, rows_per_layer, hidden = x.shape
     assert head.proj_weight is not None

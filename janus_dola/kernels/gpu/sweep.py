@@ -14,7 +14,6 @@ the logits of a single layer: `as_single_layer_logits`.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from janus_dola.kernels import philox
 from janus_dola.kernels.gpu.launch import SweepLaunch, sweep_launch_of
-from janus_dola.kernels.types import SamplingTensors
+from janus_dola.kernels.types import SampledCodes, SamplingTensors
 
 _LN2 = tl.constexpr(math.log(2.0))
 _TILES_AT_ONCE = tl.constexpr(128)
@@ -238,16 +237,6 @@ def _scores_kernel(
     tl.store(scores_ptr + image.to(tl.int64) * V + v, score, mask=v < V)
 
 
-@dataclass(frozen=True)
-class Swept:
-    """The code, layer and divergence chosen for each image."""
-
-    code: Tensor  # [B] int64
-    layer: Tensor  # [B] int64, index into the stack
-    jsd: Tensor  # [B] float32, nats; 0 without contrast
-    finite: Tensor  # [B] bool
-
-
 def sweep(
     logits: Tensor,
     tile_max: Tensor,
@@ -256,38 +245,31 @@ def sweep(
     seeds: Tensor,
     position: Tensor,
     launch: SweepLaunch | None = None,
-) -> Swept:
+) -> SampledCodes:
     """Chooses each image's premature layer and draws a code from softmax(F / T).
 
     Args:
         logits, tile_max, tile_sum: as `codebook` returns them.
         sampling: temperature and DoLa's numbers for each image; guidance is in the logits already.
-        seeds: [B] int64, one per image.
-        position: [B] int64, where the token stands in its image.
+        seeds, position: [B] int64, each image's seed and where the token stands in it.
         launch: block shapes; None reads them from the launch table.
     """
     layers, images, codes = logits.shape
-    candidates = layers - 1
-    races = max(1, candidates)
+    races = max(1, layers - 1)
     launch = launch or sweep_launch_of(logits)
     parts = min(triton.cdiv(codes, launch.block_codes), launch.max_parts)
 
     def new(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
-    swept = Swept(
-        code=new(images, dtype=torch.int64),
-        layer=new(images, dtype=torch.int64),
-        jsd=new(images, dtype=torch.float32),
-        finite=new(images, dtype=torch.bool),
-    )
+    swept = SampledCodes(*(new(images, dtype=each) for each in (torch.int64, torch.int64, torch.float32, torch.bool)))
     part_sums, best = (new(images, races, parts, dtype=torch.float32) for _ in range(2))
     winner = new(images, races, parts, dtype=torch.int32)
     arrived = torch.zeros(images, dtype=torch.int32, device=logits.device)
     _sweep_kernel[(images, parts)](
         logits, tile_max, tile_sum, seeds, position, sampling.temperature, sampling.contrast["log_alpha"],
         sampling.contrast["premature"], part_sums, best, winner, arrived, swept.code, swept.layer, swept.jsd,
-        swept.finite, images, codes, tile_max.shape[-1], CANDIDATES=candidates, PARTS=parts, BLOCK_V=launch.block_codes,
+        swept.finite, images, codes, tile_max.shape[-1], CANDIDATES=layers - 1, PARTS=parts, BLOCK_V=launch.block_codes,
         RACES_PADDED=triton.next_power_of_2(races), PARTS_PADDED=triton.next_power_of_2(parts),
         num_warps=launch.num_warps, enable_fp_fusion=True,
     )  # fmt: skip
@@ -302,16 +284,7 @@ def scores(
     sampling: SamplingTensors,
     launch: SweepLaunch | None = None,
 ) -> Tensor:
-    """Computes DoLa's F for each image.
-
-    Args:
-        logits, tile_max, tile_sum: as `codebook` returns them.
-        layer: [B] int64, as `sweep` chose it.
-        sampling: DoLa's numbers for each image.
-        launch: block shapes; None reads them from the launch table.
-    Returns:
-        [B, V] float32, -inf outside V_head.
-    """
+    """Computes DoLa's F, [B, V] float32, -inf outside V_head; `layer` is as `sweep` chose it, the rest as for `sweep`."""
     layers, images, codes = logits.shape
     launch = launch or sweep_launch_of(logits)
     out = torch.empty(images, codes, dtype=torch.float32, device=logits.device)
@@ -323,14 +296,10 @@ def scores(
 
 
 def as_single_layer_logits(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Turns scores F into the logits that `sweep` draws from: a single layer, whose exponentials are said to sum to 1.
+    """Turns scores F [B, V] into what `sweep` draws from: logits [1, B, V], tile_max and tile_sum [1, B, 1].
 
-    What is common to all codes decides nothing, so the sum need not be true. The sweep's own contrast must admit all codes.
-
-    Args:
-        scores: [B, V] float32.
-    Returns:
-        logits [1, B, V], tile_max and tile_sum [1, B, 1].
+    The exponentials are said to sum to 1, which need not be true: what is common to all codes decides nothing. The sweep's
+    own contrast must admit all codes.
     """
     tiles = torch.zeros(2, 1, len(scores), 1, dtype=torch.float32, device=scores.device)
     tiles[1] = 1

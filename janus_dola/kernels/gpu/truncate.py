@@ -11,7 +11,6 @@ from torch import Tensor
 
 from janus_dola.kernels.types import SamplingTensors
 
-_AT_ONCE, _WARPS = 4096, 16
 _LOWEST, _HIGHEST = tl.constexpr(-(2**31)), tl.constexpr(2**31 - 1)
 
 
@@ -82,16 +81,11 @@ def _truncate_kernel(
 
 def launch_options(codes: int) -> dict[str, int]:
     """Returns how many codes a program looks at in one go, and its warps."""
-    return {"BLOCK_V": min(_AT_ONCE, triton.next_power_of_2(codes)), "num_warps": _WARPS}
+    return {"BLOCK_V": min(4096, triton.next_power_of_2(codes)), "num_warps": 16}
 
 
 def truncate(scores: Tensor, sampling: SamplingTensors) -> None:
-    """Sets F to -inf for codes that are not drawn.
-
-    Args:
-        scores: [B, V] float32, F; changed in place.
-        sampling: temperature, top-k and top-p for each image.
-    """
+    """Sets F, [B, V] float32, to -inf in place for codes that each image's top-k and top-p leave out."""
     images, codes = scores.shape
     _truncate_kernel[(images,)](
         scores, sampling.temperature, sampling.top_k, sampling.top_p, codes, **launch_options(codes)
