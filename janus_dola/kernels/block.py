@@ -34,9 +34,7 @@ def resolve_blocks(backend: str, blocks: Sequence[BlockWeights], window: int, co
         window: W, new positions per row.
         compiled: run on tensors, compiled by torch.compile.
     Returns:
-        a function that takes x [R * W, D], the blocks, keys and values [N, R, capacity, 2, H_kv, d], where the new positions
-        are, and layers in 1 .. N-1, ascending; it returns hidden states [len(layers) + 1, R * W, D], as
-        `block_torch.run_blocks` does.
+        a function like `block_torch.run_blocks` that takes a `PassStart` in place of `Positions`.
     """
     if compiled:
         return partial(_on_tensors, run=_compiled_block())
@@ -54,8 +52,8 @@ def _on_tensors(
     run: Callable[[Tensor, BlockWeights, Tensor, Positions], Tensor] = block,
 ) -> Tensor:
     rows, capacity = keys_values.shape[1:3]
-    together = blocks[0].heads_together
-    place = Positions.of(start.start, len(x) // rows, start.rotary, capacity, start.visible, together)
+    window, together = len(x) // rows, blocks[0].heads_together
+    place = Positions.of(start.start, window, start.rotary, capacity, start.visible, together)
     return run_blocks(x, blocks, keys_values, place, layers, run)
 
 

@@ -26,7 +26,7 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available()  # asked here, since torch's 
 
 
 class Product(Protocol):
-    """A matrix, applied to rows."""
+    """A matrix, applied to rows [N, K]."""
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Multiplies rows [N, K] to [N, O]."""
@@ -100,10 +100,8 @@ class Norm:
         """Normalises rows [N, D]."""
         if self._doubled_weight is None:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        both = torch.cat([x, -x], -1)
-        return F.layer_norm(both, self._doubled_weight.shape, self._doubled_weight, None, self.eps)[
-            :, : len(self.weight)
-        ]
+        both, doubled = torch.cat([x, -x], -1), self._doubled_weight
+        return F.layer_norm(both, doubled.shape, doubled, None, self.eps)[:, : len(self.weight)]
 
 
 @dataclass(frozen=True)
@@ -140,13 +138,9 @@ class Positions:
     def of(
         start: Tensor, window: int, rotary: "Rotary", capacity: int, visible: int, heads_together: int
     ) -> "Positions":
-        """Prepares rows whose new positions are start .. start + window - 1.
+        """Prepares rows whose new positions are start .. start + window - 1, in a buffer of `capacity` positions per row.
 
-        Args:
-            start: [R] int64.
-            capacity: positions per row in the buffer of keys and values.
-            visible: how many positions attention looks at, at least every start + window.
-            heads_together: G.
+        `start` is [R] int64; `visible` as in `PassStart`; `heads_together` is G.
         """
         device, dtype = start.device, rotary.cos.dtype
         position = start.unsqueeze(1) + torch.arange(window, device=device)
@@ -186,14 +180,12 @@ class PassStart:
 
 
 def attention(queries: Tensor, keys_values: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """Computes softmax attention with grouped heads.
+    """Computes softmax attention with grouped heads, [R * W, H_q d].
 
     Args:
         queries: [R, W, H_q, d].
         keys_values: [R, visible, 2, H_kv, d], keys and values.
         mask: [R, 1, G W, visible].
-    Returns:
-        [R * W, H_q d].
     """
     rows, window, query_heads, size = queries.shape
     keys, values = keys_values.transpose(1, 3).unbind(2)  # [R, H_kv, visible, d]
@@ -208,16 +200,15 @@ def attention(queries: Tensor, keys_values: Tensor, mask: Tensor, scaling: float
 
 
 def block(x: Tensor, weights: BlockWeights, keys_values: Tensor, place: Positions) -> Tensor:
-    """Computes the block's output for the new positions, and writes their keys and values into the buffer.
+    """Computes the block's output for the new positions in a new tensor, and writes their keys and values into the buffer.
 
     Args:
         x: [R * W, D].
         keys_values: [R, capacity, 2, H_kv, d], finite.
-    Returns:
-        [R * W, D], a new tensor.
     """
     size, rows, visible = weights.head_size, keys_values.shape[0], place.mask.shape[-1]
-    qkv = weights.qkv(weights.attention_norm(x)).view(rows, -1, *_heads(weights))
+    heads = weights.query_heads + 2 * weights.key_value_heads
+    qkv = weights.qkv(weights.attention_norm(x)).view(rows, -1, heads, size)
     rotated = qkv[:, :, : weights.query_heads + weights.key_value_heads]
     rolled = rotated.roll(size // 2, -1)
     rotated.mul_(place.cos).addcmul_(rolled, place.sin)
@@ -227,10 +218,6 @@ def block(x: Tensor, weights: BlockWeights, keys_values: Tensor, place: Position
     y = weights.output.added_to(x, mixed)
     gate, up = weights.gate_up(weights.mlp_norm(y)).chunk(2, -1)
     return weights.down.added_to(y, F.silu(gate).mul_(up))
-
-
-def _heads(weights: BlockWeights) -> tuple[int, int]:
-    return weights.query_heads + 2 * weights.key_value_heads, weights.head_size
 
 
 def run_blocks(
@@ -262,11 +249,8 @@ def run_blocks(
 def run_whole(
     embeddings: Tensor, blocks: Sequence[BlockWeights], rotary: Rotary, layers: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Runs rows from their first position to their last, in one pass.
+    """Runs rows of embeddings [R, W, D] from their first position to their last, in one pass.
 
-    Args:
-        embeddings: [R, W, D].
-        layers: as for `run_blocks`.
     Returns:
         keys and values [N, R, W, 2, H_kv, d], and the layers' hidden states [len(layers) + 1, R, W, D].
     """

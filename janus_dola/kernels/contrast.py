@@ -28,16 +28,14 @@ class Contrasted(NamedTuple):
 
 
 def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Returns JSD(p || q) = 1/2 KL(p || m) + 1/2 KL(q || m), m = (p + q) / 2, in nats.
+    """Returns JSD(p || q) = 1/2 KL(p || m) + 1/2 KL(q || m), m = (p + q) / 2, in nats: [..., V] to [...] in [0, ln 2].
 
     With d = log q - log p:  log m - log p = log((1 + e^d) / 2) = max(d, 0) + log1p(e^-|d|) - ln 2, and likewise for q
     with -d, so that m itself is never formed and equal distributions give exactly 0. Probabilities below e^-80 count as
     e^-80, which adds less than 1e-32 per code; smaller ones are denormal in float32, and a hundred times as slow.
 
     Args:
-        log_p, log_q: normalised log-probabilities, [..., V], broadcastable; -inf allowed.
-    Returns:
-        [...], in [0, ln 2].
+        log_p, log_q: normalised log-probabilities, broadcastable; -inf allowed.
     """
     codes = log_q.shape[-1] if log_q.is_cuda else _CODES_AT_ONCE
     parts = zip(log_p.split(codes, -1), log_q.split(codes, -1), strict=True)
@@ -58,21 +56,12 @@ def select_premature(jsd: Tensor) -> Tensor:
 
 
 def plausible(log_q_final: Tensor, log_alpha: float | Tensor) -> Tensor:
-    """Returns V_head = {x : q_N(x) >= alpha max q_N}: [..., V] to [..., V] bool.
-
-    Args:
-        log_alpha: a number, or a tensor that broadcasts; alpha 0 (-inf) admits all codes, 1 only the top.
-    """
+    """Returns V_head = {x : q_N(x) >= alpha max q_N}: [..., V] to [..., V] bool; alpha 0 admits all codes, 1 the top."""
     return log_q_final >= log_q_final.amax(-1, keepdim=True) + log_alpha
 
 
 def log_ratio(log_q_final: Tensor, log_q_premature: Tensor, admitted: Tensor) -> Tensor:
-    """Returns F = log q_N - log q_M on the admitted codes and -inf elsewhere, [..., V].
-
-    Args:
-        log_q_final, log_q_premature: normalised log-probabilities [..., V]; zeros for the second mean no contrast.
-        admitted: [..., V] bool, from `plausible`.
-    """
+    """Returns F = log q_N - log q_M on the admitted codes and -inf elsewhere, [..., V]; zeros as log q_M: no contrast."""
     ratio = log_q_final - log_q_premature.clamp(min=torch.finfo(log_q_final.dtype).min)
     return ratio.masked_fill(~admitted, -math.inf)
 
@@ -86,7 +75,6 @@ def dola(logits: Tensor, log_alpha: Tensor, premature: Tensor) -> Contrasted:
         F(x) = log q_N(x) - log q_M(x)                 on V_head, -inf elsewhere
 
     Args:
-        logits: [L, B, V].
         log_alpha: [B]; -inf admits every code.
         premature: [B] int64: index into the stack; the last means no contrast (F = log q_N), and -1 takes M by JSD.
     """

@@ -52,9 +52,8 @@ def head_scores(
     """Computes the contrasted scores of each image, without drawing a code.
 
     Args:
-        hidden_states: [L, R, D], the last position's output of each block that is read, in ascending order and the final
-            block last, all before the final norm. Rows: B conditional, then B unconditional in the same order; without
-            guidance, B.
+        hidden_states: [L, R, D], the last position's output of each block that is read, ascending, before the final norm.
+            Rows: B conditional, then B unconditional in the same order; without guidance, B.
         head: final norm and image head, in the same dtype and on the same device.
         params: guidance, contrast, temperature and truncation, for all images or for each.
         backend: "auto", "reference", "torch" or "triton".

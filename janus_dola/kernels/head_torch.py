@@ -19,15 +19,7 @@ _WEIGHTS_AT_ONCE = 1 << 21  # 16-bit weights widened at a time: 8 MB in float32,
 
 
 def linear(x: Tensor, weight: Tensor | PackedHalf, bias: Tensor | None) -> Tensor:
-    """Computes x W^T + b, accumulated and returned in the precision of x, float32 or float64, for weights in any.
-
-    Args:
-        x: [..., K] float32 or float64.
-        weight: [O, K] in any floating dtype, or packed.
-        bias: [O], or None.
-    Returns:
-        [..., O] in the dtype of x.
-    """
+    """Computes x W^T + b, [..., K] to [..., O], accumulated and returned in the precision of x, float32 or float64."""
     if isinstance(weight, PackedHalf) or weight.dtype == x.dtype:
         return Matrix(weight, bias)(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
     if x.is_cuda and x.dtype == torch.float32:

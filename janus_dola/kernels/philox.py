@@ -25,14 +25,7 @@ SMALLEST_U, LARGEST_U = 2.0**-33, 1.0 - 2.0**-24  # keep both logarithms finite 
 
 
 def philox_4x32_10(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words]) -> tuple[Words, ...]:
-    """Computes ten rounds of Philox on 32-bit words held in int64 tensors, or in numpy's arrays.
-
-    Args:
-        counter: four broadcastable int64 tensors with values in [0, 2^32).
-        key: two more tensors of the same kind.
-    Returns:
-        four tensors in the broadcast shape, values in [0, 2^32).
-    """
+    """Computes ten rounds of Philox on broadcastable 32-bit words, [0, 2^32), held in int64 tensors or numpy's arrays."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -64,14 +57,12 @@ def random_words(seeds: Tensor, position: int | Tensor, num_codes: int) -> Tenso
 
 
 def gumbel_noise(seeds: Tensor, position: int | Tensor, num_codes: int) -> Tensor:
-    """Returns standard Gumbel noise per image and code.
+    """Returns standard Gumbel noise per image and code, [B, V] float32, finite.
 
     Args:
         seeds: [B] int64, one per image.
         position: where the token stands in its image, 0 .. T-1: [B] int64, or an int for all.
         num_codes: V.
-    Returns:
-        [B, V] float32, finite.
     """
     u = (random_words(seeds, position, num_codes).to(torch.float32) * WORD).clamp(SMALLEST_U, LARGEST_U)
     return -torch.log(-torch.log1p(-u))

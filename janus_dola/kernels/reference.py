@@ -27,14 +27,7 @@ def upcast(x: Tensor) -> Tensor:
 
 
 def rms_norm(hidden_states: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Applies LN_out: h / sqrt(mean(h^2) + eps) * weight, over the last dimension.
-
-    Args:
-        hidden_states: [..., D], the output of a block before any norm.
-        weight: [D].
-    Returns:
-        [..., D] float32 (float64 for float64 input).
-    """
+    """Applies LN_out: h / sqrt(mean(h^2) + eps) * weight over the last dimension, in float32 or float64."""
     h = upcast(hidden_states)
     return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps) * weight.to(h.dtype)
 
@@ -55,9 +48,7 @@ def guide(rows: Tensor, cfg_weight: float | Tensor | None) -> Tensor:
 
     Args:
         rows: [..., 2B, X]; valid on logits, log-probabilities and whatever precedes the last Linear.
-        cfg_weight: w, a number or [B]; None leaves the rows as they are, [..., B, X].
-    Returns:
-        [..., B, X].
+        cfg_weight: w, a number or [B]; None leaves the rows as they are.
     """
     if cfg_weight is None:
         return rows
@@ -92,12 +83,9 @@ def truncate(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) 
 
 
 def decide(logits: Tensor, finite: Tensor, sampling: SamplingTensors) -> Scores:
-    """Contrasts guided logits and leaves out the codes that top-k and top-p do not keep.
+    """Contrasts guided logits [L, B, V] and leaves out the codes that top-k and top-p do not keep.
 
-    Args:
-        logits: [L, B, V], the final layer last.
-        finite: [B] bool, whether the hidden states behind them are finite.
-        sampling: the settings of each image; guidance is in the logits already.
+    `finite` [B] says whether the hidden states behind them are finite.
     """
     finite = finite & (logits.amax((0, 2)) < math.inf) & (logits.amin((0, 2)) > -math.inf)  # not so for NaN either
     scores, layer, divergence = METHODS[sampling.method](logits, **sampling.contrast)

@@ -7,15 +7,12 @@ from janus_dola.kernels.philox import gumbel_noise
 
 
 def gumbel_max(scores: Tensor, temperature: float | Tensor, seeds: Tensor, position: int | Tensor) -> Tensor:
-    """Draws from softmax(F / T) as argmax(F / T + G), G from `philox.gumbel_noise`; greedy at T = 0.
+    """Draws codes [B] int64 from softmax(F / T) as argmax(F / T + G), G from `philox.gumbel_noise`; greedy at T = 0.
 
     Args:
         scores: [B, V], F; -inf is never drawn.
         temperature: T >= 0, [B] or a number for all.
-        seeds: [B] int64.
-        position: where the token stands in its image: [B] int64, or an int for all.
-    Returns:
-        [B] int64.
+        seeds, position: as for `philox.gumbel_noise`.
     """
     tempered, greedy = _tempered(scores, temperature)
     noise = gumbel_noise(seeds, position, scores.shape[-1]).masked_fill(greedy, 0.0)
@@ -33,16 +30,13 @@ def _tempered(scores: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tens
 def multinomial(
     scores: Tensor, temperature: float | Tensor, finite: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draws from softmax(F / T) by torch.multinomial, as in upstream loops; greedy at T = 0.
+    """Draws codes [B] int64 from softmax(F / T) by torch.multinomial, as in upstream loops; greedy at T = 0.
 
     Args:
-        scores: [B, V].
-        temperature: T >= 0, [B] or a number for all.
+        scores, temperature: as for `gumbel_max`.
         finite: [B] bool; an image marked False draws from a uniform distribution, since torch.multinomial would stop the
             whole batch on it.
         generator: None is torch's global one.
-    Returns:
-        [B] int64.
     """
     tempered, greedy = _tempered(scores, temperature)
     probabilities = torch.where(finite[:, None], torch.softmax(tempered, -1), 1.0)

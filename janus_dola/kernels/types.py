@@ -165,9 +165,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class SampledCodes:
-    """The code drawn for each image."""
+    """The code drawn for each image; the rest as in `Scores`."""
 
     code: Tensor  # [B] int64
-    layer: Tensor  # [B] int64, as in Scores
-    jsd: Tensor  # [B]
-    finite: Tensor  # [B] bool
+    layer: Tensor
+    jsd: Tensor
+    finite: Tensor

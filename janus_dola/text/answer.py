@@ -106,8 +106,8 @@ class Answering:
             first = True
             for piece in streamer:
                 piece = piece.lstrip() if first else piece
-                first = first and not piece
                 if piece:
+                    first = False
                     yield piece
         finally:
             stop.set()
@@ -120,11 +120,9 @@ class Answering:
         """Generates the answer: token ids [1, n], without the question."""
         image_model = self._image_model
         embeddings = image_model.embed_text(self._ids)
-        features = (
-            self._vision.see(self._pixels.to(image_model.device, image_model.dtype)).flatten(0, 1).to(embeddings.dtype)
-        )
+        features = self._vision.see(self._pixels.to(image_model.device, image_model.dtype)).flatten(0, 1)
         placeholders = self._ids == token_id(self._tokenizer, IMAGE_PLACEHOLDER)
-        embeddings = embeddings.masked_scatter(placeholders[..., None], features)
+        embeddings = embeddings.masked_scatter(placeholders[..., None], features.to(embeddings.dtype))
         if self._contrast is None:
             more |= {"streamer": streamer}
         else:

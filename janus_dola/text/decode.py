@@ -9,12 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-    StoppingCriteriaList,
-)
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -64,9 +59,8 @@ def dola_generate(
         raise ValueError(f"num_beams must be 1 with DoLa, got {generation_config.num_beams}")
     if contrast is not None and dola is not None:
         raise ValueError(f"contrast must be left out where dola is given, got {contrast!r}")
-    given, name = check_contrast(contrast), "contrast"
-    if dola is not None:
-        given, name = check_contrast(dola, "dola"), "dola"
+    name = "contrast" if dola is None else "dola"
+    given = check_contrast(contrast if dola is None else dola, name)
     text_model = find_text_model(model)
     blocks, dola_layers = len(text_model.blocks), generation_config.dola_layers
     if dola_layers is not None:
@@ -140,8 +134,7 @@ def _truncation(params: SamplingParams, blocks: int, chosen: list[tuple[Tensor, 
 def named_layers(dola_layers: str | list[int], blocks: int, tied: bool) -> list[int]:
     """Returns the candidates that transformers takes for "low", "high" or a list; 0 is the embeddings.
 
-    Raises:
-        ValueError: the value is none of these, or names no layer below the final one.
+    A ValueError says that the value is none of these, or names no layer below the final one.
     """
     first = 0 if not tied else 2 if blocks > 2 else blocks // 2
     half = blocks // 2 if blocks <= 40 else 20

@@ -9,7 +9,7 @@ A pass calls them in this order:
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,10 +21,8 @@ from janus_dola.text.language_model import TextModel
 def last_hidden_states(text_model: TextModel, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Keeps the hidden states that passes in this thread have at their last position.
 
-    Args:
-        layers: indices as in Hugging Face's `hidden_states`: 0 is the embeddings, N the final block (before the norm).
-    Yields:
-        the latest pass' states by layer, [R, D] each.
+    Yields the latest pass' states, [R, D], by index as in Hugging Face's `hidden_states`: 0 is the embeddings, N the final
+    block (before the norm).
     """
     kept: dict[int, Tensor] = {}
     caller = threading.get_ident()
@@ -37,12 +35,10 @@ def last_hidden_states(text_model: TextModel, layers: Sequence[int]) -> Iterator
 
         return hook
 
-    handles = [modules[layer].register_forward_pre_hook(keep(layer), with_kwargs=True) for layer in layers]
-    try:
+    with ExitStack() as handles:
+        for layer in layers:
+            handles.enter_context(modules[layer].register_forward_pre_hook(keep(layer), with_kwargs=True))
         yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -56,9 +52,5 @@ def replace_head(head: nn.Module, compute: Callable[[], Tensor]) -> Iterator[Non
     def put_out(_: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
         return compute()[:, None] if threading.get_ident() == caller else None
 
-    handles = [head.register_forward_pre_hook(no_rows), head.register_forward_hook(put_out)]
-    try:
+    with head.register_forward_pre_hook(no_rows), head.register_forward_hook(put_out):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

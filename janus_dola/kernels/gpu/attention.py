@@ -25,12 +25,8 @@ def _rotated(
     vectors,  # [ROWS], pointers to the vectors that are rotated
     position,  # [ROWS]
     inside,  # [ROWS]
-    cos_ptr,
-    sin_ptr,
-    positions,
-    SIZE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-):
+    cos_ptr, sin_ptr, positions, SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
     """Computes x cos + roll(x, d / 2) sin: [ROWS, BLOCK_SIZE] float32."""
     i = tl.arange(0, BLOCK_SIZE)[None, :]
     mask = inside[:, None] & (i < SIZE)
@@ -52,9 +48,7 @@ def _attention_kernel(
     mixed_ptr,  # [R * W, H_q, CHUNKS, d] fp32
     maximum_ptr,  # [R * W, H_q, CHUNKS] fp32
     total_ptr,  # [R * W, H_q, CHUNKS] fp32
-    positions,
-    capacity,
-    scaling,
+    positions, capacity, scaling,
     WINDOW: tl.constexpr,  # W
     HEADS: tl.constexpr,  # H_kv
     GROUPS: tl.constexpr,  # query heads that share a head of keys
@@ -62,7 +56,7 @@ def _attention_kernel(
     BLOCK_QUERIES: tl.constexpr,  # >= W GROUPS
     BLOCK_SIZE: tl.constexpr,  # >= d
     CHUNK: tl.constexpr,
-):
+):  # fmt: skip
     row, head, chunk = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start = tl.load(start_ptr + row).to(tl.int32)
     if chunk * CHUNK >= start + WINDOW:

@@ -60,17 +60,12 @@ def _normed_kernel(
     bias_ptr,  # as many, or anything without a bias
     out_ptr,  # [N, O]
     rows,  # N
-    tiles,
-    D,
+    tiles, D,
     width,  # O
-    eps,
-    HAS_BIAS: tl.constexpr,
-    GATED: tl.constexpr,
-    TILES_PADDED: tl.constexpr,
+    eps, HAS_BIAS: tl.constexpr, GATED: tl.constexpr, TILES_PADDED: tl.constexpr,
     BLOCK_O: tl.constexpr,  # rows of the weight
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     local = tl.arange(0, BLOCK_O)
     OUTPUTS: tl.constexpr = BLOCK_O // 2 if GATED else BLOCK_O
@@ -105,14 +100,9 @@ def _added_kernel(
     weighted_ptr,  # [N, D], the output times the norm's weight
     squares_ptr,  # [TILES, N] fp32
     rows,  # N
-    K,
-    D,
-    HAS_BIAS: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    K, D, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     y = product(weight_ptr, x_ptr, o, row, D, rows, K, 0, K, BLOCK_O, BLOCK_ROWS, BLOCK_D)

@@ -26,13 +26,8 @@ def _codebook_kernel(
     tile_max_ptr,  # [L * B, TILES] fp32
     tile_sum_ptr,  # [L * B, TILES] fp32
     pairs,  # L * B
-    E,
-    V,
-    HAS_BIAS: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_PAIRS: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-):
+    E, V, HAS_BIAS: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_PAIRS: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
     v = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     pair = tl.program_id(1) * BLOCK_PAIRS + tl.arange(0, BLOCK_PAIRS)
     inside_v, inside_pair = v < V, pair < pairs

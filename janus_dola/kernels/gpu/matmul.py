@@ -31,15 +31,11 @@ def product(
     x_ptr,  # [COLUMNS, INPUTS], rows of activations in the dtype to multiply in
     output,  # [BLOCK_OUTPUTS], which outputs
     column,  # [BLOCK_COLUMNS], which rows of activations
-    outputs,
-    columns,
-    inputs,
+    outputs, columns, inputs,
     first,  # the inputs that are summed over: first .. last - 1, where last is `inputs` or a multiple of the block away
     last,
-    BLOCK_OUTPUTS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_INPUTS: tl.constexpr,
-):
+    BLOCK_OUTPUTS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_INPUTS: tl.constexpr,
+):  # fmt: skip
     """Sums weight[output, i] x[column, i] over the inputs i: [BLOCK_OUTPUTS, BLOCK_COLUMNS] float32."""
     weight_rows = weight_ptr + output.to(tl.int64)[:, None] * inputs
     x_rows = x_ptr + column.to(tl.int64)[None, :] * inputs

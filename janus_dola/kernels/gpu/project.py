@@ -27,13 +27,10 @@ def _project_kernel(
     weight_ptr,  # [E, D]
     sums_ptr,  # [SPLITS, L * R, E] fp32
     rows,  # L * R
-    D,
-    E,
+    D, E,
     inputs_per_split,  # a multiple of BLOCK_D
-    BLOCK_E: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    BLOCK_E: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     split = tl.program_id(2)

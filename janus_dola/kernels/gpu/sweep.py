@@ -76,26 +76,12 @@ def _contrast(log_p, log_q):
 
 @triton.jit
 def _elect(
-    image,
-    race,  # [RACES_PADDED], as in `_sweep_kernel`
-    lse,  # [RACES_PADDED]
-    final_lse,
-    premature,
-    part_ptr,
-    race_ptr,
-    winner_ptr,
-    code_ptr,
-    layer_ptr,
-    jsd_ptr,
-    finite_ptr,
-    V,
-    CANDIDATES: tl.constexpr,
-    RACES: tl.constexpr,
-    PARTS: tl.constexpr,
-    RACES_PADDED: tl.constexpr,
+    image, race, lse, final_lse, premature, part_ptr, race_ptr, winner_ptr, code_ptr, layer_ptr, jsd_ptr, finite_ptr, V,
+    CANDIDATES: tl.constexpr, RACES: tl.constexpr, PARTS: tl.constexpr, RACES_PADDED: tl.constexpr,
     PARTS_PADDED: tl.constexpr,
-):
+):  # fmt: skip
     # What the last program of an image does: adds up the parts, and stores M and the best of its winners.
+    # Names as in `_sweep_kernel`; race and lse are [RACES_PADDED].
     # Loads with .cg go past the first-level cache, which does not see what other programs store.
     every = tl.arange(0, PARTS_PADDED)
     chosen = 0
@@ -143,15 +129,12 @@ def _sweep_kernel(
     layer_ptr,  # [B] int64
     jsd_ptr,  # [B] fp32
     finite_ptr,  # [B] bool
-    images,
-    V,
-    tiles,
+    images, V, tiles,
     CANDIDATES: tl.constexpr,  # C = L - 1
     PARTS: tl.constexpr,  # programs per image
     BLOCK_V: tl.constexpr,
-    RACES_PADDED: tl.constexpr,  # to powers of two
-    PARTS_PADDED: tl.constexpr,
-):
+    RACES_PADDED: tl.constexpr, PARTS_PADDED: tl.constexpr,  # to powers of two
+):  # fmt: skip
     image, part = tl.program_id(0), tl.program_id(1)
     FINAL: tl.constexpr = CANDIDATES
     RACES: tl.constexpr = CANDIDATES if CANDIDATES > 0 else 1
@@ -216,12 +199,8 @@ def _scores_kernel(
     layer_ptr,  # [B] int64, M
     log_alpha_ptr,  # [B] fp32
     scores_ptr,  # [B, V] fp32, F
-    images,
-    V,
-    tiles,
-    FINAL: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
+    images, V, tiles, FINAL: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
     image = tl.program_id(0)
     v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     final = FINAL * images + image
