@@ -44,11 +44,9 @@ def select_layer_by_jsd(qN: Tensor, candidates: Mapping[int, Tensor]) -> int | T
 
     Args:
         qN: [..., V] log-probabilities at the final layer.
-        candidates: log-probabilities at each candidate layer, by layer index.
+        candidates: log-probabilities at each candidate layer, by layer index; a ValueError if there is none.
     Returns:
         a layer for each distribution: [...] int64, or an int if `qN` is a single distribution.
-    Raises:
-        ValueError: there is no candidate.
     """
     if not candidates:
         raise ValueError("candidates must hold at least one layer, got none")

@@ -68,8 +68,7 @@ def truncate(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) 
     Args:
         scores: [B, V], F.
         temperature: [B], T >= 0; 0 counts as 1, since only the most probable code is drawn.
-        top_k: [B] int64, 0 for all.
-        top_p: [B] in (0, 1], 1 for all.
+        top_k, top_p: [B] int64, 0 for all; [B] in (0, 1], 1 for all.
     """
     T, k, p = (each.unsqueeze(-1) for each in (temperature, top_k, top_p))
     ordered = scores.sort(-1, descending=True).values

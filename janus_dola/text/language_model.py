@@ -27,11 +27,7 @@ class TextModel:
 
 
 def find_text_model(model: PreTrainedModel) -> TextModel:
-    """Finds the parts of a causal language model.
-
-    Raises:
-        ValueError: it is an encoder-decoder model, or lacks a part; the error says which.
-    """
+    """Finds the parts of a causal language model; a ValueError says what it lacks, or that it has an encoder."""
     name, config = type(model).__name__, model.config
     if config.is_encoder_decoder:
         raise ValueError(f"DoLa needs a decoder-only model, got {name}")
@@ -49,8 +45,7 @@ def find_text_model(model: PreTrainedModel) -> TextModel:
 def text_head(model: PreTrainedModel, parts: TextModel) -> Head:
     """Returns the final norm and the matrix of words, for the head stage.
 
-    Raises:
-        ValueError: the norm is no RMSNorm, the head no dense matrix, or the model changes its logits after the head.
+    A ValueError says that the norm is no RMSNorm, the head no dense matrix, or that logits are changed after the head.
     """
     name, config, head = type(model).__name__, model.config.get_text_config(), parts.head
     for setting in _CHANGES_OF_LOGITS:

@@ -18,15 +18,13 @@ _BORDER = (127, 127, 127)  # grey, around an image that is no square
 
 
 def pixels(images: Sequence[Image.Image], size: int, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Prepares pictures for the vision tower: the longer side becomes `size`, grey fills the square, then normalised.
+    """Prepares pictures for the vision tower, [n, 3, size, size] float32: each in a grey square, then normalised.
 
     Mean and deviation come from the `preprocessor_config.json` in the tokenizer's folder, 0.5 without one.
 
     Args:
         images: n images in any mode and size; a camera's rotation is undone, and what is transparent lies on white.
-        size: a side of the square, in pixels.
-    Returns:
-        [n, 3, size, size] float32.
+        size: a side of the square and the longer side of each image, in pixels.
     Raises:
         ValueError: an image has no pixels, or the file does not hold three numbers.
     """

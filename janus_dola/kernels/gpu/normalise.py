@@ -63,14 +63,12 @@ def multiplied_dtype(weights: torch.dtype) -> torch.dtype:
 
 
 def normalise(hidden_states: Tensor, head: Head, cfg_weight: Tensor | None) -> Tensor:
-    """Applies LN_out to every row, and with a `cfg_weight` guides each image.
+    """Applies LN_out to every row, and with a `cfg_weight` guides each image: x / 16 in the `multiplied_dtype`.
 
     Args:
         hidden_states: [L, R, D] in one of `head_triton.DTYPES`; R is 2B with a `cfg_weight` (conditional, then
             unconditional), else any number.
-        cfg_weight: [B] float32, w for each image; or None.
-    Returns:
-        [L, R, D], or [L, B, D] with a `cfg_weight`: x / 16 in the `multiplied_dtype` for the hidden states.
+        cfg_weight: [B] float32, w for each image, which returns [L, B, D]; None returns [L, R, D].
     """
     layers, rows, hidden = hidden_states.shape
     guided = cfg_weight is not None
