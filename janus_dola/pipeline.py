@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from janus_dola.arguments import (
     MAX_PARALLEL_SIZE,
     MAX_SEED,
+    Quantization,
     Window,
     check_max_images,
     check_negative,
@@ -25,7 +26,7 @@ from janus_dola.arguments import (
 )
 from janus_dola.contrasts import DEFAULT_CONTRAST, Contrast
 from janus_dola.engine.engine import Engine
-from janus_dola.engine.images import all_of, draw_images, each_of, jobs_of
+from janus_dola.engine.ordered_images import all_of, draw_images, each_of, jobs_of
 from janus_dola.engine.plan import Sampler, make_plan, resolve_launch
 from janus_dola.engine.progress import Callback
 from janus_dola.engine.scoring import CodeScores, check_codes, log_probabilities, scores_of_images
@@ -35,14 +36,7 @@ from janus_dola.kernels.types import Scores
 from janus_dola.models import ImageModel, PromptRows, adapt
 from janus_dola.models.checkpoint.hub import public_name, resolve
 from janus_dola.models.checkpoint.load import Checkpoint, load
-from janus_dola.models.storage import (
-    Quantization,
-    check_quantization,
-    device_and_dtype,
-    move_model,
-    pack_for_cpu,
-    quantize_blocks,
-)
+from janus_dola.models.storage import check_quantization, device_and_dtype, move_model, pack_for_cpu, quantize_blocks
 from janus_dola.outputs import DrawnImage, GenerationOutput
 from janus_dola.settings import Changes, DrawSettings, OldName, named_contrast, with_changes
 from janus_dola.text.answer import Answering
@@ -126,13 +120,9 @@ class JanusDoLa:
         launch: str = "auto",
         prompts: Iterable[str] = (),
     ) -> None:
-        """Checks arguments against the description of a model and against this machine, without loading weights.
+        """Checks what `from_pretrained` and `generate` take against a model's description and against this machine.
 
-        Args:
-            model, device, dtype, revision, quantize: as for `from_pretrained`.
-            settings, backend, launch, prompts: as for `generate`.
-        Raises:
-            FileNotFoundError, ValueError, ImportError: as `from_pretrained` and `generate` would.
+        Loads no weights, and raises FileNotFoundError, ValueError or ImportError as they would.
         """
         check_quantization(quantize)
         on, stored = device_and_dtype(device, dtype)
@@ -143,18 +133,16 @@ class JanusDoLa:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # drawing says it
             settings.layers_to_read(pipe.image_model.num_layers)
-        negative = () if settings.negative_prompt is None else (settings.negative_prompt,)
-        for prompt in (*prompts, *negative):
+        pipe._rows_of_prompt(settings.negative_prompt)
+        for prompt in prompts:
             pipe.check_prompt(prompt)
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> "JanusDoLa":
-        """Moves the model, in place, as if it had been loaded there; not while another thread draws.
+        """Moves the model in place, as if it had been loaded there, and returns this object. No thread may draw meanwhile.
 
         Args:
             device: such as "cuda"; None leaves it where it is.
             dtype: "float32", "bfloat16" or "float16"; None keeps the weights' own. Weights that were rounded stay rounded.
-        Returns:
-            this object.
         Raises:
             ValueError: there is no such device or dtype, or weights in 8 bits shall have another dtype.
         """
@@ -204,8 +192,8 @@ class JanusDoLa:
                 A pass that cannot be compiled or captured runs eagerly, after a UserWarning. `engine` is its old name.
             window: codes fed per pass and image: 1, 2, 4, 8, 16, 32, or "auto" for what is fastest. The images are the
                 same, in fewer passes; see `janus_dola.engine.slots`. The sampler "multinomial" has 1 only.
-            max_images: images drawn at once; None is as many as fit into memory. Where memory runs out, half as many, until
-                `engine.release()`. The sampler "multinomial" draws all at once.
+            max_images: images drawn at once; None is as many as fit into memory. Where memory runs out, half as many, in
+                later calls, too, until `engine.release()`. The sampler "multinomial" draws all at once.
             progress: shows a bar with tokens per second and, in `generate`, the time left.
             callback: called with (codes decided, codes of the images begun) whenever some are decided, in the thread that
                 draws. What it raises ends drawing and comes out here, so that another thread can cancel through it.
@@ -223,7 +211,7 @@ class JanusDoLa:
         seeds, generator = seeds_of(seed, images, sampler), None
         if sampler == "multinomial" and seed is not None:
             generator = torch.Generator(self.image_model.device).manual_seed(seeds[0])
-        rows, params = self._rows_of_prompt(settings), settings.sampling_params(plan.layers)
+        rows, params = self._rows_of_prompt(settings.negative_prompt), settings.sampling_params(plan.layers)
         jobs = list(jobs_of(prompts, rows, parallel_size, seeds, params))
         recipe = self._recipe(settings, window)
         drawn = all_of(draw_images(self.engine, jobs, plan, recipe, max_images, generator, progress, callback))
@@ -264,7 +252,7 @@ class JanusDoLa:
         window, max_images = check_window(window), check_max_images(max_images)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
         seed = integer("seed", seed, 0, MAX_SEED - parallel_size)
-        rows, params = self._rows_of_prompt(settings), settings.sampling_params(plan.layers)
+        rows, params = self._rows_of_prompt(settings.negative_prompt), settings.sampling_params(plan.layers)
         jobs = jobs_of(iterable_of_strings(prompts), rows, parallel_size, range(seed, MAX_SEED), params)
         recipe = self._recipe(settings, window)
         return each_of(draw_images(self.engine, jobs, plan, recipe, max_images, progress=progress, callback=callback))
@@ -330,8 +318,8 @@ class JanusDoLa:
         Raises:
             ValueError: a prompt is no string, or too long for the model.
         """
-        negative = self._negative_ids(negative_prompt)
-        return [self.prompts.rows(self._prompt_ids(prompt), negative) for prompt in strings(prompts)]
+        rows = self._rows_of_prompt(negative_prompt)
+        return [rows(prompt) for prompt in strings(prompts)]
 
     def answer(
         self,
@@ -376,17 +364,13 @@ class JanusDoLa:
 
     def _recipe(self, settings: DrawSettings, window: Window) -> Recipe:
         """Returns the recipe that images drawn now share; prompt and seed are left to each."""
-        return Recipe(
-            self.model_name, "", 0, settings, self.image_model.stored_as, self.quantize, window, self.revision
-        )
+        stored_as = self.image_model.stored_as
+        return Recipe(self.model_name, "", 0, settings, stored_as, self.quantize, window, self.revision)
 
-    def _rows_of_prompt(self, settings: DrawSettings) -> Callable[[str], PromptRows]:
-        negative = self._negative_ids(settings.negative_prompt)  # an error comes before anything is drawn
-        return lambda prompt: self.prompts.rows(self._prompt_ids(prompt), negative)
-
-    def _negative_ids(self, prompt: str | None) -> list[int] | None:
-        prompt = check_negative(prompt)
-        return None if prompt is None else self._prompt_ids(prompt, "negative_prompt")
+    def _rows_of_prompt(self, negative_prompt: str | None) -> Callable[[str], PromptRows]:
+        negative = check_negative(negative_prompt)  # an error comes before anything is drawn
+        negative_ids = None if negative is None else self._prompt_ids(negative, "negative_prompt")
+        return lambda prompt: self.prompts.rows(self._prompt_ids(prompt), negative_ids)
 
     def _prompt_ids(self, prompt: str, name: str = "prompts") -> list[int]:
         ids, length = self.prompts.ids(prompt), self.image_model.raster.length

@@ -20,7 +20,6 @@ from bench.report.tables import markdown
 from bench.speed import models, peers
 from bench.speed.conftest import made_with
 from janus_dola import JanusDoLa
-from janus_dola.engine.pixels import to_images
 
 FILE = RESULTS / "paired_cpu.json"
 PROMPT = "a large red circle on white"
@@ -46,7 +45,7 @@ def _ours(pipe: JanusDoLa, images: int, dola, window) -> Callable[[], object]:
 
 
 def _theirs(pipe: JanusDoLa, draw: Callable[[JanusDoLa], torch.Tensor]) -> Callable[[], object]:
-    return lambda: to_images(pipe.image_model, draw(pipe))
+    return lambda: peers.decode_pixels(pipe, draw(pipe))
 
 
 def measure(name: str, images: int, rounds: int) -> dict[str, list[float]]:

@@ -14,6 +14,13 @@ from janus_dola.dola_runtime import (
     contrast_with_apc_from_logprobs,
     select_layer_by_jsd,
 )
+from janus_dola.engine.pixels import start_pixels
+
+
+def decode_pixels(pipe: JanusDoLa, tokens: Tensor) -> None:
+    """Decodes codes [B, T] into pictures, as drawing does."""
+    for wait in [start_pixels(pipe.image_model, codes) for codes in tokens]:
+        wait()
 
 
 def _rows(pipe: JanusDoLa, prompt: str, images: int) -> Tensor:

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from bench.speed import models, peers
-from janus_dola.engine.pixels import to_images
 
 PROMPT = "a large red circle on white"
 CUT = 64  # codes of the plain loop on a GPU, where its time is scaled to whole images: for it, since no picture is decoded
@@ -21,11 +20,11 @@ def plain_loop(pipe, images, dola, window):
     if pipe.image_model.device.type == "cuda":  # cut; `test_image` scales
         peers.seed_loop(pipe, PROMPT, images, dola, most=CUT)
     else:
-        to_images(pipe.image_model, peers.seed_loop(pipe, PROMPT, images, dola))
+        peers.decode_pixels(pipe, peers.seed_loop(pipe, PROMPT, images, dola))
 
 
 def transformers_loop(pipe, images, dola, window):
-    to_images(pipe.image_model, peers.transformers_generate(pipe, PROMPT, images))
+    peers.decode_pixels(pipe, peers.transformers_generate(pipe, PROMPT, images))
 
 
 # Each returns the passes that images took, or None for one code a pass.

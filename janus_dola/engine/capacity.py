@@ -19,12 +19,7 @@ def positions(image_model: ImageModel, prompt_tokens: int, window: int) -> int:
 
 
 def images_that_fit(image_model: ImageModel, prompt_tokens: int, kept_bytes: int = 0) -> int:
-    """Returns how many images' keys and values fit into a GPU's free memory, at least 1; on a CPU a constant.
-
-    Args:
-        prompt_tokens: the longest prompt's.
-        kept_bytes: memory that is not free, but will be.
-    """
+    """Returns how many images fit into a GPU's free memory and bytes that will be free, at least 1; on a CPU a constant."""
     if image_model.device.type != "cuda":
         return _ON_A_CPU
     config = image_model.config

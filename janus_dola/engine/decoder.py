@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from janus_dola.engine.devices import has_graphs, upload, waits_are_errors
-from janus_dola.engine.graphs import capture
+from janus_dola.engine.devices import capture, has_graphs, upload, waits_are_errors
 from janus_dola.engine.jobs import Job
 from janus_dola.engine.plan import Plan
 from janus_dola.engine.slots import Slots
@@ -47,12 +46,7 @@ class DecoderKey:
 
 
 class Decoder:
-    """Draws codes for S images at a time.
-
-    Args:
-        weights: the model's, as they are now.
-        params: fill the slots until images begin there; any with the plan's kind.
-    """
+    """Draws codes for S images at a time. `params`, any with the plan's kind, fill the slots until images begin there."""
 
     def __init__(self, image_model: ImageModel, weights: Weights, key: DecoderKey, params: SamplingParams) -> None:
         self.image_model, self.weights, self.key = image_model, weights, key
@@ -67,24 +61,22 @@ class Decoder:
         self.prompts: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # passes by visible length, captured when first needed
         self._captures = plan.launch != "eager" and has_graphs(image_model.device)
-        self._gave_up = False  # a capture failed after the decoder was tried out: no others are made
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None
 
     def admit(self, slots: Sequence[int], jobs: Sequence[Job]) -> None:
         """Begins images in these slots: runs prompts that are new, and draws the first codes."""
-        device, count = self.image_model.device, self.key.slots
-        hidden_states = []
+        device, hidden_states, lengths = self.image_model.device, [], []
         for side, tokens_of_side in enumerate(zip(*(job.rows for job in jobs), strict=True)):
             for slot, tokens in zip(slots, tokens_of_side, strict=True):
                 keys_values, last = self._prompt(tuple(tokens))
-                row = self.keys_values[:, side * count + slot]
+                row = self.keys_values[:, side * self.key.slots + slot]
                 row[:, : len(tokens)] = keys_values
                 row[:, len(tokens) :] = 0  # masked positions must be finite
                 hidden_states.append(last)
+                lengths.append(len(tokens))
         seeds = upload([job.seed for job in jobs], device)
         sampling = SamplingTensors.of([job.params for job in jobs], self.slots.jsd)
         first = self._draw(torch.stack(hidden_states, 1), sampling, seeds, torch.zeros_like(seeds))
-        lengths = [len(row) for side in zip(*(job.rows for job in jobs), strict=True) for row in side]
         self.slots.admit(upload(slots, device), upload(lengths, device), seeds, sampling, first)
 
     def _prompt(self, tokens: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -112,9 +104,8 @@ class Decoder:
         device, generator = self.image_model.device, self.key.generator
         state = None if generator is None else generator.get_state()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            for visible in sorted(
-                {VISIBLE_MULTIPLE, self.capacity}
-            ):  # compiled for these two, a pass serves all between
+            # Compiled for the shortest and the longest view, a pass serves all between.
+            for visible in sorted({VISIBLE_MULTIPLE, self.capacity}):
                 self.step(visible)
                 if self._captures:
                     with waits_are_errors():
@@ -126,16 +117,13 @@ class Decoder:
     def run(self, visible: int) -> None:
         """Runs a pass as `step` does, by its graph if there is one; otherwise captures one for the next pass like it.
 
-        If that fails, it warns once, and no further graphs are captured.
-
-        Raises:
-            torch.OutOfMemoryError: there is no memory for the graph.
+        If that fails, it warns once, and no further graphs are captured; but no memory for it is an OutOfMemoryError.
         """
         if visible in self.graphs:
             self.graphs[visible].replay()
             return
         self.step(visible)  # loads what it needs, which must not happen while capturing
-        if not self._captures or self._gave_up:
+        if not self._captures:
             return
         try:
             self._capture(visible)
@@ -143,7 +131,7 @@ class Decoder:
             raise
         except CANNOT_RUN as error:
             warnings.warn(f"a pass could not be captured, and runs without a graph instead: {error}", stacklevel=2)
-            self._gave_up = True
+            self._captures = False
 
     def _capture(self, visible: int) -> None:
         device = self.image_model.device
@@ -152,8 +140,7 @@ class Decoder:
     def step(self, visible: int) -> None:
         """Runs a pass: feeds W codes per slot, and accepts the codes that it decides. Nothing in it waits for the device.
 
-        Args:
-            visible: number of positions that attention looks at, from `visible_length`.
+        Attention looks at the first `visible` positions, from `visible_length`.
         """
         slots, window = self.slots, self.plan.window
         places = slots.places

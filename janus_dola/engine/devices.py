@@ -1,8 +1,9 @@
 """What a device can do, and how the host talks to it without waiting."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,18 +27,22 @@ def stream_for(purpose: str, device: torch.device) -> torch.cuda.Stream:
 def free_memory(device: torch.device) -> int:
     """Returns the bytes available on a GPU: free ones, and ones that torch keeps unused for tensors, not for graphs."""
     free, _ = torch.cuda.mem_get_info(device)
-    segments = torch.cuda.memory_snapshot()
     return free + sum(
         segment["total_size"] - segment["allocated_size"]
-        for segment in segments
+        for segment in torch.cuda.memory_snapshot()
         if segment["device"] == device.index and tuple(segment["segment_pool_id"]) == (0, 0)
     )
 
 
-def upload(numbers: Sequence[float], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def upload(numbers: Sequence[float], device: torch.device) -> Tensor:
     """Copies numbers to the device, [n], without waiting for its work."""
-    on_host = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
-    return on_host.to(device, non_blocking=True)
+    return torch.tensor(numbers, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
+def download(tensor: Tensor) -> Tensor:
+    """Copies a tensor to the host without waiting; from a GPU it is there once an event recorded next has passed."""
+    on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return on_host.copy_(tensor, non_blocking=True)
 
 
 @contextmanager
@@ -61,3 +66,27 @@ def waits_are_errors() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+def capture(
+    run: Callable[[], None], device: torch.device, pool: Any, generator: torch.Generator | None = None
+) -> torch.cuda.CUDAGraph:
+    """Captures the work that `run` queues as a CUDA graph; nothing is computed yet.
+
+    `run` has been run before, so that everything is compiled and loaded; it may use `generator` beside torch's global one.
+    Graphs that run one after the other share the memory pool. Where something cannot be captured, it raises RuntimeError,
+    and stream and allocator are as before.
+    """
+    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+    if generator is not None:
+        graph.register_generator_state(generator)
+    try:
+        with torch.cuda.graph(graph, pool, stream_for("capturing", device), capture_error_mode="thread_local"):
+            run()
+    except BaseException:
+        # Where ending it fails too, torch stays on its stream, and gives out memory as if the capture went on.
+        torch.cuda.set_stream(before)
+        with suppress(RuntimeError):  # it has ended
+            torch.cuda.memory._cuda_endAllocateToPool(before.device_index, pool)
+        raise
+    return graph

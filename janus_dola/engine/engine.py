@@ -38,7 +38,7 @@ class Engine:
         self._lock = threading.Lock()  # guards all below
         self._kept: Decoder | None = None
         self._failed: set[str] = set()  # launches that failed here
-        self._limit: int | None = None  # images at once, since memory ran out
+        self._limit: int | None = None  # images at once, since memory ran out; until `release`
 
     def draw(
         self,
@@ -51,11 +51,8 @@ class Engine:
     ) -> Iterator[tuple[Job, Codes]]:
         """Draws images, and yields each when it is done; its codes are on the device.
 
-        Args:
-            queue: an error in reading a job is raised after the images before it.
-            max_images: images at once, as for `fit`. The sampler "multinomial" draws all together.
-            bar: counts codes as they are decided; what it raises ends drawing.
-            generator: draws for the sampler "multinomial"; None is torch's global one.
+        An error in reading a job is raised after the images before it; what `bar` raises ends drawing. The sampler
+        "multinomial" draws all images together, by the generator; None is torch's global one.
         """
         together = plan.sampler == "multinomial"
 
@@ -84,12 +81,8 @@ class Engine:
     ) -> Iterator[SlotRunner]:
         """Yields a runner with free slots; then keeps its decoder for the next call, if graphs make that worth while.
 
-        Args:
-            slots: images at a time.
-            longest: the longest prompt's number of tokens.
-            params: any with the plan's kind.
-            window: takes the place of the plan's; "auto" is the fastest for so many slots.
-            bar, generator: as for `draw`.
+        `longest` is the longest prompt's number of tokens, `params` are any with the plan's kind, `window` takes the place
+        of the plan's; "auto" is the fastest for so many slots.
         """
         plan = replace(plan, window=window_of(slots, self.image_model) if window == "auto" else window)
         decoder = self._decoder(plan, slots, longest, params, generator)
@@ -127,22 +120,14 @@ class Engine:
             return Decoder(self.image_model, weights, replace(key, plan=plan.simplest), params)
 
     def fit(self, longest: int, max_images: int | None = None) -> int:
-        """Returns how many images to draw at once, at least 1; fewer since memory ran out.
-
-        Args:
-            longest: the longest prompt's number of tokens.
-            max_images: None is as many as fit into memory.
-        """
+        """Returns how many images to draw at once, None being as many as fit into memory; fewer since memory ran out."""
         most = max_images or images_that_fit(self.image_model, longest, self.kept_bytes)
         return most if self._limit is None else min(most, self._limit)
 
     def halve(self, images: int, all_together: bool = False) -> None:
         """Releases memory after it ran out with so many images at once: until `release`, at most half as many fit.
 
-        Args:
-            all_together: the images cannot be drawn fewer at once.
-        Raises:
-            torch.OutOfMemoryError: fewer are not possible; the message says in one line what to do.
+        Where fewer are not possible, as with `all_together`, an OutOfMemoryError says in one line what to do.
         """
         with self._lock:
             self._kept = None

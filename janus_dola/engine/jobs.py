@@ -26,10 +26,6 @@ class JobQueue:
     """Jobs in order, read as they are needed. An error in reading one is raised once the jobs before it are done.
 
     A job is kept until its image is out, so that it can be put back and drawn again.
-
-    Attributes:
-        together: how many jobs `take_together` took last.
-        out: how many images are out.
     """
 
     def __init__(self, jobs: Iterable[Job]) -> None:
@@ -37,7 +33,8 @@ class JobQueue:
         self._waiting = deque[Job]()
         self._begun = deque[Job]()  # their images are not out yet
         self._error: ValueError | None = None
-        self.together = self.out = 0
+        self.together = 0  # jobs that `take_together` took last
+        self.out = 0  # images
 
     def peek(self) -> Job | None:
         """Returns the next job, or None if there is none, or only an error."""

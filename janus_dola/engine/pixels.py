@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from janus_dola.engine.devices import stream_for
+from janus_dola.engine.devices import download, stream_for
 from janus_dola.models.model import ImageModel
 
 
@@ -15,22 +15,16 @@ def start_pixels(image_model: ImageModel, tokens: Tensor) -> Callable[[], Image.
     """Decodes one image's codes [T]; on a GPU in a stream of its own, so that drawing can go on meanwhile.
 
     Images are decoded one at a time: the image decoder needs far more memory than drawing does, and pixels then depend on
-    the image's codes alone.
-
-    Returns:
-        a function that waits for the RGB image, or None if pixels are not finite. Pixels in [-1, 1] are mapped to 0 .. 255,
-        clipped and cut off as DeepSeek's and transformers' code do.
+    the image's codes alone. Returns a function that waits for the RGB image, or None if pixels are not finite. Pixels in
+    [-1, 1] are mapped to 0 .. 255, clipped and cut off as DeepSeek's and transformers' code do.
     """
-    if tokens.device.type != "cuda":
-        pixels, finite = _pixels(image_model, tokens)
-        return lambda: _picture(pixels, finite)
+    if not tokens.is_cuda:
+        on_cpu = _pixels(image_model, tokens)
+        return lambda: _picture(*on_cpu)
     stream = stream_for("pictures", tokens.device)
     stream.wait_stream(torch.cuda.current_stream(tokens.device))
     with torch.cuda.stream(stream):
-        pixels, finite = (
-            torch.empty(each.shape, dtype=each.dtype, pin_memory=True).copy_(each, non_blocking=True)
-            for each in _pixels(image_model, tokens)
-        )
+        pixels, finite = map(download, _pixels(image_model, tokens))
         done = stream.record_event()
     tokens.record_stream(stream)
 
@@ -39,18 +33,6 @@ def start_pixels(image_model: ImageModel, tokens: Tensor) -> Callable[[], Image.
         return _picture(pixels, finite)
 
     return wait
-
-
-def to_images(image_model: ImageModel, tokens: Tensor) -> list[Image.Image]:
-    """Decodes codes [B, T] into B RGB images, as `start_pixels` does.
-
-    Raises:
-        ValueError: pixels are not finite.
-    """
-    pictures = [picture for wait in [start_pixels(image_model, image) for image in tokens] if (picture := wait())]
-    if len(pictures) < len(tokens):
-        raise ValueError("tokens must decode to finite pixels, got NaN or infinite ones")
-    return pictures
 
 
 def _pixels(image_model: ImageModel, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,6 @@ from janus_dola.models.model import ImageModel
 from janus_dola.settings import DrawSettings
 
 Sampler = Literal["gumbel", "multinomial"]
-SAMPLERS, LAUNCHES = get_args(Sampler), get_args(LaunchName)
 
 
 @dataclass(frozen=True)
@@ -40,32 +39,18 @@ def make_plan(
     backend: str = "auto",
     launch: str = "auto",
 ) -> Plan:
-    """Turns a user's settings into a plan for a model.
-
-    Raises:
-        ValueError: a value is out of range, the model has none of the candidate layers, or its device cannot run the
-            backend or the launch.
-    """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {list(SAMPLERS)}, got {sampler!r}")
-    layers = settings.layers_to_read(image_model.num_layers)
-    return Plan(
-        layers,
-        settings.sampling_params(layers).kind,
-        sampler,
-        resolve_backend(backend, image_model.device, image_model.dtype),
-        resolve_launch(launch, image_model.device),
-    )
+    """Turns a user's settings into a plan; what the model or its device does not have is a ValueError."""
+    if sampler not in get_args(Sampler):
+        raise ValueError(f"sampler must be one of {list(get_args(Sampler))}, got {sampler!r}")
+    layers, device = settings.layers_to_read(image_model.num_layers), image_model.device
+    kind, backend = settings.sampling_params(layers).kind, resolve_backend(backend, device, image_model.dtype)
+    return Plan(layers, kind, sampler, backend, resolve_launch(launch, device))
 
 
 def resolve_launch(launch: str, device: torch.device) -> str:
-    """Resolves "auto": "graph" on a CUDA device, "eager" elsewhere.
-
-    Raises:
-        ValueError: the name is unknown, or the device has no graphs.
-    """
-    if launch not in LAUNCHES:
-        raise ValueError(f"launch must be one of {list(LAUNCHES)}, got {launch!r}")
+    """Resolves "auto": "graph" on a CUDA device, "eager" elsewhere. What the device does not have is a ValueError."""
+    if launch not in get_args(LaunchName):
+        raise ValueError(f"launch must be one of {list(get_args(LaunchName))}, got {launch!r}")
     if launch == "auto":
         return "graph" if has_graphs(device) else "eager"
     if launch == "graph" and not has_graphs(device):

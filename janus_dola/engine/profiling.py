@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import profile, record_function
 
 from janus_dola.arguments import Window, check_window
 from janus_dola.engine.engine import Engine
@@ -15,8 +15,6 @@ from janus_dola.engine.slot_runner import SlotRunner
 from janus_dola.kernels.types import SamplingParams
 from janus_dola.models.model import PromptRows
 from janus_dola.settings import DrawSettings
-
-_OPERATIONS = 10
 
 
 def profile_pass(
@@ -29,37 +27,24 @@ def profile_pass(
     trace: Path,
     window: Window = "auto",
 ) -> str:
-    """Records one pass over half-drawn images, after passes that warm up.
+    """Returns a table: a pass' ten most expensive operations, on the GPU if there is one. Half-drawn images warm it up.
 
-    Args:
-        rows: the images' prompt.
-        images: drawn at once.
-        settings, backend, launch, window: as for `JanusDoLa.generate`.
-        trace: file for the recorded timeline, which Perfetto and Chrome open.
-    Returns:
-        the most expensive operations, on the GPU if there is one, as a table.
-    Raises:
-        ValueError: an argument is out of range.
+    Writes the timeline, which Perfetto and Chrome open, to `trace`. An argument out of range is a ValueError.
     """
     if images < 1:
         raise ValueError(f"images must be at least 1, got {images}")
-    device, window = engine.image_model.device, check_window(window)
-    plan = make_plan(engine.image_model, settings, "gumbel", backend, launch)
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    window, plan = check_window(window), make_plan(engine.image_model, settings, "gumbel", backend, launch)
+    on_gpu = engine.image_model.device.type == "cuda"
     params = settings.sampling_params(plan.layers)
-    with (
-        half_way(engine, rows, images, plan, params, window) as runner,
-        profile(activities=activities) as recorded,
-    ):
+    with half_way(engine, rows, images, plan, params, window) as runner, profile() as recorded:
         with record_function("pass"):
             runner.advance()
         if on_gpu:
-            torch.cuda.synchronize(device)
+            torch.cuda.synchronize(engine.image_model.device)
     trace.parent.mkdir(parents=True, exist_ok=True)
     recorded.export_chrome_trace(str(trace))
     order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    return recorded.key_averages().table(sort_by=order, row_limit=_OPERATIONS, max_name_column_width=60)
+    return recorded.key_averages().table(sort_by=order, row_limit=10, max_name_column_width=60)
 
 
 @contextmanager
@@ -71,7 +56,6 @@ def half_way(
     with engine.runner(plan, images, longest_of(jobs), params, window) as runner:
         for job in jobs:
             runner.admit([job])
-        middle = engine.image_model.raster.length // 2
-        while any(runner.decided(job) < middle for job in runner.jobs):
+        while any(runner.decided(job) < engine.image_model.raster.length // 2 for job in runner.jobs):
             runner.advance()
         yield runner

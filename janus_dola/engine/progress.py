@@ -8,12 +8,7 @@ Callback = Callable[[int, int], object]
 
 
 class Progress(tqdm):
-    """Counts codes as they are decided.
-
-    Args:
-        shown: shows a bar with tokens per second.
-        callback: called with two counts: codes decided, and codes in the images begun.
-    """
+    """Counts codes as they are decided; calls back with two counts: codes decided, and codes in the images begun."""
 
     def __init__(self, shown: bool = False, callback: Callback | None = None) -> None:
         super().__init__(disable=not shown, unit="tok", leave=False, total=0)

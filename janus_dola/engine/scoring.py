@@ -38,11 +38,7 @@ class CodeScores:
     def of(
         cls, scores: Iterable[Scores], shape: Sequence[int], layers: Sequence[int], temperature: float
     ) -> "CodeScores":
-        """Joins the scores of images [P, K, T], given one after the other.
-
-        Args:
-            layers: numbers of the layers read, the final one included.
-        """
+        """Joins the scores of images [P, K, T]; `layers` are the numbers of the layers read, the final one included."""
         columns = zip(*((each.scores.cpu(), each.layer.cpu(), each.jsd.cpu()) for each in scores), strict=True)
         joined, layer, jsd = (torch.cat(column) for column in columns)
         premature_layers = torch.tensor(layers)[layer].view(*shape)
@@ -69,14 +65,9 @@ def scores_of_images(
     layers: Sequence[int],
     params: SamplingParams,
 ) -> Iterator[Scores]:
-    """Yields, image by image, the contrasted distribution at every code, given the codes before it.
+    """Yields for each image in tokens [P, K, T] the contrasted scores at its T codes, given the codes before each.
 
-    Args:
-        rows: one for each prompt.
-        tokens: [P, K, T] int64.
-        layers: read below the final one, in ascending order.
-    Returns:
-        Scores with T rows per image, on the model's device.
+    The scores are on the model's device. `layers` are read below the final one, in ascending order.
     """
     for both, images in zip(rows, tokens.to(image_model.device), strict=True):
         words = [image_model.embed_text(torch.tensor(row, device=image_model.device)) for row in both]
@@ -90,14 +81,7 @@ def scores_of_images(
 
 
 def log_distributions(scores: Tensor, temperature: float) -> Tensor:
-    """Returns log softmax(F / T); at T = 0 all probability lies on the first highest score.
-
-    Args:
-        scores: [..., V], F; -inf where a code is not plausible.
-        temperature: T >= 0.
-    Returns:
-        [..., V] in the scores' dtype, -inf for a code that cannot be drawn.
-    """
+    """Returns log softmax(F / T), like the scores F [..., V]; at T = 0 all probability lies on the first highest."""
     if temperature == 0:
         return torch.full_like(scores, -torch.inf).scatter_(-1, scores.argmax(-1, keepdim=True), 0.0)
     return torch.log_softmax(scores / temperature, -1)

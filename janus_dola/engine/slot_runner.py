@@ -1,15 +1,19 @@
 """The loop that takes images through a decoder's slots."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 
+import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from janus_dola.engine.capacity import positions
 from janus_dola.engine.decoder import Decoder, visible_length
-from janus_dola.engine.devices import undisturbed
+from janus_dola.engine.devices import download, undisturbed
 from janus_dola.engine.jobs import Job, JobQueue, longest_of
-from janus_dola.engine.readback import Readback
 from janus_dola.engine.slots import Codes
+
+_AHEAD = 4  # passes by which the host may be ahead
 
 
 class SlotRunner:
@@ -27,7 +31,8 @@ class SlotRunner:
         self._count = len(decoder.slots.seeds)
         self._decided_at_least, self._decided_at_most = [0] * self._count, [0] * self._count
         self._passes = 0
-        self._readback = Readback(decoder.image_model.device)
+        # Progress on its way to the host, oldest first: passes, images, decided positions by slot, and when they are there.
+        self._arriving: deque[tuple[int, dict[Job, int], Tensor, torch.cuda.Event | None]] = deque()
 
     @property
     def jobs(self) -> list[Job]:
@@ -73,8 +78,8 @@ class SlotRunner:
                 yield job, codes
 
     def _fits(self, job: Job) -> bool:
-        room = self.decoder.capacity >= positions(self.decoder.image_model, longest_of([job]), self._window)
-        return room and self.decoder.plan.sampler != "multinomial"
+        decoder, needed = self.decoder, positions(self.decoder.image_model, longest_of([job]), self._window)
+        return needed <= decoder.capacity and decoder.plan.sampler != "multinomial"
 
     def admit(self, jobs: Sequence[Job]) -> None:
         """Begins images, one per free slot; there must be enough free slots."""
@@ -96,13 +101,26 @@ class SlotRunner:
         if self._window == 1:  # known without reading it back
             self._note_progress(self._passes, self._slot_of, self._decided_at_most)
         else:
-            self._readback.push((self._passes, dict(self._slot_of)), self.decoder.slots.decided)
-            for (passes, slot_of), decided in self._readback.arrived():
-                self._note_progress(passes, slot_of, decided)
+            decided = self.decoder.slots.decided
+            copy = download(decided)
+            event = torch.cuda.current_stream(decided.device).record_event() if decided.is_cuda else None
+            self._arriving.append((self._passes, dict(self._slot_of), copy, event))
+            self._read_back()
         done = [(job, self.codes(job)) for job in self._slot_of if self.decided(job) >= self._length]
         for job, _ in done:
             del self._slot_of[job]
         return done
+
+    def _read_back(self) -> None:
+        """Notes progress that has arrived; waits only if the host is too far ahead."""
+        while self._arriving:
+            passes, slot_of, decided, event = self._arriving[0]
+            if event is not None and not event.query():
+                if len(self._arriving) <= _AHEAD:
+                    return
+                event.synchronize()
+            self._arriving.popleft()
+            self._note_progress(passes, slot_of, decided.tolist())
 
     def _note_progress(self, passes: int, slot_of: dict[Job, int], decided: list[int]) -> None:
         """Corrects the bounds: in each slot so many positions were decided after so many passes."""

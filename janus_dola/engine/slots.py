@@ -69,13 +69,7 @@ class Slots:
     def admit(
         self, slots: Tensor, lengths: Tensor, seeds: Tensor, sampling: SamplingTensors, first: SampledCodes
     ) -> None:
-        """Begins images in these slots with their first code, drawn after the prompt.
-
-        Args:
-            slots, seeds: [n] int64.
-            lengths: [2n] int64, of the prompts' rows.
-            sampling, first: for n images.
-        """
+        """Begins n images in the slots [n] with their first codes; `lengths` [2n] are those of the prompts' rows."""
         self.sampling.put(slots, sampling, self.window)
         self.seeds[slots] = seeds
         self.prompt_tokens[:, slots] = lengths.view(2, -1)
@@ -96,11 +90,7 @@ class Slots:
         return self._raster.with_line_ends(places, self.tokens.gather(1, places))
 
     def accept(self, sampled: SampledCodes) -> None:
-        """Accepts the codes that a pass decides, and keeps the others as guesses.
-
-        Args:
-            sampled: f after each code fed, W per slot; fields are [S * W].
-        """
+        """Accepts the codes that a pass decides, of f after each code fed [S * W], and keeps the others as guesses."""
         places = self.places
         fed = self.fed(places)
         codes, layers, jsd, finite = (getattr(sampled, field.name).view(fed.shape) for field in fields(sampled))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from janus_dola.engine import devices
-from janus_dola.engine.graphs import capture
+from janus_dola.engine.devices import capture
 from janus_dola.models import storage
 
 DEVICE, POOL = torch.device("cuda:1"), (0, 7)

@@ -1,11 +1,11 @@
 """From jobs to images in order: codes by the engine, pixels beside it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from janus_dola.arguments import MAX_SEED
 from janus_dola.engine.engine import Engine
@@ -16,7 +16,7 @@ from janus_dola.engine.progress import Callback, Progress
 from janus_dola.engine.slots import Codes
 from janus_dola.images.recipe import Recipe
 from janus_dola.kernels.types import SamplingParams
-from janus_dola.models.model import PromptRows
+from janus_dola.models.model import ImageModel, PromptRows
 from janus_dola.outputs import DrawnImage, NonFiniteError
 
 MaybeImage = tuple[Job, DrawnImage | None]  # None for an image that is not finite
@@ -31,8 +31,7 @@ def jobs_of(
 ) -> Iterator[Job]:
     """Makes `parallel_size` jobs per prompt; prompts are read as jobs are needed.
 
-    Raises:
-        ValueError: the next prompt cannot be drawn, or there is no seed left for it.
+    A prompt that cannot be drawn, or has no seed left, is a ValueError when its turn comes.
     """
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
@@ -57,19 +56,20 @@ def draw_images(
 ) -> Iterator[MaybeImage]:
     """Draws images and yields them in order; where memory runs out, half as many at once, from the first that is missing.
 
-    Args:
-        jobs: their indices count up.
-        recipe: holds for all images, but for prompt and seed.
-        max_images, generator: as for `Engine.draw`.
-        progress: shows a bar with tokens per second.
-    Raises:
-        torch.OutOfMemoryError: not one image fits or, with the sampler "multinomial", not all together.
+    The jobs' indices count up from 0; the recipe holds for all images, but for prompt and seed. Where not one image fits
+    or, with the sampler "multinomial", not all together, it raises torch.OutOfMemoryError.
     """
     queue = JobQueue(jobs)
     with Progress(progress, callback) as bar:
         while True:
             try:
-                for image in _in_order(engine, queue, plan, recipe, max_images, generator, bar):
+                for image in _in_order(
+                    engine.draw(queue, plan, recipe.window, max_images, bar, generator),
+                    queue.out,
+                    engine.image_model,
+                    plan,
+                    recipe,
+                ):
                     queue.let_go()
                     yield image
                 return
@@ -82,76 +82,44 @@ def draw_images(
 
 
 def _in_order(
-    engine: Engine,
-    queue: JobQueue,
-    plan: Plan,
-    recipe: Recipe,
-    max_images: int | None,
-    generator: torch.Generator | None,
-    bar: tqdm,
+    drawn: Iterator[tuple[Job, Codes]], following: int, image_model: ImageModel, plan: Plan, recipe: Recipe
 ) -> Iterator[MaybeImage]:
-    """Draws images and yields them in order; on a GPU one late, so that its pixels are decoded while the next is drawn."""
-    first = queue.peek()
-    following = 0 if first is None else first.index
-    behind = 1 if engine.image_model.device.type == "cuda" else 0
-    done: dict[int, _Done] = {}  # by index
-    for job, codes in engine.draw(queue, plan, recipe.window, max_images, bar, generator):
-        done[job.index] = _Done(job, codes, start_pixels(engine.image_model, codes.tokens))
+    """Yields images from the index `following` on; on a GPU one late: its pixels are decoded while the next is drawn."""
+    behind = 1 if image_model.device.type == "cuda" else 0
+    done: dict[int, Callable[[], MaybeImage]] = {}  # by index
+    for job, codes in drawn:
+        done[job.index] = partial(_image, job, codes, start_pixels(image_model, codes.tokens), plan, recipe)
         while following in done and following + behind in done:
-            yield done.pop(following).image(plan, recipe)
+            yield done.pop(following)()
             following += 1
     for index in sorted(done):
-        yield done.pop(index).image(plan, recipe)
+        yield done.pop(index)()
 
 
-@dataclass(frozen=True)
-class _Done:
-    """An image whose codes are drawn and whose pixels are being decoded."""
-
-    job: Job
-    codes: Codes  # on the device
-    pixels: Callable[[], Image.Image | None]  # waits for them
-
-    def image(self, plan: Plan, recipe: Recipe) -> MaybeImage:
-        """Waits for the pixels."""
-        job, codes, pixels = self.job, self.codes.cpu(), self.pixels()
-        if pixels is None or not codes.finite:
-            return job, None
-        return job, DrawnImage(
-            job.prompt,
-            job.k,
-            pixels,
-            codes.tokens,
-            codes.premature_layers,
-            codes.jsd,
-            job.seed,
-            int(codes.passes),
-            replace(recipe, prompt=job.words, seed=job.seed),
-            plan.layers,
-            plan.sampler == "gumbel",
-        )
+def _image(job: Job, codes: Codes, pixels: Callable[[], Image.Image | None], plan: Plan, recipe: Recipe) -> MaybeImage:
+    """Waits for the pixels and codes of an image that is drawn."""
+    codes, picture = codes.cpu(), pixels()
+    if picture is None or not codes.finite:
+        return job, None
+    of_codes = codes.tokens, codes.premature_layers, codes.jsd
+    passes, own_recipe = int(codes.passes), replace(recipe, prompt=job.words, seed=job.seed)
+    drawn_by_seed = plan.sampler == "gumbel"
+    return job, DrawnImage(
+        job.prompt, job.k, picture, *of_codes, job.seed, passes, own_recipe, plan.layers, drawn_by_seed
+    )
 
 
 def all_of(images: Iterable[MaybeImage]) -> list[DrawnImage]:
-    """Collects images.
-
-    Raises:
-        NonFiniteError: some are not finite.
-    """
+    """Collects images; raises NonFiniteError, which holds the others, if some are not finite."""
     every = list(images)
-    bad = [job.index for job, image in every if image is None]
     good = [image for _, image in every if image is not None]
-    if bad:
-        raise NonFiniteError(bad, good)
+    if len(good) < len(every):
+        raise NonFiniteError([job.index for job, image in every if image is None], good)
     return good
 
 
 def each_of(images: Iterable[MaybeImage]) -> Iterator[DrawnImage]:
-    """Yields images as they come.
-
-    Raises:
-        NonFiniteError: the next one is not finite.
-    """
+    """Yields images as they come; raises NonFiniteError at one that is not finite."""
     for job, image in images:
         if image is None:
             raise NonFiniteError([job.index])
