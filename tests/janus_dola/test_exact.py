@@ -39,9 +39,9 @@ def test_images_are_those_recorded(mini, name, window, slots, order):
     assert passes == [63] * len(PROMPTS) if window == 1 else max(passes) <= 63
 
 
-def draw(pipe, prompts, seeds, window, slots, **look):
+def draw(pipe, prompts, seeds, window, slots, dola, **look):
     """The codes of images with seeds of their own, at most so many at once."""
-    settings = DrawSettings(**look)
+    settings = DrawSettings(contrast=dola, **look)
     plan = make_plan(pipe.image_model, settings)
     params = settings.sampling_params(plan.layers)
     jobs = [Job(i, i, 0, pipe.encode(prompt)[0], seeds[i], params) for i, prompt in enumerate(prompts)]
