@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from janus_dola.contrasts import DoLaConfig, SLEDConfig
-    from janus_dola.outputs import DrawnImage, GenerationOutput, NonFiniteError
+    from janus_dola.images.outputs import DrawnImage, GenerationOutput, NonFiniteError
     from janus_dola.pipeline import JanusDoLa
 
 __version__ = version("janus-dola")
 __all__ = ["DoLaConfig", "DrawnImage", "GenerationOutput", "JanusDoLa", "NonFiniteError", "SLEDConfig", "__version__"]
 _MODULES = {
     "DoLaConfig": "contrasts",
-    "DrawnImage": "outputs",
-    "GenerationOutput": "outputs",
+    "DrawnImage": "images.outputs",
+    "GenerationOutput": "images.outputs",
     "JanusDoLa": "pipeline",
-    "NonFiniteError": "outputs",
+    "NonFiniteError": "images.outputs",
     "SLEDConfig": "contrasts",
 }
 

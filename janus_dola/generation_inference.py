@@ -6,12 +6,12 @@ Both draw with torch.multinomial from torch's global generator, as that script d
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from janus_dola.contrasts import Contrast, DoLaConfig
-from janus_dola.outputs import GenerationOutput
+from janus_dola.images.outputs import GenerationOutput
 from janus_dola.pipeline import JanusDoLa
 
 
@@ -71,7 +71,20 @@ def generate(
 
 
 def generate_with_dola(
-    *arguments: Any, alpha: float = 0.1, candidate_layers: Sequence[int] | Literal["auto"] = "auto", **named: Any
+    mmgpt: PreTrainedModel,
+    vl_chat_processor: ProcessorMixin | PreTrainedTokenizerBase,
+    prompt: str,
+    temperature: float = 1.0,
+    parallel_size: int = 16,
+    cfg_weight: float = 5.0,
+    image_token_num_per_image: int | None = None,
+    img_size: int | None = None,
+    patch_size: int | None = None,
+    outdir: str | Path = "generated_samples",
+    alpha: float = 0.1,
+    candidate_layers: Sequence[int] | Literal["auto"] = "auto",
 ) -> GenerationOutput:
     """Draws with DoLa decoding; `alpha` and `candidate_layers` as in `DoLaConfig`, the rest as in `generate`."""
-    return generate(*arguments, **named, contrast=DoLaConfig(candidate_layers, alpha))
+    numbers = temperature, parallel_size, cfg_weight, image_token_num_per_image, img_size, patch_size
+    dola = DoLaConfig(candidate_layers, alpha)
+    return generate(mmgpt, vl_chat_processor, prompt, *numbers, outdir, contrast=dola)

@@ -37,7 +37,7 @@ from janus_dola.models import ImageModel, PromptRows, adapt
 from janus_dola.models.checkpoint.hub import public_name, resolve
 from janus_dola.models.checkpoint.load import Checkpoint, load
 from janus_dola.models.storage import check_quantization, device_and_dtype, move_model, pack_for_cpu, quantize_blocks
-from janus_dola.outputs import DrawnImage, GenerationOutput
+from janus_dola.images.outputs import DrawnImage, GenerationOutput
 from janus_dola.settings import Changes, DrawSettings, OldName, named_contrast, with_changes
 from janus_dola.text.answer import Answering
 

@@ -20,7 +20,6 @@ ROOMS = (
     "mini",
     "models",
     "images",
-    "outputs",
     "engine",
     "text",
     "pipeline",

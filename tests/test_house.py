@@ -32,7 +32,7 @@ def test_modules_are_short(house):
 
 
 def test_the_top_level_is_the_public_interface(house):
-    assert len(house.top_level) <= 11, house.top_level
+    assert len(house.top_level) <= 10, house.top_level
 
 
 def test_imports_point_down_and_never_in_circles(house):

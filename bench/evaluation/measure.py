@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.evaluation.sharpness import sharpness
 from bench.evaluation.task import EvaluationTask
 from janus_dola.engine.plan import make_plan
-from janus_dola.outputs import DrawnImage
+from janus_dola.images.outputs import DrawnImage
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.settings import DrawSettings
 

@@ -96,7 +96,7 @@ def _message(error: RuntimeError) -> object:
     import torch
 
     from janus_dola.batch.worker import WorkersLostError
-    from janus_dola.outputs import NonFiniteError
+    from janus_dola.images.outputs import NonFiniteError
 
     if isinstance(error, NonFiniteError | WorkersLostError):
         return error

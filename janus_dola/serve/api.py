@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from janus_dola.outputs import NonFiniteError
+from janus_dola.images.outputs import NonFiniteError
 from janus_dola.serve.access import BodyLimit, KeyCheck
 from janus_dola.serve.engine_thread import EngineThread, Event, FailedImage, FinishedImage, PartialImage
 from janus_dola.serve.errors import error_body, error_response, validation_response

@@ -18,7 +18,7 @@ from janus_dola.engine.pixels import start_pixels
 from janus_dola.engine.plan import make_plan
 from janus_dola.engine.slot_runner import SlotRunner
 from janus_dola.engine.slots import Codes
-from janus_dola.outputs import NonFiniteError
+from janus_dola.images.outputs import NonFiniteError
 from janus_dola.serve.metrics import Metrics
 from janus_dola.serve.queue import FairQueue
 from janus_dola.settings import DrawSettings

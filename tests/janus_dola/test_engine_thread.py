@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from janus_dola.engine.decoder import Decoder
 from janus_dola.engine.engine import Engine
-from janus_dola.outputs import NonFiniteError
+from janus_dola.images.outputs import NonFiniteError
 from janus_dola.serve.engine_thread import EngineThread, FinishedImage, PartialImage
 from janus_dola.serve.metrics import Metrics
 from janus_dola.serve.queue import FairQueue, FullError
