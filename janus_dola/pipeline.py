@@ -30,6 +30,7 @@ from janus_dola.engine.ordered_images import all_of, draw_images, each_of, jobs_
 from janus_dola.engine.plan import Sampler, make_plan, resolve_launch
 from janus_dola.engine.progress import Callback
 from janus_dola.engine.scoring import CodeScores, check_codes, log_probabilities, scores_of_images
+from janus_dola.images.outputs import DrawnImage, GenerationOutput
 from janus_dola.images.recipe import Recipe
 from janus_dola.kernels.head import resolve_backend
 from janus_dola.kernels.types import Scores
@@ -37,7 +38,6 @@ from janus_dola.models import ImageModel, PromptRows, adapt
 from janus_dola.models.checkpoint.hub import public_name, resolve
 from janus_dola.models.checkpoint.load import Checkpoint, load
 from janus_dola.models.storage import check_quantization, device_and_dtype, move_model, pack_for_cpu, quantize_blocks
-from janus_dola.images.outputs import DrawnImage, GenerationOutput
 from janus_dola.settings import Changes, DrawSettings, OldName, named_contrast, with_changes
 from janus_dola.text.answer import Answering
 

@@ -31,9 +31,9 @@ from bench.evaluation.task import EvaluationTask
 from janus_dola.batch.folder import checked, file_digest, with_checksum
 from janus_dola.batch.readers import parse_json, shown
 from janus_dola.evaluate.geneval import place_for
+from janus_dola.images.outputs import DrawnImage
 from janus_dola.images.recipe import Recipe, save_image
 from janus_dola.models.checkpoint.hub import public_name
-from janus_dola.images.outputs import DrawnImage
 from janus_dola.pipeline import JanusDoLa
 
 _MATCHED_ON = 64  # images, at most: the first ones of each cell

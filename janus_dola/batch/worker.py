@@ -16,8 +16,8 @@ from janus_dola.batch.prompts import ImageTask
 from janus_dola.batch.run_settings import RunSettings
 from janus_dola.compute import Compute
 from janus_dola.images.layer_map import counts_of, small_map
-from janus_dola.images.recipe import encode_image
 from janus_dola.images.outputs import DrawnImage, NonFiniteError
+from janus_dola.images.recipe import encode_image
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.settings import DrawSettings
 

@@ -14,10 +14,10 @@ from janus_dola.engine.pixels import start_pixels
 from janus_dola.engine.plan import Plan
 from janus_dola.engine.progress import Callback, Progress
 from janus_dola.engine.slots import Codes
+from janus_dola.images.outputs import DrawnImage, NonFiniteError
 from janus_dola.images.recipe import Recipe
 from janus_dola.kernels.types import SamplingParams
 from janus_dola.models.model import ImageModel, PromptRows
-from janus_dola.images.outputs import DrawnImage, NonFiniteError
 
 MaybeImage = tuple[Job, DrawnImage | None]  # None for an image that is not finite
 
