@@ -57,15 +57,9 @@ class Compute:
 
 
 def connect(ray: Any, ray_address: str | None) -> bool:
-    """Connects to a Ray cluster, unless this process is connected to one already.
+    """Connects to a Ray cluster, None for a new one on this machine; returns False if this process is connected already.
 
-    Args:
-        ray: the module, which is imported only where it is needed.
-        ray_address: "auto", HOST:PORT or ray://HOST:PORT; None starts a cluster on this machine.
-    Returns:
-        whether it connected; False means that the caller's own connection is used.
-    Raises:
-        ConnectionError: no Ray server answers at the address within seconds.
+    `ray` is the module, which is imported only where it is needed. Without an answer within seconds: a ConnectionError.
     """
     address = os.environ.get("RAY_ADDRESS", "") if ray_address == "auto" else ray_address or ""
     if ":" in address:
@@ -81,10 +75,9 @@ def connect(ray: Any, ray_address: str | None) -> bool:
 
 
 def check_address(address: str) -> None:
-    """Checks that a Ray server answers, in a second process: where another server listens, Ray would try for minutes.
+    """Raises a ConnectionError unless a Ray server answers within seconds at HOST:PORT or ray://HOST:PORT.
 
-    Raises:
-        ConnectionError: nothing listens at HOST:PORT or ray://HOST:PORT, or no Ray server answers within seconds.
+    A second process asks: where another server listens, Ray would try for minutes.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     probe = _CONNECT if address.startswith("ray://") else _HEALTH_CHECK
@@ -104,12 +97,9 @@ def check_address(address: str) -> None:
 
 
 def plan_workers(resources: Mapping[str, float], compute: Compute) -> tuple[dict[str, int], int]:
-    """Returns the resources that each worker takes, and the number of workers: one per GPU by default.
+    """Returns the resources that each worker takes, by Ray's names, and the number of workers: one per GPU by default.
 
-    Args:
-        resources: the cluster's, by Ray's names.
-    Raises:
-        ValueError: the cluster is too small, or has no GPU and `compute` gives no number.
+    A cluster that is too small, or has no GPU where `compute` gives no number, is a ValueError.
     """
     gpus = int(resources.get("GPU", 0)) if compute.device != "cpu" else 0
     if compute.device == "cuda" and not gpus:

@@ -5,27 +5,33 @@ import sys
 import threading
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, TypeAlias
 
 from tqdm.auto import tqdm
 
 from janus_dola.arguments import HINT_AT_MINI, MINI, integer, shown
 from janus_dola.batch.folder import clear_disk_errors, locked_folder, sync_folder, write_whole
 from janus_dola.batch.index_page import write_page
-from janus_dola.batch.manifest import MANIFEST, MAPS, Manifest, bad_entry, drawn_entry, failed_entry, names_of
+from janus_dola.batch.manifest import MANIFEST, MAPS, Manifest, bad_entry, image_entry, names_of
 from janus_dola.batch.prompts import ImageTask, PromptRecord, Prompts, PromptSource
 from janus_dola.batch.resume import DONE, FAILED, MISSING, look_into, take_inventory
 from janus_dola.batch.run_settings import RunFile, RunSettings
-from janus_dola.batch.worker import Batch, BatchWorker, DrawFailure, Pool, Results, batches
+from janus_dola.batch.worker import Batch, BatchWorker, EncodedImage, Results, batches
 from janus_dola.compute import Compute
 from janus_dola.models.checkpoint.hub import public_name
 from janus_dola.pipeline import JanusDoLa
+
+if TYPE_CHECKING:
+    from janus_dola.batch.ray_pool import RayPool
+
+    Pool: TypeAlias = BatchWorker | RayPool
 
 _SECONDS_BETWEEN_LINES = 60  # between lines of progress in a log file
 _LINES_AT_ONCE = 512
@@ -104,13 +110,24 @@ def run_batch(
         if before is not None and differences:
             before = None
         elif before is not None:
-            settings = settings.with_dtype(before.settings["dtype"])
+            settings = replace(settings, dtype=before.settings["dtype"])
         with clear_disk_errors(folder):
             manifest = Manifest(folder, run_prompts.numbers)
+        if manifest.ignored:
+            warnings.warn(
+                f"{manifest.ignored} lines of {folder / MANIFEST} are not as a run wrote them; "
+                "what they stand for is drawn again",
+                stacklevel=2,
+            )
         with closing(manifest), _first_ctrl_c() as interrupt:
-            run = _Run(folder, run_prompts, settings, manifest, interrupt, progress)
-            summary = run.draw(compute, before, overwrite, pipe)
-    run_prompts.warn_if_changed()
+            run = _Run(folder, run_prompts, settings, compute, manifest, interrupt, progress)
+            summary = run.draw(before, overwrite, pipe)
+    if run_prompts.source.changed():
+        warnings.warn(
+            f"{run_prompts.source.name} changed during the run, which drew what it held at the start; "
+            "the same command again draws what is new",
+            stacklevel=2,
+        )
     return summary
 
 
@@ -138,19 +155,23 @@ def _first_ctrl_c() -> Iterator[threading.Event]:
 class _RunPrompts:
     """The prompts of a run, looked through once.
 
-    Raises:
-        ValueError: there are none, or bad ones and no leave to skip them, or two images would have one file name.
+    A ValueError says that there are none, bad ones and no leave to skip them, or two images with one file name.
     """
 
     def __init__(self, source: PromptSource, max_prompts: int | None, settings: RunSettings, skip_bad: bool) -> None:
-        self._source, self._max_prompts, self._settings = source, max_prompts, settings
+        self.source, self._max_prompts, self._settings = source, max_prompts, settings
         self.prompts = self.images = self.numbers = self.bad = 0  # bad prompts take numbers, too
         first_fault, kept_keys, names = "", dict[str, None](), set[int]()
         for record in self:
             self.prompts, self.images = self.prompts + 1, self.images + len(record.tasks)
             self.numbers = record.first + (len(record.tasks) or settings.parallel_size)
-            if settings.name_template is not None:
-                self._check_names(record.tasks, names)
+            for task in record.tasks if settings.name_template is not None else ():
+                name = names_of(task, settings)[0]
+                # A disk that ignores case takes names for one that differ in it alone.
+                key = hash(unicodedata.normalize("NFC", name).casefold())
+                if key in names:
+                    raise ValueError(f"name_template must tell all images apart, but two are {name}: add {{number}}")
+                names.add(key)
             if record.fault:
                 self.bad += 1
                 first_fault = first_fault or record.fault
@@ -169,109 +190,79 @@ class _RunPrompts:
             keys = ", ".join(map(shown, list(kept_keys)[:_KEYS_NAMED]))
             warnings.warn(f"{source.name}: keys that set nothing are kept in the manifest: {keys}", stacklevel=3)
 
-    def _check_names(self, tasks: Iterable[ImageTask], names: set[int]) -> None:
-        """Adds the tasks' names, as hashes; a disk that ignores case takes names for one that differ in it alone."""
-        for task in tasks:
-            name = names_of(task, self._settings)[0]
-            key = hash(unicodedata.normalize("NFC", name).casefold())
-            if key in names:
-                raise ValueError(f"name_template must tell all images apart, but two are {name}: add {{number}}")
-            names.add(key)
-
     def __iter__(self) -> Iterator[PromptRecord]:
-        return self._source.read(self._settings, self._max_prompts)
-
-    def warn_if_changed(self) -> None:
-        """Warns when the prompts are no longer what they were when the run began."""
-        if self._source.changed():
-            warnings.warn(
-                f"{self._source.name} changed during the run, which drew what it held at the start; "
-                "the same command again draws what is new",
-                stacklevel=3,
-            )
+        return self.source.read(self._settings, self._max_prompts)
 
     def tasks(self) -> Iterator[ImageTask]:
         """Yields the images, in order."""
         return (task for record in self for task in record.tasks)
 
 
+@dataclass
 class _Run:
     """One run, in a folder that it alone writes to."""
 
-    def __init__(
-        self,
-        outdir: Path,
-        prompts: _RunPrompts,
-        settings: RunSettings,
-        manifest: Manifest,
-        interrupt: threading.Event,
-        bar: bool,
-    ) -> None:
-        self._outdir, self._prompts, self._settings = outdir, prompts, settings
-        self._manifest, self._interrupt, self._progress = manifest, interrupt, bar
-        self._failed = prompts.bad
-        if manifest.ignored:
-            warnings.warn(
-                f"{manifest.ignored} lines of {outdir / MANIFEST} are not as a run wrote them; "
-                "what they stand for is drawn again",
-                stacklevel=3,
-            )
+    outdir: Path
+    prompts: _RunPrompts
+    settings: RunSettings
+    compute: Compute
+    manifest: Manifest
+    interrupt: threading.Event
+    progress: bool
 
-    def draw(self, compute: Compute, before: RunFile | None, overwrite: bool, pipe: JanusDoLa | None) -> Summary:
+    def draw(self, before: RunFile | None, overwrite: bool, pipe: JanusDoLa | None) -> Summary:
         """Looks at what earlier runs left, draws what is missing, then makes the page.
 
-        Args:
-            before: what the folder was begun with, if its settings are this run's.
+        `before` is what the folder was begun with, if its settings are this run's.
         """
-        with self._bar("checking", self._prompts.images) as bar:
-            self._inventory = take_inventory(
-                self._outdir, self._manifest, self._prompts, self._settings, before is not None, overwrite, bar.update
+        prompts, self._failed = self.prompts, self.prompts.bad
+        with self._bar("checking") as bar:
+            self._states, others, files = take_inventory(
+                self.outdir, self.manifest, prompts, self.settings, before is not None, overwrite, bar.update
             )
-        self._states = self._inventory.states
         kept = self._states.count(DONE)
-        left = self._prompts.images - kept
-        if left:
-            log = partial(tqdm.write, file=sys.stderr) if self._progress else _silent
-            if self._settings.model == MINI:
-                log(HINT_AT_MINI)
-            with _pool(self._settings, compute, pipe, log) as pool:
-                self._clear()
-                left -= self._draw_missing(pool, compute, before, kept)
-        else:
-            self._clear()
-        with clear_disk_errors(self._outdir):
-            self._record_bad()
-            self._manifest.compact()
-            shown_settings = {**self._settings.to_json(), "model": public_name(self._settings.model)}
-            write_page(self._outdir, self._manifest, shown_settings)
+        left = prompts.images - kept
+        log = partial(tqdm.write, file=sys.stderr) if self.progress else _silent
+        if left and self.settings.model == MINI:
+            log(HINT_AT_MINI)
+        with self._pool(pipe, log) if left else nullcontext(None) as pool:
+            with clear_disk_errors(self.outdir):  # what other runs made goes once the model is there
+                for name in files:
+                    (self.outdir / name).unlink(missing_ok=True)
+                if others:
+                    self.manifest.forget(others)
+            if pool is not None:
+                left -= self._draw_missing(pool, before, kept)
+        with clear_disk_errors(self.outdir):
+            bad = (bad_entry(record) for record in (prompts if prompts.bad else ()) if record.fault)
+            while part := list(islice(bad, _LINES_AT_ONCE)):
+                self.manifest.append(part)
+            self.manifest.compact()
+            shown_settings = {**self.settings.to_json(), "model": public_name(self.settings.model)}
+            write_page(self.outdir, self.manifest, shown_settings)
         drawn = self._states.count(DONE) - kept
-        return Summary(self._prompts.prompts, self._prompts.images, drawn, kept, self._failed, left)
+        return Summary(prompts.prompts, prompts.images, drawn, kept, self._failed, left)
 
-    def _clear(self) -> None:
-        """Deletes what other runs made, now that the model is there."""
-        with clear_disk_errors(self._outdir):
-            for name in self._inventory.files:
-                (self._outdir / name).unlink(missing_ok=True)
-            if self._inventory.others:
-                self._manifest.forget(self._inventory.others)
+    def _pool(self, pipe: JanusDoLa | None, log: Callable[[str], None]) -> "AbstractContextManager[Pool]":
+        if self.compute.uses_ray:
+            from janus_dola.batch.ray_pool import RayPool
 
-    def _record_bad(self) -> None:
-        """Gives each bad prompt its line."""
-        bad = (bad_entry(record) for record in (self._prompts if self._prompts.bad else ()) if record.fault)
-        while part := list(islice(bad, _LINES_AT_ONCE)):
-            self._manifest.append(part)
+            return RayPool(self.settings, self.compute, log)
+        if pipe is None:
+            return nullcontext(BatchWorker.load(self.settings, self.compute))
+        return nullcontext(BatchWorker(pipe, self.settings, self.compute))
 
-    def _draw_missing(self, pool: Pool, compute: Compute, before: RunFile | None, kept: int) -> int:
+    def _draw_missing(self, pool: "Pool", before: RunFile | None, kept: int) -> int:
         """Returns how many images were drawn or failed."""
-        size = compute.batch_size or (pool.batch_size if before is None else before.batch_size)
-        self._settings = self._settings.with_dtype(pool.dtype)
-        with clear_disk_errors(self._outdir):
-            RunFile(self._settings.to_json(), size).write(self._outdir)
-            (self._outdir / MAPS).mkdir(exist_ok=True)
+        size = self.compute.batch_size or (pool.batch_size if before is None else before.batch_size)
+        self.settings = replace(self.settings, dtype=pool.dtype)
+        with clear_disk_errors(self.outdir):
+            RunFile(self.settings.to_json(), size).write(self.outdir)
+            (self.outdir / MAPS).mkdir(exist_ok=True)
         taken = 0
-        with self._bar("drawing", self._prompts.images, kept) as bar:
+        with self._bar("drawing", kept) as bar:
             for batch, results in pool.run(self._missing(size)):
-                with clear_disk_errors(self._outdir):
+                with clear_disk_errors(self.outdir):
                     stored = self._store(batch, results)
                 taken += stored
                 bar.set_postfix(failed=self._failed, refresh=False)
@@ -280,17 +271,17 @@ class _Run:
 
     def _missing(self, size: int) -> Iterator[Batch]:
         """Yields batches with a missing image, as whole as they were planned; then what had failed before, once more."""
-        for batch in batches(self._prompts.tasks(), size):
-            if self._interrupt.is_set():
+        for batch in batches(self.prompts.tasks(), size):
+            if self.interrupt.is_set():
                 return
             if any(self._states[task.number] == MISSING for task in batch):
                 for task in batch:
                     if self._states[task.number] == FAILED:  # drawn again with its batch
                         self._states[task.number] = MISSING
                 yield batch
-        failed = (task for task in self._prompts.tasks() if self._states[task.number] == FAILED)
+        failed = (task for task in self.prompts.tasks() if self._states[task.number] == FAILED)
         for batch in batches(failed, size):
-            if self._interrupt.is_set():
+            if self.interrupt.is_set():
                 return
             yield batch
 
@@ -303,39 +294,28 @@ class _Run:
         for task, result in zip(batch, results, strict=True):
             if self._states[task.number] == DONE:
                 continue
-            if isinstance(result, DrawFailure):
-                entries.append(failed_entry(task, result))
+            entry = image_entry(task, result, self.settings)
+            entries.append(entry)
+            if not isinstance(result, EncodedImage):
                 self._failed += 1
                 continue
-            entry = drawn_entry(task, result, self._settings)
             contents[entry["file"]] = result.content
             if result.layer_map is not None:
                 contents[entry["map"]] = result.layer_map
-            entries.append(entry)
             self._states[task.number] = DONE
-        self._manifest.append(entries)
+        self.manifest.append(entries)
         for name, content in contents.items():
-            write_whole(self._outdir, name, content)
-        sync_folder(self._outdir)
-        sync_folder(self._outdir / MAPS)
+            write_whole(self.outdir, name, content)
+        sync_folder(self.outdir)
+        sync_folder(self.outdir / MAPS)
         return len(entries)
 
-    def _bar(self, what: str, total: int, initial: int = 0) -> tqdm:
+    def _bar(self, what: str, initial: int = 0) -> tqdm:
         """Returns a bar for a terminal; in a log file it writes a line now and then."""
         interval = 0.1 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
-        silent = not self._progress
+        total, silent = self.prompts.images, not self.progress
         return tqdm(desc=what, total=total, initial=initial, unit="image", disable=silent, mininterval=interval)
 
 
 def _silent(message: str) -> None:
     pass
-
-
-def _pool(
-    settings: RunSettings, compute: Compute, pipe: JanusDoLa | None, log: Callable[[str], None]
-) -> AbstractContextManager[Pool]:
-    if compute.uses_ray:
-        from janus_dola.batch.ray_pool import RayPool
-
-        return RayPool(settings, compute, log)
-    return nullcontext(BatchWorker.load(settings, compute) if pipe is None else BatchWorker(pipe, settings, compute))

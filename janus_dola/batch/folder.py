@@ -30,12 +30,7 @@ class OutDirError(OSError):
 
 @contextmanager
 def locked_folder(outdir: Path) -> Iterator[None]:
-    """Makes a folder ready for one run, and keeps other runs out until that run ends, however it ends.
-
-    Raises:
-        ValueError: another run is at work there.
-        OutDirError: the folder cannot be made or written to.
-    """
+    """Makes a folder ready for one run, and keeps other runs out, by a ValueError, until that run ends, however it ends."""
     with clear_disk_errors(outdir):
         outdir.mkdir(parents=True, exist_ok=True)
         (outdir / WORK).mkdir(exist_ok=True)
@@ -60,7 +55,7 @@ def locked_folder(outdir: Path) -> Iterator[None]:
 
 @contextmanager
 def clear_disk_errors(outdir: Path) -> Iterator[None]:
-    """Turns whatever the disk refuses into one clear line."""
+    """Turns whatever the disk refuses into one clear line, an OutDirError."""
     try:
         yield
     except OutDirError:
@@ -73,10 +68,7 @@ def clear_disk_errors(outdir: Path) -> Iterator[None]:
 
 
 def write_whole(outdir: Path, name: str, content: bytes | Iterable[bytes]) -> None:
-    """Writes a file in the folder, so that it is there with all its content or not at all, whatever happens.
-
-    It lasts through a loss of power once `sync_folder` was called for the folder it is in.
-    """
+    """Writes a file whole or not at all, whatever happens; after `sync_folder` it lasts through a loss of power, too."""
     partial = outdir / PARTIAL / Path(name).name
     with partial.open("wb") as file:
         for piece in [content] if isinstance(content, bytes) else content:
@@ -101,13 +93,12 @@ def sync(handle: int) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder last through a loss of power; Windows has nothing for that."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        sync(handle)
-    finally:
-        os.close(handle)
+    if os.name != "nt":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            sync(handle)
+        finally:
+            os.close(handle)
 
 
 @cache
@@ -137,17 +128,16 @@ def file_digest(path: Path) -> str | None:
 def with_checksum(fields: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields with their digest, which replaces an older one."""
     others = {key: value for key, value in fields.items() if key != _CHECKSUM}
-    return {**others, _CHECKSUM: _checksum(others)}
+    text = json.dumps(others, ensure_ascii=False, sort_keys=True)
+    return {**others, _CHECKSUM: digest(text.encode("utf-8"))}
 
 
 def checked(text: bytes) -> dict[str, Any] | None:
     """Returns the fields that `with_checksum` gave a digest; None for any other JSON, also an edited one."""
     try:
         fields = json.loads(text)
-        return fields if isinstance(fields, dict) and fields.pop(_CHECKSUM) == _checksum(fields) else None
+        return (
+            fields if isinstance(fields, dict) and fields.pop(_CHECKSUM) == with_checksum(fields)[_CHECKSUM] else None
+        )
     except (ValueError, KeyError, RecursionError):
         return None
-
-
-def _checksum(fields: dict[str, Any]) -> str:
-    return digest(json.dumps(fields, ensure_ascii=False, sort_keys=True).encode("utf-8"))

@@ -21,11 +21,7 @@ _IN_PAGE, _IN_DATA = b"<title>janus-dola batch</title>", b"const SETTINGS = "
 
 
 def write_page(outdir: Path, manifest: Manifest, settings: dict[str, Any]) -> None:
-    """Writes the page and its data.
-
-    Args:
-        settings: the run's, by name.
-    """
+    """Writes the page and its data, among them the run's settings by name."""
     write_whole(outdir, DATA, _data(manifest, settings))
     write_whole(outdir, PAGE, files("janus_dola.batch").joinpath("page.html").read_bytes())
     sync_folder(outdir)
@@ -42,26 +38,14 @@ def is_of_page(path: Path) -> bool:
 def _data(manifest: Manifest, settings: dict[str, Any]) -> Iterator[bytes]:
     """Yields JavaScript, a row per line of the manifest. Images in a row give their prompt once; each look comes once."""
     yield f"const SETTINGS = {_js(settings)};\nconst ROWS = [\n".encode()
-    looks: dict[str, int] = {}
-    layers: set[int] = set()
-    before: object = None
+    looks, layers, before = dict[str, int](), set[int](), None
     for entry in manifest:
         here = (entry["index"], entry.get("prompt"))
         if entry.get("max_jsd"):  # otherwise nothing was contrasted
             layers.update(map(int, entry["layers"]))
-        prompt, look = (
-            0 if here == before else entry.get("prompt"),
-            looks.setdefault(_js(entry.get("settings")), len(looks)),
-        )
-        row = [
-            entry["index"],
-            entry["k"],
-            entry.get("id"),
-            prompt,
-            entry.get("seed"),
-            look,
-            *map(entry.get, _LAST_KEYS),
-        ]
+        prompt = 0 if here == before else entry.get("prompt")
+        look = looks.setdefault(_js(entry.get("settings")), len(looks))
+        row = [*map(entry.get, ("index", "k", "id")), prompt, entry.get("seed"), look, *map(entry.get, _LAST_KEYS)]
         yield f"{_js(row)},\n".encode()
         before = here
     colours = {layer: css(colour_of_layer(layer)) for layer in sorted(layers)}

@@ -25,10 +25,7 @@ class Manifest:
 
     A run appends. A number comes again when an image that had failed is drawn later: its last line counts, and `compact`
     drops the others. Opening drops a last line that was cut off when a run was killed. Lines that are not as a run wrote
-    them, by their checksum, count as missing; `ignored` is their number.
-
-    Args:
-        images: number of images in the run; lines of others are kept, too.
+    them, by their checksum, count as missing; `ignored` is their number. Lines beyond the run's `images` are kept.
     """
 
     def __init__(self, outdir: Path, images: int) -> None:
@@ -72,13 +69,12 @@ class Manifest:
 
     def _read(self, start: int) -> bytes:
         assert self._files is not None  # there are lines
-        file = self._files[1]
-        file.seek(start)
-        return file.readline()
+        self._files[1].seek(start)
+        return self._files[1].readline()
 
     def __iter__(self) -> Iterator[Entry]:
         """Yields the lines, ordered by image number."""
-        yield from (entry for line in self._lines() if (entry := checked(line)) is not None)
+        return (entry for line in self._lines() if (entry := checked(line)) is not None)
 
     def _lines(self) -> Iterator[bytes]:
         return (self._read(start) for start in self._start if start >= 0)
@@ -134,20 +130,14 @@ def names_of(task: ImageTask, settings: RunSettings) -> tuple[str, str | None]:
 
 
 def _described(task: ImageTask) -> Entry:
-    return {
-        "image": task.number,
-        "index": task.index,
-        "k": task.k,
-        "id": task.id,
-        "prompt": task.prompt,
-        "seed": task.seed,
-        "settings": task.drawing.to_json(),
-        "extra": task.extra,
-    }
+    own = {name: getattr(task, name) for name in ("index", "k", "id", "prompt", "seed")}
+    return {"image": task.number, **own, "settings": task.drawing.to_json(), "extra": task.extra}
 
 
-def drawn_entry(task: ImageTask, image: EncodedImage, settings: RunSettings) -> Entry:
-    """Returns the line for an image that was drawn; JSD in nats."""
+def image_entry(task: ImageTask, image: EncodedImage | DrawFailure, settings: RunSettings) -> Entry:
+    """Returns the line for an image that was drawn, with JSD in nats, or that could not be."""
+    if isinstance(image, DrawFailure):
+        return {"file": None, **_described(task), "error": image.reason}
     name, map_name = names_of(task, settings)
     return {
         "file": name,
@@ -162,21 +152,10 @@ def drawn_entry(task: ImageTask, image: EncodedImage, settings: RunSettings) -> 
     }
 
 
-def failed_entry(task: ImageTask, failure: DrawFailure) -> Entry:
-    """Returns the line for an image that could not be drawn."""
-    return {"file": None, **_described(task), "error": failure.reason}
-
-
 def bad_entry(record: PromptRecord) -> Entry:
     """Returns the line for a bad prompt, under the number that its first image would have."""
-    return {
-        "file": None,
-        "image": record.first,
-        "index": record.index,
-        "k": None,
-        "prompt": None,
-        "error": record.fault,
-    }
+    place = {"image": record.first, "index": record.index}
+    return {"file": None, **place, "k": None, "prompt": None, "error": record.fault}
 
 
 def is_bad_entry(entry: Entry) -> bool:

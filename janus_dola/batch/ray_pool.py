@@ -10,7 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from janus_dola.batch.run_settings import RunSettings
@@ -56,15 +56,10 @@ class _Member:
 
 
 class RayPool(AbstractContextManager["RayPool"]):
-    """Ray actors, each of which is given a batch when it is free.
+    """Ray actors, each of which is given a batch when it is free; `log` is given a line when one is ready or lost.
 
-    Args:
-        log: is given a line when a worker is ready or lost.
-    Raises:
-        ImportError: Ray is not installed.
-        ConnectionError: no cluster answers at the address.
-        FileNotFoundError, ValueError: the model cannot be loaded or cannot draw with these settings; or the cluster is too
-            small.
+    Without Ray it raises an ImportError, without an answer at the address a ConnectionError, for a cluster that is too small
+    a ValueError; and the errors of `BatchWorker.load`.
     """
 
     def __init__(self, settings: RunSettings, compute: Compute, log: Callable[[str], None]) -> None:
@@ -85,7 +80,7 @@ class RayPool(AbstractContextManager["RayPool"]):
             self._members = [self._member() for _ in range(count)]
             while not self.dtype:
                 self._results()
-            self._settings = settings.with_dtype(self.dtype)
+            self._settings = replace(settings, dtype=self.dtype)
         except BaseException:
             self.__exit__()
             raise
@@ -97,11 +92,7 @@ class RayPool(AbstractContextManager["RayPool"]):
             self._ray.shutdown()
 
     def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Results]]:
-        """Draws the batches, see `Pool`; they come as they are done, not in order.
-
-        Raises:
-            WorkersLostError: workers die again and again.
-        """
+        """Draws the batches as `BatchWorker.run` does; they come as they are done, not in order."""
         done: list[tuple[Batch, Results]] = []
         while True:
             more = self._hand_out(batches)  # before the images are written, so that no worker waits for the disk
@@ -117,12 +108,11 @@ class RayPool(AbstractContextManager["RayPool"]):
     def _hand_out(self, batches: Iterator[Batch]) -> bool:
         """Gives every free member a batch; returns False once there is none."""
         for member in self._members:
-            if member.task is not None:
-                continue
-            member.batch = self._retry.popleft() if self._retry else next(batches, None)
-            if member.batch is None:
-                return False
-            member.task = member.actor.draw.remote(member.batch)
+            if member.task is None:
+                member.batch = self._retry.popleft() if self._retry else next(batches, None)
+                if member.batch is None:
+                    return False
+                member.task = member.actor.draw.remote(member.batch)
         return True
 
     def _results(self) -> list[tuple[Batch, Results]]:
@@ -185,4 +175,4 @@ class RayPool(AbstractContextManager["RayPool"]):
             self._retry.append(batch)
             return []
         failure = DrawFailure(f"{_ATTEMPTS} workers died over the batch with this image; the last: {reason}")
-        return [(batch, [failure for _ in batch])]
+        return [(batch, [failure] * len(batch))]

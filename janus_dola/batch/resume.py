@@ -5,9 +5,8 @@ too, and deletes there what runs made: files that a manifest names with the dige
 """
 
 import os
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -36,10 +35,8 @@ _CHECKED_AT_ONCE = 512  # lines
 def look_into(outdir: Path, overwrite: bool) -> RunFile | None:
     """Returns what the run that began a folder had, or None if there was no run. Writes nothing.
 
-    Raises:
-        ValueError: the folder holds what is not provably a run's, or a link in place of what a run writes; or, with
-            `overwrite`, what would be in the way.
-        OutDirError: it cannot be read.
+    A ValueError says that the folder holds what is not provably a run's, with `overwrite` only if it is in the way, or a
+    link in place of what a run writes.
     """
     if not outdir.exists():
         return None
@@ -76,15 +73,6 @@ def unchanged(outdir: Path, entry: Entry) -> Iterator[str]:
             yield name
 
 
-@dataclass(frozen=True)
-class Inventory:
-    """What a folder holds for a run."""
-
-    states: bytearray  # MISSING, DONE or FAILED, per image
-    others: list[int]  # numbers of lines that are not this run's, to be forgotten
-    files: list[str]  # those lines' files that nobody has changed since, to be deleted
-
-
 def take_inventory(
     outdir: Path,
     manifest: Manifest,
@@ -93,7 +81,7 @@ def take_inventory(
     resumed: bool,
     overwrite: bool,
     note_checked: Callable[[int], object],
-) -> Inventory:
+) -> tuple[bytearray, list[int], list[str]]:
     """Compares the manifest with the images of a run.
 
     An image is done when the manifest has its line, and its file and map have the digests that stand there. What a line says
@@ -102,11 +90,12 @@ def take_inventory(
     Args:
         settings: the run's, with the dtype known.
         resumed: whether the folder was begun with these settings; if not, no line is this run's.
-        overwrite: whether images of other runs and prompts are to go; they are refused otherwise.
+        overwrite: whether images of other runs and prompts are to go; they are a ValueError otherwise, as is a file that is
+            no run's in an image's place.
         note_checked: is given the number of lines looked at.
-    Raises:
-        ValueError: an image in the folder was drawn from another prompt, seed or settings than the run's, or an image would
-            be written over a file that is no run's.
+    Returns:
+        MISSING, DONE or FAILED per image; numbers of lines that are not this run's, to be forgotten; and those lines' files
+        that nobody has changed since, to be deleted.
     """
     states, others = bytearray(manifest.images), []
     lines = _lines(manifest, records) if resumed else iter(())
@@ -115,32 +104,33 @@ def take_inventory(
             updates = []
             checked_states = list(threads.map(lambda line: _state(outdir, line[1], line[2], settings), part))
             for (number, entry, task), state in zip(part, checked_states, strict=True):
-                if state == OTHER:
-                    if not overwrite:
-                        _refuse(outdir, number, entry)
+                if state != OTHER:
+                    states[number] = state
+                    if task is not None and not is_bad_entry(entry) and entry != with_prompt_of(entry, task):
+                        updates.append(with_prompt_of(entry, task))
+                elif overwrite:
                     others.append(number)
-                    continue
-                states[number] = state
-                if task is not None and not is_bad_entry(entry) and entry != with_prompt_of(entry, task):
-                    updates.append(with_prompt_of(entry, task))
+                else:
+                    raise ValueError(
+                        f"outdir {outdir} must hold images of the same prompts, but image {number} there was drawn from "
+                        f"{str(entry.get('prompt'))[:60]!r} with seed {entry.get('seed')} and {entry.get('settings')}. "
+                        "Take another --outdir, or --overwrite what is there"
+                    )
             manifest.append(updates)
             note_checked(len(part))
     if overwrite:
         others = [*others, *manifest.beyond()] if resumed else [entry["image"] for entry in manifest]
     files = dict.fromkeys(name for number in others for name in unchanged(outdir, manifest.get(number) or {}))
-    if not resumed:
-        _refuse_foreign(outdir, files, (task for record in records for task in record.tasks), settings)
-    return Inventory(states, others, list(files))
-
-
-def _refuse_foreign(outdir: Path, ours: Container[str], tasks: Iterable[ImageTask], settings: RunSettings) -> None:
-    names = (name for task in tasks for name in names_of(task, settings) if name is not None)
-    foreign = next((name for name in names if name not in ours and os.path.lexists(outdir / name)), None)
-    if foreign is not None:
+    names = (
+        name for record in records for task in record.tasks for name in names_of(task, settings) if name is not None
+    )
+    foreign = (name for name in names if name not in files and os.path.lexists(outdir / name))
+    if not resumed and (name := next(foreign, None)) is not None:
         raise ValueError(
-            f"outdir {outdir} holds a file {foreign} that is not as an earlier run wrote it, and this run would write one. "
+            f"outdir {outdir} holds a file {name} that is not as an earlier run wrote it, and this run would write one. "
             "Move it away, or take another --outdir"
         )
+    return states, others, list(files)
 
 
 def _lines(manifest: Manifest, records: Iterable[PromptRecord]) -> Iterator[tuple[int, Entry, ImageTask | None]]:
@@ -162,11 +152,3 @@ def _state(outdir: Path, entry: Entry, task: ImageTask | None, settings: RunSett
         return FAILED
     names = [name for name in names_of(task, settings) if name is not None]
     return DONE if list(unchanged(outdir, entry)) == names else MISSING
-
-
-def _refuse(outdir: Path, number: int, entry: Entry) -> None:
-    raise ValueError(
-        f"outdir {outdir} must hold images of the same prompts, but image {number} there was drawn from "
-        f"{str(entry.get('prompt'))[:60]!r} with seed {entry.get('seed')} and {entry.get('settings')}. "
-        "Take another --outdir, or --overwrite what is there"
-    )

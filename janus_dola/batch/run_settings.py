@@ -1,7 +1,7 @@
 """What a run draws with, and `run.json`, which keeps it in the folder and marks the folder as a run's."""
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -61,14 +61,9 @@ class RunSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as JSON holds them, flat, under the names that they have on the command line."""
-        own = {
-            each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("drawing", "image_format")
-        }
-        return {**own, "format": self.image_format, **self.drawing.to_json()}
-
-    def with_dtype(self, dtype: str) -> "RunSettings":
-        """Returns the same settings with another dtype."""
-        return replace(self, dtype=dtype)
+        own = {**vars(self), "format": self.image_format, **self.drawing.to_json()}
+        del own["drawing"], own["image_format"]
+        return own
 
 
 @dataclass(frozen=True)
@@ -83,28 +78,22 @@ class RunFile:
 
     @classmethod
     def read(cls, outdir: Path) -> "RunFile | None":
-        """Reads a folder's run file, if there is one.
-
-        Raises:
-            ValueError: it is not as a run wrote it.
-        """
+        """Reads a folder's run file, if there is one; a ValueError says that it is not as a run wrote it."""
         path = outdir / RUN_FILE
         if not path.exists():
             return None
-        content = None
         if path.is_file():
             with path.open("rb") as file:
                 content = checked(file.read(_MAX_BYTES))
-        if content is None:
-            raise ValueError(
-                f"{path} must be as a run wrote it, but was edited or damaged, or comes from elsewhere. "
-                "Take another --outdir"
-            )
-        return cls(**content)
+            if content is not None:
+                return cls(**content)
+        raise ValueError(
+            f"{path} must be as a run wrote it, but was edited or damaged, or comes from elsewhere. Take another --outdir"
+        )
 
     def write(self, outdir: Path) -> None:
         """Writes the file into a folder."""
-        content = with_checksum({"settings": self.settings, "batch_size": self.batch_size})
+        content = with_checksum(vars(self))
         write_whole(outdir, RUN_FILE, json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8") + b"\n")
         sync_folder(outdir)
 
@@ -113,8 +102,5 @@ class RunFile:
         now = settings.to_json()
         if settings.dtype is None:
             now["dtype"] = self.settings.get("dtype")
-        return [
-            f"{name} {self.settings.get(name)}, now {now.get(name)}"
-            for name in {**now, **self.settings}
-            if self.settings.get(name) != now.get(name)
-        ]
+        pairs = {name: (self.settings.get(name), now.get(name)) for name in {**now, **self.settings}}
+        return [f"{name} {old}, now {new}" for name, (old, new) in pairs.items() if old != new]

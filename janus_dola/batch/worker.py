@@ -8,7 +8,6 @@ import io
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -52,17 +51,6 @@ class WorkersLostError(RuntimeError):
     """Workers die again and again."""
 
 
-class Pool(Protocol):
-    """Models that are loaded, and draw."""
-
-    dtype: str
-    batch_size: int  # images that fit into memory
-
-    def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Results]]:
-        """Draws the batches, which are read as they are needed; yields each with its images once it is done."""
-        ...
-
-
 def batches(tasks: Iterable[ImageTask], size: int) -> Iterator[Batch]:
     """Puts tasks with the same settings together, `size` at a time.
 
@@ -82,60 +70,58 @@ def batches(tasks: Iterable[ImageTask], size: int) -> Iterator[Batch]:
 
 
 class BatchWorker:
-    """A model in this process, and the batches it draws; a `Pool` by itself.
+    """A model in this process, and the batches it draws with `compute`'s backend and launch.
 
-    Args:
-        compute: its backend and launch are used.
-    Raises:
-        ValueError: the model cannot draw with these settings.
+    A ValueError says that the model cannot draw with these settings.
     """
 
     def __init__(self, pipe: JanusDoLa, settings: RunSettings, compute: Compute) -> None:
-        self._pipe, self._compute = pipe, compute
+        self._pipe, self._compute, self._settings = pipe, compute, settings
         self.dtype = pipe.image_model.stored_as
-        self.settings = settings.with_dtype(self.dtype)
         # Checks the settings; without a prompt there is nothing to draw.
         pipe.stream((), settings=settings.drawing, backend=compute.backend, launch=compute.launch)
-        self.batch_size = pipe.engine.fit(_USUAL_PROMPT)
+        self.batch_size = pipe.engine.fit(_USUAL_PROMPT)  # images that fit into memory
 
     @classmethod
     def load(cls, settings: RunSettings, compute: Compute) -> "BatchWorker":
-        """Loads the model.
-
-        Raises:
-            FileNotFoundError: there is no such model.
-            ValueError: the model cannot be loaded, or cannot draw with these settings.
-        """
+        """Loads the model; one that is not there is a FileNotFoundError, one that cannot draw this a ValueError."""
         place = (settings.model, compute.device, settings.dtype, settings.revision, settings.quantize)
         JanusDoLa.check(*place, settings=settings.drawing, backend=compute.backend, launch=compute.launch)
         return cls(JanusDoLa.from_pretrained(*place), settings, compute)
 
     def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Results]]:
-        """Draws one batch after the other, see `Pool`."""
+        """Draws the batches, which are read as they are needed; yields each with its images once it is done."""
         yield from ((batch, self.draw(batch)) for batch in batches)
 
     def draw(self, batch: Batch) -> Results:
         """Draws a batch of images with the same settings; what cannot be drawn fails alone."""
         started = time.perf_counter()
-        failures = dict[int, DrawFailure]()
+        images = dict[int, DrawnImage | DrawFailure]()
         for task in batch:
             try:
                 self._pipe.check_prompt(task.prompt)
             except ValueError as error:
-                failures[task.number] = DrawFailure(str(error))
-        drawn = iter(self._draw([task for task in batch if task.number not in failures]))
-        images = [failures[task.number] if task.number in failures else next(drawn) for task in batch]
+                images[task.number] = DrawFailure(str(error))
+        good = [task for task in batch if task.number not in images]
+        images.update(zip((task.number for task in good), self._draw(good), strict=True))
         seconds = (time.perf_counter() - started) / len(batch)
-        return [
-            image if isinstance(image, DrawFailure) else self._encoded(task, image, seconds)
-            for task, image in zip(batch, images, strict=True)
-        ]
+        return [self._encoded(task, images[task.number], seconds) for task in batch]
 
     def _draw(self, tasks: list[ImageTask]) -> list[DrawnImage | DrawFailure]:
         if not tasks:
             return []
         try:
-            return self._draw_together(tasks)
+            output = self._pipe.generate(
+                [task.prompt for task in tasks],
+                1,
+                tasks[0].drawing,
+                seed=[task.seed for task in tasks],
+                backend=self._compute.backend,
+                launch=self._compute.launch,
+                window=self._settings.window,
+                max_images=len(tasks),  # whatever memory is free, so that an interrupted run draws the same bits again
+            )
+            return [image for (image,) in output.drawn]
         except ValueError as error:  # the settings are wrong, and the same for all of them
             return [DrawFailure(str(error))] * len(tasks)
         except NonFiniteError as error:
@@ -150,24 +136,12 @@ class BatchWorker:
             return [DrawFailure(reason)]
         return [image for task in tasks for image in self._draw([task])]
 
-    def _draw_together(self, tasks: list[ImageTask]) -> list[DrawnImage | DrawFailure]:
-        output = self._pipe.generate(
-            [task.prompt for task in tasks],
-            1,
-            tasks[0].drawing,
-            seed=[task.seed for task in tasks],
-            backend=self._compute.backend,
-            launch=self._compute.launch,
-            window=self.settings.window,
-            max_images=len(tasks),  # whatever memory is free, so that an interrupted run draws the same bits again
-        )
-        return [image for (image,) in output.drawn]
-
-    def _encoded(self, task: ImageTask, image: DrawnImage, seconds: float) -> EncodedImage | DrawFailure:
+    def _encoded(self, task: ImageTask, image: DrawnImage | DrawFailure, seconds: float) -> EncodedImage | DrawFailure:
+        if isinstance(image, DrawFailure):
+            return image
+        recipe = image.recipe if self._settings.metadata else None
         try:
-            content = encode_image(
-                image.image, self.settings.image_format, image.recipe if self.settings.metadata else None
-            )
+            content = encode_image(image.image, self._settings.image_format, recipe)
         except ValueError as error:
             return DrawFailure(str(error))
         png = None
