@@ -15,7 +15,6 @@ from janus_dola.images.files import TEMPLATE, file_name
 
 MANIFEST = "manifest.jsonl"
 MAPS = "maps"  # the folder for layer maps
-_MUTABLE = ("id", "extra")  # keys that decide no image, and may change
 
 Entry = dict[str, Any]
 
@@ -129,7 +128,8 @@ def names_of(task: ImageTask, settings: RunSettings) -> tuple[str, str | None]:
     return name, f"{MAPS}/{Path(name).stem}.png" if task.drawing.contrast is not None else None
 
 
-def _described(task: ImageTask) -> Entry:
+def described(task: ImageTask) -> Entry:
+    """Returns what a line says about an image whether it was drawn or not."""
     own = {name: getattr(task, name) for name in ("index", "k", "id", "prompt", "seed")}
     return {"image": task.number, **own, "settings": task.drawing.to_json(), "extra": task.extra}
 
@@ -137,12 +137,12 @@ def _described(task: ImageTask) -> Entry:
 def image_entry(task: ImageTask, image: EncodedImage | DrawFailure, settings: RunSettings) -> Entry:
     """Returns the line for an image that was drawn, with JSD in nats, or that could not be."""
     if isinstance(image, DrawFailure):
-        return {"file": None, **_described(task), "error": image.reason}
+        return {"file": None, **described(task), "error": image.reason}
     name, map_name = names_of(task, settings)
     return {
         "file": name,
         "map": map_name if image.layer_map is not None else None,
-        **_described(task),
+        **described(task),
         "mean_jsd": image.mean_jsd,
         "max_jsd": image.max_jsd,
         "layers": {str(layer): count for layer, count in image.layers.items()},
@@ -161,15 +161,3 @@ def bad_entry(record: PromptRecord) -> Entry:
 def is_bad_entry(entry: Entry) -> bool:
     """Returns whether a line stands for a bad prompt."""
     return entry.get("k") is None
-
-
-def is_same_image(entry: Entry, task: ImageTask, settings: RunSettings) -> bool:
-    """Returns whether a line is this image's; a template may have named another id's file."""
-    if entry.get("file") not in (None, names_of(task, settings)[0]):
-        return False
-    return all(entry.get(key) == value for key, value in _described(task).items() if key not in _MUTABLE)
-
-
-def with_prompt_of(entry: Entry, task: ImageTask) -> Entry:
-    """Returns a line with the prompt's id and other keys as they are now."""
-    return {**entry, "id": task.id, "extra": task.extra}

@@ -5,12 +5,15 @@ draws what stood there. A million prompts need no more memory than one: nothing 
 """
 
 import codecs
+import io
 import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -26,8 +29,8 @@ _READERS: dict[str, Reader] = {
     ".jsonl": readers.read_json_lines,
     ".ndjson": readers.read_json_lines,
     ".txt": readers.read_text,
-    ".csv": readers.read_csv,
-    ".tsv": readers.read_tsv,
+    ".csv": partial(readers.read_table, ",;"),
+    ".tsv": partial(readers.read_table, "\t"),
 }
 # UTF-32 comes first: its mark begins like UTF-16's.
 _MARKS = {
@@ -37,7 +40,6 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
     codecs.BOM_UTF8: "utf-8-sig",
 }
-_CHUNK = 2**16  # bytes
 _MAX_FILE = MAX_LINE // 8  # bytes per file in a folder, since JSON may take six bytes for one
 _KEYS = ("id", "seed", "parallel_size", *SETTINGS)
 _SAME_FOR_ALL = ("model", "dtype", "quantize")  # keys that a prompt cannot set for itself
@@ -73,23 +75,19 @@ class PromptRecord:
 
 
 class PromptSource:
-    """Prompts that can be read again and again.
+    """Prompts that can be read again and again; `prompts` and `prompt_key` as in `run_batch`.
 
-    Args:
-        prompts: a file, a folder with a `.txt` file per prompt, "-" for stdin, or strings and mappings with the keys of a
-            JSON line. The ending of a file says how it is read, the first line of a pipe or stdin.
-        prompt_key: the key or column that holds the prompt; None is "prompt", however it is capitalised.
-    Raises:
-        OSError: the file is not there, or cannot be read.
-        ValueError: it has no known format.
+    The ending of a file says how it is read, the first line of a pipe or stdin. A file that cannot be read is an OSError,
+    one without a known format a ValueError.
     """
 
     def __init__(self, prompts: Prompts, prompt_key: str | None = None) -> None:
-        self.name, self._prompt_key, self._path = "prompts", prompt_key, None
+        self.name, self._prompt_key = "prompts", prompt_key
+        self._path: Path | None = None
         if isinstance(prompts, str | Path):
             self._path = Path(prompts)
             self._copy: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-            self._stamp_at_start = self._stamp()
+            self._stamp_at_start = _stamp(self._path)
             self._reader = self._open(self._path)
         elif isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
             raise ValueError(f"prompts must be a file, or strings and mappings, got {shown(prompts)}")
@@ -101,13 +99,8 @@ class PromptSource:
 
         Image k of a prompt has the number `images of all prompts before it + k` and, unless the prompt has its own seed, the
         seed `settings.seed + number`: two images share a seed only if it was given. A bad prompt takes as many numbers as
-        one without a parallel size, so that mending it changes no other image.
-
-        Args:
-            settings: what a prompt does not set for itself.
-            max_prompts: reads only the first ones; None is all.
-        Raises:
-            ValueError: the file as a whole is not what its ending says, or there are more images than seeds.
+        one without a parallel size, so that mending it changes no other image. A ValueError says that the file as a whole is
+        not what its ending says, or that there are more images than seeds.
         """
         first = 0
         for index, (place, value) in enumerate(islice(self._pieces(), max_prompts)):
@@ -124,7 +117,7 @@ class PromptSource:
 
     def changed(self) -> bool:
         """Returns whether the file, or a file of the folder, has changed since it was copied."""
-        return self._path is not None and self._stamp() != self._stamp_at_start
+        return self._path is not None and _stamp(self._path) != self._stamp_at_start
 
     def _pieces(self) -> Iterator[Piece]:
         if self._path is None:
@@ -161,18 +154,16 @@ class PromptSource:
         return reader or self._reader_by_first_line()
 
     def _copy_as_utf8(self, file: IO[bytes]) -> None:
-        head = file.read(_CHUNK)
-        encoding = _marked(head)
+        shutil.copyfileobj(file, self._copy)
+        self._copy.seek(0)
+        encoding = _marked(self._copy.read(4))
         if encoding is None:
-            self._copy.write(head)
-            shutil.copyfileobj(file, self._copy)
             return
-        decoder = codecs.getincrementaldecoder(encoding)()
+        self._copy.seek(0)
+        text = io.TextIOWrapper(self._copy, encoding, newline="")
+        self._copy = tempfile.TemporaryFile()  # noqa: SIM115
         try:
-            while head:
-                self._copy.write(decoder.decode(head).encode("utf-8"))
-                head = file.read(_CHUNK)
-            decoder.decode(b"", final=True)
+            shutil.copyfileobj(text, codecs.getwriter("utf-8")(self._copy))
         except UnicodeError as error:
             raise ValueError(f"{self.name} must be the {encoding} that its byte order mark says: {error}") from None
 
@@ -210,27 +201,23 @@ class PromptSource:
                 return readers.read_json
         if first.startswith(b"["):
             return readers.read_json
-        for reader, delimiter in ((readers.read_tsv, b"\t"), (readers.read_csv, b","), (readers.read_csv, b";")):
+        for ending, delimiter in ((".tsv", b"\t"), (".csv", b","), (".csv", b";")):
             cells = [cell.strip(b'"').decode("utf-8", "replace") for cell in first.split(delimiter)]
-            try:
+            with suppress(ValueError):
                 key_of_prompt(cells, self._prompt_key)
-            except ValueError:
-                continue
-            if len(cells) > 1:
-                return reader
+                if len(cells) > 1:
+                    return _READERS[ending]
         return readers.read_text
 
-    def _stamp(self) -> object:
-        """Returns sizes and times of the file or the folder's files; None for a pipe, which flows by."""
-        path = self._path
-        try:
-            if path is None or not (path.is_dir() or path.is_file()):
-                return None
-            files = path.iterdir() if path.is_dir() else [path]
-            states = [(file.name, file.stat()) for file in files]
-        except OSError:
-            return None
-        return sorted((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states)
+
+def _stamp(path: Path) -> object:
+    """Returns sizes and times of a file or of a folder's files; nothing of a pipe, which flows by."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+        states = [(file.name, file.stat()) for file in files]
+    except OSError:
+        return None
+    return [(name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states]
 
 
 def _marked(content: bytes) -> str | None:
@@ -239,11 +226,7 @@ def _marked(content: bytes) -> str | None:
 
 
 def _tasks(index: int, first: int, value: object, prompt_key: str | None, settings: RunSettings) -> list[ImageTask]:
-    """Returns the images that a piece of a file, or a prompt in memory, stands for.
-
-    Raises:
-        ValueError: they cannot be drawn.
-    """
+    """Returns the images that a piece of a file, or a prompt in memory, stands for; a ValueError says why there are none."""
     if isinstance(value, ValueError):
         raise value
     if isinstance(value, str):
@@ -259,46 +242,29 @@ def _tasks(index: int, first: int, value: object, prompt_key: str | None, settin
     name = given.get("id")
     if isinstance(name, bool) or not isinstance(name, str | int | None):
         raise ValueError(f"id must be a string or an int, got {shown(name)}")
-    _check_text("prompt", prompt)
-    if "negative_prompt" in given:
-        _check_text("negative_prompt", given["negative_prompt"])
-    _check_unicode(str(name))
-    extra = _as_stored({key: each for key, each in fields.items() if key not in _KEYS})
-    size = integer("parallel_size", given.get("parallel_size", settings.parallel_size), 1, MAX_PARALLEL_SIZE)
-    seed = integer("seed", given["seed"], 0, MAX_SEED - size) if "seed" in given else settings.seed + first
-    drawing = settings.drawing.changed({key: each for key, each in given.items() if key in SETTINGS})
-    return [ImageTask(first + k, index, k, prompt, seed + k, drawing, name, extra) for k in range(size)]
-
-
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be a string, got {shown(value)}")
-    if len(value) > _MAX_PROMPT:
-        raise ValueError(f"{name} must have at most {_MAX_PROMPT} characters, got {len(value)}")
-    _check_unicode(value)
-
-
-def _check_unicode(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"prompt and keys must be valid Unicode, got {shown(text)}") from None
-
-
-def _as_stored(extra: dict[Any, Any]) -> dict[str, Any]:
-    """Returns keys that set nothing as they come back from the manifest.
-
-    Raises:
-        ValueError: the manifest cannot hold them.
-    """
+    negative = given.get("negative_prompt", "")
+    for what, text in (("prompt", prompt), ("negative_prompt", negative)):
+        if not isinstance(text, str):
+            raise ValueError(f"{what} must be a string, got {shown(text)}")
+        if len(text) > _MAX_PROMPT:
+            raise ValueError(f"{what} must have at most {_MAX_PROMPT} characters, got {len(text)}")
+    extra = {key: each for key, each in fields.items() if key not in _KEYS}
     if _is_deeper(extra, _MAX_DEPTH):
         raise ValueError(f"keys must be nested at most {_MAX_DEPTH} deep, got {shown(extra)}")
     try:
-        text = json.dumps(extra, ensure_ascii=False, allow_nan=False)
+        stored = json.dumps(extra, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"keys must hold what JSON can, got {shown(extra)} ({error})") from None
-    _check_unicode(text)
-    return json.loads(text)
+    for text in (prompt, negative, str(name), stored):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"prompt and keys must be valid Unicode, got {shown(text)}") from None
+    size = integer("parallel_size", given.get("parallel_size", settings.parallel_size), 1, MAX_PARALLEL_SIZE)
+    seed = integer("seed", given["seed"], 0, MAX_SEED - size) if "seed" in given else settings.seed + first
+    drawing = settings.drawing.changed({key: each for key, each in given.items() if key in SETTINGS})
+    extra = json.loads(stored)  # as it comes back from the manifest
+    return [ImageTask(first + k, index, k, prompt, seed + k, drawing, name, extra) for k in range(size)]
 
 
 def _is_deeper(value: object, levels: int) -> bool:

@@ -27,11 +27,7 @@ Reader = Callable[[IO[bytes], str | None], Iterator[Piece]]
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parses JSON text of bounded size.
-
-    Raises:
-        ValueError: it is not JSON, is nested too deeply, names a key twice or holds an integer of more than 1000 digits.
-    """
+    """Parses JSON text; a ValueError where it is nested too deeply, names a key twice or has an integer over 1000 digits."""
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except RecursionError:
@@ -60,11 +56,7 @@ def _integer(digits: str) -> int:
 
 
 def key_of_prompt(names: Sequence[object], prompt_key: str | None) -> Any:
-    """Returns which key of an object, or column of a table, holds the prompt.
-
-    Raises:
-        ValueError: none does, or several might.
-    """
+    """Returns which key of an object, or column of a table, holds the prompt; a ValueError if none or several might."""
     if prompt_key is not None:
         keys = [name for name in names if name == prompt_key]
     else:
@@ -104,10 +96,9 @@ def read_json_lines(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
     for place, line in _lines(file):
         try:
             value = parse_json(decode(line))
+            yield place, value if isinstance(value, dict) else ValueError(f"{_OBJECT} {shown(line)}")
         except ValueError as error:
             yield place, ValueError(f"{_OBJECT} {shown(line[:MAX_LINE])} ({error})")
-            continue
-        yield place, value if isinstance(value, dict) else ValueError(f"{_OBJECT} {shown(line)}")
 
 
 def read_text(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
@@ -124,21 +115,19 @@ def read_text(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
             yield place, error
 
 
-def read_csv(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
-    """Reads a header and a prompt per row, cells divided by commas, or by semicolons where the header has no comma."""
-    header = file.readline(MAX_LINE)
+def read_table(delimiters: str, file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
+    """Reads a header and a prompt per row, cells divided by the first of the delimiters that the header has."""
+    header, place = file.readline(MAX_LINE), ""
     file.seek(-len(header), 1)
-    yield from _read_table(file, prompt_key, ";" if b";" in header and b"," not in header else ",")
+    delimiter = next((each for each in delimiters if each.encode() in header), delimiters[0])
 
+    def text(numbered: tuple[str, bytes]) -> str:
+        nonlocal place
+        place, line = numbered
+        return decode(line) + "\n"
 
-def read_tsv(file: IO[bytes], prompt_key: str | None) -> Iterator[Piece]:
-    """Reads a header and a prompt per row, cells divided by tabs."""
-    yield from _read_table(file, prompt_key, "\t")
-
-
-def _read_table(file: IO[bytes], prompt_key: str | None, delimiter: str) -> Iterator[Piece]:
-    lines = _TextLines(file)
-    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    # Unlike a generator, map goes on after a line that is not text.
+    rows = csv.reader(map(text, _lines(file, blank=True)), delimiter=delimiter, strict=True)
     try:
         names = [name.strip() for name in next(rows, [])]
         repeated = _repeated(filter(None, names))
@@ -157,33 +146,19 @@ def _read_table(file: IO[bytes], prompt_key: str | None, delimiter: str) -> Iter
         except StopIteration:
             return
         except (ValueError, csv.Error) as error:
-            yield lines.place, ValueError(str(error))
+            yield place, ValueError(str(error))
             continue
         if row:
             cells = {name: _value(name, cell) for name, cell in zip(names, row, strict=False) if name and cell}
-            yield lines.place, {key: "", **cells}
+            yield place, {key: "", **cells}
 
 
 def _value(column: str, cell: str) -> Any:
     """Returns what a cell says: numbers and lists are written as in JSON."""
-    if column not in _TYPED:
-        return cell
     try:
-        return parse_json(cell)
+        return parse_json(cell) if column in _TYPED else cell
     except ValueError:
         return cell
-
-
-class _TextLines(Iterator[str]):
-    """The lines of a file as text; goes on after a line that is not text."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._lines = _lines(file, blank=True)
-        self.place = "header"
-
-    def __next__(self) -> str:
-        self.place, line = next(self._lines)
-        return decode(line) + "\n"
 
 
 def _lines(file: IO[bytes], blank: bool = False) -> Iterator[tuple[str, bytes]]:
@@ -199,11 +174,7 @@ def _lines(file: IO[bytes], blank: bool = False) -> Iterator[tuple[str, bytes]]:
 
 
 def decode(line: bytes) -> str:
-    """Decodes a line.
-
-    Raises:
-        ValueError: it is too long, not UTF-8, or holds zero bytes.
-    """
+    """Decodes a line; one that is too long, not UTF-8, or holds zero bytes is a ValueError."""
     if len(line) > MAX_LINE:
         raise ValueError(f"must be at most {MAX_LINE >> 20} MiB, got more")
     try:

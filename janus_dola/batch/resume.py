@@ -12,17 +12,7 @@ from pathlib import Path
 
 from janus_dola.batch.folder import WORK, clear_disk_errors, file_digest
 from janus_dola.batch.index_page import DATA, PAGE, is_of_page
-from janus_dola.batch.manifest import (
-    MANIFEST,
-    MAPS,
-    Entry,
-    Manifest,
-    is_bad_entry,
-    is_manifest,
-    is_same_image,
-    names_of,
-    with_prompt_of,
-)
+from janus_dola.batch.manifest import MANIFEST, MAPS, Entry, Manifest, described, is_bad_entry, is_manifest, names_of
 from janus_dola.batch.prompts import ImageTask, PromptRecord
 from janus_dola.batch.run_settings import RUN_FILE, RunFile, RunSettings
 
@@ -106,8 +96,9 @@ def take_inventory(
             for (number, entry, task), state in zip(part, checked_states, strict=True):
                 if state != OTHER:
                     states[number] = state
-                    if task is not None and not is_bad_entry(entry) and entry != with_prompt_of(entry, task):
-                        updates.append(with_prompt_of(entry, task))
+                    if task is not None and not is_bad_entry(entry):
+                        updated = {**entry, "id": task.id, "extra": task.extra}
+                        updates += [updated] if updated != entry else []
                 elif overwrite:
                     others.append(number)
                 else:
@@ -146,9 +137,12 @@ def _lines(manifest: Manifest, records: Iterable[PromptRecord]) -> Iterator[tupl
 def _state(outdir: Path, entry: Entry, task: ImageTask | None, settings: RunSettings) -> int:
     if is_bad_entry(entry):  # stands for whatever is there now
         return FAILED
-    if task is None or not is_same_image(entry, task, settings):
+    if task is None:
+        return OTHER
+    current, names = {**described(task), "id": entry.get("id"), "extra": entry.get("extra")}, names_of(task, settings)
+    # A template may have named another id's file.
+    if entry.get("file") not in (None, names[0]) or any(entry.get(key) != value for key, value in current.items()):
         return OTHER
     if entry["file"] is None:
         return FAILED
-    names = [name for name in names_of(task, settings) if name is not None]
-    return DONE if list(unchanged(outdir, entry)) == names else MISSING
+    return DONE if list(unchanged(outdir, entry)) == [name for name in names if name is not None] else MISSING
