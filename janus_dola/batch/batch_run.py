@@ -107,9 +107,8 @@ def run_batch(
                 f"outdir {folder} was made with other settings: {'; '.join(differences)}. "
                 "Take another --outdir, or --overwrite what is there"
             )
-        if before is not None and differences:
-            before = None
-        elif before is not None:
+        before = None if differences else before
+        if before is not None:
             settings = replace(settings, dtype=before.settings["dtype"])
         with clear_disk_errors(folder):
             manifest = Manifest(folder, run_prompts.numbers)
@@ -142,14 +141,13 @@ def _first_ctrl_c() -> Iterator[threading.Event]:
         pressed.set()
         tqdm.write("finishing the batch in hand; Ctrl-C again stops at once", file=sys.stderr)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed
-        return
-    before = signal.signal(signal.SIGINT, note)
+    heard = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, note) if heard else None
     try:
         yield pressed
     finally:
-        signal.signal(signal.SIGINT, before)
+        if heard:
+            signal.signal(signal.SIGINT, before)
 
 
 class _RunPrompts:

@@ -10,7 +10,7 @@ from typing import IO, Any
 from janus_dola.batch.folder import checked, digest, sync, sync_folder, with_checksum, write_whole
 from janus_dola.batch.prompts import ImageTask, PromptRecord
 from janus_dola.batch.run_settings import RunSettings
-from janus_dola.batch.worker import DrawFailure, EncodedImage
+from janus_dola.batch.worker import EncodedImage
 from janus_dola.images.files import TEMPLATE, file_name
 
 MANIFEST = "manifest.jsonl"
@@ -53,8 +53,7 @@ class Manifest:
         return self._path.open("ab", buffering=0), self._path.open("rb")
 
     def _note(self, number: int, start: int) -> None:
-        if number >= len(self._start):
-            self._start.extend([-1] * (number + 1 - len(self._start)))
+        self._start.extend([-1] * (number + 1 - len(self._start)))
         self._start[number] = start
 
     def get(self, number: int) -> Entry | None:
@@ -134,10 +133,10 @@ def described(task: ImageTask) -> Entry:
     return {"image": task.number, **own, "settings": task.drawing.to_json(), "extra": task.extra}
 
 
-def image_entry(task: ImageTask, image: EncodedImage | DrawFailure, settings: RunSettings) -> Entry:
-    """Returns the line for an image that was drawn, with JSD in nats, or that could not be."""
-    if isinstance(image, DrawFailure):
-        return {"file": None, **described(task), "error": image.reason}
+def image_entry(task: ImageTask, image: EncodedImage | str, settings: RunSettings) -> Entry:
+    """Returns the line for an image that was drawn, with JSD in nats, or for the reason why it could not be."""
+    if isinstance(image, str):
+        return {"file": None, **described(task), "error": image}
     name, map_name = names_of(task, settings)
     return {
         "file": name,

@@ -135,9 +135,8 @@ class PromptSource:
             self.name = "stdin"
             self._copy_as_utf8(sys.stdin.buffer)
             return self._reader_by_first_line()
-        self.name = f"prompt file {path}"
+        self.name = f"prompt {'folder' if path.is_dir() else 'file'} {path}"
         if path.is_dir():
-            self.name = f"prompt folder {path}"
             self._copy_folder(path)
             return readers.read_json_lines
         reader = _READERS.get(path.suffix.lower())
@@ -174,17 +173,15 @@ class PromptSource:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         others = [path.name for path in paths if path.suffix.lower() != ".txt" or not path.is_file()]
         if others or not paths:
-            raise ValueError(
-                f"{self.name} must hold .txt files only, a prompt each, got {others[0] if others else 'none'!r}"
-            )
+            other = others[0] if others else "none"
+            raise ValueError(f"{self.name} must hold .txt files only, a prompt each, got {other!r}")
         for path in paths:
             with path.open("rb") as file:
                 content = file.read(_MAX_FILE + 1)
             if len(content) > _MAX_FILE:
                 raise ValueError(f"{self.name} must hold a prompt a file, but {path.name} has over {_MAX_FILE} bytes")
             try:
-                encoding = _marked(content)
-                prompt = decode(content if encoding is None else content.decode(encoding).encode())
+                prompt = decode(content.decode(encoding).encode() if (encoding := _marked(content)) else content)
             except ValueError as error:
                 raise ValueError(f"{self.name}: {path.name} {error}") from None
             if not prompt.strip():
@@ -194,12 +191,11 @@ class PromptSource:
     def _reader_by_first_line(self) -> Reader:
         self._copy.seek(0)
         first = next((line.strip() for line in iter(lambda: self._copy.readline(MAX_LINE), b"") if line.strip()), b"")
-        if first.startswith(b"{"):
-            try:
-                return readers.read_json if "prompts" in parse_json(first) else readers.read_json_lines
-            except ValueError:
-                return readers.read_json
-        if first.startswith(b"["):
+        if first.startswith((b"{", b"[")):
+            with suppress(ValueError):
+                value = parse_json(first)
+                if isinstance(value, dict) and "prompts" not in value:
+                    return readers.read_json_lines
             return readers.read_json
         for ending, delimiter in ((".tsv", b"\t"), (".csv", b","), (".csv", b";")):
             cells = [cell.strip(b'"').decode("utf-8", "replace") for cell in first.split(delimiter)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from janus_dola.batch.run_settings import RunSettings
-from janus_dola.batch.worker import Batch, BatchWorker, DrawFailure, Results, WorkersLostError
+from janus_dola.batch.worker import Batch, BatchWorker, Results, WorkersLostError
 from janus_dola.compute import Compute, connect, plan_workers
 
 _SECONDS_BETWEEN_CALLS = 10.0  # for a sign of life
@@ -167,12 +167,11 @@ class RayPool(AbstractContextManager["RayPool"]):
         if self._losses > _LOSSES:
             raise WorkersLostError(f"{_LOSSES} workers in a row died without drawing an image; the last: {reason}")
         self._members[self._members.index(member)] = self._member()
-        batch = member.batch
-        if batch is None:
+        if (batch := member.batch) is None:
             return []
         self._deaths[batch[0].number] += 1
         if self._deaths[batch[0].number] < _ATTEMPTS:
             self._retry.append(batch)
             return []
-        failure = DrawFailure(f"{_ATTEMPTS} workers died over the batch with this image; the last: {reason}")
+        failure = f"{_ATTEMPTS} workers died over the batch with this image; the last: {reason}"
         return [(batch, [failure] * len(batch))]

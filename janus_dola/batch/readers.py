@@ -136,21 +136,19 @@ def read_table(delimiters: str, file: IO[bytes], prompt_key: str | None) -> Iter
         key = key_of_prompt(names, prompt_key)
     except (ValueError, csv.Error) as error:
         raise ValueError(f"header {error}") from None
+    width = len(names)
     while True:
         try:
-            row = next(rows)
-            if len(row) > len(names):
-                raise ValueError(
-                    f"must have at most {len(names)} cells as the header has, got {len(row)}: {shown(row)}"
-                )
-        except StopIteration:
-            return
+            row = next(rows, None)
+            if row is None:
+                return
+            if len(row) > width:
+                raise ValueError(f"must have at most {width} cells as the header has, got {len(row)}: {shown(row)}")
+            cells = {name: _value(name, cell) for name, cell in zip(names, row, strict=False) if name and cell}
+            if row:
+                yield place, {key: "", **cells}
         except (ValueError, csv.Error) as error:
             yield place, ValueError(str(error))
-            continue
-        if row:
-            cells = {name: _value(name, cell) for name, cell in zip(names, row, strict=False) if name and cell}
-            yield place, {key: "", **cells}
 
 
 def _value(column: str, cell: str) -> Any:
@@ -163,9 +161,7 @@ def _value(column: str, cell: str) -> Any:
 
 def _lines(file: IO[bytes], blank: bool = False) -> Iterator[tuple[str, bytes]]:
     """Yields where each line stands, and the line, cut off just beyond the limit. Blank lines are left out unless wanted."""
-    number = 0
-    while line := file.readline(MAX_LINE + 1):
-        number += 1
+    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
         rest = line
         while not rest.endswith(b"\n") and (rest := file.readline(MAX_LINE)):
             pass

@@ -80,15 +80,15 @@ def take_inventory(
     Args:
         settings: the run's, with the dtype known.
         resumed: whether the folder was begun with these settings; if not, no line is this run's.
-        overwrite: whether images of other runs and prompts are to go; they are a ValueError otherwise, as is a file that is
-            no run's in an image's place.
+        overwrite: whether images of other runs and prompts are to go; they are refused otherwise, as are foreign files.
         note_checked: is given the number of lines looked at.
     Returns:
-        MISSING, DONE or FAILED per image; numbers of lines that are not this run's, to be forgotten; and those lines' files
-        that nobody has changed since, to be deleted.
+        MISSING, DONE or FAILED per image; numbers of lines that are not this run's; and their files that nobody changed since.
     """
     states, others = bytearray(manifest.images), []
-    lines = _lines(manifest, records) if resumed else iter(())
+    tasks = ((record, task) for record in records for task in record.tasks or (None,)) if resumed else ()
+    numbered = ((record.first if task is None else task.number, task) for record, task in tasks)
+    lines = ((number, entry, task) for number, task in numbered if (entry := manifest.get(number)) is not None)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         while part := list(islice(lines, _CHECKED_AT_ONCE)):
             updates = []
@@ -122,16 +122,6 @@ def take_inventory(
             "Move it away, or take another --outdir"
         )
     return states, others, list(files)
-
-
-def _lines(manifest: Manifest, records: Iterable[PromptRecord]) -> Iterator[tuple[int, Entry, ImageTask | None]]:
-    """Yields the number, the line and the image, None for a bad prompt, where the manifest has a line."""
-    for record in records:
-        for task in record.tasks or (None,):
-            number = record.first if task is None else task.number
-            entry = manifest.get(number)
-            if entry is not None:
-                yield number, entry, task
 
 
 def _state(outdir: Path, entry: Entry, task: ImageTask | None, settings: RunSettings) -> int:

@@ -36,15 +36,8 @@ class EncodedImage:
     seconds: float  # the image's share of its batch's time
 
 
-@dataclass(frozen=True)
-class DrawFailure:
-    """Why an image could not be drawn."""
-
-    reason: str
-
-
 Batch = list[ImageTask]
-Results = list[EncodedImage | DrawFailure]
+Results = list[EncodedImage | str]  # a string says why an image could not be drawn
 
 
 class WorkersLostError(RuntimeError):
@@ -96,18 +89,18 @@ class BatchWorker:
     def draw(self, batch: Batch) -> Results:
         """Draws a batch of images with the same settings; what cannot be drawn fails alone."""
         started = time.perf_counter()
-        images = dict[int, DrawnImage | DrawFailure]()
+        images = dict[int, DrawnImage | str]()
         for task in batch:
             try:
                 self._pipe.check_prompt(task.prompt)
             except ValueError as error:
-                images[task.number] = DrawFailure(str(error))
+                images[task.number] = str(error)
         good = [task for task in batch if task.number not in images]
         images.update(zip((task.number for task in good), self._draw(good), strict=True))
         seconds = (time.perf_counter() - started) / len(batch)
         return [self._encoded(task, images[task.number], seconds) for task in batch]
 
-    def _draw(self, tasks: list[ImageTask]) -> list[DrawnImage | DrawFailure]:
+    def _draw(self, tasks: list[ImageTask]) -> list[DrawnImage | str]:
         if not tasks:
             return []
         try:
@@ -123,27 +116,25 @@ class BatchWorker:
             )
             return [image for (image,) in output.drawn]
         except ValueError as error:  # the settings are wrong, and the same for all of them
-            return [DrawFailure(str(error))] * len(tasks)
+            return [str(error)] * len(tasks)
         except NonFiniteError as error:
             good = iter(error.drawn)
-            return [
-                DrawFailure(str(NonFiniteError([task.number]))) if i in error.images else next(good)
-                for i, task in enumerate(tasks)
-            ]
+            numbered = enumerate(task.number for task in tasks)
+            return [str(NonFiniteError([n])) if i in error.images else next(good) for i, n in numbered]
         except torch.OutOfMemoryError as error:  # at least one image does not fit, even alone
             reason = str(error)
         if len(tasks) == 1:
-            return [DrawFailure(reason)]
+            return [reason]
         return [image for task in tasks for image in self._draw([task])]
 
-    def _encoded(self, task: ImageTask, image: DrawnImage | DrawFailure, seconds: float) -> EncodedImage | DrawFailure:
-        if isinstance(image, DrawFailure):
+    def _encoded(self, task: ImageTask, image: DrawnImage | str, seconds: float) -> EncodedImage | str:
+        if isinstance(image, str):
             return image
         recipe = image.recipe if self._settings.metadata else None
         try:
             content = encode_image(image.image, self._settings.image_format, recipe)
         except ValueError as error:
-            return DrawFailure(str(error))
+            return str(error)
         png = None
         if task.drawing.contrast is not None:
             buffer = io.BytesIO()
