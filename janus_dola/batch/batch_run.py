@@ -12,7 +12,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, TypeAlias
 
 from tqdm.auto import tqdm
 
@@ -21,17 +20,13 @@ from janus_dola.batch.folder import clear_disk_errors, locked_folder, sync_folde
 from janus_dola.batch.index_page import write_page
 from janus_dola.batch.manifest import MANIFEST, MAPS, Manifest, bad_entry, image_entry, names_of
 from janus_dola.batch.prompts import ImageTask, PromptRecord, Prompts, PromptSource
+from janus_dola.batch.ray_pool import RayPool
 from janus_dola.batch.resume import DONE, FAILED, MISSING, look_into, take_inventory
 from janus_dola.batch.run_settings import RunFile, RunSettings
 from janus_dola.batch.worker import Batch, BatchWorker, EncodedImage, Results, batches
 from janus_dola.compute import Compute
 from janus_dola.models.checkpoint.hub import public_name
 from janus_dola.pipeline import JanusDoLa
-
-if TYPE_CHECKING:
-    from janus_dola.batch.ray_pool import RayPool
-
-    Pool: TypeAlias = BatchWorker | RayPool
 
 _SECONDS_BETWEEN_LINES = 60  # between lines of progress in a log file
 _LINES_AT_ONCE = 512
@@ -241,16 +236,16 @@ class _Run:
         drawn = self._states.count(DONE) - kept
         return Summary(prompts.prompts, prompts.images, drawn, kept, self._failed, left)
 
-    def _pool(self, pipe: JanusDoLa | None, log: Callable[[str], None]) -> "AbstractContextManager[Pool]":
+    def _pool(
+        self, pipe: JanusDoLa | None, log: Callable[[str], None]
+    ) -> AbstractContextManager[BatchWorker | RayPool]:
         if self.compute.uses_ray:
-            from janus_dola.batch.ray_pool import RayPool
-
             return RayPool(self.settings, self.compute, log)
         if pipe is None:
             return nullcontext(BatchWorker.load(self.settings, self.compute))
         return nullcontext(BatchWorker(pipe, self.settings, self.compute))
 
-    def _draw_missing(self, pool: "Pool", before: RunFile | None, kept: int) -> int:
+    def _draw_missing(self, pool: BatchWorker | RayPool, before: RunFile | None, kept: int) -> int:
         """Returns how many images were drawn or failed."""
         size = self.compute.batch_size or (pool.batch_size if before is None else before.batch_size)
         self.settings = replace(self.settings, dtype=pool.dtype)

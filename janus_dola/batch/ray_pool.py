@@ -167,11 +167,10 @@ class RayPool(AbstractContextManager["RayPool"]):
         if self._losses > _LOSSES:
             raise WorkersLostError(f"{_LOSSES} workers in a row died without drawing an image; the last: {reason}")
         self._members[self._members.index(member)] = self._member()
-        if (batch := member.batch) is None:
-            return []
-        self._deaths[batch[0].number] += 1
-        if self._deaths[batch[0].number] < _ATTEMPTS:
+        if (batch := member.batch) is not None:
+            self._deaths[batch[0].number] += 1
+            if self._deaths[batch[0].number] == _ATTEMPTS:
+                failure = f"{_ATTEMPTS} workers died over the batch with this image; the last: {reason}"
+                return [(batch, [failure] * len(batch))]
             self._retry.append(batch)
-            return []
-        failure = f"{_ATTEMPTS} workers died over the batch with this image; the last: {reason}"
-        return [(batch, [failure] * len(batch))]
+        return []

@@ -83,7 +83,7 @@ def take_inventory(
         overwrite: whether images of other runs and prompts are to go; they are refused otherwise, as are foreign files.
         note_checked: is given the number of lines looked at.
     Returns:
-        MISSING, DONE or FAILED per image; numbers of lines that are not this run's; and their files that nobody changed since.
+        MISSING, DONE or FAILED per image; numbers of lines that are not this run's; and their files that nobody changed.
     """
     states, others = bytearray(manifest.images), []
     tasks = ((record, task) for record in records for task in record.tasks or (None,)) if resumed else ()
@@ -112,9 +112,7 @@ def take_inventory(
     if overwrite:
         others = [*others, *manifest.beyond()] if resumed else [entry["image"] for entry in manifest]
     files = dict.fromkeys(name for number in others for name in unchanged(outdir, manifest.get(number) or {}))
-    names = (
-        name for record in records for task in record.tasks for name in names_of(task, settings) if name is not None
-    )
+    names = (name for record in records for task in record.tasks for name in names_of(task, settings) if name)
     foreign = (name for name in names if name not in files and os.path.lexists(outdir / name))
     if not resumed and (name := next(foreign, None)) is not None:
         raise ValueError(
