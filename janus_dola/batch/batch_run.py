@@ -89,8 +89,7 @@ def run_batch(
         OSError: the prompts cannot be read, the model is not there, or the folder cannot be written to.
         ImportError: `compute` needs Ray, and it is not installed.
     """
-    if max_prompts is not None:
-        max_prompts = integer("max_prompts", max_prompts, 1, 2**63)
+    max_prompts = None if max_prompts is None else integer("max_prompts", max_prompts, 1, 2**63)
     folder = Path(outdir)
     run_prompts = _RunPrompts(PromptSource(prompts, prompt_key), max_prompts, settings, skip_bad)
     look_into(folder, overwrite)  # so that nothing is made where it is refused

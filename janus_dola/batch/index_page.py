@@ -53,13 +53,6 @@ def _data(manifest: Manifest, settings: dict[str, Any]) -> Iterator[bytes]:
 
 
 def _js(value: object) -> str:
-    # A seed may be larger than the integers that JavaScript counts with.
-    return json.dumps(_seeds_as_text(value), ensure_ascii=False, separators=(",", ":"))
-
-
-def _seeds_as_text(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**53:
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _seeds_as_text(item) for key, item in value.items()}
-    return [_seeds_as_text(item) for item in value] if isinstance(value, list) else value
+    # A seed that is larger than the integers that JavaScript counts with becomes text.
+    safe = json.loads(json.dumps(value), parse_int=lambda digits: int(digits) if abs(int(digits)) < 2**53 else digits)
+    return json.dumps(safe, ensure_ascii=False, separators=(",", ":"))

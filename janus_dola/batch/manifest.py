@@ -134,21 +134,14 @@ def described(task: ImageTask) -> Entry:
 
 
 def image_entry(task: ImageTask, image: EncodedImage | str, settings: RunSettings) -> Entry:
-    """Returns the line for an image that was drawn, with JSD in nats, or for the reason why it could not be."""
+    """Returns the line for an image that was drawn, or for the reason why it could not be."""
     if isinstance(image, str):
         return {"file": None, **described(task), "error": image}
     name, map_name = names_of(task, settings)
-    return {
-        "file": name,
-        "map": map_name if image.layer_map is not None else None,
-        **described(task),
-        "mean_jsd": image.mean_jsd,
-        "max_jsd": image.max_jsd,
-        "layers": {str(layer): count for layer, count in image.layers.items()},
-        "seconds": image.seconds,
-        "digest": digest(image.content),
-        "map_digest": digest(image.layer_map) if image.layer_map is not None else None,
-    }
+    files, digests = {"file": name, "map": None}, {"digest": digest(image.content), "map_digest": None}
+    if image.layer_map is not None:
+        files["map"], digests["map_digest"] = map_name, digest(image.layer_map)
+    return {**files, **described(task), **image.facts, **digests}
 
 
 def bad_entry(record: PromptRecord) -> Entry:

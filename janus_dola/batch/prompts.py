@@ -32,13 +32,10 @@ _READERS: dict[str, Reader] = {
     ".csv": partial(readers.read_table, ",;"),
     ".tsv": partial(readers.read_table, "\t"),
 }
-# UTF-32 comes first: its mark begins like UTF-16's.
-_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-    codecs.BOM_UTF8: "utf-8-sig",
+_MARKS = {  # UTF-32 comes first: its mark begins like UTF-16's
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+    "utf-8-sig": (codecs.BOM_UTF8,),
 }
 _MAX_FILE = MAX_LINE // 8  # bytes per file in a folder, since JSON may take six bytes for one
 _KEYS = ("id", "seed", "parallel_size", *SETTINGS)
@@ -218,7 +215,7 @@ def _stamp(path: Path) -> object:
 
 def _marked(content: bytes) -> str | None:
     """Returns the encoding that a byte order mark names, if there is one."""
-    return next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
+    return next((name for name, marks in _MARKS.items() if content.startswith(marks)), None)
 
 
 def _tasks(index: int, first: int, value: object, prompt_key: str | None, settings: RunSettings) -> list[ImageTask]:

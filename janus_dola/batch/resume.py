@@ -44,14 +44,13 @@ def look_into(outdir: Path, overwrite: bool) -> RunFile | None:
                 f"outdir {outdir} must be empty or begun by an earlier run, but holds {other!r} and no run.json. "
                 "Take another --outdir; --overwrite replaces what earlier runs made there, and leaves the rest"
             )
-        in_the_way = [name for name in (PAGE, DATA) if os.path.lexists(outdir / name) and not is_of_page(outdir / name)]
-        if before is None and os.path.lexists(outdir / MANIFEST) and not is_manifest(outdir / MANIFEST):
-            in_the_way.append(MANIFEST)
-        if in_the_way:
-            raise ValueError(
-                f"outdir {outdir} holds a file {in_the_way[0]} that is not as a run wrote it. "
-                "Move it away, or take another --outdir"
-            )
+        checks = {PAGE: is_of_page, DATA: is_of_page, **({MANIFEST: is_manifest} if before is None else {})}
+        for name, is_ours in checks.items():
+            if os.path.lexists(outdir / name) and not is_ours(outdir / name):
+                raise ValueError(
+                    f"outdir {outdir} holds a file {name} that is not as a run wrote it. "
+                    "Move it away, or take another --outdir"
+                )
         return before
 
 

@@ -8,6 +8,7 @@ import io
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -26,14 +27,13 @@ _USUAL_PROMPT = 128  # tokens, for the number of images that fit; a batch of lon
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image as it goes to disk, and what the contrast did in it."""
+    """An image as it goes to disk, and what its line in the manifest says about the drawing."""
 
     content: bytes  # the file's
     layer_map: bytes | None  # a PNG; None without a contrast
-    mean_jsd: float  # nats, over the image's codes
-    max_jsd: float
-    layers: dict[int, int]  # number of codes contrasted with each layer
-    seconds: float  # the image's share of its batch's time
+    facts: dict[
+        str, Any
+    ]  # JSDs in nats, over the codes; codes per layer; seconds, the image's share of its batch's time
 
 
 Batch = list[ImageTask]
@@ -140,5 +140,6 @@ class BatchWorker:
             buffer = io.BytesIO()
             small_map(image.premature_layers, image.jsd).save(buffer, format="png")
             png = buffer.getvalue()
-        mean, largest = round(image.jsd.mean().item(), 4), round(image.jsd.max().item(), 4)
-        return EncodedImage(content, png, mean, largest, counts_of(image.premature_layers), round(seconds, 4))
+        jsd = {"mean_jsd": round(image.jsd.mean().item(), 4), "max_jsd": round(image.jsd.max().item(), 4)}
+        layers = {str(layer): count for layer, count in counts_of(image.premature_layers).items()}
+        return EncodedImage(content, png, {**jsd, "layers": layers, "seconds": round(seconds, 4)})

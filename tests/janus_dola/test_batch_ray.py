@@ -106,7 +106,7 @@ def faults(tmp_path_factory, cluster):
                     os.kill(os.getpid(), signal.SIGSTOP)
                     time.sleep(60)  # this thread may go on for a moment
                 os._exit(1)
-            return [EncodedImage(str(os.getpid()).encode(), None, 0.0, 0.0, {}, 0.0)]
+            return [EncodedImage(str(os.getpid()).encode(), None, {"seconds": 0.0})]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_pool, "_Actor", Faulty)
