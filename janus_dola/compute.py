@@ -57,9 +57,9 @@ class Compute:
 
 
 def connect(ray: Any, ray_address: str | None) -> bool:
-    """Connects to a Ray cluster, None for a new one on this machine; returns False if this process is connected already.
+    """Connects to a Ray cluster, or starts one on this machine where the address is None. `ray` is the module.
 
-    `ray` is the module, which is imported only where it is needed. Without an answer within seconds: a ConnectionError.
+    Returns False where this process was connected already. Where no cluster answers within seconds: a ConnectionError.
     """
     address = os.environ.get("RAY_ADDRESS", "") if ray_address == "auto" else ray_address or ""
     if ":" in address:
