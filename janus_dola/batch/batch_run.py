@@ -208,7 +208,7 @@ class _Run:
         `before` is what the folder was begun with, if its settings are this run's.
         """
         prompts, self._failed = self.prompts, self.prompts.bad
-        with self._bar("checking") as bar:
+        with self._bar("checking", shown=before is not None) as bar:
             self._states, others, files = take_inventory(
                 self.outdir, self.manifest, prompts, self.settings, before is not None, overwrite, bar.update
             )
@@ -302,10 +302,10 @@ class _Run:
         sync_folder(self.outdir / MAPS)
         return len(entries)
 
-    def _bar(self, what: str, initial: int = 0) -> tqdm:
+    def _bar(self, what: str, initial: int = 0, shown: bool = True) -> tqdm:
         """Returns a bar for a terminal; in a log file it writes a line now and then."""
         interval = 0.1 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
-        total, silent = self.prompts.images, not self.progress
+        total, silent = self.prompts.images, not (self.progress and shown)
         return tqdm(desc=what, total=total, initial=initial, unit="image", disable=silent, mininterval=interval)
 
 
