@@ -8,7 +8,7 @@ import random
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 MINI = "mini"
 HINT_AT_MINI = (
@@ -27,7 +27,7 @@ MAX_SEED = 2**63 - 1
 MAX_PARALLEL_SIZE = 65536
 WINDOWS = (1, 2, 4, 8, 16, 32)
 Window = int | Literal["auto"]
-_Method = TypeVar("_Method", bound=Callable)
+_Target = TypeVar("_Target", bound=Callable)
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 80
 
@@ -142,16 +142,26 @@ def check_max_images(max_images: int | None) -> int | None:
     return None if max_images is None else integer("max_images", max_images, 1, MAX_PARALLEL_SIZE, "None or ")
 
 
-def takes_engine(method: _Method) -> _Method:
-    """Lets a method take `engine=`, the first name of its parameter `launch`."""
+def takes_old_name(old: str, new: str) -> Callable[[_Target], _Target]:
+    """Lets a function, or a class' constructor, take the first name of a parameter as well."""
 
-    @functools.wraps(method)
-    def renamed(*args: Any, **kwargs: Any) -> Any:
-        if "engine" in kwargs:
-            kwargs["launch"] = kwargs.pop("engine")
-        return method(*args, **kwargs)
+    def decorate(target: Any) -> Any:
+        if isinstance(target, type):
+            target.__init__ = decorate(target.__init__)  # type: ignore[misc]
+            return target
 
-    return cast(_Method, renamed)
+        @functools.wraps(target)
+        def renamed(*args: Any, **kwargs: Any) -> Any:
+            if old in kwargs:
+                kwargs[new] = kwargs.pop(old)
+            return target(*args, **kwargs)
+
+        return renamed
+
+    return decorate
+
+
+takes_engine = takes_old_name("engine", "launch")
 
 
 def import_extra(module: str, extra: str, what: str) -> ModuleType:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from janus_dola.arguments import integer
+from janus_dola.arguments import integer, takes_engine
 
 _ADDRESS = re.compile(r"auto|(ray://)?[^\s/]+:[0-9]{1,5}")
 _SECONDS_TO_CONNECT = 5.0
@@ -18,6 +18,7 @@ _HEALTH_CHECK = ("-m", "ray.scripts.scripts", "health-check", "--address")
 _CONNECT = ("-c", "import sys, ray; ray.init(sys.argv[1], logging_level='error')")  # there is no check for ray://
 
 
+@takes_engine
 @dataclass(frozen=True)
 class Compute:
     """What images are drawn on; the images do not depend on it.
@@ -90,7 +91,7 @@ def check_address(address: str) -> None:
         failure = reason[0] if ended.returncode else None
     except subprocess.TimeoutExpired:
         failure = f"no Ray server answers there within {_SECONDS_TO_ANSWER:g} s"
-    except (OSError, OverflowError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         failure = str(error)
     if failure is not None:
         raise ConnectionError(f"ray_address {address!r} must be of a running Ray cluster, but: {failure}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict, get_type_hints
 
-from janus_dola.arguments import check_negative, integer, number, shown
+from janus_dola.arguments import check_negative, integer, number, shown, takes_old_name
 from janus_dola.contrasts import BASELINE, CONTRASTS, DEFAULT_CONTRAST, Contrast, DoLaConfig, about, check_contrast
 from janus_dola.kernels.params import MAX_TOP_K, SamplingParams
 
@@ -32,6 +32,7 @@ class OldName(TypedDict, total=False):
     dola: Contrast | None
 
 
+@takes_old_name("dola", "contrast")
 @dataclass(frozen=True)
 class DrawSettings:
     """How the codes of an image are chosen.
@@ -107,14 +108,17 @@ class DrawSettings:
 
         Args:
             given: values by the names of `SETTINGS`, as `to_json` gives them. `contrast` may be "none" as well; `dola` is
-                true for DoLa, false or None for the baseline. Another contrast begins with the defaults of its settings.
+                true for DoLa and false for the baseline, beside which DoLa's own settings do nothing; None says nothing.
+                Another contrast begins with the defaults of its settings.
         Raises:
             ValueError: a value is out of range, or belongs to another contrast.
             TypeError: there is no such setting.
         """
         own = {name: value for name, value in given.items() if name in SETTINGS and SETTINGS[name].methods}
-        rest = {name: value for name, value in given.items() if name not in own}
+        rest = {name: value for name, value in given.items() if name not in own and (name, value) != ("dola", None)}
         current = None if self.contrast is None else self.contrast.name
+        if rest.get("dola") is False and "contrast" not in rest:
+            DoLaConfig(**{name: own.pop(name) for name in list(own) if DoLaConfig.name in SETTINGS[name].methods})
         method = _method_of(rest) if "contrast" in rest or "dola" in rest else current
         foreign = next((name for name in own if method not in SETTINGS[name].methods), None)
         if foreign is not None:
@@ -136,7 +140,7 @@ def _method_of(given: dict[str, Any]) -> str | None:
         raise ValueError(f"contrast must be left out where dola is given, got {shown(given['contrast'])}")
     if "dola" in given:
         dola = given.pop("dola")
-        if dola not in (True, False, None):
+        if dola not in (True, False):
             raise ValueError(f"dola must be true or false, got {shown(dola)}")
         return DoLaConfig.name if dola else None
     method = given.pop("contrast")

@@ -140,7 +140,7 @@ def _first_ctrl_c() -> Iterator[threading.Event]:
     try:
         yield pressed
     finally:
-        if heard:
+        if before is not None:  # None also where the handler was not Python's
             signal.signal(signal.SIGINT, before)
 
 

@@ -128,9 +128,10 @@ class RayPool(AbstractContextManager["RayPool"]):
         try:
             answer = self._ray.get(ready[0])
         except self._ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None) or error
+            cause = getattr(error, "cause", None)
             if isinstance(cause, ValueError | OSError):  # the settings or the model are at fault, so for every worker
                 raise cause from None
+            cause = cause or error
             return self._replace(member, str(cause).strip() or type(cause).__name__)
         member.task, batch, member.batch = None, member.batch, None
         if batch is None:

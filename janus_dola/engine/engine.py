@@ -51,7 +51,7 @@ class Engine:
     ) -> Iterator[tuple[Job, Codes]]:
         """Draws images, and yields each when it is done; its codes are on the device.
 
-        An error in reading a job is raised after the images before it; what `bar` raises ends drawing. The sampler
+        An error in reading a job waits in the queue (`JobQueue.raise_error`); what `bar` raises ends drawing. The sampler
         "multinomial" draws all images together, by the generator; None is torch's global one.
         """
         together = plan.sampler == "multinomial"
@@ -66,7 +66,7 @@ class Engine:
             slots = len(first) if exact else bucket_of(len(first))
             with self.runner(plan, slots, longest_of(first), following.params, window, bar, generator) as runner:
                 yield from runner.run(first, queue)
-        queue.raise_error()
+            del runner  # its decoder's memory is free for the next one
 
     @contextmanager
     def runner(
@@ -107,6 +107,7 @@ class Engine:
             if kept is not None and kept.key == key and kept.weights.lie_where(weights):
                 return kept
             del kept  # its memory is free for the new one
+            decoder = None
             try:
                 decoder = Decoder(self.image_model, weights, key, params)
                 decoder.try_out()
@@ -117,6 +118,7 @@ class Engine:
                 message = f"launch {plan.launch!r} failed, and passes run eagerly on tensors instead: {error}"
                 warnings.warn(message, stacklevel=2)
                 self._failed.add(plan.launch)
+                decoder = None  # its memory is free, too
             return Decoder(self.image_model, weights, replace(key, plan=plan.simplest), params)
 
     def fit(self, longest: int, max_images: int | None = None) -> int:
@@ -138,7 +140,9 @@ class Engine:
                 f"out of memory with {images} image(s) at once: {fewer}free memory that others use, take a smaller model "
                 'or dtype, or quantize="int8"'
             )
-        self._limit = (images + 1) // 2
+        half = (images + 1) // 2
+        with self._lock:
+            self._limit = half if self._limit is None else min(self._limit, half)
 
     def release(self) -> None:
         """Gives back the memory that is kept for the next call, and forgets that memory ran out before."""

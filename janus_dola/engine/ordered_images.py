@@ -72,6 +72,7 @@ def draw_images(
                 ):
                     queue.let_go()
                     yield image
+                queue.raise_error()
                 return
             except torch.OutOfMemoryError:
                 pass

@@ -80,7 +80,7 @@ def _(
     hidden_states, norm_weight, norm_eps, code_weight, code_bias, proj_weight, proj_bias, method, names, tensors, seeds,
     position, with_scores,
 ):  # fmt: skip
-    images = len(seeds)
+    images = seeds.shape[0]
     return (
         hidden_states.new_empty(images, dtype=torch.int64),
         hidden_states.new_empty(images, dtype=torch.int64),

@@ -24,8 +24,10 @@ _MAX_RANDOM_SEED = 2**53 - 1  # JavaScript's integers end there
 def _field(name: str, setting: Setting) -> tuple[Any, Any]:
     """Returns the field of a request for a setting; `DrawSettings` checks what the field does not."""
     kind = list[int] | Literal["auto"] if name == "candidate_layers" else setting.type
-    kind = kind | None if name == "contrast" else kind
-    return kind, Field(setting.default, description=setting.help, **_BOUNDS.get(name, {}))
+    if name != "contrast" and not setting.methods:
+        return kind, Field(setting.default, description=setting.help, **_BOUNDS.get(name, {}))
+    default = setting.default if name == "contrast" else None  # null is the method's own default
+    return kind | None, Field(default, description=setting.help, **_BOUNDS.get(name, {}))
 
 
 _BOUNDS: dict[str, dict[str, Any]] = {  # for the JSON schema
@@ -127,6 +129,7 @@ class Reader:
 
     def _settings(self, body: ImagesRequest) -> DrawSettings:
         given = body.model_dump(include=set(SETTINGS), exclude_unset=True)
+        given = {name: value for name, value in given.items() if value is not None or not SETTINGS[name].methods}
         last = self.image_model.num_layers - 1
         layers, forced = given.get("candidate_layers", "auto"), given.get("premature_layer")
         if layers != "auto" and not all(1 <= layer <= last for layer in layers):

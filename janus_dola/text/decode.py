@@ -73,20 +73,21 @@ def dola_generate(
     params = SamplingParams(given.name, given.numbers(read), cfg_weight=None)
     config = copy.copy(generation_config)
     config.disable_compile = True  # hooks take the hidden states out
-    chosen: list[tuple[Tensor, Tensor]] = []  # by token: the layers [B] and their divergences [B]
+    passes: list[tuple[Tensor, Tensor]] = []  # by pass: the layers [B] and their divergences [B]
+    chosen: list[tuple[Tensor, Tensor]] = []  # the same by token, since a prompt may take several passes
     if stream_to is not None:
         stream_to.put(input_ids.cpu())
     with ExitStack() as hooks:
         if read:
             states = hooks.enter_context(last_hidden_states(text_model, [*read, blocks]))
-            compute = _scores_of(text_head(model, text_model), params, [*read, blocks], states, chosen)
+            compute = _scores_of(text_head(model, text_model), params, [*read, blocks], states, passes)
             hooks.enter_context(replace_head(text_model.head, compute))
-            processors = [*logits_processor]
+            first = _noting(passes, chosen)
         else:
-            processors = [_truncation(params, blocks, chosen), *logits_processor]
+            first = _truncation(params, blocks, chosen)
         output = model._sample(
             input_ids,
-            logits_processor=LogitsProcessorList(processors),
+            logits_processor=LogitsProcessorList([first, *logits_processor]),
             stopping_criteria=stopping_criteria,
             generation_config=config,
             synced_gpus=False,
@@ -105,7 +106,7 @@ def _scores_of(
     params: SamplingParams,
     layers: list[int],
     states: dict[int, Tensor],
-    chosen: list[tuple[Tensor, Tensor]],
+    passes: list[tuple[Tensor, Tensor]],
 ) -> Callable[[], Tensor]:
     """Returns a function that computes the scores [B, V] of the pass whose states were taken, from all layers at once."""
     numbers = torch.tensor(layers, device=head.norm_weight.device)
@@ -113,10 +114,22 @@ def _scores_of(
     def compute() -> Tensor:
         stack = torch.stack([states[layer].to(head.norm_weight) for layer in layers])
         scores = head_scores(stack, head, params)
-        chosen.append((numbers[scores.layer], scores.jsd))
+        passes.append((numbers[scores.layer], scores.jsd))
         return scores.scores
 
     return compute
+
+
+def _noting(passes: list[tuple[Tensor, Tensor]], chosen: list[tuple[Tensor, Tensor]]) -> Callable:
+    """Returns a logits processor that notes the last pass' layers and divergences for the token that is drawn now."""
+
+    def process(input_ids: Tensor, logits: Tensor) -> Tensor:
+        layers, jsd = passes[-1]
+        passes.clear()
+        chosen.append((layers.to(logits.device), jsd.to(logits.device)))
+        return logits
+
+    return process
 
 
 def _truncation(params: SamplingParams, blocks: int, chosen: list[tuple[Tensor, Tensor]]) -> Callable:

@@ -210,7 +210,7 @@ def test_what_is_no_address_is_refused(address):
         Compute(ray_address=address)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "h..x:1234"])
 def test_an_address_where_nobody_answers_is_said_at_once(tmp_path, address):
     with pytest.raises(ConnectionError, match=f"ray_address '{address}' must be of a running Ray cluster, but: "):
         run_batch(["a"], tmp_path, RunSettings(), Compute(ray_address=address))

@@ -139,6 +139,16 @@ def ask(worker, reader):
     return ask
 
 
+def test_a_request_that_spells_out_every_default_is_one_that_leaves_them_out(reader):
+    defaults = {
+        name: field["default"]
+        for name, field in ImagesRequest.model_json_schema()["properties"].items()
+        if "default" in field
+    }
+    spelled_out = reader.read(ImagesRequest(**{**defaults, "prompt": "a red circle", "seed": 3}), print)
+    assert spelled_out.recipes == reader.read(ImagesRequest(prompt="a red circle", seed=3), print).recipes
+
+
 def test_recipes_name_the_models_folder_and_its_revision_and_not_its_path(mini):
     pipe = copy.copy(mini)
     pipe.model_name, pipe.revision = "folder", "v1"

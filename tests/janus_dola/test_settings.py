@@ -45,7 +45,12 @@ def test_every_contrast_has_a_method_of_its_name():
         ({"contrast": {"alpha": 1}}, r"contrast must be one of \['dola'.*'none'\], got {'alpha': 1}"),
         ({"contrast": "none", "dola": True}, "contrast must be left out where dola is given, got 'none'"),
         ({"alpha": 2}, "alpha must lie in .0, 1., got 2"),
-        ({"dola": False, "alpha": 0.2}, "alpha must be left out with contrast none, since it belongs to dola"),
+        ({"contrast": "none", "alpha": 0.2}, "alpha must be left out with contrast none, since it belongs to dola"),
+        ({"dola": False, "alpha": 2}, "alpha must lie in .0, 1., got 2"),
+        (
+            {"dola": False, "evolution_rate": 2},
+            "evolution_rate must be left out with contrast none, .* belongs to sled",
+        ),
         ({"candidate_layers": "2,4"}, "candidate_layers must be \"auto\" or a list of ints, got '2,4'"),
         ({"premature_layer": 1.5}, 'premature_layer must be None, "final" or an int, got 1.5'),
         ({"top_k": 1.5}, "top_k must be an int in 0 .. 2147483647, got 1.5"),
@@ -64,8 +69,11 @@ def test_settings_of_a_contrast_that_is_not_there():
         plain.changed({"alpha": 0.2})
     assert plain.changed({"dola": True, "alpha": 0.2}).contrast == DoLaConfig(alpha=0.2)
     assert plain.changed({"contrast": "dola", "alpha": 0.2}).contrast == DoLaConfig(alpha=0.2)
-    for off in ({"dola": False}, {"dola": None}, {"contrast": None}, {"contrast": "none"}):
+    for off in ({"dola": False}, {"dola": False, "alpha": 0.2}, {"contrast": None}, {"contrast": "none"}):
         assert DrawSettings().changed(off) == plain
+    for others in (plain, DrawSettings()):  # as tables and clients send what they leave out
+        assert others.changed({"dola": None}) == others
+    assert DrawSettings(dola=None) == plain
 
 
 def test_dola_is_another_name_of_the_contrast():

@@ -67,6 +67,22 @@ def test_tokens_layers_and_jsd_are_those_of_float64_arithmetic(family):
     assert len(seen) > 1
 
 
+def test_a_prompt_in_chunks_gives_a_layer_and_a_divergence_per_token():
+    settings = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "custom_generate": dola_generate,
+        "dola": DoLaConfig([1, 2, 4]),
+    }
+    settings |= {"return_dict_in_generate": True}
+    whole, chunks = (
+        text_model("Llama").generate(**padded_batch(), **settings, **more) for more in ({}, {"prefill_chunk_size": 2})
+    )
+    assert chunks.sequences.tolist() == whole.sequences.tolist()
+    assert chunks.premature_layers.tolist() == whole.premature_layers.tolist()
+    assert torch.allclose(chunks.jsd, whole.jsd, atol=1e-5)
+
+
 def test_row_does_not_depend_on_its_batch():
     model, inputs = text_model("Llama"), padded_batch()
     settings = {"max_new_tokens": 10, "do_sample": False, "custom_generate": dola_generate, "dola_layers": "high"}
