@@ -75,9 +75,8 @@ def test_a_prompt_in_chunks_gives_a_layer_and_a_divergence_per_token():
         "dola": DoLaConfig([1, 2, 4]),
     }
     settings |= {"return_dict_in_generate": True}
-    whole, chunks = (
-        text_model("Llama").generate(**padded_batch(), **settings, **more) for more in ({}, {"prefill_chunk_size": 2})
-    )
+    model, inputs = text_model("Llama"), {name: tensor[:1] for name, tensor in padded_batch().items()}  # without pads
+    whole, chunks = (model.generate(**inputs, **settings, **more) for more in ({}, {"prefill_chunk_size": 2}))
     assert chunks.sequences.tolist() == whole.sequences.tolist()
     assert chunks.premature_layers.tolist() == whole.premature_layers.tolist()
     assert torch.allclose(chunks.jsd, whole.jsd, atol=1e-5)
