@@ -112,6 +112,7 @@ def faults(tmp_path_factory, cluster):
         patch.setattr(ray_pool, "_Actor", Faulty)
         patch.setattr(ray_pool, "_PATIENCE", PATIENCE)
         patch.setattr(ray_pool, "_SECONDS_BETWEEN_CALLS", 0.25)
+        patch.setattr(ray_pool, "_PATIENCE_WITH_LOADING", 400)  # a process may take long to start on a busy machine
         patch.setattr(ray_pool, "_ATTEMPTS", 2)
         run_batch(["a", "slow", "poison", "b"], outdir, ONE, Compute("cpu", workers=1, batch_size=1))
     drawn_by = {line["prompt"]: (outdir / line["file"]).read_text() for line in lines(outdir) if line["file"]}
