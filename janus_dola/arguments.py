@@ -143,7 +143,7 @@ def check_max_images(max_images: int | None) -> int | None:
 
 
 def takes_old_name(old: str, new: str) -> Callable[[_Target], _Target]:
-    """Lets a function, or a class' constructor, take the first name of a parameter as well."""
+    """Lets a function, or a class' constructor, take the first name of a parameter as well; both names are a ValueError."""
 
     def decorate(target: Any) -> Any:
         if isinstance(target, type):
@@ -153,6 +153,8 @@ def takes_old_name(old: str, new: str) -> Callable[[_Target], _Target]:
         @functools.wraps(target)
         def renamed(*args: Any, **kwargs: Any) -> Any:
             if old in kwargs:
+                if new in kwargs:
+                    raise ValueError(f"{new} must be left out where {old} is given, got {shown(kwargs[new])}")
                 kwargs[new] = kwargs.pop(old)
             return target(*args, **kwargs)
 

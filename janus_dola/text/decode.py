@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -73,16 +74,16 @@ def dola_generate(
     params = SamplingParams(given.name, given.numbers(read), cfg_weight=None)
     config = copy.copy(generation_config)
     config.disable_compile = True  # hooks take the hidden states out
-    passes: list[tuple[Tensor, Tensor]] = []  # by pass: the layers [B] and their divergences [B]
-    chosen: list[tuple[Tensor, Tensor]] = []  # the same by token, since a prompt may take several passes
+    latest: deque[tuple[Tensor, Tensor]] = deque(maxlen=1)  # the last pass' layers [B] and their divergences [B]
+    chosen: list[tuple[Tensor, Tensor]] = []  # the same by token; a prompt may take several passes
     if stream_to is not None:
         stream_to.put(input_ids.cpu())
     with ExitStack() as hooks:
         if read:
             states = hooks.enter_context(last_hidden_states(text_model, [*read, blocks]))
-            compute = _scores_of(text_head(model, text_model), params, [*read, blocks], states, passes)
+            compute = _scores_of(text_head(model, text_model), params, [*read, blocks], states, latest)
             hooks.enter_context(replace_head(text_model.head, compute))
-            first = _noting(passes, chosen)
+            first = _noting(latest, chosen)
         else:
             first = _truncation(params, blocks, chosen)
         output = model._sample(
@@ -106,7 +107,7 @@ def _scores_of(
     params: SamplingParams,
     layers: list[int],
     states: dict[int, Tensor],
-    passes: list[tuple[Tensor, Tensor]],
+    latest: deque[tuple[Tensor, Tensor]],
 ) -> Callable[[], Tensor]:
     """Returns a function that computes the scores [B, V] of the pass whose states were taken, from all layers at once."""
     numbers = torch.tensor(layers, device=head.norm_weight.device)
@@ -114,18 +115,17 @@ def _scores_of(
     def compute() -> Tensor:
         stack = torch.stack([states[layer].to(head.norm_weight) for layer in layers])
         scores = head_scores(stack, head, params)
-        passes.append((numbers[scores.layer], scores.jsd))
+        latest.append((numbers[scores.layer], scores.jsd))
         return scores.scores
 
     return compute
 
 
-def _noting(passes: list[tuple[Tensor, Tensor]], chosen: list[tuple[Tensor, Tensor]]) -> Callable:
+def _noting(latest: deque[tuple[Tensor, Tensor]], chosen: list[tuple[Tensor, Tensor]]) -> Callable:
     """Returns a logits processor that notes the last pass' layers and divergences for the token that is drawn now."""
 
     def process(input_ids: Tensor, logits: Tensor) -> Tensor:
-        layers, jsd = passes[-1]
-        passes.clear()
+        layers, jsd = latest[0]
         chosen.append((layers.to(logits.device), jsd.to(logits.device)))
         return logits
 

@@ -74,6 +74,8 @@ def test_settings_of_a_contrast_that_is_not_there():
     for others in (plain, DrawSettings()):  # as tables and clients send what they leave out
         assert others.changed({"dola": None}) == others
     assert DrawSettings(dola=None) == plain
+    with pytest.raises(ValueError, match="contrast must be left out where dola is given, got DoLaConfig"):
+        DrawSettings(dola=None, contrast=DoLaConfig())
 
 
 def test_dola_is_another_name_of_the_contrast():
