@@ -228,7 +228,7 @@ def _tasks(index: int, first: int, value: object, prompt_key: str | None, settin
         raise ValueError(f'must be a string, or an object such as {{"prompt": "..."}}, got {shown(value)}')
     key = key_of_prompt(list(value), prompt_key)
     prompt, fields = value[key], {name: each for name, each in value.items() if name != key}
-    given = {name: each for name, each in fields.items() if each is not None or name in ("contrast", "dola")}
+    given = {name: each for name, each in fields.items() if each is not None or name == "contrast"}
     misplaced = next((name for name in given if name in _SAME_FOR_ALL), None)
     if misplaced is not None:
         raise ValueError(f"{misplaced} must be the same for all prompts of a run, got {shown(given[misplaced])}")

@@ -99,7 +99,9 @@ def test_a_line_may_have_its_own_settings(tmp_path):
     assert read(path, RunSettings(drawing=DrawSettings(contrast=None)))[0].tasks[0].drawing == DrawSettings(
         contrast=DoLaConfig(premature_layer="final")
     )
-    for off in ('"dola": null', '"contrast": null', '"contrast": "none"'):
+    path.write_text('{"prompt": "x", "dola": null}')
+    assert read(path)[0].tasks[0].drawing == DrawSettings()
+    for off in ('"contrast": null', '"contrast": "none"'):
         path.write_text(f'{{"prompt": "x", {off}}}')
         assert read(path)[0].tasks[0].drawing == DrawSettings(contrast=None)
     path.write_text('{"prompt": "x", "dola": "no"}')
