@@ -76,6 +76,11 @@ def several(values: object) -> list[object] | None:
     return None
 
 
+def last_seed(images: int) -> int:
+    """Returns the largest seed from which so many images can count up: the last of them has `MAX_SEED`."""
+    return MAX_SEED - images + 1
+
+
 def seeds_of(seed: object, images: int, sampler: str) -> list[int]:
     """Returns one seed per image: the given seeds, or a single seed and its successors. None picks the first at random.
 
@@ -88,7 +93,7 @@ def seeds_of(seed: object, images: int, sampler: str) -> list[int]:
     if seed is None and sampler == "multinomial":
         return [-1] * images
     if given is None:
-        first = random.getrandbits(62) if seed is None else integer("seed", seed, 0, MAX_SEED - images, "None or ")
+        first = random.getrandbits(62) if seed is None else integer("seed", seed, 0, last_seed(images), "None or ")
         return list(range(first, first + images))
     if len(given) != images or sampler == "multinomial":
         raise ValueError(

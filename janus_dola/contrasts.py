@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from janus_dola.arguments import integer, number, several
-from janus_dola.kernels.params import MAX_TOP_K, log_of
+from janus_dola.kernels.params import LARGEST, MAX_TOP_K, log_of
 
 
 def about(default: Any, help: str, nothing: str | None = None, parse: Callable[[str], Any] | None = None) -> Any:
@@ -216,7 +216,7 @@ class SLEDConfig(Contrast):
     Attributes:
         candidate_layers: the layers whose estimates are mixed, as in Hugging Face's `hidden_states`. "auto" is all of
             1 .. N-1, as its authors read all layers: the method itself weighs them, and needs no choice beforehand.
-        evolution_rate: how far the final layer's logits move, >= 0; a logit moves by at most this. 0 moves none.
+        evolution_rate: how far the final layer's logits move, 0 .. 1e10; a logit moves by at most this. 0 moves none.
         evolution_scale: k, how many codes take part, >= 1. Others are never drawn, except codes that tie with the k-th.
 
     Raises:
@@ -238,6 +238,8 @@ class SLEDConfig(Contrast):
         object.__setattr__(self, "evolution_scale", integer("evolution_scale", self.evolution_scale, 1, MAX_TOP_K))
         if self.evolution_rate < 0:
             raise ValueError(f"evolution_rate must be a finite number >= 0, got {self.evolution_rate:g}")
+        if self.evolution_rate > LARGEST:
+            raise ValueError(f"evolution_rate must lie in 0 .. {LARGEST:g}, got {self.evolution_rate:g}")
 
     def summary(self) -> str:
         """Describes the contrast in few words, for people."""

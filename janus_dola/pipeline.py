@@ -20,6 +20,7 @@ from janus_dola.arguments import (
     check_window,
     integer,
     iterable_of_strings,
+    last_seed,
     seeds_of,
     strings,
     takes_engine,
@@ -251,9 +252,9 @@ class JanusDoLa:
         plan = make_plan(self.image_model, settings, "gumbel", backend, launch)
         window, max_images = check_window(window), check_max_images(max_images)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
-        seed = integer("seed", seed, 0, MAX_SEED - parallel_size)
+        seed = integer("seed", seed, 0, last_seed(parallel_size))
         rows, params = self._rows_of_prompt(settings.negative_prompt), settings.sampling_params(plan.layers)
-        jobs = jobs_of(iterable_of_strings(prompts), rows, parallel_size, range(seed, MAX_SEED), params)
+        jobs = jobs_of(iterable_of_strings(prompts), rows, parallel_size, range(seed, MAX_SEED + 1), params)
         recipe = self._recipe(settings, window)
         return each_of(draw_images(self.engine, jobs, plan, recipe, max_images, progress=progress, callback=callback))
 
@@ -338,7 +339,7 @@ class JanusDoLa:
             question: in words; names of special tokens among them are plain text.
             contrast: how layers are contrasted through the text head; None is plain decoding. `dola` is taken, too.
             max_new_tokens: the longest answer, in tokens; shorter where the model's room ends.
-            temperature: T >= 0; 0 is greedy, with more the words are drawn by torch's global generator.
+            temperature: T, 0 or in 1e-6 .. 1e10; 0 is greedy, with more the words are drawn by torch's global generator.
             stream: yields the answer in pieces, as it comes; a loop that ends early ends it.
         Raises:
             ValueError: an argument is out of range, or the question has no room. Nothing has been computed then.

@@ -38,8 +38,8 @@ class DrawSettings:
     """How the codes of an image are chosen.
 
     Attributes:
-        cfg_weight: weight w of classifier-free guidance, finite; 1 follows the prompt without guidance.
-        temperature: T >= 0, applied to the contrasted distribution; 0 is greedy.
+        cfg_weight: weight w of classifier-free guidance, in -1e10 .. 1e10; 1 follows the prompt without guidance.
+        temperature: T, 0 or in 1e-6 .. 1e10, applied to the contrasted distribution; 0 is greedy.
         contrast: how layers are contrasted; None is the plain baseline with the same sampler.
         negative_prompt: text that guidance steers away from, in place of the model's unconditional row. The shorter of both
             is padded before its words. None or "" is none. It does nothing at `cfg_weight` 1.

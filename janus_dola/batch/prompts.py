@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from janus_dola.arguments import MAX_PARALLEL_SIZE, MAX_SEED, integer, shown
+from janus_dola.arguments import MAX_PARALLEL_SIZE, MAX_SEED, integer, last_seed, shown
 from janus_dola.batch import readers
 from janus_dola.batch.readers import MAX_LINE, Piece, Reader, decode, key_of_prompt, parse_json
 from janus_dola.batch.run_settings import RunSettings
@@ -107,8 +107,8 @@ class PromptSource:
             except ValueError as error:
                 fault = f"{place}: {str(error)[:_MAX_FAULT]}{'...' if len(str(error)) > _MAX_FAULT else ''}"
             after = first + (len(tasks) or settings.parallel_size)
-            if settings.seed + after > MAX_SEED:
-                raise ValueError(f"seed must leave room for prompt {index} below {MAX_SEED}, got {settings.seed}")
+            if settings.seed > last_seed(after):
+                raise ValueError(f"seed must leave room for prompt {index} up to {MAX_SEED}, got {settings.seed}")
             yield PromptRecord(index, first, tasks, fault)
             first = after
 
@@ -254,7 +254,7 @@ def _tasks(index: int, first: int, value: object, prompt_key: str | None, settin
         except UnicodeEncodeError:
             raise ValueError(f"prompt and keys must be valid Unicode, got {shown(text)}") from None
     size = integer("parallel_size", given.get("parallel_size", settings.parallel_size), 1, MAX_PARALLEL_SIZE)
-    seed = integer("seed", given["seed"], 0, MAX_SEED - size) if "seed" in given else settings.seed + first
+    seed = integer("seed", given["seed"], 0, last_seed(size)) if "seed" in given else settings.seed + first
     drawing = settings.drawing.changed({key: each for key, each in given.items() if key in SETTINGS})
     extra = json.loads(stored)  # as it comes back from the manifest
     return [ImageTask(first + k, index, k, prompt, seed + k, drawing, name, extra) for k in range(size)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from janus_dola.arguments import MAX_PARALLEL_SIZE, MAX_SEED, ImageFormat, Window, check_window, integer
+from janus_dola.arguments import MAX_PARALLEL_SIZE, ImageFormat, Window, check_window, integer, last_seed
 from janus_dola.batch.folder import checked, sync_folder, with_checksum, write_whole
 from janus_dola.images.files import check_template
 from janus_dola.models.storage import Quantization, parse_dtype
@@ -50,7 +50,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parallel_size", integer("parallel_size", self.parallel_size, 1, MAX_PARALLEL_SIZE))
-        object.__setattr__(self, "seed", integer("seed", self.seed, 0, MAX_SEED - self.parallel_size))
+        object.__setattr__(self, "seed", integer("seed", self.seed, 0, last_seed(self.parallel_size)))
         check_window(self.window)
         if self.name_template is not None:
             check_template(self.name_template)

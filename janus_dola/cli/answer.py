@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from janus_dola.arguments import MINI
+from janus_dola.arguments import MAX_SEED, MINI, integer
 from janus_dola.cli.options import Device, Dtype, Model, Revision, parse_seed, takes_contrast
 from janus_dola.contrasts import DEFAULT_CONTRAST, Contrast
 
@@ -41,7 +41,7 @@ def answer(
     from janus_dola.settings import DrawSettings
 
     JanusDoLa.check(model, device, dtype, revision, settings=DrawSettings(contrast=contrast))
-    torch_seed, pictures = parse_seed(seed), [_open(path) for path in images]
+    torch_seed, pictures = integer("seed", parse_seed(seed), 0, MAX_SEED), [_open(path) for path in images]
     pipe = JanusDoLa.from_pretrained(model, device, dtype, revision)
     torch.manual_seed(torch_seed)
     for piece in pipe.answer(pictures, question, contrast, max_new_tokens, temperature, stream=True):

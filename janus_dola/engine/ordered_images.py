@@ -37,11 +37,13 @@ def jobs_of(
         if not isinstance(prompt, str):
             raise ValueError(f"prompts must be strings, got {prompt!r}")
         rows = rows_of_prompt(prompt)
-        if len(seeds) < (index + 1) * parallel_size:
-            raise ValueError(f"seed must leave room for prompt {index} below {MAX_SEED}, got {seeds[0]}")
-        for k in range(parallel_size):
-            number = index * parallel_size + k
-            yield Job(number, index, k, rows, seeds[number], params, prompt)
+        numbers = range(index * parallel_size, (index + 1) * parallel_size)
+        try:
+            own = [seeds[number] for number in numbers]
+        except IndexError:
+            raise ValueError(f"seed must leave room for prompt {index} up to {MAX_SEED}, got {seeds[0]}") from None
+        for k, (number, seed) in enumerate(zip(numbers, own, strict=True)):
+            yield Job(number, index, k, rows, seed, params, prompt)
 
 
 def draw_images(

@@ -5,6 +5,9 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 SMALLEST_TEMPERATURE = 1e-6
+# The largest number in any setting. Float32 ends at 3.4e38, and has to hold the square of a guided logit, and scores divided
+# by the smallest temperature.
+LARGEST = 1e10
 MAX_TOP_K = 2**31 - 1
 
 
@@ -20,8 +23,8 @@ class SamplingParams:
     Attributes:
         method: how the layers are contrasted, a key of `kernels.contrast.METHODS`.
         contrast: the method's own numbers by name: ints and floats.
-        cfg_weight: w of classifier-free guidance, finite. None: no guidance, and every row is an image.
-        temperature: T: 0 is greedy, otherwise at least 1e-6. Below that, rounding of F / T outweighs the noise.
+        cfg_weight: w of classifier-free guidance, in -1e10 .. 1e10. None: no guidance, and every row is an image.
+        temperature: T: 0 is greedy, otherwise in 1e-6 .. 1e10. Below that, rounding of F / T outweighs the noise.
         top_k: how many codes are drawn from, the most probable ones; 0 for all.
         top_p: share of softmax(F / T) that the codes drawn from hold, in (0, 1]; 1 for all. See `reference.truncate`.
 
@@ -39,11 +42,17 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.cfg_weight is not None and not math.isfinite(self.cfg_weight):
             raise ValueError(f"cfg_weight must be a finite number, got {self.cfg_weight}")
+        if self.cfg_weight is not None and abs(self.cfg_weight) > LARGEST:
+            raise ValueError(f"cfg_weight must lie in {-LARGEST:g} .. {LARGEST:g}, got {self.cfg_weight}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature must be a finite number >= 0 (0 is greedy), got {self.temperature}")
         if 0 < self.temperature < SMALLEST_TEMPERATURE:
             raise ValueError(
                 f"temperature must be 0 (greedy) or at least {SMALLEST_TEMPERATURE}, got {self.temperature}"
+            )
+        if self.temperature > LARGEST:
+            raise ValueError(
+                f"temperature must be 0 or lie in {SMALLEST_TEMPERATURE} .. {LARGEST:g}, got {self.temperature}"
             )
         if not 0 <= self.top_k <= MAX_TOP_K:
             raise ValueError(f"top_k must be an int in 0 .. {MAX_TOP_K} (0 keeps all), got {self.top_k}")

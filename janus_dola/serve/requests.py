@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, create_model
 
-from janus_dola.arguments import MAX_SEED, ImageFormat
+from janus_dola.arguments import MAX_SEED, ImageFormat, last_seed
 from janus_dola.engine.jobs import Job
 from janus_dola.images.recipe import Recipe
 from janus_dola.pipeline import JanusDoLa
@@ -61,7 +61,7 @@ class ImagesRequest(_Settings):
     ] = 0
     seed: Annotated[
         int | None,
-        Field(ge=0, le=MAX_SEED - MAX_IMAGES, description="Image k has the seed `seed + k`; null picks a random seed."),
+        Field(ge=0, le=MAX_SEED, description="Image k has the seed `seed + k`; null picks a random seed."),
     ] = None
     layer_map: Annotated[
         bool, Field(description="Add a map of the layer chosen at each code and of its divergence.")
@@ -115,10 +115,13 @@ class Reader:
         rows = self._prompts.rows(ids, None if negative is None else self._token_ids("negative_prompt", negative))
         layers = settings.layers_to_share(self.image_model.num_layers)
         params = settings.sampling_params(layers)
+        images = body.n or 1
         seed = random.randint(0, _MAX_RANDOM_SEED - MAX_IMAGES) if body.seed is None else body.seed
+        if seed > last_seed(images):
+            raise InvalidError("seed", f"seed must lie in 0 .. {last_seed(images)} for {images} image(s), got {seed}")
         pipe, dtype = self.pipe, self.image_model.stored_as
         recipe = Recipe(pipe.model_name, body.prompt, seed, settings, dtype, pipe.quantize, revision=pipe.revision)
-        jobs = [Job(next(self._numbers), 0, k, rows, seed + k, params) for k in range(body.n or 1)]
+        jobs = [Job(next(self._numbers), 0, k, rows, seed + k, params) for k in range(images)]
         return ParsedRequest(
             [ImageRequest(job, layers, body.partial_images or 0, tell) for job in jobs],
             [replace(recipe, seed=job.seed) for job in jobs],

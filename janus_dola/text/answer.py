@@ -15,11 +15,12 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from janus_dola.arguments import integer, number, shown
+from janus_dola.arguments import integer, shown
 from janus_dola.contrasts import Contrast
 from janus_dola.models.families.janus_prompts import IMAGE_PLACEHOLDER, JanusPrompts
 from janus_dola.models.model import ImageModel
 from janus_dola.models.words import token_id
+from janus_dola.settings import DrawSettings
 from janus_dola.text.decode import dola_generate
 from janus_dola.text.vision_pixels import pixels
 
@@ -50,9 +51,7 @@ class Answering:
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"question must be a string with words, got {question!r}")
         most = integer("max_new_tokens", max_new_tokens, 1, _MOST_NEW_TOKENS)
-        temperature = number("temperature", temperature, " >= 0 (0 is greedy)")
-        if temperature < 0:
-            raise ValueError(f"temperature must be a finite number >= 0 (0 is greedy), got {temperature}")
+        temperature = DrawSettings(temperature=temperature).temperature  # checks its range
         if contrast is not None:
             contrast.layers_to_read(image_model.num_layers)  # a wrong layer is an error before anything is computed
         if image_model.vision is None:

@@ -177,6 +177,7 @@ def test_float16_on_a_cpu(mini):
         (picture(), "why? " * 200, {}, r"question and images must leave room for an answer in 512 tokens, got \d{4}, of"),
         ([picture()] * 8, QUESTION, {}, "each of 8 image.s. takes 66"),
         (picture(), QUESTION, {"temperature": -1}, "temperature must be a finite number >= 0 .0 is greedy., got -1"),
+        (picture(), QUESTION, {"temperature": 1e39}, "temperature must be 0 or lie in 1e-06 .. 1e.10, got 1e.39"),
         (picture(), QUESTION, {"max_new_tokens": 0}, "max_new_tokens must be an int in 1 .. 65536, got 0"),
         (picture(), QUESTION, {"dola": True}, "dola must be a contrast such as DoLaConfig.., or None for plain"),
         (picture(), QUESTION, {"dola": DoLaConfig(premature_layer=8)}, "premature_layer must lie in 1 .. 7"),

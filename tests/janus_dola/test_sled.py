@@ -238,6 +238,7 @@ def test_log_probs_are_those_of_the_scores(mini):
     ("given", "message"),
     [
         ({"contrast": "sled", "evolution_rate": -1}, "evolution_rate must be a finite number >= 0, got -1"),
+        ({"contrast": "sled", "evolution_rate": 1e39}, r"evolution_rate must lie in 0 .. 1e\+10, got 1e\+39"),
         ({"contrast": "sled", "evolution_scale": 0}, "evolution_scale must be an int in 1 .. 2147483647, got 0"),
         ({"contrast": "sled", "candidate_layers": []}, 'candidate_layers must be "auto" or a list of ints'),
         ({"contrast": "sled", "alpha": 0.1}, "alpha must be left out with contrast sled, since it belongs to dola"),

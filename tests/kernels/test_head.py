@@ -219,7 +219,9 @@ def test_unknown_backend(case):
         ({"temperature": 9e-7}, r"temperature must be 0 \(greedy\) or at least 1e-06, got 9e-07"),
         ({"temperature": float("inf")}, "temperature must be a finite number"),
         ({"temperature": float("nan")}, "temperature must be a finite number"),
+        ({"temperature": 1e39}, r"temperature must be 0 or lie in 1e-06 .. 1e\+10, got 1e\+39"),
         ({"cfg_weight": float("inf")}, "cfg_weight must be a finite number, got inf"),
+        ({"cfg_weight": -1.1e10}, r"cfg_weight must lie in -1e\+10 .. 1e\+10, got -11000000000.0"),
     ],
 )
 def test_settings_out_of_range(arguments, message):
