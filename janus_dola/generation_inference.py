@@ -3,6 +3,7 @@
 Both draw with torch.multinomial from torch's global generator, as that script does, and save `img_{k}.jpg`.
 """
 
+import io
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from janus_dola.contrasts import Contrast, DoLaConfig
 from janus_dola.images.outputs import GenerationOutput
+from janus_dola.images.whole_files import write_whole
 from janus_dola.pipeline import JanusDoLa
 
 
@@ -66,7 +68,9 @@ def generate(
     folder = Path(outdir)
     folder.mkdir(parents=True, exist_ok=True)
     for k, image in enumerate(drawn.images[0]):
-        image.save(folder / f"img_{k}.jpg")
+        content = io.BytesIO()
+        image.save(content, format="jpeg")
+        write_whole((folder / f"img_{k}.jpg").resolve(), content.getvalue())  # a link is followed, as by that script
     return drawn
 
 

@@ -13,6 +13,7 @@ from bench.evaluation.run import Evaluation, EvaluationSettings, check_counts
 from bench.evaluation.task import CLIP_SCORE, EvaluationTask, Judge, geneval_task, mini_task
 from janus_dola.arguments import MINI
 from janus_dola.evaluate.clip import clip_scorer
+from janus_dola.images.whole_files import write_whole
 from janus_dola.models.checkpoint.hub import resolve
 from janus_dola.models.storage import default_device
 from janus_dola.pipeline import JanusDoLa
@@ -68,7 +69,7 @@ def run_evaluation(request: Request, progress: bool = False) -> Iterator[str]:
     )
     evaluation = Evaluation(pipe, task, settings, request.outdir, request.match, progress).run(grid)
     text = tables(evaluation)
-    (request.outdir / "tables.md").write_text(text, encoding="utf-8")
+    write_whole(request.outdir / "tables.md", text.encode())
     yield text
     for path in (request.outdir / "evaluation.json", *draw_figures(evaluation, request.outdir)):
         yield str(path)

@@ -1,5 +1,6 @@
 """Figures of an evaluation: heat maps, scores against alpha, scores against entropy, and layers over the raster."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from bench.evaluation.metrics import METRICS, Metric
 from bench.evaluation.report import Row, groups, headline
 from janus_dola.arguments import import_extra
 from janus_dola.images.layer_map import colour_of_layer, heat
+from janus_dola.images.whole_files import write_whole
 from janus_dola.kernels.contrast import LN2
 
 if TYPE_CHECKING:
@@ -48,7 +50,9 @@ def draw_figures(evaluation: dict[str, Any], outdir: Path) -> list[Path]:
     for name, figure in drawn.items():
         if figure is not None:
             written.append(outdir / name)
-            figure.savefig(written[-1], dpi=110, facecolor="white")
+            content = io.BytesIO()
+            figure.savefig(content, format="png", dpi=110, facecolor="white")
+            write_whole(written[-1], content.getvalue())
     return written
 
 

@@ -11,6 +11,7 @@ import typer
 
 from bench import RESULTS
 from bench.evaluation.metrics import METRICS, Bootstrap, per_prompt, shown
+from janus_dola.images.whole_files import write_whole
 
 VALUES, TABLE = RESULTS / "evaluation_values.json", RESULTS / "evaluation_pairs.md"
 RUNS = ("evaluation", "evaluation_1000", "evaluation_temperatures")
@@ -44,7 +45,7 @@ def collect() -> None:
         for cell in sorted((RESULTS / run / "cells").glob("*.json"))
     }
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in values_of.items())
-    VALUES.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+    write_whole(VALUES, ("{\n" + lines + "\n}\n").encode())
 
 
 def table(values: dict[str, dict[str, list[float]]]) -> str:
@@ -71,7 +72,7 @@ def main(
     if gather:
         collect()
     text = table(json.loads(VALUES.read_text(encoding="utf-8")))
-    TABLE.write_text(text, encoding="utf-8")
+    write_whole(TABLE, text.encode())
     print(text, end="")
 
 

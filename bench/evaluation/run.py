@@ -7,7 +7,6 @@
 """
 
 import json
-import os
 import platform
 import time
 import warnings
@@ -33,6 +32,7 @@ from janus_dola.batch.readers import parse_json, shown
 from janus_dola.evaluate.geneval import place_for
 from janus_dola.images.outputs import DrawnImage
 from janus_dola.images.recipe import Recipe, save_image
+from janus_dola.images.whole_files import write_whole
 from janus_dola.models.checkpoint.hub import public_name
 from janus_dola.pipeline import JanusDoLa
 
@@ -298,9 +298,7 @@ def _a_cell_a_line(evaluation: dict[str, Any]) -> str:
 def _write(path: Path, text: str) -> None:
     """Writes a file at once or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, f"{text}\n".encode())
 
 
 def _made_with(pipe: JanusDoLa) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from bench import RESULTS
 from bench.mini.judge import check
 from bench.mini.pictures import caption, random_scene
 from janus_dola import JanusDoLa
+from janus_dola.images.whole_files import write_whole
 from janus_dola.kernels.sampling import gumbel_max
 from janus_dola.models.storage import QUANTIZATIONS
 
@@ -72,7 +73,7 @@ def main(
             "all_right": all_right(quantised, prompts),
         }
         print(how, results[how], flush=True)
-    FILE.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_whole(FILE, (json.dumps(results, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from bench.evaluation.measure import Sampling, measure
 from bench.evaluation.task import ALL_FOUR, mini_task
 from bench.mini.pictures import ATTRIBUTES
 from janus_dola import DoLaConfig, JanusDoLa
+from janus_dola.images.whole_files import write_whole
 from janus_dola.settings import DrawSettings
 
 SCORES = RESULTS / "mini_scores.json"
@@ -67,10 +68,10 @@ def main(
     scores = by_dtype.pop("float32")
     settings = {"images": images, "seed": seed, "cfg_weight": 5.0, "temperature": 1.0, "dola": asdict(DoLaConfig())}
     results = {"settings": settings, "torch": torch.__version__, "scores": scores, "of other dtypes": by_dtype}
-    SCORES.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_whole(SCORES, (json.dumps(results, indent=2) + "\n").encode())
     before, rest = PAGE.read_text(encoding="utf-8").split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
-    PAGE.write_text(before + MARKERS[0] + table(results) + MARKERS[1] + after, encoding="utf-8")
+    write_whole(PAGE, (before + MARKERS[0] + table(results) + MARKERS[1] + after).encode())
     print(table(results))
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from bench import RESULTS
 from bench.forecast import head_stage, static_report, whole_pass
+from janus_dola.images.whole_files import write_whole
 from janus_dola.kernels.gpu.launch import TABLE
 
 PAGE = RESULTS / "kernels.md"
@@ -47,9 +48,9 @@ def main(
             "stage": [asdict(launch) for launch in launches],
             "passes": [asdict(step) | {"seconds": step.seconds} for step in steps],
         }
-        record.write_text(json.dumps(everything), encoding="utf-8")
+        write_whole(record, json.dumps(everything).encode())
         return
-    PAGE.write_text(static_report.markdown(rows), encoding="utf-8")
+    write_whole(PAGE, static_report.markdown(rows).encode())
     print(f"{len(rows)} configurations: {PAGE}\n\n{head_stage.markdown(launches)}\n{whole_pass.markdown(steps)}")
 
 

@@ -36,6 +36,7 @@ from bench.report import tables
 from bench.report.records import read
 from bench.speed.conftest import made_with
 from bench.speed.timing import ceilings
+from janus_dola.images.whole_files import write_whole
 
 LIMIT = 570  # seconds a stage may take, so that its end is within ten minutes
 PYTEST = [sys.executable, "-m", "pytest", "-q"]
@@ -156,7 +157,7 @@ class Check:
         new = {benchmark["name"] for benchmark in benchmarks}
         kept = [benchmark for benchmark in old["benchmarks"] if benchmark["name"] not in new]
         whole = json.dumps(old | about | {"benchmarks": kept + benchmarks}, indent=1) + "\n"
-        self.record.write_text(whole, encoding="utf-8")
+        write_whole(self.record, whole.encode())
 
     def _say(self, text: str) -> None:
         print(text, flush=True)

@@ -27,6 +27,7 @@ from bench.speed import floor
 from bench.speed.cases import guided, random_cases
 from bench.speed.timing import in_graph
 from bench.speed.timing import seconds as seconds_of
+from janus_dola.images.whole_files import write_whole
 from janus_dola.kernels.gpu.codebook import codebook
 from janus_dola.kernels.gpu.launch import TABLE, MatmulLaunch, SweepLaunch, generation_of
 from janus_dola.kernels.gpu.normalise import normalise
@@ -130,7 +131,7 @@ def write(table: dict, dry_run: bool) -> None:
     """Writes the table into the package and to the folder $OUT, which outlives a borrowed machine."""
     paths = ([] if dry_run else [TABLE]) + ([Path(os.environ["OUT"]) / TABLE.name] if "OUT" in os.environ else [])
     for path in paths:
-        path.write_text(dump(table), encoding="utf-8")
+        write_whole(path, dump(table).encode())
 
 
 def main(

@@ -6,6 +6,7 @@ from pathlib import Path
 from bench import RESULTS, ROOT
 from bench.report import tables
 from bench.report.records import Record, committed
+from janus_dola.images.whole_files import write_whole
 
 REPORT = ROOT / "bench" / "README.md"
 PERFORMANCE = ROOT / "docs" / "speed.md"
@@ -23,7 +24,7 @@ def replace(path: Path, name: str, text: str) -> None:
     replaced, count = between(name).subn(lambda _: text, content)
     if count != 1:
         raise ValueError(f"{path} must have the markers {name!r} once, got {count}")
-    path.write_text(replaced, encoding="utf-8")
+    write_whole(path, replaced.encode())
 
 
 def file_name(record: Record) -> str:

@@ -1,5 +1,6 @@
 """Plots of a record: neutral grey text on a transparent ground, for white pages and dark ones."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import matplotlib
 from bench.report.records import Record, Row
 from bench.report.tables import NOT_MEASURED
 from bench.speed import floor
+from janus_dola.images.whole_files import write_whole
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
@@ -105,7 +107,9 @@ def draw(record: Record, folder: Path, name: str, ending: str = "svg") -> list[P
             figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
             plot(record, axes)
             path = folder / f"{name}_{plot.__name__}.{ending}"
-            figure.savefig(path, transparent=True, metadata={"Date": None} if ending == "svg" else None, dpi=110)
+            metadata, content = {"Date": None} if ending == "svg" else None, io.BytesIO()
+            figure.savefig(content, format=ending, transparent=True, metadata=metadata, dpi=110)
+            write_whole(path, content.getvalue())
             plt.close(figure)
         paths.append(path)
     return paths

@@ -20,6 +20,7 @@ from bench.report.tables import markdown
 from bench.speed import models, peers
 from bench.speed.conftest import made_with
 from janus_dola import JanusDoLa
+from janus_dola.images.whole_files import write_whole
 
 FILE = RESULTS / "paired_cpu.json"
 PROMPT = "a large red circle on white"
@@ -87,7 +88,7 @@ def main(rounds: Annotated[int, typer.Option(help="Rounds that count.")] = 5) ->
     warnings.filterwarnings("error", "launch")  # a launch that fell back would be another contender
     cases = [(name, images) for name in ("mini", "1B, 4 blocks") for images in (1, 4)]
     record = {f"{name}, {images} images": measure(name, images, rounds) for name, images in cases}
-    FILE.write_text(json.dumps({"made_with": made_with("cpu"), "seconds": record}, indent=1) + "\n", encoding="utf-8")
+    write_whole(FILE, (json.dumps({"made_with": made_with("cpu"), "seconds": record}, indent=1) + "\n").encode())
     table = [
         row
         for (name, images), seconds in zip(cases, record.values(), strict=True)

@@ -18,6 +18,7 @@ from bench.mini.pictures import caption, random_scene
 from bench.report import pages
 from bench.report.tables import markdown
 from janus_dola import DoLaConfig, JanusDoLa
+from janus_dola.images.whole_files import write_whole
 
 FILE = RESULTS / "passes_mini.json"
 WINDOWS = (1, 4, 8, 16, 32)
@@ -122,7 +123,7 @@ def main(
             differing = differences(pipe, prompts[:images_of_dtypes], dola)
             results["differences"].setdefault(dtype, {})[name] = differing
             print(dtype, name, differing, flush=True)
-    FILE.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_whole(FILE, (json.dumps(results, indent=1) + "\n").encode())
     pages.replace(pages.REPORT, "passes", text(results))
 
 

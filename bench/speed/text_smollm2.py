@@ -19,6 +19,7 @@ from bench import RESULTS, ROOT
 from bench.report.tables import markdown
 from bench.speed.conftest import made_with
 from bench.speed.peer_legacy_dola import legacy_generate
+from janus_dola.images.whole_files import write_whole
 from janus_dola.text import dola_generate
 from tests.janus_dola.smollm2 import INSTALL, PROMPTS, folder, load_smollm2
 
@@ -99,11 +100,9 @@ def main(
         "tokens": tokens, "rounds": rounds, "torch": torch.__version__, "transformers": transformers.__version__,
         "device": made_with("cpu")["device"], "machine": machine, "batches": batches,
     }  # fmt: skip
-    FILE.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_whole(FILE, (json.dumps(record, indent=2) + "\n").encode())
     before_table, rest = PAGE.read_text(encoding="utf-8").split(MARKERS[0])
-    PAGE.write_text(
-        before_table + MARKERS[0] + table(record) + MARKERS[1] + rest.split(MARKERS[1])[1], encoding="utf-8"
-    )
+    write_whole(PAGE, (before_table + MARKERS[0] + table(record) + MARKERS[1] + rest.split(MARKERS[1])[1]).encode())
     print(table(record))
 
 

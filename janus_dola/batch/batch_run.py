@@ -16,7 +16,7 @@ from types import FrameType
 from tqdm.auto import tqdm
 
 from janus_dola.arguments import HINT_AT_MINI, MINI, integer, shown
-from janus_dola.batch.folder import clear_disk_errors, locked_folder, sync_folder, write_whole
+from janus_dola.batch.folder import PARTIAL, clear_disk_errors, locked_folder
 from janus_dola.batch.index_page import write_page
 from janus_dola.batch.manifest import MANIFEST, MAPS, Manifest, bad_entry, image_entry, names_of
 from janus_dola.batch.prompts import ImageTask, PromptRecord, Prompts, PromptSource
@@ -25,6 +25,7 @@ from janus_dola.batch.resume import DONE, FAILED, MISSING, look_into, take_inven
 from janus_dola.batch.run_settings import RunFile, RunSettings
 from janus_dola.batch.worker import Batch, BatchWorker, EncodedImage, Results, batches
 from janus_dola.compute import Compute
+from janus_dola.images.whole_files import sync_folder, write_whole
 from janus_dola.models.checkpoint.hub import public_name
 from janus_dola.pipeline import JanusDoLa
 
@@ -297,7 +298,7 @@ class _Run:
             self._states[task.number] = DONE
         self.manifest.append(entries)
         for name, content in contents.items():
-            write_whole(self.outdir, name, content)
+            write_whole(self.outdir / name, content, partial=self.outdir / PARTIAL)
         sync_folder(self.outdir)
         sync_folder(self.outdir / MAPS)
         return len(entries)

@@ -1,24 +1,20 @@
-"""Keeps a run's folder sound: one run at a time, files whole or not there, and a digest for each, by which changes show."""
+"""Keeps a run's folder sound: one run at a time, and a digest for each file, by which changes show."""
 
-import errno
 import hashlib
 import json
-import os
 import shutil
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from janus_dola.images.whole_files import NOT_SUPPORTED, warn_once
+
 WORK = ".janus-dola"  # a run's own folder in its folder
 LOCK = f"{WORK}/lock"
-PARTIAL = f"{WORK}/partial"  # where files lie until they are whole
-# errno values that mean "not supported" on network and FUSE file systems
-_NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF}
+PARTIAL = f"{WORK}/partial"  # where files lie until they are whole; a run removes what a killed one left there
 _CHECKSUM = "checksum"  # the key of a JSON object that holds the digest of its other keys
 _DIGEST_BYTES = 16
 _CHUNK = 2**20  # bytes
@@ -40,9 +36,9 @@ def locked_folder(outdir: Path) -> Iterator[None]:
         except Timeout:
             raise ValueError(f"outdir {outdir} must be free, but another run is writing to it") from None
         except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
+            if error.errno not in NOT_SUPPORTED:
                 raise
-            _warn_once(f"{outdir} has no locks ({error.strerror}): see to it that no other run writes there")
+            warn_once(f"{outdir} has no locks ({error.strerror}): see to it that no other run writes there")
     try:
         with clear_disk_errors(outdir):
             shutil.rmtree(outdir / PARTIAL, ignore_errors=True)  # left by a run that was killed
@@ -65,45 +61,6 @@ def clear_disk_errors(outdir: Path) -> Iterator[None]:
             f"cannot write to {error.filename or outdir}: {error.strerror or error}. "
             "What is there is whole; the same command goes on from it"
         ) from error
-
-
-def write_whole(outdir: Path, name: str, content: bytes | Iterable[bytes]) -> None:
-    """Writes a file whole or not at all, whatever happens; after `sync_folder` it lasts through a loss of power, too."""
-    partial = outdir / PARTIAL / Path(name).name
-    with partial.open("wb") as file:
-        for piece in [content] if isinstance(content, bytes) else content:
-            file.write(piece)
-        file.flush()
-        sync(file.fileno())
-    os.replace(partial, outdir / name)
-
-
-def sync(handle: int) -> None:
-    """Makes what was written to a file last through a loss of power, where the file system can do that."""
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
-            raise
-        _warn_once(
-            f"the file system of the outdir cannot make files last ({error.strerror}): after a loss of power, "
-            "the same command draws again what is missing"
-        )
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder last through a loss of power; Windows has nothing for that."""
-    if os.name != "nt":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            sync(handle)
-        finally:
-            os.close(handle)
-
-
-@cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
 
 
 def digest(content: bytes) -> str:

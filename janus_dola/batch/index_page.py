@@ -10,9 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from janus_dola.batch.folder import sync_folder, write_whole
+from janus_dola.batch.folder import PARTIAL
 from janus_dola.batch.manifest import Manifest
 from janus_dola.images.layer_map import colour_of_layer, css, css_ramp
+from janus_dola.images.whole_files import sync_folder, write_whole
 
 PAGE, DATA = "index.html", "index_data.js"
 _LAST_KEYS = ("file", "map", "mean_jsd", "max_jsd", "layers", "error")  # of a row, as page.html reads it
@@ -22,8 +23,9 @@ _IN_PAGE, _IN_DATA = b"<title>janus-dola batch</title>", b"const SETTINGS = "
 
 def write_page(outdir: Path, manifest: Manifest, settings: dict[str, Any]) -> None:
     """Writes the page and its data, among them the run's settings by name."""
-    write_whole(outdir, DATA, _data(manifest, settings))
-    write_whole(outdir, PAGE, files("janus_dola.batch").joinpath("page.html").read_bytes())
+    page = files("janus_dola.batch").joinpath("page.html").read_bytes()
+    write_whole(outdir / DATA, _data(manifest, settings), partial=outdir / PARTIAL)
+    write_whole(outdir / PAGE, page, partial=outdir / PARTIAL)
     sync_folder(outdir)
 
 

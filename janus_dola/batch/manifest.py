@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from janus_dola.batch.folder import checked, digest, sync, sync_folder, with_checksum, write_whole
+from janus_dola.batch.folder import PARTIAL, checked, digest, with_checksum
 from janus_dola.batch.prompts import ImageTask, PromptRecord
 from janus_dola.batch.run_settings import RunSettings
 from janus_dola.batch.worker import EncodedImage
 from janus_dola.images.files import TEMPLATE, file_name
+from janus_dola.images.whole_files import sync, sync_folder, write_whole
 
 MANIFEST = "manifest.jsonl"
 MAPS = "maps"  # the folder for layer maps
@@ -100,7 +101,7 @@ class Manifest:
 
     def compact(self) -> None:
         """Rewrites the file: one line per image, in order."""
-        write_whole(self._outdir, MANIFEST, self._lines())
+        write_whole(self._path, self._lines(), partial=self._outdir / PARTIAL)
         sync_folder(self._outdir)
         self.close()
         self._scan()

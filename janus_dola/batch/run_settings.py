@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from janus_dola.arguments import MAX_PARALLEL_SIZE, ImageFormat, Window, check_window, integer, last_seed
-from janus_dola.batch.folder import checked, sync_folder, with_checksum, write_whole
+from janus_dola.batch.folder import PARTIAL, checked, with_checksum
 from janus_dola.images.files import check_template
+from janus_dola.images.whole_files import sync_folder, write_whole
 from janus_dola.models.storage import Quantization, parse_dtype
 from janus_dola.settings import DrawSettings
 
@@ -93,8 +94,8 @@ class RunFile:
 
     def write(self, outdir: Path) -> None:
         """Writes the file into a folder."""
-        content = with_checksum(vars(self))
-        write_whole(outdir, RUN_FILE, json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8") + b"\n")
+        content = json.dumps(with_checksum(vars(self)), indent=1, ensure_ascii=False)
+        write_whole(outdir / RUN_FILE, f"{content}\n".encode(), partial=outdir / PARTIAL)
         sync_folder(outdir)
 
     def differences(self, settings: RunSettings) -> list[str]:

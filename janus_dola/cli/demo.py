@@ -8,7 +8,7 @@ import typer
 
 from janus_dola.arguments import MINI
 from janus_dola.cli.options import Device, Model, OutDir, Overwrite, Revision, drawn_option
-from janus_dola.images.files import make_folder, refuse_existing, write_new
+from janus_dola.images.files import make_folder, refuse_existing, write_all
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,9 +46,9 @@ def demo(
     progress = sys.stderr.isatty()
     baseline = pipe.generate(PROMPTS, _COLUMNS, contrast=None, seed=seed, progress=progress)
     dola = pipe.generate(PROMPTS, _COLUMNS, seed=seed, progress=progress)
-    write_new(sheet, encode_image(_contact_sheet(baseline.images, dola.images), "png", None), overwrite)
-    for path, (i, k) in maps.items():
-        write_new(path, encode_image(dola.layer_map(i, k), "png", None), overwrite)
+    write_all([(sheet, encode_image(_contact_sheet(baseline.images, dola.images), "png", None))], overwrite)
+    pictures = ((path, encode_image(dola.layer_map(i, k), "png", None)) for path, (i, k) in maps.items())
+    write_all(pictures, overwrite)
     typer.echo(f"contact sheet: {sheet}")
     typer.echo(f"layer maps:    {next(iter(maps))} and {len(maps) - 1} more")
 

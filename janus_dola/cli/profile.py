@@ -7,6 +7,7 @@ import typer
 
 from janus_dola.arguments import MAX_PARALLEL_SIZE, MINI
 from janus_dola.cli import options
+from janus_dola.images.files import make_folder, refuse_existing
 from janus_dola.settings import DrawSettings
 
 _PROMPT = "a large red circle on white"
@@ -31,8 +32,8 @@ def profile(
     from janus_dola.pipeline import JanusDoLa
 
     JanusDoLa.check(model, device, dtype, revision, settings=settings, backend=backend, launch=launch)
-    trace.parent.mkdir(parents=True, exist_ok=True)
-    trace.open("ab").close()  # the profiler itself does not report a file that it cannot write
+    refuse_existing([trace], overwrite=True)  # a link or a folder
+    make_folder(trace.parent, "folder of trace")
     pipe = JanusDoLa.from_pretrained(model, device, dtype, revision)
     (rows,) = pipe.encode(_PROMPT)
     typer.echo(profile_pass(pipe.engine, rows, parallel_size, settings, backend, launch, trace))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch.profiler import profile, record_function
@@ -12,6 +13,7 @@ from janus_dola.engine.engine import Engine
 from janus_dola.engine.jobs import Job, longest_of
 from janus_dola.engine.plan import Plan, make_plan
 from janus_dola.engine.slot_runner import SlotRunner
+from janus_dola.images.files import write_new
 from janus_dola.kernels.types import SamplingParams
 from janus_dola.models.model import PromptRows
 from janus_dola.settings import DrawSettings
@@ -29,7 +31,8 @@ def profile_pass(
 ) -> str:
     """Returns a table: a pass' ten most expensive operations, on the GPU if there is one. Half-drawn images warm it up.
 
-    Writes the timeline, which Perfetto and Chrome open, to `trace`. An argument out of range is a ValueError.
+    Writes the timeline, which Perfetto and Chrome open, to `trace`, and replaces a file that is there. An argument out of
+    range is a ValueError.
     """
     if images < 1:
         raise ValueError(f"images must be at least 1, got {images}")
@@ -41,8 +44,16 @@ def profile_pass(
             runner.advance()
         if on_gpu:
             torch.cuda.synchronize(engine.image_model.device)
+    with TemporaryDirectory() as folder:  # the profiler does not report what it cannot write
+        file = Path(folder) / "trace.json"
+        recorded.export_chrome_trace(str(file))
+        content = file.read_bytes()
+    if not content.rstrip().endswith(b"}"):
+        raise OSError(
+            f"the timeline could not be written whole into the folder for temporary files, {file.parent.parent}"
+        )
     trace.parent.mkdir(parents=True, exist_ok=True)
-    recorded.export_chrome_trace(str(trace))
+    write_new(trace, content, overwrite=True)
     order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     return recorded.key_averages().table(sort_by=order, row_limit=10, max_name_column_width=60)
 

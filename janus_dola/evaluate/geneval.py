@@ -16,6 +16,7 @@ from typing import Any
 from janus_dola.batch.folder import checked
 from janus_dola.batch.manifest import MANIFEST, Entry
 from janus_dola.batch.resume import unchanged
+from janus_dola.images.whole_files import write_whole
 
 KEYS = {"tag": str, "include": list, "prompt": str}  # in a line of evaluation_metadata.jsonl
 
@@ -25,7 +26,7 @@ def place_for(folder: Path, index: int, k: int, metadata: Mapping[str, Any]) -> 
     prompt_folder = folder / f"{index:05}"
     (prompt_folder / "samples").mkdir(parents=True, exist_ok=True)
     if k == 0:
-        (prompt_folder / "metadata.jsonl").write_text(json.dumps(metadata), encoding="utf-8")
+        write_whole(prompt_folder / "metadata.jsonl", json.dumps(metadata).encode())
     return prompt_folder / "samples" / f"{k:05}.png"
 
 
@@ -42,7 +43,7 @@ def lay_out(outdir: Path, folder: Path) -> LaidOut:
     """Copies a batch run's images, with the recipe that each carries, to where GenEval's scorer looks for them.
 
     Raises:
-        OSError: `outdir` holds no manifest, or `folder` cannot be written to.
+        OSError: `outdir` holds no manifest, or `folder` cannot be written to, which is empty then.
         ValueError: the run in `outdir` drew other prompts than GenEval's or another format than png, or `folder` is not
             empty; nothing is written then.
     """
@@ -53,9 +54,15 @@ def lay_out(outdir: Path, folder: Path) -> LaidOut:
     for entry in entries.values():
         _check(outdir, entry)
     copied = [entry for entry in entries.values() if entry["file"] in unchanged(outdir, entry)]
-    for entry in copied:
-        metadata = {**entry["extra"], "prompt": entry["prompt"]}
-        shutil.copyfile(outdir / entry["file"], place_for(folder, entry["index"], entry["k"], metadata))
+    try:
+        for entry in copied:
+            metadata = {**entry["extra"], "prompt": entry["prompt"]}
+            content = (outdir / entry["file"]).read_bytes()
+            write_whole(place_for(folder, entry["index"], entry["k"], metadata), content)
+    except BaseException:  # a full disk, Ctrl-C
+        for made in folder.glob("*"):
+            shutil.rmtree(made)
+        raise
     return LaidOut(len({entry["index"] for entry in copied}), len(copied), len(entries) - len(copied))
 
 

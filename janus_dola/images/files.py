@@ -1,11 +1,13 @@
 """Names image files, and writes them: nothing is replaced unless the user wants it, and no link is followed."""
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from janus_dola.arguments import ImageFormat
+from janus_dola.images.whole_files import write_whole
 
 TEMPLATE = "{index}_{words}_p{k}"
 FIELDS = ("words", "id", "index", "k", "number", "seed")
@@ -74,20 +76,33 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
         )
 
 
-def make_folder(outdir: Path) -> None:
-    """Makes the folder for the images if it is not there; one that cannot be made or written to is a ValueError."""
+def make_folder(outdir: Path, what: str = "outdir") -> None:
+    """Makes a folder if it is not there; one that cannot be made or written to is a ValueError that says what it is."""
     try:
         outdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"outdir {outdir} must be a folder that can be made: {error.strerror}") from error
+        raise ValueError(f"{what} {outdir} must be a folder that can be made: {error.strerror}") from error
     if not os.access(outdir, os.W_OK):
-        raise ValueError(f"outdir {outdir} must be a folder that can be written to")
+        raise ValueError(f"{what} {outdir} must be a folder that can be written to")
 
 
 def write_new(path: Path, content: bytes, overwrite: bool) -> None:
-    """Writes a file; an OSError if the path is a link, or if the file is there and `overwrite` is false."""
-    flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if overwrite else os.O_EXCL)
-    # Some systems have no O_NOFOLLOW or O_BINARY.
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
-        file.write(content)
+    """Writes a file whole or not at all; an OSError if it is a link or protected, or there and `overwrite` is false."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    write_whole(path, content, overwrite)
+
+
+def write_all(files: Iterable[tuple[Path, bytes]], overwrite: bool) -> list[Path]:
+    """Writes files by `write_new`, and returns their paths; an OSError says which were written before it."""
+    written: list[Path] = []
+    for path, content in files:
+        try:
+            write_new(path, content, overwrite)
+        except OSError as error:
+            before = f"written before it: {', '.join(map(str, written)) or 'none'}"
+            raise OSError(error.errno, f"{error.strerror} ({before})", error.filename) from error
+        written.append(path)
+    return written

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from janus_dola.arguments import ImageFormat, shown
-from janus_dola.images.files import file_name, refuse_existing
+from janus_dola.images.files import file_name, refuse_existing, write_all
 from janus_dola.images.layer_map import columns_of, layer_map
-from janus_dola.images.recipe import Recipe, save_image
+from janus_dola.images.recipe import Recipe, encode_image, save_image
 
 
 class NonFiniteError(RuntimeError):
@@ -57,8 +57,8 @@ class DrawnImage:
         Returns:
             the path.
         Raises:
-            FileExistsError: the file exists, and `overwrite` is not set.
-            OSError: it cannot be written.
+            FileExistsError: the file exists, and `overwrite` is not set; or a link is there.
+            OSError: it cannot be written; an older one is untouched.
             ValueError: another ending, or a prompt that is too long for the format (JPEG: 64 kB).
         """
         path = Path(path)
@@ -124,7 +124,8 @@ class GenerationOutput:
             the files, prompt by prompt.
         Raises:
             FileExistsError: a file exists and `overwrite` is not set, or a link or a folder is there. Nothing is written.
-            OSError: a file cannot be written.
+            OSError: a file cannot be written; says which were written before it. No file is left in part, and an older one
+                with its name is untouched.
             ValueError: another format, or a prompt that is too long for it (JPEG: 64 kB).
         """
         folder = Path(folder)
@@ -134,7 +135,11 @@ class GenerationOutput:
             files.append((each, folder / file_name(fields, image_format)))
         refuse_existing([path for _, path in files], overwrite)
         folder.mkdir(parents=True, exist_ok=True)
-        return [each.save(path, overwrite) for each, path in files]
+        contents = (
+            (path, encode_image(each.image, image_format, each.recipe if each.from_seed else None))
+            for each, path in files
+        )
+        return write_all(contents, overwrite)
 
     def layer_map(self, i: int = 0, k: int = 0) -> Image.Image:
         """Draws `DrawnImage.layer_map` for image k of prompt i."""

@@ -38,14 +38,14 @@ def die() -> None:
 def die_inside_an_image(countdown: int):
     """Half of a file's bytes are on disk when the process dies."""
 
-    def write_whole(outdir, name, content):
+    def write_whole(path, content, partial):
         nonlocal countdown
-        countdown -= name.endswith(".jpg")
+        countdown -= path.suffix == ".jpg"
         if countdown > 0:
-            return whole(outdir, name, content)
+            return whole(path, content, partial=partial)
         opened = Path.open
         Path.open = lambda self, mode: opened(self, mode, buffering=0)
-        return whole(outdir, name, halves(content))
+        return whole(path, halves(content), partial=partial)
 
     def halves(content):
         yield content[: len(content) // 2]
@@ -55,7 +55,7 @@ def die_inside_an_image(countdown: int):
     def sabotage():
         batch_run.write_whole = write_whole
 
-    whole = folder.write_whole
+    whole = batch_run.write_whole
     return sabotage
 
 

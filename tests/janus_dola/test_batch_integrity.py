@@ -254,7 +254,7 @@ def test_prompts_none_of_which_can_be_drawn(fast, tmp_path):
 @pytest.mark.parametrize("what", ["file and folder", "folder", "lock"])
 @pytest.mark.parametrize("refusal", [errno.EINVAL, errno.ENOTSUP])
 def test_a_file_system_without_fsync_or_locks_gets_one_warning(fast, tmp_path, monkeypatch, what, refusal):
-    folder._warn_once.cache_clear()
+    folder.warn_once.cache_clear()
     real = os.fsync
 
     def fsync(handle):
@@ -273,7 +273,7 @@ def test_a_file_system_without_fsync_or_locks_gets_one_warning(fast, tmp_path, m
     with pytest.warns(UserWarning, match=f"{message} \\({re.escape(os.strerror(refusal))}\\)") as warned:
         assert run_batch(SHAPES[:3], tmp_path, TWO, FOUR_AT_ONCE, pipe=fast).drawn == 6
     assert len(warned) == 1
-    folder._warn_once.cache_clear()
+    folder.warn_once.cache_clear()
 
 
 def test_a_disk_that_fails_is_not_taken_for_one_without_fsync(fast, tmp_path, monkeypatch):

@@ -224,11 +224,11 @@ def test_a_full_disk_stops_with_one_line_and_the_next_run_goes_on(fast, tmp_path
     undisturbed = run_batch(SHAPES, tmp_path / "whole", TWO, FOUR_AT_ONCE, pipe=fast)
     calls = []
 
-    def full(*arguments):
+    def full(*arguments, **options):
         calls.append(arguments)
         if len(calls) == 9:
             raise OSError(errno.ENOSPC, "No space left on device", str(outdir / "x.jpg"))
-        return whole(*arguments)
+        return whole(*arguments, **options)
 
     with monkeypatch.context() as patch:
         if where == "image":
