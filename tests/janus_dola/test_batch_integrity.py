@@ -262,7 +262,7 @@ def test_a_file_system_without_fsync_or_locks_gets_one_warning(fast, tmp_path, m
             raise OSError(refusal, os.strerror(refusal))
         real(handle)
 
-    monkeypatch.setattr(folder.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     if what == "lock":
 
         def acquire(self):
@@ -280,7 +280,7 @@ def test_a_disk_that_fails_is_not_taken_for_one_without_fsync(fast, tmp_path, mo
     def fsync(handle):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(folder.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match="cannot write to .*: Input/output error"):
         run_batch(SHAPES[:3], tmp_path, TWO, pipe=fast)
 
