@@ -2,10 +2,12 @@
 
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,22 +59,63 @@ class Compute:
         return self.workers is not None or self.ray_address is not None
 
 
-def connect(ray: Any, ray_address: str | None) -> bool:
-    """Connects to a Ray cluster, or starts one on this machine where the address is None. `ray` is the module.
+@contextmanager
+def connected(ray: Any, ray_address: str | None) -> Iterator[None]:
+    """Connects to a Ray cluster, or runs one on this machine where the address is None. `ray` is the module.
 
-    Returns False where this process was connected already. Where no cluster answers within seconds: a ConnectionError.
+    Where this process is connected already, that connection is used and left. A cluster of our own listens on loopback and
+    asks for a token. Where no cluster answers within seconds: a ConnectionError.
     """
     address = os.environ.get("RAY_ADDRESS", "") if ray_address == "auto" else ray_address or ""
     if ":" in address:
         check_address(address)
     if ray.is_initialized():
-        return False
-    own: dict[str, Any] = {}
-    if ray_address is None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
-        own = {"include_dashboard": False}
-    ray.init(address=ray_address or "local", log_to_driver=False, logging_level="error", **own)
-    return True
+        yield
+        return
+    cluster: AbstractContextManager[dict[str, Any]] = _private_cluster(ray) if ray_address is None else nullcontext({})
+    with cluster as own:
+        try:
+            ray.init(address=ray_address or "local", log_to_driver=False, logging_level="error", **own)
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _private_cluster(ray: Any) -> Iterator[dict[str, Any]]:
+    """Sets up that Ray listens at 127.0.0.1 only and asks for a token of this run; yields arguments of `ray.init`.
+
+    What the environment says goes first, but a cluster without tokens is a ValueError: whoever reaches its ports can run
+    code. Ray may have been imported before, so what it has read of the environment is read again.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    if mode.lower() != "token":
+        raise ValueError(f"RAY_AUTH_MODE must be token, or not set, where workers start a cluster here, got {mode!r}")
+    settings = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # a cluster of one machine: no address but loopback, on Linux, too
+        "RAY_USAGE_STATS_ENABLED": "0",  # a cluster of our own reports to nobody
+    }
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one into a file that others may read
+    settings = {name: value for name, value in settings.items() if name not in os.environ}
+    constants, clustered = ray._private.ray_constants, ray._private.ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.update(settings)
+    constants.ENABLE_RAY_CLUSTER = os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] not in ("0", "false", "False")
+    try:
+        _read_settings(ray)
+        yield {"include_dashboard": False}
+    finally:
+        for name in settings:
+            del os.environ[name]
+        constants.ENABLE_RAY_CLUSTER = clustered
+        _read_settings(ray)
+
+
+def _read_settings(ray: Any) -> None:
+    """Lets Ray read RAY_AUTH_MODE and its token again."""
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def check_address(address: str) -> None:

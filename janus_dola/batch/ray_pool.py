@@ -9,13 +9,13 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 from janus_dola.batch.run_settings import RunSettings
 from janus_dola.batch.worker import Batch, BatchWorker, Results, WorkersLostError
-from janus_dola.compute import Compute, connect, plan_workers
+from janus_dola.compute import Compute, connected, plan_workers
 
 _SECONDS_BETWEEN_CALLS = 10.0  # for a sign of life
 # How often a call may be seen unanswered before its worker is given up. Looks are counted and no clock is read, so that a
@@ -73,7 +73,8 @@ class RayPool(AbstractContextManager["RayPool"]):
         self._deaths: Counter[int] = Counter()  # of workers over a batch, by the number of its first image
         self._losses, self._called = 0, time.monotonic()
         self._members: list[_Member] = []
-        self._connected = connect(ray, compute.ray_address)  # else the caller's own cluster is left as it is
+        self._connection = ExitStack()
+        self._connection.enter_context(connected(ray, compute.ray_address))
         try:
             resources, count = plan_workers(ray.cluster_resources(), compute)
             self._actor = ray.remote(**resources, concurrency_groups={"life": 1})(_Actor)
@@ -88,8 +89,7 @@ class RayPool(AbstractContextManager["RayPool"]):
     def __exit__(self, *exception: object) -> None:
         for member in self._members:
             self._ray.kill(member.actor)
-        if self._connected:
-            self._ray.shutdown()
+        self._connection.close()
 
     def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Results]]:
         """Draws the batches as `BatchWorker.run` does; they come as they are done, not in order."""

@@ -1,6 +1,6 @@
 """`janus-dola serve`: draws images over HTTP."""
 
-import ipaddress
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from janus_dola.pipeline import JanusDoLa
 
 _address_option = partial(typer.Option, rich_help_panel="Address and clients")
+_KEY_VARIABLE = "JANUS_DOLA_API_KEY"
 _replica_option = partial(typer.Option, rich_help_panel="More than one engine")
 
 
@@ -30,10 +31,20 @@ def serve(
     max_waiting: Annotated[
         int, _address_option(min=10, help="Images that may wait; requests for more are answered with 429.")
     ] = 256,
+    max_connections: Annotated[
+        int, _address_option(min=16, help="Connections that may be open; those without a whole request make room.")
+    ] = 2048,
     grace: Annotated[int, _address_option(min=0, help="Seconds that requests have to finish in after SIGTERM.")] = 60,
     api_key: Annotated[
-        str | None,
-        _address_option(envvar="JANUS_DOLA_API_KEY", help="Key that clients must send.", show_default="none"),
+        list[str] | None,
+        _address_option(
+            help="Key that clients must send; several, given one by one, tell clients apart.",
+            show_default="the lines of JANUS_DOLA_API_KEY, else none",
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        _address_option(help="Another name that clients without a key may know this server by.", show_default="none"),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
@@ -62,18 +73,29 @@ def serve(
 
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         import_extra(module, "serve", "janus-dola serve")
+    from janus_dola.serve.access import is_loopback
     from janus_dola.serve.server import run_server
     from janus_dola.serve.service import ServerOptions
 
     limit = options.number_or_text(slots)
     most = None if limit == "auto" else integer("slots", limit, 1, MAX_PARALLEL_SIZE, '"auto" or ')
-    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip()):
-        raise ValueError("api_key must be printable ASCII, and not empty")
-    if api_key is None and not _is_loopback(host):
+    keys = _keys(api_key)
+    if not keys and not is_loopback(host):
         complain(f"warning: anybody who reaches {host} can draw; --api-key asks for a key")
     options.hint_at_mini(model)
     server_options = ServerOptions(
-        model, host, port, grace, api_key, tuple(allow_origin or ()), most, max_waiting, backend, launch
+        model,
+        host,
+        port,
+        grace,
+        keys,
+        tuple(allow_host or ()),
+        tuple(allow_origin or ()),
+        most,
+        max_waiting,
+        max_connections,
+        backend,
+        launch,
     )
 
     def load() -> "JanusDoLa":
@@ -91,8 +113,15 @@ def serve(
     run_replicas(Compute(device, workers=replicas, ray_address=ray_address), server_options, load, complain)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _keys(given: list[str] | None) -> tuple[bytes, ...]:
+    """Returns digests of the keys given, else of those in the environment, which Ray's processes must not inherit."""
+    from janus_dola.serve.access import digest
+
+    variable = os.environ.pop(_KEY_VARIABLE, None)
+    name, keys = "api_key", given or ()
+    if not keys and variable is not None:
+        name, keys = _KEY_VARIABLE, variable.strip("\n").split("\n")
+    for key in keys:
+        if not (key.isascii() and key.isprintable() and key.strip()):
+            raise ValueError(f"{name} must be printable ASCII, and not empty")
+    return tuple(digest(key.strip()) for key in keys)

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from janus_dola.images.outputs import NonFiniteError
-from janus_dola.serve.access import BodyLimit, KeyCheck
+from janus_dola.serve.access import BodyLimit, KeyCheck, SiteCheck
 from janus_dola.serve.engine_thread import EngineThread, Event, FailedImage, FinishedImage, PartialImage
 from janus_dola.serve.errors import error_body, error_response, validation_response
 from janus_dola.serve.form_page import HEADERS, form_page
@@ -44,7 +44,7 @@ def make_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="janus-dola", lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_routes(app, service)
-    html = form_page(options.model, options.api_key is not None)
+    html = form_page(options.model, bool(options.keys))
 
     @app.get("/", include_in_schema=False)
     async def form() -> HTMLResponse:
@@ -52,8 +52,10 @@ def make_app(service: Service) -> FastAPI:
 
     _add_errors(app, service)
     app.add_middleware(BodyLimit)
-    if options.api_key is not None:
-        app.add_middleware(KeyCheck, key=options.api_key)
+    if options.keys:
+        app.add_middleware(KeyCheck, keys=options.keys)
+    else:
+        app.add_middleware(SiteCheck, hosts=options.known_hosts(), origins=options.allow_origin)
     if options.allow_origin:
         origins = list(options.allow_origin)
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])

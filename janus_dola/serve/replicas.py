@@ -8,11 +8,12 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import ray
 from ray import serve
 
-from janus_dola.compute import Compute, connect, plan_workers
+from janus_dola.compute import Compute, connected, plan_workers
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.service import ServerOptions, Service
 
@@ -31,35 +32,45 @@ def run_replicas(
     """
     options = replace(options, urls=False)  # a replica does not have the files that others keep
     ended = threading.Event()
-    connect(ray, compute.ray_address)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    # Set after Ray's start, because Ray's own handler would abort the process.
-    before = {each: signal.signal(each, lambda *_: ended.set()) for each in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {}
     try:
-        resources, count = plan_workers(ray.cluster_resources(), compute)
+        with connected(ray, compute.ray_address):
+            # Set after Ray's start, because Ray's own handler would abort the process.
+            before = {each: signal.signal(each, lambda *_: ended.set()) for each in (signal.SIGTERM, signal.SIGINT)}
+            logging.getLogger("ray.serve").setLevel(logging.WARNING)
+            resources, count = plan_workers(ray.cluster_resources(), compute)
 
-        def build():
-            from janus_dola.serve.api import make_app
+            def build():
+                from janus_dola.serve.api import make_app
 
-            pipe = load()  # a replica is ready when its model is
-            return make_app(Service(options, lambda: pipe))
+                _listen_at_loopback()
+                pipe = load()  # a replica is ready when its model is
+                return make_app(Service(options, lambda: pipe))
 
-        serve.start(http_options={"host": options.host, "port": options.port})
-        deployment = serve.deployment(
-            serve.ingress(build)(type("Replica", (), {})),
-            name="Replica",
-            num_replicas=count,
-            max_ongoing_requests=options.max_waiting,
-            ray_actor_options=resources,
-            graceful_shutdown_wait_loop_s=0.5,
-            graceful_shutdown_timeout_s=options.grace,
-        )
-        serve.run(deployment.bind(), name=_NAME, logging_config={"log_level": "ERROR", "enable_access_log": False})
-        announce(f"http://{options.host}:{options.port} draws with {options.model}, {count} replicas")
-        ended.wait()
-        serve.delete(_NAME)  # waits for images that are being drawn
-        serve.shutdown()
+            serve.start(http_options={"host": options.host, "port": options.port})
+            deployment = serve.deployment(
+                serve.ingress(build)(type("Replica", (), {})),
+                name="Replica",
+                num_replicas=count,
+                max_ongoing_requests=options.max_waiting,
+                ray_actor_options=resources,
+                graceful_shutdown_wait_loop_s=0.5,
+                graceful_shutdown_timeout_s=options.grace,
+            )
+            serve.run(deployment.bind(), name=_NAME, logging_config={"log_level": "ERROR", "enable_access_log": False})
+            announce(f"http://{options.host}:{options.port} draws with {options.model}, {count} replicas")
+            ended.wait()
+            serve.delete(_NAME)  # waits for images that are being drawn
+            serve.shutdown()
     finally:
-        ray.shutdown()
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def _listen_at_loopback() -> None:
+    """Lets a replica take calls of Ray's proxy at 127.0.0.1 alone where its Ray does so, for Ray takes all addresses."""
+    if ray.util.get_node_ip_address() == "127.0.0.1":
+        from grpc.aio._server import Server
+
+        add_port = Server.add_insecure_port
+        Server.add_insecure_port = lambda self, address: add_port(self, address.replace("[::]:", "127.0.0.1:"))

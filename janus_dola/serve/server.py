@@ -8,6 +8,7 @@ import uvicorn
 
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.api import make_app
+from janus_dola.serve.connections import MAX_HEAD, limited
 from janus_dola.serve.service import ServerOptions, Service
 
 
@@ -22,8 +23,7 @@ def run_server(options: ServerOptions, load: Callable[[], JanusDoLa], announce: 
         server.should_exit = True
 
     service = Service(options, load, on_failure=stop)
-    config = uvicorn.Config(make_app(service), log_level="warning", timeout_graceful_shutdown=options.grace)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configured(service))
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.create_server((options.host, options.port), family=family, backlog=1024) as listening:
         host = f"[{options.host}]" if ":" in options.host else options.host
@@ -36,3 +36,17 @@ def run_server(options: ServerOptions, load: Callable[[], JanusDoLa], announce: 
             signal.signal(signal.SIGTERM, before)
     if service.failure is not None:
         raise service.failure
+
+
+def configured(service: Service) -> uvicorn.Config:
+    """Returns how uvicorn serves a service: with bounds for connections, heads and the time to stop in."""
+    connection = limited(service.options.max_connections)
+    return uvicorn.Config(
+        make_app(service),
+        http=connection,
+        ws="none",
+        log_level="warning",
+        limit_concurrency=2 * connection.most,  # `connection` makes room before
+        h11_max_incomplete_event_size=MAX_HEAD,
+        timeout_graceful_shutdown=service.options.grace,
+    )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from janus_dola.pipeline import JanusDoLa
+from janus_dola.serve.access import is_loopback
 from janus_dola.serve.engine_thread import EngineThread
 from janus_dola.serve.image_urls import ImageUrls
 from janus_dola.serve.metrics import Metrics
@@ -19,13 +20,19 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 8000  # 0 takes any free port
     grace: int = 60  # seconds that requests have to finish in after SIGTERM
-    api_key: str | None = None  # clients must send it
+    keys: tuple[bytes, ...] = ()  # digests of the keys that clients may send, see `access.digest`; none: anybody
+    allow_host: Sequence[str] = ()  # names for this server that are answered without a key, beside loopback and `host`
     allow_origin: Sequence[str] = ()  # pages elsewhere that may send requests (CORS)
     slots: int | None = None  # images drawn at once, at most; None is as many as fit
     max_waiting: int = 256  # images
+    max_connections: int = 2048  # open at once
     backend: str = "auto"
     launch: str = "auto"
     urls: bool = True  # whether clients may ask for images by URL
+
+    def known_hosts(self) -> Sequence[str]:
+        """Returns the names that clients without a key must know the server by; empty is any."""
+        return (self.host, *self.allow_host) if self.allow_host or is_loopback(self.host) else ()
 
 
 class Service:

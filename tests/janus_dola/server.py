@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from janus_dola.serve.api import make_app
+from janus_dola.serve.server import configured
 
 
 def until(condition, seconds=60):
@@ -19,7 +19,9 @@ def until(condition, seconds=60):
 @contextmanager
 def running(service):
     """A server in a thread of this process."""
-    made = uvicorn.Server(uvicorn.Config(make_app(service), port=0, log_level="error"))
+    config = configured(service)
+    config.port = 0
+    made = uvicorn.Server(config)
     thread = threading.Thread(target=made.run)
     thread.start()
     until(lambda: made.started)

@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -226,3 +227,43 @@ def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
 def test_workers_have_no_numbered_device():
     with pytest.raises(ValueError, match='device must be "cpu" or "cuda" with workers'):
         Compute("cuda:1", workers=2)
+
+
+@pytest.fixture
+def fake_ray():
+    """A module that notes the environment in which a cluster is started."""
+    made = SimpleNamespace(is_initialized=lambda: False, shutdown=lambda: None, started=[])
+    made.init = lambda **arguments: made.started.append((dict(os.environ), arguments))
+    made._private = SimpleNamespace(ray_constants=SimpleNamespace(ENABLE_RAY_CLUSTER=True))
+    loader = SimpleNamespace(reset_cache=lambda: None)
+    made._raylet = SimpleNamespace(
+        Config=SimpleNamespace(initialize=lambda text: None),
+        AuthenticationTokenLoader=SimpleNamespace(instance=lambda: loader),
+    )
+    return made
+
+
+def test_a_cluster_of_our_own_has_a_token_and_listens_on_loopback(fake_ray, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    before = dict(os.environ)
+    with compute.connected(fake_ray, None):
+        assert fake_ray._private.ray_constants.ENABLE_RAY_CLUSTER is False
+    (environment, arguments), *_ = fake_ray.started
+    assert (environment["RAY_AUTH_MODE"], environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]) == ("token", "0")
+    assert re.fullmatch("[0-9a-f]{64}", environment["RAY_AUTH_TOKEN"])
+    assert arguments["include_dashboard"] is False
+    assert (dict(os.environ), fake_ray._private.ray_constants.ENABLE_RAY_CLUSTER) == (before, True)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
+    with compute.connected(fake_ray, None):
+        assert os.environ["RAY_AUTH_TOKEN"] == "mine"
+
+
+def test_a_cluster_of_our_own_without_tokens_is_refused(fake_ray, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with (
+        pytest.raises(ValueError, match="RAY_AUTH_MODE must be token, or not set, .* got 'disabled'"),
+        compute.connected(fake_ray, None),
+    ):
+        pass
+    assert not fake_ray.started

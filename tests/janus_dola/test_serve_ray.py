@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import os
 import signal
 import socket
 import subprocess
@@ -33,21 +34,35 @@ def processor_time(process):
     return sum(process.cpu_times()[:2])
 
 
+def listening(process):
+    """Addresses at which a process listens."""
+    return {one.laddr.ip for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+
+
+KEY = "a key that Ray must not see"
+
+
 def test_requests_spread_and_all_are_answered_though_a_replica_is_killed(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [
         sys.executable, "-m", "janus_dola", "serve", "--device", "cpu", "--replicas", "2", "--port", str(port),
     ]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as server:
+    environment = {**os.environ, "JANUS_DOLA_API_KEY": KEY, "HOME": str(tmp_path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as server:
         try:
             assert any("draws with mini, 2 replicas" in line for line in server.stderr)
             ours = replicas(server.pid)
             assert len(ours) == 2
+            whole = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+            assert set().union(*map(listening, whole)) <= {"127.0.0.1", "::ffff:127.0.0.1"}
+            assert all(KEY not in process.environ().values() for process in whole[1:])
+            assert {process.environ()["RAY_AUTH_MODE"] for process in ours} == {"token"}
+            assert not (tmp_path / ".ray").exists()  # the token is in no file
             idle = {process: processor_time(process) for process in ours}
 
             async def draw():
-                client = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=8)
+                client = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY, max_retries=8)
 
                 async def ask(seed):
                     answer = await client.images.generate(prompt="a red circle", extra_body={"seed": seed})
