@@ -66,7 +66,12 @@ def log_ratio(log_q_final: Tensor, log_q_premature: Tensor, admitted: Tensor) ->
     return ratio.masked_fill(~admitted, -math.inf)
 
 
-def dola(logits: Tensor, log_alpha: Tensor, premature: Tensor) -> Contrasted:
+def admitted_by_dola(final_logits: Tensor, log_alpha: Tensor, premature: Tensor) -> Tensor:
+    """Returns V_head, [B, V] bool, from the final layer's logits [B, V]; a code with the logit -inf does not count."""
+    return plausible(final_logits.log_softmax(-1), log_alpha.unsqueeze(-1))
+
+
+def dola(logits: Tensor, log_alpha: Tensor, premature: Tensor, everywhere: bool = False) -> Contrasted:
     """Decodes by contrasting layers: Chuang et al., ICLR 2024, arXiv 2309.03883, sections 2.1 to 2.3.
 
         q_j = softmax(z_j)
@@ -77,9 +82,12 @@ def dola(logits: Tensor, log_alpha: Tensor, premature: Tensor) -> Contrasted:
     Args:
         log_alpha: [B]; -inf admits every code.
         premature: [B] int64: index into the stack; the last means no contrast (F = log q_N), and -1 takes M by JSD.
+        everywhere: gives F for the other codes, too.
     """
     log_q = torch.log_softmax(logits, -1)
     admitted = plausible(log_q[-1], log_alpha.unsqueeze(-1))
+    if everywhere:
+        admitted = torch.ones_like(admitted)
     final, images = logits.shape[0] - 1, logits.shape[1]
     if final == 0:  # nothing to contrast with
         scores = log_ratio(log_q[0], torch.zeros_like(log_q[0]), admitted)
@@ -92,7 +100,13 @@ def dola(logits: Tensor, log_alpha: Tensor, premature: Tensor) -> Contrasted:
     return Contrasted(scores, layer, jsd[layer.clamp(max=final - 1), image].masked_fill(none, 0.0))
 
 
-def sled(logits: Tensor, evolution_rate: Tensor, evolution_scale: Tensor) -> Contrasted:
+def admitted_by_sled(final_logits: Tensor, evolution_rate: Tensor, evolution_scale: Tensor) -> Tensor:
+    """Returns I, [B, V] bool, from the final layer's logits [B, V]; a code with the logit -inf does not count."""
+    last = evolution_scale.clamp(max=final_logits.shape[-1]).unsqueeze(-1) - 1
+    return final_logits >= final_logits.sort(-1, descending=True).values.gather(-1, last)
+
+
+def sled(logits: Tensor, evolution_rate: Tensor, evolution_scale: Tensor, everywhere: bool = False) -> Contrasted:
     """Evolves the final logits towards what early layers estimate: SLED, Zhang et al., NeurIPS 2024, arXiv 2411.02433.
 
         I = the k codes with the largest z_N           ties with the k-th are in it, too
@@ -107,10 +121,10 @@ def sled(logits: Tensor, evolution_rate: Tensor, evolution_scale: Tensor) -> Con
         logits: [L, B, V], L > 1. Not invariant to a shift of one layer's logits, so log-probabilities do not replace them.
         evolution_rate: [B], >= 0; 0 leaves z_N on I.
         evolution_scale: [B] int64, k >= 1.
+        everywhere: gives F for the other codes, too; their L is 0.
     """
     final, log_q = logits[-1], logits.log_softmax(-1)
-    last = evolution_scale.clamp(max=final.shape[-1]).unsqueeze(-1) - 1
-    chosen = final >= final.sort(-1, descending=True).values.gather(-1, last)
+    chosen = admitted_by_sled(final, evolution_rate, evolution_scale)
     # The cosines need only sums over the codes. They leave out a layer's top code, relative to which d is taken: where it
     # has nearly all probability, 1 - q and the sum of q^2 over the others would cancel.
     difference, q = logits[:-1] - final, log_q[:-1].exp()
@@ -128,7 +142,9 @@ def sled(logits: Tensor, evolution_rate: Tensor, evolution_scale: Tensor) -> Con
     scores = final - evolution_rate.unsqueeze(-1) * (log_q[-1].exp() - latent)
     layer = torch.where(total > 0, weights.argmax(0), len(weights))
     divergence = jensen_shannon(log_q[-1], log_q[layer, torch.arange(len(layer), device=layer.device)])
-    return Contrasted(scores.masked_fill(~chosen, -math.inf), layer, divergence)
+    return Contrasted(scores if everywhere else scores.masked_fill(~chosen, -math.inf), layer, divergence)
 
 
 METHODS: dict[str, Callable[..., Contrasted]] = {"dola": dola, "sled": sled}
+# Which codes a method's scores are drawn from, for callers that leave out others first.
+ADMITTED: dict[str, Callable[..., Tensor]] = {"dola": admitted_by_dola, "sled": admitted_by_sled}

@@ -2,11 +2,12 @@
 
 import copy
 import math
+import re
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +16,14 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from janus_dola.contrasts import Contrast, DoLaConfig, check_contrast
-from janus_dola.kernels.contrast import METHODS
-from janus_dola.kernels.head import head_scores
+from janus_dola.kernels.contrast import ADMITTED, METHODS
+from janus_dola.kernels.head_torch import head_logits
 from janus_dola.kernels.types import Head, SamplingParams, SamplingTensors
 from janus_dola.text.hooks import last_hidden_states, replace_head
 from janus_dola.text.language_model import find_text_model, text_head
+
+# What transformers lets follow the processors that ban words or rescore them one by one.
+_AFTER = re.compile("LogitsWarper|LogitNormalization|Watermark")
 
 
 @dataclass
@@ -44,7 +48,8 @@ def dola_generate(
     """Decodes for `model.generate(**inputs, custom_generate=dola_generate, contrast=DoLaConfig(), ...)`.
 
     transformers passes the first five arguments and whatever is not listed here. Its logits processors see the contrasted
-    scores. Passes are not compiled. One layer is chosen for each sequence and token.
+    scores of all words; of the words that they leave the plausible ones are kept; then follow temperature, top-k and other
+    warpers. Passes are not compiled. One layer is chosen for each sequence and token.
 
     Args:
         contrast: how layers are contrasted; None takes the argument `dola_layers` of `generate` ("low", "high" or a list, as
@@ -74,21 +79,17 @@ def dola_generate(
     params = SamplingParams(given.name, given.numbers(read), cfg_weight=None)
     config = copy.copy(generation_config)
     config.disable_compile = True  # hooks take the hidden states out
-    latest: deque[tuple[Tensor, Tensor]] = deque(maxlen=1)  # the last pass' layers [B] and their divergences [B]
-    chosen: list[tuple[Tensor, Tensor]] = []  # the same by token; a prompt may take several passes
+    steps = _Steps(params, blocks)
     if stream_to is not None:
         stream_to.put(input_ids.cpu())
     with ExitStack() as hooks:
         if read:
             states = hooks.enter_context(last_hidden_states(text_model, [*read, blocks]))
-            compute = _scores_of(text_head(model, text_model), params, [*read, blocks], states, latest)
+            compute = _scores_of(text_head(model, text_model), params, [*read, blocks], states, steps.latest)
             hooks.enter_context(replace_head(text_model.head, compute))
-            first = _noting(latest, chosen)
-        else:
-            first = _truncation(params, blocks, chosen)
         output = model._sample(
             input_ids,
-            logits_processor=LogitsProcessorList([first, *logits_processor]),
+            logits_processor=steps.among(logits_processor),
             stopping_criteria=stopping_criteria,
             generation_config=config,
             synced_gpus=False,
@@ -98,50 +99,71 @@ def dola_generate(
     if isinstance(output, Tensor):
         return output
     tokens = output.sequences.shape[1] - input_ids.shape[1]
-    numbers, jsd = (torch.stack(each, 1) for each in zip(*chosen[:tokens], strict=True))
+    numbers, jsd = (torch.stack(each, 1) for each in zip(*steps.chosen[:tokens], strict=True))
     return DoLaOutput(**output, premature_layers=numbers, jsd=jsd)
 
 
+class _Pass(NamedTuple):
+    """What a pass computes for the last position of each row, beside the scores."""
+
+    layers: Tensor  # [B] int64, contrasted with; N for no contrast
+    jsd: Tensor  # [B]
+    final: Tensor  # [B, V], the final layer's logits
+
+
 def _scores_of(
-    head: Head,
-    params: SamplingParams,
-    layers: list[int],
-    states: dict[int, Tensor],
-    latest: deque[tuple[Tensor, Tensor]],
+    head: Head, params: SamplingParams, layers: list[int], states: dict[int, Tensor], latest: deque[_Pass]
 ) -> Callable[[], Tensor]:
     """Returns a function that computes the scores [B, V] of the pass whose states were taken, from all layers at once."""
     numbers = torch.tensor(layers, device=head.norm_weight.device)
 
     def compute() -> Tensor:
         stack = torch.stack([states[layer].to(head.norm_weight) for layer in layers])
-        scores = head_scores(stack, head, params)
-        latest.append((numbers[scores.layer], scores.jsd))
-        return scores.scores
+        logits = head_logits(stack, head, params.cfg_weight)
+        sampling = SamplingTensors.repeat(params, stack.shape[1], logits)
+        scores, layer, jsd = METHODS[params.method](logits, **sampling.contrast, everywhere=True)
+        latest.append(_Pass(numbers[layer], jsd, logits[-1]))
+        return scores
 
     return compute
 
 
-def _noting(latest: deque[tuple[Tensor, Tensor]], chosen: list[tuple[Tensor, Tensor]]) -> Callable:
-    """Returns a logits processor that notes the last pass' layers and divergences for the token that is drawn now."""
+class _Steps:
+    """Follows transformers' loop: what was contrasted at each token, and which words may be drawn there.
 
-    def process(input_ids: Tensor, logits: Tensor) -> Tensor:
-        layers, jsd = latest[0]
-        chosen.append((layers.to(logits.device), jsd.to(logits.device)))
+    A word is plausible among the words that the logits processors leave: they may leave out the most probable one.
+    """
+
+    def __init__(self, params: SamplingParams, blocks: int) -> None:
+        self._params, self._blocks = params, blocks
+        self.latest: deque[_Pass] = deque(
+            maxlen=1
+        )  # the last pass; a prompt may take several. None where no layer is read
+        self.chosen: list[tuple[Tensor, Tensor]] = []  # layers [B] and their divergences [B], by token
+        self._final = torch.empty(0)  # [B, V], for the token that is drawn now
+
+    def among(self, processors: LogitsProcessorList) -> LogitsProcessorList:
+        """Returns processors that leave out the words that are not plausible, after those that ban words, before warpers."""
+        names = ["".join(each.__name__ for each in type(processor).__mro__) for processor in processors]
+        place = next((i for i, name in enumerate(names) if _AFTER.search(name)), len(names))
+        return LogitsProcessorList([self._note, *processors[:place], self._keep_plausible, *processors[place:]])
+
+    def _note(self, input_ids: Tensor, logits: Tensor) -> Tensor:
+        if self.latest:
+            layers, jsd, final = self.latest[0]
+        else:
+            layers = torch.full(logits.shape[:1], self._blocks, device=logits.device)
+            jsd, final = logits.new_zeros(len(logits)), logits.clone()
+        self.chosen.append((layers.to(logits.device), jsd.to(logits.device)))
+        self._final = final.to(logits.device)
         return logits
 
-    return process
-
-
-def _truncation(params: SamplingParams, blocks: int, chosen: list[tuple[Tensor, Tensor]]) -> Callable:
-    """Returns a logits processor that leaves out the words that a contrast without early layers never draws."""
-
-    def process(input_ids: Tensor, logits: Tensor) -> Tensor:
-        sampling = SamplingTensors.repeat(params, len(logits), logits)
-        scores, layer, jsd = METHODS[params.method](logits.unsqueeze(0), **sampling.contrast)
-        chosen.append((torch.full_like(layer, blocks), jsd))
-        return logits.masked_fill(scores.isneginf(), -math.inf)
-
-    return process
+    def _keep_plausible(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        # `remove_invalid_values` puts the lowest number in place of -inf.
+        left_out = scores <= torch.finfo(scores.dtype).min
+        sampling = SamplingTensors.repeat(self._params, len(scores), self._final)
+        plausible = ADMITTED[self._params.method](self._final.masked_fill(left_out, -math.inf), **sampling.contrast)
+        return scores.masked_fill(~plausible, -math.inf)
 
 
 def named_layers(dola_layers: str | list[int], blocks: int, tied: bool) -> list[int]:

@@ -8,7 +8,7 @@ from hypothesis import given
 
 from janus_dola import DoLaConfig
 from janus_dola.contrasts import CONTRASTS
-from janus_dola.kernels.contrast import METHODS
+from janus_dola.kernels.contrast import ADMITTED, METHODS
 from janus_dola.settings import SETTINGS, DrawSettings, with_changes
 from tests.janus_dola.strategies import draw_settings
 
@@ -29,7 +29,7 @@ def test_json_is_flat_and_has_all_keys_of_the_method():
 
 
 def test_every_contrast_has_a_method_of_its_name():
-    assert list(CONTRASTS) == list(METHODS)
+    assert list(CONTRASTS) == list(METHODS) == list(ADMITTED)
     for name, owner in CONTRASTS.items():
         assert DrawSettings(contrast=owner()).to_json()["contrast"] == name
 
