@@ -16,6 +16,7 @@ from janus_dola.cli.demo import demo
 from janus_dola.cli.generate import generate
 from janus_dola.cli.geneval import geneval
 from janus_dola.cli.info import info
+from janus_dola.cli.options import ListsOfWords
 from janus_dola.cli.profile import profile
 from janus_dola.cli.serve import serve
 from janus_dola.cli.startup import import_libraries
@@ -65,7 +66,7 @@ def prepared(command: Callable[..., None]) -> Callable[..., None]:
 
 
 for _command in _COMMANDS:
-    app.command()(prepared(_command))
+    app.command(cls=ListsOfWords)(prepared(_command))
 
 
 def batch_alone() -> typer.Typer:

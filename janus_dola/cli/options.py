@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperCommand
 
 from janus_dola import arguments
 from janus_dola.settings import SETTINGS, DrawSettings, Setting
@@ -64,6 +65,22 @@ Format = Annotated[arguments.ImageFormat, file_option("--format", help="File for
 Overwrite = Annotated[bool, file_option("--overwrite", help="Replace files that exist.")]
 Compare = Annotated[bool, contrast_option("--compare", help="Also draw the baseline, from the same seeds.")]
 LayerMap = Annotated[bool, contrast_option("--map", help="Write a map of what the contrast did beside each image.")]
+
+
+class ListsOfWords(TyperCommand):
+    """A command whose options for lists take all words that follow them: `--served-model-name A B`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads options as click does, with the option repeated before each further word."""
+        lists = {name for each in self.params if getattr(each, "multiple", False) for name in each.opts}
+        words, option = [], ""
+        for before, word in zip(["", *args], args, strict=False):
+            if word.startswith("-"):
+                option = word.partition("=")[0].replace("_", "-")
+            elif option in lists and ("=" in before or not before.startswith("-")):
+                words.append(option)
+            words.append(word)
+        return super().parse_args(ctx, words)
 
 
 def _refuse_size(value: str | None) -> None:

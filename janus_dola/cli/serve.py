@@ -21,6 +21,14 @@ _replica_option = partial(typer.Option, rich_help_panel="More than one engine")
 def serve(
     model: options.Model = MINI,
     revision: options.Revision = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        _address_option(
+            metavar="NAME...",
+            help="What clients call the model: any of these, the first is shown.",
+            show_default="the model's, without the path of a folder",
+        ),
+    ] = None,
     host: Annotated[
         str, _address_option(help="Address to listen at; 0.0.0.0 is every address of this machine.")
     ] = "127.0.0.1",
@@ -52,6 +60,16 @@ def serve(
             help="Another site whose pages may send requests, such as https://example.org.", show_default="none"
         ),
     ] = None,
+    root_path: Annotated[
+        str, _address_option(help="Where a proxy serves this server, such as /janus.", show_default="none")
+    ] = "",
+    forwarded_allow_ips: Annotated[
+        str,
+        _address_option(
+            envvar="FORWARDED_ALLOW_IPS",
+            help="Proxies whose X-Forwarded headers count: addresses or networks, separated by commas, or *.",
+        ),
+    ] = "127.0.0.1",
     replicas: Annotated[
         int | None,
         _replica_option(
@@ -74,11 +92,16 @@ def serve(
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         import_extra(module, "serve", "janus-dola serve")
     from janus_dola.serve.access import is_loopback
+    from janus_dola.serve.routing import PREFIX
     from janus_dola.serve.server import run_server
     from janus_dola.serve.service import ServerOptions
 
     limit = options.number_or_text(slots)
     most = None if limit == "auto" else integer("slots", limit, 1, MAX_PARALLEL_SIZE, '"auto" or ')
+    if any(not name.strip() for name in served_model_name or ()):
+        raise ValueError("served_model_name must not be empty")
+    if not PREFIX.fullmatch(root_path.rstrip("/")):
+        raise ValueError(f"root_path must be a path such as /janus, got {root_path!r}")
     keys = _keys(api_key)
     if not keys and not is_loopback(host):
         complain(f"warning: anybody who reaches {host} can draw; --api-key asks for a key")
@@ -96,6 +119,9 @@ def serve(
         max_connections,
         backend,
         launch,
+        names=tuple(served_model_name or ()),
+        root_path=root_path.rstrip("/"),
+        forwarded_allow_ips=forwarded_allow_ips,
     )
 
     def load() -> "JanusDoLa":

@@ -92,10 +92,13 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in own} | {"settings": settings}
 
 
-def encode_image(image: Image.Image, image_format: ImageFormat, recipe: Recipe | None) -> bytes:
+def encode_image(
+    image: Image.Image, image_format: ImageFormat, recipe: Recipe | None, quality: int | None = None
+) -> bytes:
     """Encodes an image with its recipe as the content of a file; the same bytes for the same image and recipe.
 
-    A recipe that is too long for the format (JPEG: 64 kB) is a ValueError; None writes no metadata.
+    A recipe that is too long for the format (JPEG: 64 kB) is a ValueError; None writes no metadata. A `quality` in 0 .. 100
+    makes JPEG and WebP smaller; WebP is lossless at 100.
     """
     if image_format not in get_args(ImageFormat):
         raise ValueError(f"format must be one of {list(get_args(ImageFormat))}, got {image_format!r}")
@@ -103,8 +106,11 @@ def encode_image(image: Image.Image, image_format: ImageFormat, recipe: Recipe |
     if recipe is not None:
         exif[ExifTags.Base.ImageDescription] = recipe.to_json().encode("utf-8")
         exif[ExifTags.Base.Software] = "janus-dola"
+    options = dict(_SAVE_OPTIONS[image_format])
+    if quality is not None:  # PNG looks at neither, JPEG at the first
+        options |= {"quality": quality, "lossless": quality == 100}
     content = io.BytesIO()
-    image.save(content, format=image_format.replace("jpg", "jpeg"), exif=exif, **_SAVE_OPTIONS[image_format])
+    image.save(content, format=image_format.replace("jpg", "jpeg"), exif=exif, **options)
     return content.getvalue()
 
 

@@ -2,17 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 import torch
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from janus_dola.arguments import shown
 from janus_dola.images.outputs import NonFiniteError
 from janus_dola.serve.access import BodyLimit, KeyCheck, SiteCheck
 from janus_dola.serve.engine_thread import EngineThread, Event, FailedImage, FinishedImage, PartialImage
@@ -21,15 +25,73 @@ from janus_dola.serve.form_page import HEADERS, form_page
 from janus_dola.serve.metrics import RequestCounter
 from janus_dola.serve.queue import FullError
 from janus_dola.serve.requests import ImagesRequest, InvalidError, ParsedRequest
-from janus_dola.serve.responses import ResponseWriter, event
+from janus_dola.serve.responses import HEARTBEAT, ResponseWriter, event
+from janus_dola.serve.routing import Entrance, no_such_route, public_url
 from janus_dola.serve.service import Service
 
 GENERATIONS = "/v1/images/generations"
-_RETRY_AFTER = 5  # seconds, while the model loads
+_RETRY_AFTER = 5  # seconds, while the model loads or the server stops
+_HEARTBEAT = 15.0  # seconds between signs of life in a stream, less than proxies wait
+_STOPPING = "the server stops, and its time for requests is over: ask again later"
 
 
 class ClientGoneError(Exception):
     """The client closed its connection."""
+
+
+class _JsonRoute(APIRoute):
+    """A route whose body, if it takes one, must say that it is JSON: other types browsers send to any server unasked."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Returns the handler of FastAPI, after a look at the type of the body."""
+        handle = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            given = request.headers.get("content-type", "")
+            if request.method == "POST" and given.partition(";")[0].strip().lower() != "application/json":
+                raise HTTPException(415, f"the request must have Content-Type: application/json, got {shown(given)}")
+            return await handle(request)
+
+        return checked
+
+
+class _Stopped:
+    """Answers requests that are cancelled, since the server stops, with 503."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets a request through; a client that has read a part of its answer gets no more."""
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except asyncio.CancelledError:
+            if scope["type"] != "http":
+                raise
+            if not begun:
+                headers = {"Retry-After": str(_RETRY_AFTER)}
+                await error_response(503, _STOPPING, code="stopping", headers=headers)(scope, receive, send)
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events, which no proxy keeps or holds back."""
+
+    def __init__(self, events: AsyncGenerator[str, None]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, headers=headers, media_type="text/event-stream")
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events; however that ends, they are closed and nothing more is drawn for them."""
+        async with aclosing(self._events):
+            await super().__call__(scope, receive, send)
 
 
 def make_app(service: Service) -> FastAPI:
@@ -44,7 +106,7 @@ def make_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="janus-dola", lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_routes(app, service)
-    html = form_page(options.model, bool(options.keys))
+    html = form_page(options.served_names[0], bool(options.keys))
 
     @app.get("/", include_in_schema=False)
     async def form() -> HTMLResponse:
@@ -56,15 +118,21 @@ def make_app(service: Service) -> FastAPI:
         app.add_middleware(KeyCheck, keys=options.keys)
     else:
         app.add_middleware(SiteCheck, hosts=options.known_hosts(), origins=options.allow_origin)
+    app.add_middleware(_Stopped)
+    # What follows must see the answers to errors, too, which Starlette makes outside of the middleware it is given.
+    stack = app.build_middleware_stack()
     if options.allow_origin:
         origins = list(options.allow_origin)
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(RequestCounter, path=GENERATIONS, metrics=service.metrics)
+        stack = CORSMiddleware(stack, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    stack = RequestCounter(stack, path=GENERATIONS, metrics=service.metrics)
+    app.middleware_stack = Entrance(stack, options.root_path, options.forwarded_allow_ips)
     return app
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    started = int(time.time())
+    about = {"object": "model", "created": int(time.time()), "owned_by": "janus-dola"}
+    names = service.options.served_names
+    app.router.route_class = _JsonRoute
 
     @app.post(GENERATIONS)
     async def generations(request: Request, body: ImagesRequest) -> Response:
@@ -76,19 +144,19 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         if body.response_format == "url" and not service.options.urls:
             raise InvalidError("response_format", 'response_format must be "b64_json" with replicas, got "url"')
         reader, engine = ready
-        events: asyncio.Queue[Event] = asyncio.Queue()
+        events: asyncio.Queue[Event | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         parsed = reader.read(body, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
         engine.ask(parsed.images)
-        writer = ResponseWriter(parsed, reader.size, reader.image_model.image_tokens)
+        writer = ResponseWriter(parsed, names[0], reader.size, reader.image_model.image_tokens)
         pictures = _until_done(request, engine, parsed, events)
         if body.stream:
-            return StreamingResponse(_streamed(pictures, writer), media_type="text/event-stream")
+            return _EventStream(_streamed(pictures, writer))
         keep = None
         if body.response_format == "url":
 
             def keep(content: bytes, ending: str) -> str:
-                return str(request.url_for("image_file", name=service.image_urls.add(content, ending)))
+                return public_url(request, "image_file", name=service.image_urls.add(content, ending))
 
         entries = {}
         try:
@@ -102,15 +170,22 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models")
     async def models() -> JSONResponse:
-        """Lists the model that this server draws with."""
-        model = {"id": service.options.model, "object": "model", "created": started, "owned_by": "janus-dola"}
-        return JSONResponse({"object": "list", "data": [model]})
+        """Lists the names of the model that this server draws with."""
+        return JSONResponse({"object": "list", "data": [{"id": name, **about} for name in names]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> JSONResponse:
+        """Describes the model, by one of its names."""
+        if name not in names:
+            message = f"there is no model {shown(name)} here, but {' and '.join(map(repr, names))}"
+            return error_response(404, message, "model", "model_not_found")
+        return JSONResponse({"id": name, **about})
 
     @app.get("/images/{name}", include_in_schema=False)
     async def image_file(name: str) -> Response:
         path = service.image_urls.find(name)
         if path is None:
-            return error_response(404, f"there is no image {name!r}, or no more", "name", "not_found")
+            return error_response(404, f"there is no image {shown(name)}, or no more", "name", "not_found")
         return FileResponse(path)
 
     @app.get("/health")
@@ -142,6 +217,8 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code in (404, 405):
+            return no_such_route(request)
         return error_response(error.status_code, str(error.detail), headers=dict(error.headers or {}))
 
     @app.exception_handler(Exception)  # the server's own faults are logged, too
@@ -152,19 +229,23 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
 
 async def _until_done(
-    request: Request, engine: EngineThread, parsed: ParsedRequest, events: "asyncio.Queue[Event]"
-) -> AsyncGenerator[PartialImage | FinishedImage, None]:
-    """Yields pictures until all images are drawn, or raises ClientGoneError; what is not drawn in the end is given up."""
-    gone = asyncio.ensure_future(_gone(request))
+    request: Request, engine: EngineThread, parsed: ParsedRequest, events: "asyncio.Queue[Event | None]"
+) -> AsyncGenerator[PartialImage | FinishedImage | None, None]:
+    """Yields pictures until all images are drawn, or raises ClientGoneError; what is not drawn in the end is given up.
+
+    None comes now and then where no picture does; in `events` it means that the client is gone.
+    """
+    gone = asyncio.ensure_future(_tell_gone(request, events))
     missing = len(parsed.images)
     try:
         while missing:
-            following = asyncio.ensure_future(events.get())
-            await asyncio.wait({following, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not following.done():
-                following.cancel()
+            try:
+                event = await asyncio.wait_for(events.get(), _HEARTBEAT)
+            except asyncio.TimeoutError:
+                yield None
+                continue
+            if event is None or gone.done():
                 raise ClientGoneError
-            event = following.result()
             if isinstance(event, FailedImage):
                 raise event.error
             missing -= isinstance(event, FinishedImage)
@@ -174,20 +255,26 @@ async def _until_done(
         engine.give_up(parsed.images)
 
 
-async def _gone(request: Request) -> None:
+async def _tell_gone(request: Request, events: "asyncio.Queue[Event | None]") -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    events.put_nowait(None)
 
 
 async def _streamed(
-    pictures: AsyncGenerator[PartialImage | FinishedImage, None], writer: ResponseWriter
-) -> AsyncIterator[str]:
+    pictures: AsyncGenerator[PartialImage | FinishedImage | None, None], writer: ResponseWriter
+) -> AsyncGenerator[str, None]:
     try:
         async with aclosing(pictures):
             async for picture in pictures:
-                write = writer.partial if isinstance(picture, PartialImage) else writer.completed
-                yield await asyncio.to_thread(write, picture)  # type: ignore[arg-type]
+                if picture is None:
+                    yield HEARTBEAT
+                else:
+                    write = writer.partial if isinstance(picture, PartialImage) else writer.completed
+                    yield await asyncio.to_thread(write, picture)  # type: ignore[arg-type]
     except ClientGoneError:
         return
+    except asyncio.CancelledError:
+        yield event("error", error_body(_STOPPING, "server_error", code="stopping"))
     except Exception as error:  # the status is already sent, so the error becomes an event
         yield event("error", error_body(str(error), "server_error", code="drawing_failed"))

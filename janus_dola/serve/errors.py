@@ -30,8 +30,8 @@ def validation_response(error: RequestValidationError) -> JSONResponse:
         return error_response(400, f"the body must be JSON: {first['ctx']['error']}", code="invalid_json")
     field = _field(first)
     name, kind = field or "the body", first["type"]
-    if kind == "missing" and field is not None:
-        message = f"{name} must be given"
+    if kind == "missing":
+        message = f"{name} must be given" if field else "the body must be a JSON object, got nothing"
     elif kind == "extra_forbidden":
         message = f"{name} is not known to this server: leave it out"
     else:  # each member of a union has an error of its own

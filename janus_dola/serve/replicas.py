@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import ray
 from ray import serve
@@ -16,6 +15,7 @@ from ray import serve
 from janus_dola.compute import Compute, connected, plan_workers
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.service import ServerOptions, Service
+from janus_dola.serve.signals import STOPS, on_signals
 
 _NAME = "janus-dola"
 
@@ -32,39 +32,32 @@ def run_replicas(
     """
     options = replace(options, urls=False)  # a replica does not have the files that others keep
     ended = threading.Event()
-    before: dict[int, Any] = {}
-    try:
-        with connected(ray, compute.ray_address):
-            # Set after Ray's start, because Ray's own handler would abort the process.
-            before = {each: signal.signal(each, lambda *_: ended.set()) for each in (signal.SIGTERM, signal.SIGINT)}
-            logging.getLogger("ray.serve").setLevel(logging.WARNING)
-            resources, count = plan_workers(ray.cluster_resources(), compute)
+    with connected(ray, compute.ray_address), on_signals((*STOPS, signal.SIGINT), ended.set):
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        resources, count = plan_workers(ray.cluster_resources(), compute)
 
-            def build():
-                from janus_dola.serve.api import make_app
+        def build():
+            from janus_dola.serve.api import make_app
 
-                _listen_at_loopback()
-                pipe = load()  # a replica is ready when its model is
-                return make_app(Service(options, lambda: pipe))
+            _listen_at_loopback()
+            pipe = load()  # a replica is ready when its model is
+            return make_app(Service(options, lambda: pipe))
 
-            serve.start(http_options={"host": options.host, "port": options.port})
-            deployment = serve.deployment(
-                serve.ingress(build)(type("Replica", (), {})),
-                name="Replica",
-                num_replicas=count,
-                max_ongoing_requests=options.max_waiting,
-                ray_actor_options=resources,
-                graceful_shutdown_wait_loop_s=0.5,
-                graceful_shutdown_timeout_s=options.grace,
-            )
-            serve.run(deployment.bind(), name=_NAME, logging_config={"log_level": "ERROR", "enable_access_log": False})
-            announce(f"http://{options.host}:{options.port} draws with {options.model}, {count} replicas")
-            ended.wait()
-            serve.delete(_NAME)  # waits for images that are being drawn
-            serve.shutdown()
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        serve.start(http_options={"host": options.host, "port": options.port})
+        deployment = serve.deployment(
+            serve.ingress(build)(type("Replica", (), {})),
+            name="Replica",
+            num_replicas=count,
+            max_ongoing_requests=options.max_waiting,
+            ray_actor_options=resources,
+            graceful_shutdown_wait_loop_s=0.5,
+            graceful_shutdown_timeout_s=options.grace,
+        )
+        serve.run(deployment.bind(), name=_NAME, logging_config={"log_level": "ERROR", "enable_access_log": False})
+        announce(f"http://{options.host}:{options.port} draws with {options.served_names[0]}, {count} replicas")
+        ended.wait()
+        serve.delete(_NAME)  # waits for images that are being drawn
+        serve.shutdown()
 
 
 def _listen_at_loopback() -> None:

@@ -6,17 +6,22 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from PIL import Image
+
 from janus_dola.images.layer_map import counts_of, small_map
-from janus_dola.images.recipe import encode_image
+from janus_dola.images.recipe import Recipe, encode_image
 from janus_dola.serve.engine_thread import FinishedImage, PartialImage
 from janus_dola.serve.requests import ParsedRequest
 
+HEARTBEAT = ": the images wait or are being drawn\n\n"  # a comment, which clients skip
+
 
 class ResponseWriter:
-    """Writes the answer to one request, for images of a size ("64x64") and a number of tokens each."""
+    """Writes the answer to one request, for a model's name, and images of a size ("64x64") and a number of tokens each."""
 
-    def __init__(self, request: ParsedRequest, size: str, image_tokens: int) -> None:
-        self._request, self._size, self._image_tokens, self._created = request, size, image_tokens, int(time.time())
+    def __init__(self, request: ParsedRequest, model: str, size: str, image_tokens: int) -> None:
+        self._request, self._model, self._size, self._image_tokens = request, model, size, image_tokens
+        self._created = int(time.time())
 
     def entry(self, image: FinishedImage, keep: Callable[[bytes, str], str] | None) -> dict[str, Any]:
         """Returns an image with its seed, its settings and what DoLa did.
@@ -24,7 +29,7 @@ class ResponseWriter:
         `keep` takes the file and its format, and returns a URL for it; None puts the file itself into the answer.
         """
         recipe = self._request.recipes[image.k]
-        content = encode_image(image.picture, self._request.image_format, recipe)
+        content = self._encode(image.picture, recipe)
         entry: dict[str, Any] = {
             **({"b64_json": _base64(content)} if keep is None else {"url": keep(content, self._request.image_format)}),
             "seed": recipe.seed,
@@ -44,7 +49,7 @@ class ResponseWriter:
 
     def partial(self, image: PartialImage) -> str:
         """Returns the event for an image that is half drawn."""
-        content = encode_image(image.picture, self._request.image_format, None)
+        content = self._encode(image.picture, None)
         more = {"partial_image_index": image.number, "index": image.k, "b64_json": _base64(content)}
         return self._event("image_generation.partial_image", more)
 
@@ -53,13 +58,16 @@ class ResponseWriter:
         more = {**self.entry(image, None), "index": image.k, "usage": self._usage(1)}
         return self._event("image_generation.completed", more)
 
+    def _encode(self, picture: Image.Image, recipe: Recipe | None) -> bytes:
+        return encode_image(picture, self._request.image_format, recipe, self._request.quality)
+
     def _event(self, kind: str, more: dict[str, Any]) -> str:
         return event(kind, {"type": kind, **more, **self._common("created_at")})
 
     def _common(self, created: str) -> dict[str, Any]:
         name = self._request.image_format.replace("jpg", "jpeg")
         same = {"quality": "auto", "background": "opaque", "output_format": name}
-        return {created: self._created, "size": self._size, **same}
+        return {created: self._created, "model": self._model, "size": self._size, **same}
 
     def _usage(self, images: int) -> dict[str, Any]:
         read, drawn = self._request.prompt_tokens, images * self._image_tokens

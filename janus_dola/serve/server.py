@@ -1,6 +1,5 @@
-"""Runs a server process: it listens, answers, and ends on SIGTERM."""
+"""Runs a server process: it listens, answers, and ends on SIGTERM or SIGHUP."""
 
-import signal
 import socket
 from collections.abc import Callable
 
@@ -10,10 +9,11 @@ from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.api import make_app
 from janus_dola.serve.connections import MAX_HEAD, limited
 from janus_dola.serve.service import ServerOptions, Service
+from janus_dola.serve.signals import STOPS, on_signals
 
 
 def run_server(options: ServerOptions, load: Callable[[], JanusDoLa], announce: Callable[[str], object]) -> None:
-    """Serves until SIGTERM, then finishes the requests it has and takes no others.
+    """Serves until SIGTERM or SIGHUP, then finishes the requests it has and takes no others.
 
     Raises what `load` raised, or an OSError if it cannot listen at the address. `announce` gets the line that says where.
     """
@@ -27,13 +27,10 @@ def run_server(options: ServerOptions, load: Callable[[], JanusDoLa], announce: 
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.create_server((options.host, options.port), family=family, backlog=1024) as listening:
         host = f"[{options.host}]" if ":" in options.host else options.host
-        announce(f"http://{host}:{listening.getsockname()[1]} draws with {options.model}")
-        # uvicorn raises the signal once more when it has ended: that must not kill the process.
-        before = signal.signal(signal.SIGTERM, lambda *_: None)
-        try:
+        announce(f"http://{host}:{listening.getsockname()[1]} draws with {options.served_names[0]}")
+        # uvicorn handles SIGTERM while it runs, and raises it once more when it has ended: that must not kill the process.
+        with on_signals(STOPS, stop):
             server.run(sockets=[listening])
-        finally:
-            signal.signal(signal.SIGTERM, before)
     if service.failure is not None:
         raise service.failure
 
@@ -49,4 +46,5 @@ def configured(service: Service) -> uvicorn.Config:
         limit_concurrency=2 * connection.most,  # `connection` makes room before
         h11_max_incomplete_event_size=MAX_HEAD,
         timeout_graceful_shutdown=service.options.grace,
+        proxy_headers=False,  # the application reads them
     )

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from janus_dola.models.checkpoint.hub import public_name
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.access import is_loopback
 from janus_dola.serve.engine_thread import EngineThread
@@ -29,6 +30,14 @@ class ServerOptions:
     backend: str = "auto"
     launch: str = "auto"
     urls: bool = True  # whether clients may ask for images by URL
+    names: Sequence[str] = ()  # what clients may call the model, see `served_names`
+    root_path: str = ""  # where a proxy serves this server, such as "/janus"
+    forwarded_allow_ips: str = "127.0.0.1"  # proxies whose X-Forwarded headers count, as uvicorn reads them
+
+    @property
+    def served_names(self) -> Sequence[str]:
+        """Returns what clients may call the model, first what they are shown: never the path of a folder."""
+        return self.names or (public_name(self.model),)
 
     def known_hosts(self) -> Sequence[str]:
         """Returns the names that clients without a key must know the server by; empty is any."""
@@ -70,7 +79,7 @@ class Service:
     def _get_ready(self) -> None:
         options = self.options
         try:
-            reader = Reader(self._load(), options.model)
+            reader = Reader(self._load(), options.served_names)
             with self._lock:
                 if self._closed:
                     return
