@@ -153,7 +153,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         if body.stream:
             return _EventStream(_streamed(pictures, writer))
         keep = None
-        if body.response_format == "url":
+        dall_e = body.response_format is None and (body.model or "").startswith("dall-e-") and service.options.urls
+        if body.response_format == "url" or dall_e:
 
             def keep(content: bytes, ending: str) -> str:
                 return public_url(request, "image_file", name=service.image_urls.add(content, ending))

@@ -1,6 +1,6 @@
 """Counts what a server does, for Prometheus."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
@@ -12,6 +12,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         self.requests = Counter("janus_requests", "Requests for images, by status.", ["status"], registry=registry)
+        self.model = Info("janus_model", "The model, by the name that clients are shown.", registry=registry)
         self.images = Counter("janus_images", "Images drawn.", registry=registry)
         self.failures = Counter("janus_failures", "Images that could not be drawn.", registry=registry)
         self.codes = Counter(

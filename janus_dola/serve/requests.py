@@ -51,8 +51,9 @@ class ImagesRequest(_Settings):
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="How many images.")] = 1
     size: Annotated[str, Field(description='"auto", or the size that the model draws, such as "384x384".')] = "auto"
     response_format: Annotated[
-        Literal["b64_json", "url"], Field(description="The image itself, or a URL that serves it for an hour.")
-    ] = "b64_json"
+        Literal["b64_json", "url"] | None,
+        Field(description="The image itself, or a URL that serves it for an hour, which DALL-E has as default."),
+    ] = None
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: Annotated[
         int | None, Field(ge=0, le=100, description="Quality of a JPEG or WebP file; WebP is lossless at 100.")

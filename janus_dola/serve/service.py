@@ -54,6 +54,7 @@ class Service:
         self, options: ServerOptions, load: Callable[[], JanusDoLa], on_failure: Callable[[], object] = lambda: None
     ) -> None:
         self.options, self.metrics, self.image_urls = options, Metrics(), ImageUrls()
+        self.metrics.model.info({"name": options.served_names[0]})
         self.failure: Exception | None = None
         self._ready: tuple[Reader, EngineThread] | None = None
         self._load, self._on_failure = load, on_failure

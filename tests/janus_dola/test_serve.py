@@ -117,7 +117,7 @@ def test_openai_streams_partial_images(server):
         ({"premature_layer": "x"}, openai.BadRequestError, "premature_layer", "or be 'final', got 'x'"),
         ({"partial_images": 1}, openai.BadRequestError, "partial_images", "must be 0 without stream, got 1"),
         ({"colour": "red"}, openai.BadRequestError, "colour", "colour is not known to this server"),
-        ({"seed": -1}, openai.BadRequestError, "seed", "seed must be greater than or equal to 0, got -1"),
+        ({"seed": -2}, openai.BadRequestError, "seed", "seed must be greater than or equal to -1, got -2"),
     ],
 )
 def test_each_error_names_argument_value_and_what_is_allowed(server, fields, error, param, message):

@@ -6,10 +6,6 @@ import contextlib
 import gc
 import io
 import logging
-import os
-import signal
-import threading
-import time
 
 import httpx
 import openai
@@ -21,7 +17,6 @@ from janus_dola.serve import api
 from janus_dola.serve.access import digest
 from janus_dola.serve.api import GENERATIONS
 from janus_dola.serve.queue import FullError
-from janus_dola.serve.server import run_server
 from janus_dola.serve.service import ServerOptions, Service
 from tests.janus_dola.server import running, until
 
@@ -169,8 +164,26 @@ def test_a_model_has_the_names_it_is_given(named):
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
     with pytest.raises(openai.NotFoundError, match="model must be 'gpt-image-1' or 'deepseek-ai/Janus-Pro-1B', got 'm"):
         client.images.generate(prompt="a red circle", model="mini")
-    assert "draws with" in (page := httpx.get(f"{named}/").text)
-    assert '"gpt-image-1"' in page
+    assert '"model": "gpt-image-1"' in httpx.get(f"{named}/").text
+    assert 'janus_model_info{name="gpt-image-1"} 1.0' in httpx.get(f"{named}/metrics").text
+
+
+def test_the_command_line_takes_several_names(call, monkeypatch):
+    seen = []
+    monkeypatch.setattr("janus_dola.serve.server.run_server", lambda options, *rest: seen.append(options))
+    for arguments, names in [
+        ([], ("mini",)),
+        (["--served-model-name", "a", "b/c", "--port", "0", "--root_path=/janus/"], ("a", "b/c")),
+        (["--served_model_name=a", "b", "--allow-origin", "https://x.org", "https://y.org"], ("a", "b")),
+        (["--served-model-name", "a", "--served-model-name", "b", "c", "--root-path", "/"], ("a", "b", "c")),
+    ]:
+        assert call("serve", *arguments)[0] == 0
+        assert tuple(seen[-1].served_names) == names
+    assert [each.root_path for each in seen] == ["", "/janus", "", ""]
+    assert seen[2].allow_origin == ("https://x.org", "https://y.org")
+    for arguments in (["--root-path", "janus"], ["--served-model-name", ""], ["--served-model-name"], ["a"]):
+        assert call("serve", *arguments)[0] == 2
+    assert len(seen) == 4
 
 
 @pytest.mark.parametrize(
@@ -285,7 +298,7 @@ def test_a_prefix_is_no_way_round_the_key_and_comes_from_trusted_proxies_alone(n
     with ready(mini, keys=(digest("k"),), root_path="/janus", forwarded_allow_ips="10.0.0.1") as url:
         for path in ("/janus/v1/models", "/janus/janus/v1/models", "/v1/models/", "/x/v1/models"):
             answer = httpx.get(url + path, headers={"X-Forwarded-Prefix": "/x"})
-            assert answer.status_code == (404 if path.startswith("/x") else 401)
+            assert answer.status_code == 401
         keyed = {"Authorization": "Bearer k", **FORWARDED}
         image = post(url, {**DRAWN, "response_format": "url"}, headers=keyed).json()["data"][0]["url"]
         assert image.startswith(f"{url}/janus/images/")
@@ -293,6 +306,14 @@ def test_a_prefix_is_no_way_round_the_key_and_comes_from_trusted_proxies_alone(n
         for prefix in ("/x", "/v1", "/v1/models", "/janus,/janus"):
             for path in ("/v1/models", "/v1/v1/models", "/x/v1/models", "/x/x/v1/models", "/janus/janus/v1/models"):
                 assert httpx.get(url + path, headers={"X-Forwarded-Prefix": prefix}).status_code in (401, 404)
+
+
+def test_a_model_called_dall_e_is_answered_with_urls_as_its_wrappers_expect(mini):
+    with ready(mini, names=("dall-e-3", "mini")) as url:
+        sent = [{"model": "dall-e-3"}, {"model": "dall-e-3", "response_format": "b64_json"}, {"model": "mini"}, {}]
+        answers = [post(url, {**DRAWN, **body}).json()["data"][0] for body in sent]
+    assert ["url" in answer for answer in answers] == [True, False, False, False]
+    assert ["b64_json" in answer for answer in answers] == [False, True, True, True]
 
 
 def test_streams_say_that_they_live_and_clients_read_them(url, monkeypatch):
@@ -327,6 +348,11 @@ def test_clients_that_leave_streams_leave_nothing_in_the_log(url, caplog):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_server_that_is_told_to_end_answers_and_ends_quietly(mini, monkeypatch, caplog, number):
     monkeypatch.setattr("janus_dola.serve.engine_thread.SlotRunner.advance", lambda runner: time.sleep(0.01) or [])
+
+    def drawn_or_waiting(url):
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        return sum(float(line.split()[1]) for line in lines if line.startswith(("janus_slots_in", "janus_queue_l")))
+
     answers, before = {}, signal.getsignal(number)
 
     def ask(url, stream):
@@ -338,7 +364,7 @@ def test_a_server_that_is_told_to_end_answers_and_ends_quietly(mini, monkeypatch
         for each in asking:
             each.start()
         try:
-            until(lambda: "janus_slots_in_use 2" in httpx.get(f"{url}/metrics").text)
+            until(lambda: drawn_or_waiting(url) == 2)
         finally:
             os.kill(os.getpid(), number)
 
