@@ -6,6 +6,10 @@ import contextlib
 import gc
 import io
 import logging
+import os
+import signal
+import threading
+import time
 
 import httpx
 import openai
@@ -17,6 +21,7 @@ from janus_dola.serve import api
 from janus_dola.serve.access import digest
 from janus_dola.serve.api import GENERATIONS
 from janus_dola.serve.queue import FullError
+from janus_dola.serve.server import run_server
 from janus_dola.serve.service import ServerOptions, Service
 from tests.janus_dola.server import running, until
 
