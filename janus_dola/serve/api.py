@@ -106,11 +106,11 @@ def make_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="janus-dola", lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_routes(app, service)
-    html = form_page(options.served_names[0], bool(options.keys))
 
     @app.get("/", include_in_schema=False)
-    async def form() -> HTMLResponse:
-        return HTMLResponse(html, headers=HEADERS)
+    async def form(request: Request) -> HTMLResponse:
+        root_path = request.scope["root_path"]
+        return HTMLResponse(form_page(options.served_names[0], bool(options.keys), root_path), headers=HEADERS)
 
     _add_errors(app, service)
     app.add_middleware(BodyLimit)

@@ -15,9 +15,10 @@ HEADERS = {
 }
 
 
-def form_page(model: str, asks_for_key: bool) -> str:
-    """Returns the page as HTML."""
+def form_page(model: str, asks_for_key: bool, root_path: str = "") -> str:
+    """Returns the page as HTML, for a server that browsers see below `root_path`; "" is where the page itself is."""
     colours = [css(colour_of_layer(layer)) for layer in range(_LAYERS)]
     server = {"model": model, "asks_for_key": asks_for_key, "colours": colours, "ramp": css_ramp()}
+    server["root"] = root_path and f"{root_path}/"
     text = files("janus_dola.serve").joinpath("form_page.html").read_text(encoding="utf-8")
     return text.replace("/*SERVER*/null", json.dumps(server).replace("<", "\\u003c"))

@@ -169,7 +169,10 @@ def test_a_model_has_the_names_it_is_given(named):
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
     with pytest.raises(openai.NotFoundError, match="model must be 'gpt-image-1' or 'deepseek-ai/Janus-Pro-1B', got 'm"):
         client.images.generate(prompt="a red circle", model="mini")
-    assert '"model": "gpt-image-1"' in httpx.get(f"{named}/").text
+    for path in ("", "/", "/janus", "/janus/"):
+        page = httpx.get(named + path).text
+        assert '"model": "gpt-image-1"' in page
+        assert '"root": "/janus/"' in page
     assert 'janus_model_info{name="gpt-image-1"} 1.0' in httpx.get(f"{named}/metrics").text
 
 
