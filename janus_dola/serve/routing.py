@@ -72,7 +72,9 @@ def no_such_route(request: Request) -> JSONResponse:
     if (known := _WRONG_BASE.fullmatch(path)) and path != f"/v1{known[1]}":
         message = f"{here}, but /v1{known[1]:.80}: the client's base URL must be this server's address and /v1"
         return error_response(404, message, code="not_found")
-    there = ", ".join(f"{' '.join(route.methods or ())} {route.path}" for route in routes if route.include_in_schema)
+    there = ", ".join(
+        f"{' '.join(route.methods or ())} {route.path_format}" for route in routes if route.include_in_schema
+    )
     message = f"{here}: this server only draws images from text, and has {there}"
     if not allowed:
         return error_response(404, message, code="not_found")

@@ -48,7 +48,7 @@ def url(mini, tmp_path_factory):
 @pytest.fixture(scope="module")
 def named(mini):
     """A server whose model has several names, behind a proxy's path."""
-    with ready(mini, names=("gpt-image-1", "deepseek-ai/Janus-Pro-1B"), root_path="/janus") as url:
+    with ready(mini, names=("gpt-image-1", "deepseek-ai/Janus-Pro-1B", "dall-e-3"), root_path="/janus") as url:
         yield url
 
 
@@ -69,15 +69,17 @@ def error_of(answer):
 
 # What programs send, beside a prompt; taken from their source or seen from themselves.
 BODIES = {
-    "OpenAI's defaults": {
-        "n": 1, "background": "auto", "output_format": "png", "quality": "auto", "size": "auto",
-        "moderation": "auto", "output_compression": 100, "partial_images": 0, "stream": False,
+    "LibreChat": {
+        "model": "gpt-image-1", "n": 1, "background": "auto", "output_format": "png", "quality": "auto", "size": "auto",
     },
-    "DALL-E 3's defaults": {"n": 1, "quality": "standard", "style": "vivid", "response_format": "b64_json", "user": "x"},
+    "LiteLLM": {"model": "gpt-image-1", "quality": "medium", "size": "auto"},
+    "Open WebUI": {"model": "dall-e-3", "n": 1, "size": "64x64", "response_format": "b64_json"},
     "n8n": {"n": 1, "quality": "hd", "style": "natural", "response_format": "b64_json", "size": "64x64"},
+    "OpenAI's defaults": {
+        "n": 1, "quality": "auto", "moderation": "auto", "output_compression": 100, "partial_images": 0, "stream": False,
+    },
     "the answer itself": {"quality": "auto", "background": "opaque", "output_format": "png", "size": "64x64"},
-    "newest": {"quality": "xhigh", "complexity": "high", "safety_identifier": "ab", "moderation": "low"},
-    "other qualities": {"quality": "medium"},
+    "newest": {"quality": "xhigh", "complexity": "high", "safety_identifier": "ab", "moderation": "low", "user": "x"},
     "the server's own defaults": {"dola": True, "alpha": 0.1, "candidate_layers": "auto", "cfg_weight": 5, "top_k": 0},
 }  # fmt: skip
 BODIES["nulls"] = dict.fromkeys(
@@ -87,11 +89,11 @@ BODIES["nulls"] = dict.fromkeys(
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_fields_of_openai_that_mean_nothing_here_change_nothing(url, plain, body):
-    answer = post(url, {**DRAWN, **body})
+def test_fields_of_openai_that_mean_nothing_here_change_nothing(named, plain, body):
+    answer = post(named, {**DRAWN, **body})
     assert answer.status_code == 200, answer.text
     assert answer.json()["data"] == [plain]
-    assert answer.json()["model"] == "Janus-mini"
+    assert answer.json()["model"] == "gpt-image-1"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_the_model_is_called_by_the_name_of_its_folder_never_its_path(url):
 
 def test_a_model_has_the_names_it_is_given(named):
     client = openai.OpenAI(base_url=f"{named}/v1", api_key="none", max_retries=0)
-    names = ["gpt-image-1", "deepseek-ai/Janus-Pro-1B"]
+    names = ["gpt-image-1", "deepseek-ai/Janus-Pro-1B", "dall-e-3"]
     assert [model.id for model in client.models.list()] == names
     assert [client.models.retrieve(name).id for name in names] == names
     for name in names:
@@ -167,7 +169,7 @@ def test_a_model_has_the_names_it_is_given(named):
     for name in ("mini", "Janus-Pro-1B", "gpt-image-1/x", "../models"):
         answer = httpx.get(f"{named}/v1/models/{name.replace('.', '%2e')}")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
-    with pytest.raises(openai.NotFoundError, match="model must be 'gpt-image-1' or 'deepseek-ai/Janus-Pro-1B', got 'm"):
+    with pytest.raises(openai.NotFoundError, match="model must be 'gpt-image-1' or .* or 'dall-e-3', got 'mini'"):
         client.images.generate(prompt="a red circle", model="mini")
     for path in ("", "/", "/janus", "/janus/"):
         page = httpx.get(named + path).text
@@ -317,12 +319,12 @@ def test_a_prefix_is_no_way_round_the_key_and_comes_from_trusted_proxies_alone(n
                 assert answer.status_code == 401 or "<html" in answer.text
 
 
-def test_a_model_called_dall_e_is_answered_with_urls_as_its_wrappers_expect(mini):
-    with ready(mini, names=("dall-e-3", "mini")) as url:
-        sent = [{"model": "dall-e-3"}, {"model": "dall-e-3", "response_format": "b64_json"}, {"model": "mini"}, {}]
-        answers = [post(url, {**DRAWN, **body}).json()["data"][0] for body in sent]
-    assert ["url" in answer for answer in answers] == [True, False, False, False]
-    assert ["b64_json" in answer for answer in answers] == [False, True, True, True]
+def test_a_model_called_dall_e_is_answered_with_urls_as_its_wrappers_expect(named):
+    langchain = {"model": "dall-e-3", "n": 1, "quality": "standard", "size": "auto"}
+    sent = [langchain, {**langchain, "response_format": "b64_json"}, {**langchain, "model": "gpt-image-1"}]
+    answers = [post(named, {**DRAWN, **body}).json()["data"][0] for body in sent]
+    assert ["url" in answer for answer in answers] == [True, False, False]
+    assert ["b64_json" in answer for answer in answers] == [False, True, True]
 
 
 def test_streams_say_that_they_live_and_clients_read_them(url, monkeypatch):

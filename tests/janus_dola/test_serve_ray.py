@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -42,11 +43,25 @@ def listening(process):
 KEY = "a key that Ray must not see"
 
 
+def same_routes_as_one_engine(url, headers):
+    with httpx.Client(base_url=url, headers=headers) as client:
+        for prefix in ("", "/janus"):
+            assert [model["id"] for model in client.get(f"{prefix}/v1/models").json()["data"]] == ["mini", "b/c"]
+            assert client.get(f"{prefix}/v1/models/b%2Fc").json()["id"] == "b/c"
+            head = client.head(f"{prefix}/health")
+            assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", "18")
+        assert "base URL must be" in client.post("/images/generations", json={}).json()["error"]["message"]
+        assert client.get("/v1/images/generations").headers["allow"] == "POST"
+        assert client.post("/v1/images/generations", content=b"{}").status_code == 415
+        assert '"root": "/janus/"' in client.get("/").text
+
+
 def test_requests_spread_and_all_are_answered_though_a_replica_is_killed(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [
         sys.executable, "-m", "janus_dola", "serve", "--device", "cpu", "--replicas", "2", "--port", str(port),
+        "--served-model-name", "mini", "b/c", "--root-path", "/janus",
     ]  # fmt: skip
     environment = {**os.environ, "JANUS_DOLA_API_KEY": KEY, "HOME": str(tmp_path)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as server:
@@ -80,6 +95,7 @@ def test_requests_spread_and_all_are_answered_though_a_replica_is_killed(tmp_pat
                 assert [seed for seed, _ in first] == list(range(8))
 
             asyncio.run(draw())
+            same_routes_as_one_engine(f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {KEY}"})
             server.send_signal(signal.SIGTERM)
             assert server.wait(60) == 0
         finally:
