@@ -30,7 +30,7 @@ from janus_dola.engine.engine import Engine
 from janus_dola.engine.ordered_images import all_of, draw_images, each_of, jobs_of
 from janus_dola.engine.plan import Sampler, make_plan, resolve_launch
 from janus_dola.engine.progress import Callback
-from janus_dola.engine.scoring import CodeScores, check_codes, log_probabilities, scores_of_images
+from janus_dola.engine.scoring import CodeScores, check_codes, indices_of_layers, log_probabilities, scores_of_images
 from janus_dola.images.outputs import DrawnImage, GenerationOutput
 from janus_dola.images.recipe import Recipe
 from janus_dola.kernels.head import resolve_backend
@@ -263,6 +263,8 @@ class JanusDoLa:
         prompts: str | Sequence[str],
         tokens: Tensor,
         settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
+        *,
+        premature_layers: Tensor | None = None,
         **changes: Unpack[Changes],
     ) -> Tensor:
         """Returns the log-probability of each code under the distribution that these settings draw it from.
@@ -274,13 +276,15 @@ class JanusDoLa:
             prompts: P, one or several.
             tokens: [P, K, T] int64, K images of each prompt, as `GenerationOutput.tokens`.
             settings, changes: as for `generate`.
+            premature_layers: [P, K, T] int64, as `GenerationOutput.premature_layers`: contrasts with these layers, each a
+                candidate or N (no contrast), as drawn with. None chooses them by the settings.
         Returns:
             [P, K, T] float32 on the CPU, nats, at most 0; -inf for a code that cannot be drawn.
         Raises:
             ValueError: an argument is out of range.
         """
         settings = with_changes(settings, changes)
-        scores, _ = self._scores(prompts, tokens, settings)
+        scores, _ = self._scores(prompts, tokens, settings, premature_layers)
         log_probs = [
             log_probabilities(each.scores, codes.to(each.scores.device), settings.temperature).cpu()
             for codes, each in zip(tokens.flatten(0, 1), scores, strict=True)
@@ -292,6 +296,8 @@ class JanusDoLa:
         prompts: str | Sequence[str],
         tokens: Tensor,
         settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
+        *,
+        premature_layers: Tensor | None = None,
         **changes: Unpack[Changes],
     ) -> CodeScores:
         """Returns the whole distribution that these settings draw each code from, and what was contrasted there.
@@ -300,12 +306,12 @@ class JanusDoLa:
         16384 codes take 38 MB.
 
         Args:
-            prompts, tokens, settings, changes: as for `log_probs`.
+            prompts, tokens, settings, premature_layers, changes: as for `log_probs`.
         Raises:
             ValueError: an argument is out of range.
         """
         settings = with_changes(settings, changes)
-        scores, layers = self._scores(prompts, tokens, settings)
+        scores, layers = self._scores(prompts, tokens, settings, premature_layers)
         return CodeScores.of(scores, tokens.shape, layers, settings.temperature)
 
     def encode(self, prompts: str | Sequence[str], negative_prompt: str | None = None) -> list[PromptRows]:
@@ -353,15 +359,16 @@ class JanusDoLa:
         self._prompt_ids(prompt)
 
     def _scores(
-        self, prompts: str | Sequence[str], tokens: Tensor, settings: DrawSettings
+        self, prompts: str | Sequence[str], tokens: Tensor, settings: DrawSettings, premature_layers: Tensor | None
     ) -> tuple[Iterator[Scores], tuple[int, ...]]:
         """Returns the scores of images, one after the other, and the layers they are read from; checks the arguments."""
         rows = self.encode(prompts, settings.negative_prompt)
         check_codes(tokens, len(rows), self.image_model)
         layers = settings.layers_to_read(self.image_model.num_layers)
-        params, weights = settings.sampling_params(layers), self.engine.weights.read()
-        scores = scores_of_images(self.image_model, weights, rows, tokens, layers, params)
-        return scores, (*layers, self.image_model.num_layers)
+        params, numbers = settings.sampling_params(layers), (*layers, self.image_model.num_layers)
+        given = None if premature_layers is None else indices_of_layers(premature_layers, tokens, numbers, params)
+        weights = self.engine.weights.read()
+        return scores_of_images(self.image_model, weights, rows, tokens, layers, params, given), numbers
 
     def _recipe(self, settings: DrawSettings, window: Window) -> Recipe:
         """Returns the recipe that images drawn now share; prompt and seed are left to each."""

@@ -20,7 +20,7 @@ from bench.forecast import cycles, static_report
 from bench.forecast.static_report import Case
 from bench.report.tables import markdown as markdown_table
 from bench.speed import floor
-from janus_dola.kernels.gpu.launch import TABLE, matmul_launch, sweep_launch
+from janus_dola.kernels.gpu.launch import TABLE, matmul_launch
 
 GPU, MULTIPROCESSORS, CLOCK = "sm_90", 132, 1.755e9
 MEMORY, CACHE = 3.0e12, 5.5e12  # bytes per second
@@ -95,7 +95,7 @@ def launches(shape: str, images: int) -> list[Launch]:
     product("codebook", pairs, sizes.codes, sizes.width, work, 4 * pairs * sizes.codes)
     case = static_report.sweep_case(GPU, table["sweep"], "4 candidates", LAYERS - 1)
     parts = case.constants["PARTS"]
-    turns = -(-sizes.codes // (parts * sweep_launch(GPU).block_codes))
+    turns = -(-sizes.codes // (parts * case.constants["BLOCK_V"]))
     small(case, images * parts, floor.sweep(sizes, LAYERS, images).bytes, turns)
     return forecasts
 

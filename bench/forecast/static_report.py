@@ -19,6 +19,7 @@ from bench.forecast import cycles
 from bench.report.tables import markdown as markdown_table
 from bench.speed import floor
 from janus_dola.kernels.gpu import attention, block_matmul, codebook, matmul, normalise, project, sweep, truncate
+from janus_dola.kernels.gpu.launch import SweepLaunch
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -138,11 +139,7 @@ def matmul_case(generation: str, kernel: str, entry: dict) -> Case:
 
 def sweep_case(generation: str, launch: dict, what: str, candidates: int) -> Case:
     """Returns the sweep over the candidates of the 7B shape."""
-    parts, races = min(-(-SHAPE.codes // launch["block_codes"]), launch["max_parts"]), max(1, candidates)
-    constants = {
-        "CANDIDATES": candidates, "PARTS": parts, "BLOCK_V": launch["block_codes"],
-        "RACES_PADDED": triton.next_power_of_2(races), "PARTS_PADDED": triton.next_power_of_2(parts),
-    }  # fmt: skip
+    constants = sweep.sweep_constants(SHAPE.codes, candidates, SweepLaunch(**launch))
     return Case(generation, "sweep", what, 32, constants, launch["num_warps"])
 
 

@@ -5,7 +5,7 @@ distribution that each code was drawn from, except that another number of rows r
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from janus_dola.kernels.block_torch import run_whole
 from janus_dola.kernels.head import head_scores
-from janus_dola.kernels.types import SamplingParams, Scores
+from janus_dola.kernels.types import SamplingParams, SamplingTensors, Scores
 from janus_dola.models.model import ImageModel, PromptRows
 from janus_dola.models.weights import Weights
 
@@ -56,6 +56,27 @@ def check_codes(tokens: Tensor, prompts: int, image_model: ImageModel) -> None:
         raise ValueError(f"tokens must be int64 in 0 .. {codes - 1}, got {tokens.dtype}, up to {tokens.max()}")
 
 
+def indices_of_layers(
+    premature_layers: object, tokens: Tensor, layers: Sequence[int], params: SamplingParams
+) -> Tensor:
+    """Returns where each code's layer stands among those read, [P, K, T] int64; `layers` are their numbers.
+
+    A ValueError says that they are of another shape or dtype, that one is not read, or that the contrast chooses no layer.
+    """
+    if "premature" not in params.contrast:
+        raise ValueError(f"premature_layers must be None with the contrast {params.method!r}, which takes all layers")
+    if not isinstance(premature_layers, Tensor) or premature_layers.shape != tokens.shape:
+        given = list(getattr(premature_layers, "shape", ())) or type(premature_layers).__name__
+        raise ValueError(f"premature_layers must be a tensor of the tokens' shape, {list(tokens.shape)}, got {given}")
+    if premature_layers.dtype != torch.int64:
+        raise ValueError(f"premature_layers must be int64, got {premature_layers.dtype}")
+    matches = premature_layers.cpu().unsqueeze(-1) == torch.tensor(layers)
+    if not (known := matches.any(-1)).all():
+        unknown = premature_layers.cpu()[~known].unique().tolist()
+        raise ValueError(f"premature_layers must be among {list(layers)} with these settings, got {unknown[:4]}")
+    return matches.int().argmax(-1)
+
+
 @torch.no_grad()
 def scores_of_images(
     image_model: ImageModel,
@@ -64,27 +85,35 @@ def scores_of_images(
     tokens: Tensor,
     layers: Sequence[int],
     params: SamplingParams,
+    premature: Tensor | None = None,
 ) -> Iterator[Scores]:
     """Yields for each image in tokens [P, K, T] the contrasted scores at its T codes, given the codes before each.
 
-    The scores are on the model's device. `layers` are read below the final one, in ascending order.
+    The scores are on the model's device. `layers` are read below the final one, in ascending order. `premature` [P, K, T],
+    from `indices_of_layers`, says which is contrasted with at each code; None leaves that to `params`.
     """
-    for both, images in zip(rows, tokens.to(image_model.device), strict=True):
-        words = [image_model.embed_text(torch.tensor(row, device=image_model.device)) for row in both]
-        for codes in images:
+    device = image_model.device
+    for prompt, (both, images) in enumerate(zip(rows, tokens.to(device), strict=True)):
+        words = [image_model.embed_text(torch.tensor(row, device=device)) for row in both]
+        for image, codes in enumerate(images):
             fed_back = weights.code_table[image_model.raster.sequence(codes)[:-1]]
             # The shorter row is followed by zeros, which nothing looks back at.
             whole = pad_sequence([torch.cat([row, fed_back]) for row in words], batch_first=True)
             _, states = run_whole(whole, weights.blocks, weights.rotary, layers)
             at_codes = [states[:, i, len(row) - 1 + image_model.raster.places] for i, row in enumerate(words)]
-            yield head_scores(torch.cat(at_codes, 1), weights.head, params, "torch")
+            at_both = torch.cat(at_codes, 1)
+            sampling = SamplingTensors.repeat(params, len(codes), at_both)
+            if premature is not None:
+                given = premature[prompt, image].to(device)
+                sampling = replace(sampling, contrast=sampling.contrast | {"premature": given})
+            yield head_scores(at_both, weights.head, sampling, "torch")
 
 
 def log_distributions(scores: Tensor, temperature: float) -> Tensor:
     """Returns log softmax(F / T), like the scores F [..., V]; at T = 0 all probability lies on the first highest."""
     if temperature == 0:
         return torch.full_like(scores, -torch.inf).scatter_(-1, scores.argmax(-1, keepdim=True), 0.0)
-    return torch.log_softmax(scores / temperature, -1)
+    return torch.log_softmax((scores - scores.amax(-1, keepdim=True)) / temperature, -1)
 
 
 def log_probabilities(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:

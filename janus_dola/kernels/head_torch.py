@@ -45,5 +45,4 @@ def head_logits(hidden_states: Tensor, head: Head, cfg_weight: float | Tensor | 
 
 def head_scores(hidden_states: Tensor, head: Head, sampling: SamplingTensors) -> Scores:
     """Computes the whole stage. See `janus_dola.kernels.head` for the arguments."""
-    logits = head_logits(hidden_states, head, sampling.cfg_weight)
-    return reference.decide(logits, reference.finite_images(hidden_states, logits.shape[1]), sampling)
+    return reference.decide(head_logits(hidden_states, head, sampling.cfg_weight), sampling)

@@ -24,7 +24,7 @@ class SamplingParams:
         method: how the layers are contrasted, a key of `kernels.contrast.METHODS`.
         contrast: the method's own numbers by name: ints and floats.
         cfg_weight: w of classifier-free guidance, in -1e10 .. 1e10. None: no guidance, and every row is an image.
-        temperature: T: 0 is greedy, otherwise in 1e-6 .. 1e10. Below that, rounding of F / T outweighs the noise.
+        temperature: T: 0 is greedy, otherwise in 1e-6 .. 1e10. Below that, rounding of F outweighs the noise.
         top_k: how many codes are drawn from, the most probable ones; 0 for all.
         top_p: share of softmax(F / T) that the codes drawn from hold, in (0, 1]; 1 for all. See `reference.truncate`.
 

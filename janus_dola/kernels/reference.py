@@ -18,6 +18,7 @@ from torch import Tensor
 
 from janus_dola.kernels.contrast import METHODS
 from janus_dola.kernels.packed import PackedHalf
+from janus_dola.kernels.sampling import tempered
 from janus_dola.kernels.types import Head, SamplingTensors, Scores
 
 
@@ -27,9 +28,13 @@ def upcast(x: Tensor) -> Tensor:
 
 
 def rms_norm(hidden_states: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Applies LN_out: h / sqrt(mean(h^2) + eps) * weight over the last dimension, in float32 or float64."""
+    """Applies LN_out: h / sqrt(mean(h^2) + eps) * weight over the last dimension, in float32 or float64.
+
+    NaN where mean(h^2) is infinite: finite h beyond 1e19 would count as 0, and any code be as likely as another.
+    """
     h = upcast(hidden_states)
-    return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps) * weight.to(h.dtype)
+    squares = h.square().mean(-1, keepdim=True)
+    return h * torch.rsqrt(squares.masked_fill(squares.isinf(), math.nan) + eps) * weight.to(h.dtype)
 
 
 def apply_head(normed: Tensor, head: Head) -> Tensor:
@@ -70,32 +75,24 @@ def truncate(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) 
         temperature: [B], T >= 0; 0 counts as 1, since only the most probable code is drawn.
         top_k, top_p: [B] int64, 0 for all; [B] in (0, 1], 1 for all.
     """
-    T, k, p = (each.unsqueeze(-1) for each in (temperature, top_k, top_p))
+    k, p = top_k.unsqueeze(-1), top_p.unsqueeze(-1)
     ordered = scores.sort(-1, descending=True).values
     last = torch.where(k > 0, k, scores.shape[-1]).clamp(max=scores.shape[-1]) - 1
     by_k = ordered >= ordered.gather(-1, last)
-    mass = torch.softmax((ordered / T.masked_fill(T == 0, 1)).masked_fill(~by_k, -math.inf), -1)
+    mass = torch.softmax(tempered(ordered, temperature)[0].masked_fill(~by_k, -math.inf), -1)
     before = F.pad(mass.cumsum(-1), (1, -1))
-    stays = by_k & ((before < p) | (p >= 1))
+    stays = by_k & ((before < p) | (before == 0) | (p >= 1))  # p may be 0 in float32
     least = ordered.masked_fill(~stays, math.inf).amin(-1, keepdim=True)
     return scores.masked_fill(scores < least, -math.inf)
 
 
-def decide(logits: Tensor, finite: Tensor, sampling: SamplingTensors) -> Scores:
-    """Contrasts guided logits [L, B, V] and leaves out the codes that top-k and top-p do not keep.
-
-    `finite` [B] says whether the hidden states behind them are finite.
-    """
-    finite = finite & (logits.amax((0, 2)) < math.inf) & (logits.amin((0, 2)) > -math.inf)  # not so for NaN either
+def decide(logits: Tensor, sampling: SamplingTensors) -> Scores:
+    """Contrasts guided logits [L, B, V] and leaves out the codes that top-k and top-p do not keep."""
+    finite = (logits.amax((0, 2)) < math.inf) & (logits.amin((0, 2)) > -math.inf)  # not so for NaN either
     scores, layer, divergence = METHODS[sampling.method](logits, **sampling.contrast)
     if sampling.top_k is not None and sampling.top_p is not None:
         scores = truncate(scores, sampling.temperature, sampling.top_k, sampling.top_p)
     return Scores(scores, layer, divergence, finite)
-
-
-def finite_images(hidden_states: Tensor, images: int) -> Tensor:
-    """Returns whether all rows of an image are finite in every layer: [L, R, D] with R = B or 2B to [B] bool."""
-    return hidden_states.abs().amax((0, 2)).unflatten(0, (-1, images)).amax(0) < math.inf
 
 
 def head_scores(hidden_states: Tensor, head: Head, sampling: SamplingTensors) -> Scores:
@@ -104,5 +101,4 @@ def head_scores(hidden_states: Tensor, head: Head, sampling: SamplingTensors) ->
     for layer in hidden_states:
         z = apply_head(rms_norm(layer, head.norm_weight, head.norm_eps), head)
         logits.append(guide(z, sampling.cfg_weight))
-    finite = finite_images(hidden_states, len(sampling.temperature))
-    return decide(torch.stack(logits), finite, sampling)
+    return decide(torch.stack(logits), sampling)

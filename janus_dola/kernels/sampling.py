@@ -6,25 +6,29 @@ from torch import Tensor
 from janus_dola.kernels.philox import gumbel_noise
 
 
-def gumbel_max(scores: Tensor, temperature: float | Tensor, seeds: Tensor, position: int | Tensor) -> Tensor:
-    """Draws codes [B] int64 from softmax(F / T) as argmax(F / T + G), G from `philox.gumbel_noise`; greedy at T = 0.
+def tempered(scores: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Returns (F - max F) / T, whose rounding does not grow with F, and which images [B, 1] are greedy: T is 1 there.
 
     Args:
         scores: [B, V], F; -inf is never drawn.
         temperature: T >= 0, [B] or a number for all.
-        seeds, position: as for `philox.gumbel_noise`.
     """
-    tempered, greedy = _tempered(scores, temperature)
-    noise = gumbel_noise(seeds, position, scores.shape[-1]).masked_fill(greedy, 0.0)
-    return (tempered + noise).argmax(-1)
-
-
-def _tempered(scores: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Returns F / T, and which images [B, 1] are greedy: their F stays as it is."""
     if not isinstance(temperature, Tensor):
         temperature = torch.full_like(scores[:, 0], temperature)
     greedy = (temperature == 0).unsqueeze(-1)
-    return scores / temperature.unsqueeze(-1).masked_fill(greedy, 1.0), greedy
+    return (scores - scores.amax(-1, keepdim=True)) / temperature.unsqueeze(-1).masked_fill(greedy, 1.0), greedy
+
+
+def gumbel_max(scores: Tensor, temperature: float | Tensor, seeds: Tensor, position: int | Tensor) -> Tensor:
+    """Draws codes [B] int64 from softmax(F / T) as argmax((F - max F) / T + G); greedy at T = 0. G: `philox.gumbel_noise`.
+
+    Args:
+        scores, temperature: as for `tempered`.
+        seeds, position: as for `philox.gumbel_noise`.
+    """
+    logits, greedy = tempered(scores, temperature)
+    noise = gumbel_noise(seeds, position, scores.shape[-1]).masked_fill(greedy, 0.0)
+    return (logits + noise).argmax(-1)
 
 
 def multinomial(
@@ -33,12 +37,12 @@ def multinomial(
     """Draws codes [B] int64 from softmax(F / T) by torch.multinomial, as in upstream loops; greedy at T = 0.
 
     Args:
-        scores, temperature: as for `gumbel_max`.
+        scores, temperature: as for `tempered`.
         finite: [B] bool; an image marked False draws from a uniform distribution, since torch.multinomial would stop the
             whole batch on it.
         generator: None is torch's global one.
     """
-    tempered, greedy = _tempered(scores, temperature)
-    probabilities = torch.where(finite[:, None], torch.softmax(tempered, -1), 1.0)
+    logits, greedy = tempered(scores, temperature)
+    probabilities = torch.where(finite[:, None], torch.softmax(logits, -1), 1.0)
     drawn = torch.multinomial(probabilities, 1, generator=generator)
     return torch.where(greedy, scores.argmax(-1, keepdim=True), drawn).squeeze(-1)

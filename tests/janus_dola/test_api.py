@@ -4,7 +4,6 @@ import ast
 import copy
 import inspect
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 
 import janus_dola
-from janus_dola import DoLaConfig, DrawnImage, JanusDoLa
+from janus_dola import DoLaConfig, DrawnImage, JanusDoLa, SLEDConfig
 from janus_dola.arguments import shown
 from janus_dola.images.recipe import read_recipe
 from janus_dola.kernels.packed import can_pack
@@ -50,6 +49,44 @@ def test_no_module_of_the_api_is_long():
     assert {name: count for name, count in lines.items() if count > 420} == {}
 
 
+def test_scores_with_given_layers_contrast_with_these(mini, out):
+    """Layer by layer those of DoLa-static, and without contrast where the final layer is given."""
+    settings = SETTINGS | {"dola": DoLaConfig([2, 4, 6], alpha=0.2)}
+    given = torch.tensor([2, 4, 6, 8])[torch.arange(64) % 4].expand(2, 2, 64)
+    actual = mini.scores(PROMPTS, out.tokens, premature_layers=given, **settings)
+    assert torch.equal(actual.premature_layers, given)
+    log_probs = mini.log_probs(PROMPTS, out.tokens, premature_layers=given, **settings)
+    for layer in (2, 4, 6, "final"):
+        static = SETTINGS | {"dola": DoLaConfig(alpha=0.2, premature_layer=layer)}
+        at = given == (8 if layer == "final" else layer)
+        assert torch.allclose(mini.log_probs(PROMPTS, out.tokens, **static)[at], log_probs[at], atol=1e-4)
+    assert (actual.jsd[..., 3::4] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "contrast", "message"),
+    [
+        (
+            torch.zeros(2, 2, 64).long() + 5,
+            DoLaConfig(),
+            r"premature_layers must be among \[2, 4, 6, 8\] .*, got \[5\]",
+        ),
+        (
+            torch.zeros(2, 2, 64).long() + 4,
+            None,
+            r"premature_layers must be among \[8\] with these settings, got \[4\]",
+        ),
+        (torch.zeros(2, 64).long(), DoLaConfig(), r"tensor of the tokens' shape, \[2, 2, 64\], got \[2, 64\]"),
+        ([4], DoLaConfig(), r"premature_layers must be a tensor of the tokens' shape, \[2, 2, 64\], got list"),
+        (torch.zeros(2, 2, 64), DoLaConfig(), "premature_layers must be int64, got torch.float32"),
+        (torch.zeros(2, 2, 64).long(), SLEDConfig(), "premature_layers must be None with the contrast 'sled'"),
+    ],
+)
+def test_given_layers_are_checked(mini, out, given, contrast, message):
+    with pytest.raises(ValueError, match=message):
+        mini.log_probs(PROMPTS, out.tokens, contrast=contrast, premature_layers=given)
+
+
 def test_rows_of_prompts(mini):
     first, second = mini.encode(PROMPTS)
     special = mini.prompts.special
@@ -70,11 +107,12 @@ def test_scores_are_what_the_codes_were_drawn_from(mini, out):
     actual = mini.scores(PROMPTS, out.tokens, **SETTINGS)
     assert actual.scores.shape == (2, 2, 64, 512)
     assert torch.allclose(actual.jsd, out.jsd, atol=1e-4)
-    clear = out.jsd < math.log(2) - 1e-4  # at ln 2 rounding decides between layers
-    assert torch.equal(actual.premature_layers[clear], out.premature_layers[clear])
+    assert torch.equal(actual.premature_layers, out.premature_layers)
     of_codes = actual.log_distributions.gather(-1, out.tokens.unsqueeze(-1)).squeeze(-1)
     log_probs = mini.log_probs(PROMPTS, out.tokens, **SETTINGS)
     assert torch.equal(of_codes, log_probs)
+    given = mini.log_probs(PROMPTS, out.tokens, premature_layers=out.premature_layers, **SETTINGS)
+    assert torch.equal(given, log_probs)
     greedy = mini.scores(PROMPTS[0], out.tokens[:1, :1], dola=None, temperature=0)
     assert (greedy.premature_layers == 8).all()
     assert greedy.log_distributions.exp().sum(-1).tolist() == [[[1.0] * 64]]

@@ -88,9 +88,8 @@ def oracle(
     normed = reference.rms_norm(hidden_states, head.norm_weight, head.norm_eps)
     logits = reference.guide(reference.apply_head(normed, head), params.cfg_weight)
     log_q = torch.log_softmax(logits, -1)
-    finite = reference.finite_images(hidden_states, logits.shape[1])
     each = SamplingTensors.repeat(params, logits.shape[1], hidden_states)
-    return reference.decide(logits, finite, each), contrast.jensen_shannon(log_q[-1], log_q[:-1]), log_q[-1]
+    return reference.decide(logits, each), contrast.jensen_shannon(log_q[-1], log_q[:-1]), log_q[-1]
 
 
 def assert_accurate(

@@ -87,8 +87,9 @@ def test_extreme_logits_stay_finite(backend):
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("row", [1, 4])  # the conditional and the unconditional row of image 1
-@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 3e38])
 def test_images_with_non_finite_hidden_states_are_flagged_and_others_are_not(backend, row, poison):
+    """Or with finite ones whose squares are not: their norm would be 0, and every code as likely as another."""
     head = random_head(16, 16, 50, torch.float32, seed=1)
     hidden = random_hidden(3, 3, 16, torch.float32, seed=1)
     clean = head_scores(hidden, head, dola(), backend)

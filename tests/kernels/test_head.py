@@ -137,6 +137,32 @@ def test_gumbel_max_draws_from_the_tempered_distribution(temperature):
     assert stats.chisquare(observed[:3].numpy(), expected.numpy(), sum_check=False).pvalue > 1e-3
 
 
+def test_equal_codes_are_as_likely_at_the_smallest_temperature():
+    """F / T has steps of 1 where F is 10: G is added to (F - max F) / T, whose steps are small where it matters."""
+    scores = torch.tensor([[-3.0, 10.0, 9.0, 10.0]])
+    drawn = gumbel_max(scores.expand(40_000, 4), 1e-6, torch.arange(40_000), 3)
+    assert drawn.unique().tolist() == [1, 3]
+    assert stats.binomtest(int((drawn == 1).sum()), 40_000).pvalue > 1e-3
+
+
+@pytest.mark.skipif("triton" not in CPU_BACKENDS, reason="needs Triton and its interpreter")
+@pytest.mark.parametrize("temperature", [1e-6, 1e-3, 1.0])
+def test_the_sweep_draws_between_ties_as_torch_does(temperature):
+    """Wherever they stand among its programs: it knows the largest F only in the end."""
+    from janus_dola.kernels.gpu.launch import SweepLaunch
+    from janus_dola.kernels.gpu.sweep import as_single_layer_logits, sweep
+
+    scores = torch.full((12, 40), -3.0)
+    scores[:, [1, 6, 17, 38]], scores[:, 0] = 10.0, 9.0
+    each = SamplingTensors.repeat(dola(alpha=0.0, temperature=temperature, premature=0), 12, scores)
+    expected = gumbel_max(scores, temperature, seeds(12), 3)
+    for parts in (1, 3):
+        positions = torch.full((12,), 3)
+        swept = sweep(*as_single_layer_logits(scores), each, seeds(12), positions, SweepLaunch(8, parts, 4))
+        assert torch.equal(swept.code, expected)
+    assert len(expected.unique()) > 2
+
+
 def test_multinomial_draws_from_torchs_global_generator():
     scores = torch.randn(6, 40)
     finite = torch.ones(6, dtype=torch.bool)

@@ -65,11 +65,6 @@ def test_jensen_shannon_is_not_the_swapped_divergence_of_the_original_code():
     assert abs(swapped.item() - 0.3680642) > 0.1
 
 
-def test_the_lowest_layer_wins_an_exact_tie():
-    jsd = torch.tensor([[0.1, 0.5, 0.0], [0.3, 0.5, 0.0], [0.3, 0.2, 0.0]])
-    assert contrast.select_premature(jsd).tolist() == [1, 0, 0]
-
-
 @given(logits, alphas)
 def test_plausible_codes_are_those_of_the_definition(array, alpha):
     log_q, _ = log_probabilities(array)

@@ -88,6 +88,20 @@ def test_every_backend_truncates_each_image_as_it_says(backend):
 
 
 @BACKEND
+def test_the_most_probable_codes_stay_however_small_top_p_is(backend):
+    """In float32 1e-50 is 0, and 1e-44 times what the codes hold may be."""
+    head, hidden = random_head(16, 16, 50, torch.float32, seed=3), random_hidden(2, 2, 16, torch.float32, seed=3)
+    head.code_weight[7], head.code_bias[7] = head.code_weight[9], head.code_bias[9]
+    each = [dola(alpha=0.0, premature=1, top_p=top_p) for top_p in (1e-9, 1e-44, 1e-50)]
+    expected, *others = (head_scores(hidden, head, params, backend).scores for params in each)
+    whole = head_scores(hidden, head, dola(alpha=0.0, premature=1), backend).scores
+    assert torch.equal(expected > -torch.inf, whole == whole.amax(-1, keepdim=True))
+    assert all(torch.equal(other, expected) for other in others)
+    drawn, least = (sample_codes(hidden, head, params, torch.arange(2), 3, backend).code for params in each[::2])
+    assert torch.equal(drawn, least)
+
+
+@BACKEND
 def test_zeros_of_both_signs_are_one_number(backend):
     head, hidden = random_head(16, 16, 8, torch.float32, seed=3), random_hidden(1, 1, 16, torch.float32, seed=3)
     head = replace(head, code_weight=torch.zeros(8, 16), code_bias=torch.zeros(8))

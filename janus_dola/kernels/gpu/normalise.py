@@ -52,9 +52,10 @@ def _normalise_kernel(
 
 @triton.jit
 def _rms_norm(h, weight, D, eps):
-    # h is a whole row, padded with zeros.
+    # h is a whole row, padded with zeros. As in `reference.rms_norm`, NaN where its squares are beyond float32.
     h = h.to(tl.float32)
-    return h * tl.rsqrt(tl.sum(h * h, 0) / D + eps) * weight
+    squares = tl.sum(h * h, 0) / D
+    return h * tl.where(squares < float("inf"), tl.rsqrt(squares + eps), float("nan")) * weight
 
 
 def multiplied_dtype(weights: torch.dtype) -> torch.dtype:

@@ -2,29 +2,34 @@
 
     log q_j = z_j - lse_j,  JSD_j of every candidate,  M = argmax_j JSD_j
     F = (z_N - lse_N) - (z_M - lse_M)  where z_N >= max z_N + log alpha,  else -inf
-    code = argmax F / T + G             G: Gumbel noise for (image seed, token position, code), see `philox`
+    code = argmax (F - max F) / T + G   G: Gumbel noise for (image seed, token position, code), see `philox`
 
 Several programs share the codes of an image. The noise of a code is the same for every candidate, so each program can race
 its codes once for each of them before M is known. It leaves the winners beside its parts of the JSD sums; the program that
 arrives last adds the parts up, always in the same order, and picks M and the best of its winners. So no program goes over
 all codes alone, and the result has the same bits whichever is last.
 
+What is relative to a maximum (the scaled sums of `contrast.diverge`, and F) is relative to that of the codes seen so far,
+and is shifted when a larger one comes.
+
 Scores F that are there already (truncated, or from a method without a sweep of its own) are drawn from by a second call, as
 the logits of a single layer: `as_single_layer_logits`.
 """
-
-import math
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from janus_dola.kernels import philox
+from janus_dola.kernels import contrast, philox
 from janus_dola.kernels.gpu.launch import SweepLaunch, sweep_launch_of
 from janus_dola.kernels.types import SampledCodes, SamplingTensors
 
-_LN2 = tl.constexpr(math.log(2.0))
+_LN2, _HALF_LN2 = tl.constexpr(contrast.LN2), tl.constexpr(contrast.LN2 / 2)
+_LOWEST, _FAR = tl.constexpr(contrast.LOWEST), tl.constexpr(contrast.FAR)
+_LARGEST_LOG = tl.constexpr(-contrast.SMALLEST_LOG)
+_NEAR = tl.constexpr(contrast.NEAR[torch.float32])
+_K10, _K8, _K6, _K4, _K2 = (tl.constexpr(coefficient) for coefficient in contrast.SERIES)
 _TILES_AT_ONCE = tl.constexpr(128)
 _WORD = tl.constexpr(philox.WORD)
 _SMALLEST_U = tl.constexpr(philox.SMALLEST_U)
@@ -67,31 +72,66 @@ def _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles):
 
 
 @triton.jit
-def _contrast(log_p, log_q):
-    # Terms of twice the JSD, formed as in `contrast.jensen_shannon`, and d = log q - log p, which is -F.
-    p, q, d = tl.exp(log_p), tl.exp(log_q), log_q - log_p
-    rest = _LN2 - tl.log(1.0 + tl.exp(-tl.abs(d)))
-    return p * (rest - tl.maximum(d, 0.0)) + q * (rest + tl.minimum(d, 0.0)), d
+def _divergence_factors(difference):
+    # What max(p, q) is multiplied by in 2 JSD, and min(p, q) in 2 (ln 2 - JSD), formed as in `contrast.diverge`.
+    e = tl.minimum(difference, _FAR)
+    t = tl.exp(-e)
+    more = 1.0 + t
+    ratio = tl.where(
+        more == 1.0, 1.0, tl.log(more) / tl.where(more == 1.0, 1.0, more - 1.0)
+    )  # log1p(t) / t, as in `_gumbel`
+    square = 0.25 * e * e
+    series = ((((_K10 * square + _K8) * square + _K6) * square + _K4) * square + _K2) * square
+    factor = tl.where(e < _NEAR, more * series, more * (_LN2 - ratio * t) - e * t)
+    return factor, more * ratio + difference
+
+
+@triton.jit
+def _shift(best, from_, to, temperature):
+    # Values relative to one F are made relative to another; F is -inf where no code was plausible.
+    return best + (from_ - tl.where(to == float("-inf"), 0.0, to)) / temperature
+
+
+@triton.jit
+def _half(log_scale, total):
+    return 0.5 * tl.exp(log_scale) * total
+
+
+@triton.jit
+def _joined(sums_ptr, offset, stride, every, PARTS):
+    # Scaled sums over all parts: twice [RACES_PADDED].
+    mask = (every < PARTS)[None, :]
+    scales = tl.load(sums_ptr + offset, mask=mask, other=_LOWEST, cache_modifier=".cg")
+    sums = tl.load(sums_ptr + stride + offset, mask=mask, other=0.0, cache_modifier=".cg")
+    scale = tl.max(scales, 1)
+    return scale, tl.sum(tl.exp(scales - scale[:, None]) * sums, 1)
 
 
 @triton.jit
 def _elect(
-    image, race, lse, final_lse, premature, part_ptr, race_ptr, winner_ptr, code_ptr, layer_ptr, jsd_ptr, finite_ptr, V,
-    CANDIDATES: tl.constexpr, RACES: tl.constexpr, PARTS: tl.constexpr, RACES_PADDED: tl.constexpr,
+    image, images, race, lse, final_lse, premature, temperature, sums_ptr, races_ptr, winner_ptr, code_ptr, layer_ptr,
+    jsd_ptr, finite_ptr, V, CANDIDATES: tl.constexpr, RACES: tl.constexpr, PARTS: tl.constexpr, RACES_PADDED: tl.constexpr,
     PARTS_PADDED: tl.constexpr,
 ):  # fmt: skip
     # What the last program of an image does: adds up the parts, and stores M and the best of its winners.
     # Names as in `_sweep_kernel`; race and lse are [RACES_PADDED].
     # Loads with .cg go past the first-level cache, which does not see what other programs store.
     every = tl.arange(0, PARTS_PADDED)
+    stride = images * RACES * PARTS
     chosen = 0
     jsd = 0.0
     if CANDIDATES > 0:
-        # M = argmax JSD, the lowest layer on a tie
+        # M = argmax JSD as in `contrast.select_premature`, the lowest layer on a tie
         offset = (image * RACES + race)[:, None] * PARTS + every[None, :]
-        parts = tl.load(part_ptr + offset, mask=(every < PARTS)[None, :], other=0.0, cache_modifier=".cg")
-        jsds = tl.minimum(tl.maximum(0.5 * tl.sum(parts, 1), 0.0), _LN2)
-        most_diverging = tl.min(tl.where(jsds == tl.max(jsds, 0), race, RACES - 1), 0)
+        scale, twice = _joined(sums_ptr, offset, stride, every, PARTS)
+        scale_of_rest, rest = _joined(sums_ptr + 2 * stride, offset, stride, every, PARTS)
+        complement = _half(scale_of_rest, rest)
+        jsds = tl.where(complement < _HALF_LN2, _LN2 - complement, _half(scale, twice))
+        jsds = tl.minimum(tl.maximum(jsds, 0.0), _LN2)
+        least = rest * tl.exp(tl.minimum(scale_of_rest - tl.min(scale_of_rest, 0), _LARGEST_LOG))
+        most = twice * tl.exp(scale - tl.max(scale, 0))
+        order = tl.where(tl.max(jsds, 0) > _HALF_LN2, -least, most)
+        most_diverging = tl.min(tl.where(order == tl.max(order, 0), race, RACES - 1), 0)
         layer = tl.where(premature < 0, most_diverging, premature)
         jsd = tl.sum(tl.where((tl.arange(0, RACES_PADDED) < RACES) & (race == layer), jsds, 0.0), 0)
         chosen = tl.minimum(layer, RACES - 1)  # without contrast all races are the same
@@ -105,7 +145,9 @@ def _elect(
     tl.store(finite_ptr + image, finite & (tl.abs(final_lse) < float("inf")))
 
     offset = (image * RACES + chosen) * PARTS + every
-    bests = tl.load(race_ptr + offset, mask=every < PARTS, other=float("-inf"), cache_modifier=".cg")
+    tops = tl.load(races_ptr + offset, mask=every < PARTS, other=float("-inf"), cache_modifier=".cg")
+    bests = tl.load(races_ptr + stride + offset, mask=every < PARTS, other=float("-inf"), cache_modifier=".cg")
+    bests = _shift(bests, tops, tl.max(tops, 0), temperature)
     codes = tl.load(winner_ptr + offset, mask=every < PARTS, other=V, cache_modifier=".cg")
     code = tl.min(tl.where(bests == tl.max(bests, 0), codes, V), 0)
     tl.store(code_ptr + image, tl.minimum(code, V - 1).to(tl.int64))
@@ -121,8 +163,8 @@ def _sweep_kernel(
     temperature_ptr,  # [B] fp32, T; 0 is greedy
     log_alpha_ptr,  # [B] fp32
     premature_ptr,  # [B] int64, index into the stack; the final layer for no contrast, negative: by JSD
-    part_ptr,  # [B, C, PARTS] fp32, parts of the JSD sums; not read without contrast
-    race_ptr,  # [B, max(C, 1), PARTS] fp32, the largest F / T + G of a part's codes
+    sums_ptr,  # [4, B, max(C, 1), PARTS] fp32, parts of 2 JSD (scale, value) and its complement; not read without contrast
+    races_ptr,  # [2, B, max(C, 1), PARTS] fp32, the largest F and (F - that) / T + G of a part's codes
     winner_ptr,  # [B, max(C, 1), PARTS] int32, the code it belongs to
     arrived_ptr,  # [B] int32, 0
     code_ptr,  # [B] int64
@@ -147,7 +189,10 @@ def _sweep_kernel(
     final_logits = logits_ptr + (FINAL * images + image).to(tl.int64) * V
     seed, position = tl.load(seeds_ptr + image), tl.load(position_ptr + image)
 
-    divergence = tl.zeros([RACES_PADDED], tl.float32)
+    scale = tl.full([RACES_PADDED], _LOWEST, tl.float32)
+    scale_of_rest = tl.full([RACES_PADDED], _LOWEST, tl.float32)
+    twice, rest = tl.zeros([RACES_PADDED], tl.float32), tl.zeros([RACES_PADDED], tl.float32)
+    highest = tl.full([RACES_PADDED], float("-inf"), tl.float32)
     best = tl.full([RACES_PADDED], float("-inf"), tl.float32)
     winner = tl.zeros([RACES_PADDED], tl.int32)
     for start in range(part * BLOCK_V, V, PARTS * BLOCK_V):
@@ -161,8 +206,18 @@ def _sweep_kernel(
                 tl.load(logits_ptr + row.to(tl.int64)[:, None] * V + v[None, :], mask=inside, other=0.0) - lse[:, None]
             )
             log_q = tl.where(premature == FINAL, 0.0, log_q)  # no contrast: F = log p, and the JSD is not used
-            terms, d = _contrast(log_p, log_q)
-            divergence += tl.sum(tl.where(inside, terms, 0.0), 1)
+            # Both scales come first: the fewer numbers of each code wait for a maximum, the fewer registers they take.
+            d = log_q - log_p
+            larger, smaller = log_p + tl.maximum(d, 0.0), log_p + tl.minimum(d, 0.0)
+            apart = inside & (d != 0)  # what adds nothing does not set the scale
+            next_scale = tl.maximum(scale, tl.max(tl.where(apart, larger, _LOWEST), 1))
+            next_of_rest = tl.maximum(scale_of_rest, tl.max(tl.where(inside, smaller, _LOWEST), 1))
+            factor, factor_of_rest = _divergence_factors(tl.abs(d))
+            more = tl.exp(tl.where(apart, larger - next_scale[:, None], _LOWEST)) * factor
+            twice = twice * tl.exp(scale - next_scale) + tl.sum(more, 1)
+            more = tl.exp(tl.where(inside, smaller - next_of_rest[:, None], _LOWEST)) * factor_of_rest
+            rest = rest * tl.exp(scale_of_rest - next_of_rest) + tl.sum(more, 1)
+            scale, scale_of_rest = next_scale, next_of_rest
             score = tl.where(plausible, -d, float("-inf"))
         else:
             score = tl.broadcast_to(tl.where(plausible, log_p, float("-inf")), [RACES_PADDED, BLOCK_V])
@@ -170,7 +225,11 @@ def _sweep_kernel(
         temperature = tl.load(temperature_ptr + image)
         noise = _gumbel(seed, position, start // 4 + tl.arange(0, BLOCK_V // 4))
         noise = tl.where(temperature > 0, noise, 0.0)
-        score = score / tl.where(temperature > 0, temperature, 1.0) + noise[None, :]
+        divisor = tl.where(temperature > 0, temperature, 1.0)
+        higher = tl.maximum(highest, tl.max(score, 1))
+        best = _shift(best, highest, higher, divisor)
+        score = _shift(noise[None, :], score, higher[:, None], divisor)
+        highest = higher
         # the lowest code on a tie
         top = tl.max(score, 1)
         code = tl.min(tl.where(score == top[:, None], v[None, :], V), 1)
@@ -178,16 +237,22 @@ def _sweep_kernel(
         best = tl.maximum(best, top)
     leaves = tl.arange(0, RACES_PADDED) < RACES
     mine = (image * RACES + race) * PARTS + part
+    stride = images * RACES * PARTS
     if CANDIDATES > 0:
-        tl.store(part_ptr + mine, divergence, mask=leaves)
-    tl.store(race_ptr + mine, best, mask=leaves)
+        tl.store(sums_ptr + mine, scale, mask=leaves)
+        tl.store(sums_ptr + stride + mine, twice, mask=leaves)
+        tl.store(sums_ptr + 2 * stride + mine, scale_of_rest, mask=leaves)
+        tl.store(sums_ptr + 3 * stride + mine, rest, mask=leaves)
+    tl.store(races_ptr + mine, highest, mask=leaves)
+    tl.store(races_ptr + stride + mine, best, mask=leaves)
     tl.store(winner_ptr + mine, winner, mask=leaves)
 
     tl.debug_barrier()  # all threads have stored before one of them says so
     if tl.atomic_add(arrived_ptr + image, 1, sem="acq_rel", scope="gpu") == PARTS - 1:
+        temperature = tl.load(temperature_ptr + image)
         _elect(
-            image, race, lse, final_lse, premature, part_ptr, race_ptr, winner_ptr, code_ptr, layer_ptr, jsd_ptr,
-            finite_ptr, V, CANDIDATES, RACES, PARTS, RACES_PADDED, PARTS_PADDED,
+            image, images, race, lse, final_lse, premature, tl.where(temperature > 0, temperature, 1.0), sums_ptr, races_ptr,
+            winner_ptr, code_ptr, layer_ptr, jsd_ptr, finite_ptr, V, CANDIDATES, RACES, PARTS, RACES_PADDED, PARTS_PADDED,
         )  # fmt: skip
 
 
@@ -216,6 +281,15 @@ def _scores_kernel(
     tl.store(scores_ptr + image.to(tl.int64) * V + v, score, mask=v < V)
 
 
+def sweep_constants(codes: int, candidates: int, launch: SweepLaunch) -> dict[str, int]:
+    """Returns what a sweep is compiled for. With more than eight candidates a program takes fewer codes: registers end."""
+    races = triton.next_power_of_2(max(1, candidates))
+    block = max(4, launch.block_codes * 8 // max(8, races))
+    parts = min(triton.cdiv(codes, block), launch.max_parts)
+    padded = {"RACES_PADDED": races, "PARTS_PADDED": triton.next_power_of_2(parts)}
+    return {"CANDIDATES": candidates, "PARTS": parts, "BLOCK_V": block, **padded}
+
+
 def sweep(
     logits: Tensor,
     tile_max: Tensor,
@@ -234,23 +308,21 @@ def sweep(
         launch: block shapes; None reads them from the launch table.
     """
     layers, images, codes = logits.shape
-    races = max(1, layers - 1)
     launch = launch or sweep_launch_of(logits)
-    parts = min(triton.cdiv(codes, launch.block_codes), launch.max_parts)
+    constants = sweep_constants(codes, layers - 1, launch)
+    races, parts = max(1, layers - 1), constants["PARTS"]
 
     def new(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
     swept = SampledCodes(*(new(images, dtype=each) for each in (torch.int64, torch.int64, torch.float32, torch.bool)))
-    part_sums, best = (new(images, races, parts, dtype=torch.float32) for _ in range(2))
+    sums, best = (new(each, images, races, parts, dtype=torch.float32) for each in (4, 2))
     winner = new(images, races, parts, dtype=torch.int32)
     arrived = torch.zeros(images, dtype=torch.int32, device=logits.device)
     _sweep_kernel[(images, parts)](
         logits, tile_max, tile_sum, seeds, position, sampling.temperature, sampling.contrast["log_alpha"],
-        sampling.contrast["premature"], part_sums, best, winner, arrived, swept.code, swept.layer, swept.jsd,
-        swept.finite, images, codes, tile_max.shape[-1], CANDIDATES=layers - 1, PARTS=parts, BLOCK_V=launch.block_codes,
-        RACES_PADDED=triton.next_power_of_2(races), PARTS_PADDED=triton.next_power_of_2(parts),
-        num_warps=launch.num_warps, enable_fp_fusion=True,
+        sampling.contrast["premature"], sums, best, winner, arrived, swept.code, swept.layer, swept.jsd,
+        swept.finite, images, codes, tile_max.shape[-1], **constants, num_warps=launch.num_warps, enable_fp_fusion=True,
     )  # fmt: skip
     return swept
 

@@ -69,7 +69,7 @@ def _truncate_kernel(
                 for start in range(0, V, BLOCK_V):
                     score, key = _load(scores_ptr, start, V, BLOCK_V)
                     above += tl.sum(tl.where((key > middle) & (key >= least), tl.exp((score - top) / scale), 0.0), 0)
-                less = above < top_p * total
+                less = (above == 0) | (above < top_p * total)  # the product may be 0
                 high = tl.where(less, middle, high)
                 low = tl.where(less, low, middle + 1)
             least = low
