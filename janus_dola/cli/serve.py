@@ -119,7 +119,7 @@ def serve(
         max_connections,
         backend,
         launch,
-        names=tuple(served_model_name or ()),
+        names=tuple(dict.fromkeys(served_model_name or ())),
         root_path=root_path.rstrip("/"),
         forwarded_allow_ips=forwarded_allow_ips,
     )

@@ -6,6 +6,10 @@ import contextlib
 import gc
 import io
 import logging
+import os
+import signal
+import threading
+import time
 
 import httpx
 import openai
@@ -17,7 +21,9 @@ from janus_dola.serve import api
 from janus_dola.serve.access import digest
 from janus_dola.serve.api import GENERATIONS
 from janus_dola.serve.queue import FullError
+from janus_dola.serve.server import run_server
 from janus_dola.serve.service import ServerOptions, Service
+from janus_dola.serve.signals import STOPS, on_signals
 from tests.janus_dola.server import running, until
 
 ORIGIN = "https://example.org"
@@ -180,7 +186,7 @@ def test_the_command_line_takes_several_names(call, monkeypatch):
         ([], ("mini",)),
         (["--served-model-name", "a", "b/c", "--port", "0", "--root_path=/janus/"], ("a", "b/c")),
         (["--served_model_name=a", "b", "--allow-origin", "https://x.org", "https://y.org"], ("a", "b")),
-        (["--served-model-name", "a", "--served-model-name", "b", "c", "--root-path", "/"], ("a", "b", "c")),
+        (["--served-model-name", "a", "--served-model-name", "b", "c", "a", "--root-path", "/"], ("a", "b", "c")),
     ]:
         assert call("serve", *arguments)[0] == 0
         assert tuple(seen[-1].served_names) == names
@@ -349,3 +355,51 @@ def test_clients_that_leave_streams_leave_nothing_in_the_log(url, caplog):
         assert post(url, DRAWN).status_code == 200
         gc.collect()
     assert "Task was destroyed" not in caplog.text
+
+
+def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored():
+    heard, before = [], signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with on_signals(STOPS, lambda: heard.append(1)):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert heard == []
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert heard == [1]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_server_that_is_told_to_end_answers_and_ends_quietly(mini, monkeypatch, caplog, number):
+    monkeypatch.setattr("janus_dola.serve.engine_thread.SlotRunner.advance", lambda runner: time.sleep(0.01) or [])
+
+    def drawn_or_waiting(url):
+        lines = httpx.get(f"{url}/metrics", timeout=60).text.splitlines()
+        return sum(float(line.split()[1]) for line in lines if line.startswith(("janus_slots_in", "janus_queue_l")))
+
+    answers, before = {}, signal.getsignal(number)
+
+    def ask(url, stream):
+        until(lambda: httpx.get(f"{url}/health", timeout=60).status_code == 200)
+        answers[stream] = httpx.post(url + GENERATIONS, json={**DRAWN, "stream": stream}, timeout=60)
+
+    def clients(url):
+        asking = [threading.Thread(target=ask, args=(url, stream)) for stream in (False, True)]
+        for each in asking:
+            each.start()
+        try:
+            until(lambda: drawn_or_waiting(url) == 2)
+        finally:
+            os.kill(os.getpid(), number)
+
+    def announce(line):
+        threading.Thread(target=clients, args=(line.split()[0],), daemon=True).start()
+
+    run_server(ServerOptions("mini", port=0, grace=1), lambda: mini, announce)
+    until(lambda: len(answers) == 2)
+    assert (answers[False].status_code, answers[False].headers["retry-after"]) == (503, "5")
+    assert "the server stops" in error_of(answers[False])
+    assert "event: error\ndata: " in answers[True].text
+    assert "Traceback" not in caplog.text
+    assert "was destroyed" not in caplog.text
+    assert signal.getsignal(number) is before
