@@ -6,6 +6,7 @@ import math
 import operator
 import random
 import reprlib
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal, TypeVar
@@ -35,6 +36,12 @@ _short.maxstring = _short.maxother = _short.maxlong = 80
 def shown(value: object) -> str:
     """Returns a value as a message shows it: short, on one line, without control characters."""
     return _short.repr(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
+
+
+def hint_at_locale() -> str:
+    """Returns what a message adds where words do not fit a file name or the command line; nothing where those are UTF-8."""
+    encoding = sys.getfilesystemencoding()
+    return "" if encoding == "utf-8" else f"; file names here are {encoding}, by the locale: set PYTHONUTF8=1"
 
 
 def one_line(error: Exception, longest: int = 200) -> str:

@@ -105,6 +105,8 @@ def run_batch(
         before = None if differences else before
         if before is not None:
             settings = replace(settings, dtype=before.settings["dtype"])
+            if before.entropy is not None:
+                run_prompts.source.entropy = before.entropy
         with clear_disk_errors(folder):
             manifest = Manifest(folder, run_prompts.numbers)
         if manifest.ignored:
@@ -148,23 +150,29 @@ def _first_ctrl_c() -> Iterator[threading.Event]:
 class _RunPrompts:
     """The prompts of a run, looked through once.
 
-    A ValueError says that there are none, bad ones and no leave to skip them, or two images with one file name.
+    A ValueError says that there are none, bad ones and no leave to skip them, two images with one file name, or one that
+    the locale cannot write.
     """
 
     def __init__(self, source: PromptSource, max_prompts: int | None, settings: RunSettings, skip_bad: bool) -> None:
         self.source, self._max_prompts, self._settings = source, max_prompts, settings
         self.prompts = self.images = self.numbers = self.bad = 0  # bad prompts take numbers, too
         first_fault, kept_keys, names = "", dict[str, None](), set[int]()
+        comments, first_comment = 0, ""
+        # Without a template names differ, and UTF-8 has them all.
+        checks_names = settings.name_template is not None or sys.getfilesystemencoding() != "utf-8"
         for record in self:
             self.prompts, self.images = self.prompts + 1, self.images + len(record.tasks)
             self.numbers = record.first + (len(record.tasks) or settings.parallel_size)
-            for task in record.tasks if settings.name_template is not None else ():
+            for task in record.tasks if checks_names else ():
                 name = names_of(task, settings)[0]
                 # A disk that ignores case takes names for one that differ in it alone.
                 key = hash(unicodedata.normalize("NFC", name).casefold())
                 if key in names:
                     raise ValueError(f"name_template must tell all images apart, but two are {name}: add {{number}}")
                 names.add(key)
+            if source.is_text and record.tasks and record.tasks[0].prompt.lstrip().startswith(("#", "//")):
+                comments, first_comment = comments + 1, first_comment or record.tasks[0].prompt
             if record.fault:
                 self.bad += 1
                 first_fault = first_fault or record.fault
@@ -172,6 +180,12 @@ class _RunPrompts:
                     break
             elif len(kept_keys) < _KEYS_NAMED:
                 kept_keys.update(dict.fromkeys(record.tasks[0].extra))
+        if comments:
+            warnings.warn(
+                f"{source.name}: lines that begin with # or // are prompts like others; there are {comments}, the first is "
+                f"{shown(first_comment)}",
+                stacklevel=3,
+            )
         if self.prompts == 0:
             raise ValueError(f"{source.name} must hold at least one prompt, got none")
         if self.bad and not skip_bad:
@@ -250,7 +264,7 @@ class _Run:
         size = self.compute.batch_size or (pool.batch_size if before is None else before.batch_size)
         self.settings = replace(self.settings, dtype=pool.dtype)
         with clear_disk_errors(self.outdir):
-            RunFile(self.settings.to_json(), size).write(self.outdir)
+            RunFile(self.settings.to_json(), size, self.prompts.source.entropy).write(self.outdir)
             (self.outdir / MAPS).mkdir(exist_ok=True)
         taken = 0
         with self._bar("drawing", kept) as bar:

@@ -7,6 +7,8 @@ draws what stood there. A million prompts need no more memory than one: nothing 
 import codecs
 import io
 import json
+import os
+import random
 import shutil
 import sys
 import tempfile
@@ -80,6 +82,7 @@ class PromptSource:
 
     def __init__(self, prompts: Prompts, prompt_key: str | None = None) -> None:
         self.name, self._prompt_key = "prompts", prompt_key
+        self.entropy = random.getrandbits(48)  # what random seeds are made of, the same ones at each reading
         self._path: Path | None = None
         if isinstance(prompts, str | Path):
             self._path = Path(prompts)
@@ -95,7 +98,8 @@ class PromptSource:
         """Reads the prompts, in order, and numbers their images.
 
         Image k of a prompt has the number `images of all prompts before it + k` and, unless the prompt has its own seed, the
-        seed `settings.seed + number`: two images share a seed only if it was given. A bad prompt takes as many numbers as
+        seed `settings.seed + number`: two images share a seed only if it was given, and a prompt with the seed -1 gets one
+        that `entropy` and its number decide. A bad prompt takes as many numbers as
         one without a parallel size, so that mending it changes no other image. A ValueError says that the file as a whole is
         not what its ending says, or that there are more images than seeds.
         """
@@ -103,7 +107,7 @@ class PromptSource:
         for index, (place, value) in enumerate(islice(self._pieces(), max_prompts)):
             tasks, fault = [], ""
             try:
-                tasks = _tasks(index, first, value, self._prompt_key, settings)
+                tasks = _tasks(index, first, value, self._prompt_key, settings, self.entropy)
             except ValueError as error:
                 fault = f"{place}: {str(error)[:_MAX_FAULT]}{'...' if len(str(error)) > _MAX_FAULT else ''}"
             after = first + (len(tasks) or settings.parallel_size)
@@ -111,6 +115,11 @@ class PromptSource:
                 raise ValueError(f"seed must leave room for prompt {index} up to {MAX_SEED}, got {settings.seed}")
             yield PromptRecord(index, first, tasks, fault)
             first = after
+
+    @property
+    def is_text(self) -> bool:
+        """Returns whether each line is a prompt, whatever it begins with."""
+        return self._path is not None and self._reader is readers.read_text
 
     def changed(self) -> bool:
         """Returns whether the file, or a file of the folder, has changed since it was copied."""
@@ -183,7 +192,8 @@ class PromptSource:
                 raise ValueError(f"{self.name}: {path.name} {error}") from None
             if not prompt.strip():
                 raise ValueError(f"{self.name} must hold a prompt a file, but {path.name} is empty")
-            self._copy.write(json.dumps({"prompt": prompt.strip("\r\n"), "id": path.stem}).encode() + b"\n")
+            name = os.fsencode(path.stem).decode("utf-8", "surrogateescape")  # whatever the locale says
+            self._copy.write(json.dumps({"prompt": prompt.strip("\r\n"), "id": name}).encode() + b"\n")
 
     def _reader_by_first_line(self) -> Reader:
         self._copy.seek(0)
@@ -218,7 +228,9 @@ def _marked(content: bytes) -> str | None:
     return next((name for name, marks in _MARKS.items() if content.startswith(marks)), None)
 
 
-def _tasks(index: int, first: int, value: object, prompt_key: str | None, settings: RunSettings) -> list[ImageTask]:
+def _tasks(
+    index: int, first: int, value: object, prompt_key: str | None, settings: RunSettings, entropy: int
+) -> list[ImageTask]:
     """Returns the images that a piece of a file, or a prompt in memory, stands for; a ValueError says why there are none."""
     if isinstance(value, ValueError):
         raise value
@@ -254,7 +266,10 @@ def _tasks(index: int, first: int, value: object, prompt_key: str | None, settin
         except UnicodeEncodeError:
             raise ValueError(f"prompt and keys must be valid Unicode, got {shown(text)}") from None
     size = integer("parallel_size", given.get("parallel_size", settings.parallel_size), 1, MAX_PARALLEL_SIZE)
-    seed = integer("seed", given["seed"], 0, last_seed(size)) if "seed" in given else settings.seed + first
+    seed = given.get("seed", settings.seed + first)
+    if seed in (-1, "random"):
+        seed = random.Random(f"{entropy} {first}").getrandbits(48)
+    seed = integer("seed", seed, 0, last_seed(size), '-1, "random" or ')
     drawing = settings.drawing.changed({key: each for key, each in given.items() if key in SETTINGS})
     extra = json.loads(stored)  # as it comes back from the manifest
     return [ImageTask(first + k, index, k, prompt, seed + k, drawing, name, extra) for k in range(size)]

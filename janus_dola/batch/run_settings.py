@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from janus_dola.arguments import MAX_PARALLEL_SIZE, ImageFormat, Window, check_window, integer, last_seed
+from janus_dola.arguments import (
+    MAX_PARALLEL_SIZE,
+    ImageFormat,
+    Window,
+    check_window,
+    hint_at_locale,
+    integer,
+    last_seed,
+)
 from janus_dola.batch.folder import PARTIAL, checked, with_checksum
 from janus_dola.images.files import check_template
 from janus_dola.images.whole_files import sync_folder, write_whole
@@ -52,6 +60,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "parallel_size", integer("parallel_size", self.parallel_size, 1, MAX_PARALLEL_SIZE))
         object.__setattr__(self, "seed", integer("seed", self.seed, 0, last_seed(self.parallel_size)))
+        if str(self.model).encode(errors="replace").decode() != str(self.model):
+            raise ValueError(f"model must be valid Unicode, got {self.model!a}{hint_at_locale()}")
         check_window(self.window)
         if self.name_template is not None:
             check_template(self.name_template)
@@ -69,13 +79,14 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class RunFile:
-    """The settings a folder was begun with, and the number of images drawn at once.
+    """The settings a folder was begun with, the number of images drawn at once, and where random seeds come from.
 
     A batch's size decides an image's last bit, so a run that goes on draws the same batches.
     """
 
     settings: dict[str, Any]  # as `RunSettings.to_json` gives them
     batch_size: int
+    entropy: int | None = None  # what random seeds of lines are made of; None before there were any
 
     @classmethod
     def read(cls, outdir: Path) -> "RunFile | None":

@@ -8,17 +8,31 @@ import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 
 # A container's quota and period: microseconds of processor time, per microseconds that pass.
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def end_by_sigterm() -> None:
+    """Makes SIGTERM do what Ctrl-C does at that moment; a container's first process would not hear it otherwise."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        heard = signal.getsignal(signal.SIGINT)
+        if callable(heard):
+            heard(number, frame)
+        else:  # a shell's background ignores Ctrl-C
+            sys.exit(128 + number)
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end)
 
 
 def import_quietly(name: str) -> ModuleType:
     """Imports a module that takes seconds; Ctrl-C meanwhile ends the process at once, without a traceback."""
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
     module = import_module(name)
     signal.signal(signal.SIGINT, before)
     return module

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from janus_dola.arguments import ImageFormat
+from janus_dola.arguments import ImageFormat, hint_at_locale
 from janus_dola.images.whole_files import write_whole
 
 TEMPLATE = "{index}_{words}_p{k}"
@@ -38,7 +38,7 @@ def file_name(
     """Returns the file name that a template makes from an image's fields, safe for any prompt on any disk.
 
     From `words` (the prompt) and `id` it keeps letters and digits, and cuts `words` where the name has more than `longest`
-    bytes. Fields that are not in `FIELDS` must fit a name as they are.
+    bytes. Fields that are not in `FIELDS` must fit a name as they are. A ValueError says that the locale lacks a letter.
     """
     room = _CHARACTERS // max(1, sum(f"{{{name}}}" in template for name in _TEXTS))
     values = {name: stub(str(value), room) if name in _TEXTS else str(value) for name, value in fields.items()}
@@ -47,7 +47,12 @@ def file_name(
     if excess > 0:
         words = values["words"].encode()
         values["words"] = words[: max(0, len(words) - excess)].decode(errors="ignore")
-    return pattern.format(**values)
+    name = pattern.format(**values)
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise ValueError(f"the file name {name!a} cannot be written{hint_at_locale()}") from None
+    return name
 
 
 def name_beside(path: Path, more: str, image_format: ImageFormat) -> str:

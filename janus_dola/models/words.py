@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from janus_dola.arguments import hint_at_locale
 from janus_dola.models.checkpoint.reading import read_json
 
 _MOST_CHARACTERS = 200_000  # far more than any model has room for, and tokenized in a second
@@ -21,7 +22,7 @@ def check_words(name: str, words: str) -> None:
     try:
         words.encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError(f"{name} must be valid Unicode, got {words[:40]!a}") from None
+        raise ValueError(f"{name} must be valid Unicode, got {words[:40]!a}{hint_at_locale()}") from None
 
 
 def spelled_out(words: str, tokenizer: PreTrainedTokenizerBase, framing: Set[str] = frozenset()) -> Iterator[str]:

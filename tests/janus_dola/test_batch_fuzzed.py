@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from janus_dola.batch import RunSettings, folder, run_batch
+from janus_dola.batch import RunSettings, run_batch
 from janus_dola.images.recipe import read_recipe
 from tests.janus_dola.batch_helpers import FastPipe, lines
 
@@ -65,9 +65,7 @@ def tree(folder):
 
 @pytest.mark.filterwarnings("ignore:candidate_layers outside")
 def test_ten_thousand_fuzzed_records(fuzzed, mini, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        folder.os, "fsync", lambda handle: None
-    )  # safety against a loss of power is not the matter here
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # safety against a loss of power is not the matter here
     outdir, prompts = tmp_path / "deep" / "er" / "out", tmp_path / "prompts.jsonl"
     prompts.write_bytes(b"\n".join(fuzzed))
     pipe = FastPipe(mini.model, mini.tokenizer)

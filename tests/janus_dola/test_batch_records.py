@@ -140,9 +140,9 @@ def test_a_line_may_have_its_own_settings(tmp_path):
         ('{"prompt": "\\ud800"}', "must be valid Unicode, got '\\ud800'"),
         ('{"prompt": "a", "tag": ["\\udfff"]}', 'must be valid Unicode, got \'{"tag": ["\\udfff'),
         ('{"prompt": "a", "id": 1.5}', "id must be a string or an int, got 1.5"),
-        ('{"prompt": "a", "seed": -1}', "seed must be an int in 0 .. 9223372036854775806, got -1"),
-        ('{"prompt": "a", "seed": 9223372036854775807}', "seed must be an int in"),
-        ('{"prompt": "a", "seed": true}', "seed must be an int in"),
+        ('{"prompt": "a", "seed": -2}', 'seed must be -1, "random" or an int in 0 .. 9223372036854775806, got -2'),
+        ('{"prompt": "a", "seed": 9223372036854775807}', 'seed must be -1, "random" or an int in'),
+        ('{"prompt": "a", "seed": true}', 'seed must be -1, "random" or an int in'),
         ('{"prompt": "a", "parallel_size": 0}', "parallel_size must be an int in 1 .. 65536, got 0"),
         ('{"prompt": "a", "cfg_weight": "5"}', "cfg_weight must be a finite number, got '5'"),
         ('{"prompt": "a", "cfg_weight": NaN}', "cfg_weight must be a finite number, got nan"),
@@ -234,15 +234,17 @@ def test_files_of_other_forms_are_refused_by_name(tmp_path):
 def test_a_table_with_its_own_settings_and_columns(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(
-        'caption,prompt,id,seed,candidate_layers,note,\na,x,7,3,"[2,4]",n,1\nb,y,,,auto,,2\nc,z,,-1,,,\nd,1,2,3,4,5,6,7\n"e'
+        'caption,prompt,id,seed,candidate_layers,note,\na,x,7,3,"[2,4]",n,1\nb,y,,,auto,,2\nc,z,,-2,,,\nd,1,2,3,4,5,6,7\n"e'
     )
     first, second, bad, long, torn = PromptSource(path, "caption").read(SETTINGS)
     of_first = DrawSettings(contrast=DoLaConfig([2, 4]))
     assert first.tasks[0] == task(0, "a", "7", 3, of_first, {"prompt": "x", "note": "n"})
     assert second.tasks[0] == task(1, "b", extra={"prompt": "y"})
-    assert bad.fault == "line 4: seed must be an int in 0 .. 9223372036854775806, got -1"
+    assert bad.fault == 'line 4: seed must be -1, "random" or an int in 0 .. 9223372036854775806, got -2'
     assert long.fault.startswith("line 5: must have at most 7 cells as the header has, got 8: ['d', '1'")
-    assert torn.fault == "line 6: unexpected end of data"
+    assert torn.fault.startswith(
+        "line 6: a quote begins a cell, and none ends it as far as line 6; a quote that belongs"
+    )
 
 
 def test_other_keys_are_kept(tmp_path):

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 import janus_dola
-from janus_dola.cli.startup import import_libraries, import_quietly
+from janus_dola.cli.startup import end_by_sigterm, import_libraries, import_quietly
 from janus_dola.cli.terminal import printable
 
 
@@ -61,24 +61,77 @@ def test_a_terminal_that_lacks_the_characters_stops_nothing(call, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("module", "imported"), [("janus_dola", "torch"), ("janus_dola.run_batch_prompts", "transformers")]
+    ("module", "imported", "number", "status"),
+    [
+        ("janus_dola", "torch", "SIGINT", 130),
+        ("janus_dola.run_batch_prompts", "transformers", "SIGINT", 130),
+        ("janus_dola", "typer", "SIGTERM", 143),
+    ],
 )
-def test_ctrl_c_during_imports_is_quiet(module, imported, tmp_path):
+def test_what_ends_a_process_during_imports_is_quiet(module, imported, number, status, tmp_path):
     code = (
         "import sys, signal, os, importlib.abc, runpy\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it\n"
         "class Interrupting(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
         f"        if name == '{imported}':\n"
-        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        f"            os.kill(os.getpid(), signal.{number})\n"
         "sys.meta_path.insert(0, Interrupting())\n"
         "prompts = ['--prompts', 'p.txt'] if 'batch' in sys.argv[1] else ['generate', 'x']\n"
         f"sys.argv = ['janus-dola', *prompts]; runpy.run_module('{module}', run_name='__main__')\n"
     )
     begin = time.perf_counter()
     ended = shell("-c", code, module, cwd=tmp_path)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (status, b"", b"")
     assert time.perf_counter() - begin < 30
+
+
+def test_sigterm_does_what_ctrl_c_does_at_that_moment():
+    before, heard = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)], []
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        end_by_sigterm()
+        signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with pytest.raises(SystemExit, match="143"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        end_by_sigterm()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+    assert heard == [signal.SIGTERM]
+
+
+def test_streams_that_are_closed_lead_nowhere(tmp_path):
+    code = (
+        "import os, sys\n"
+        "from janus_dola.cli.terminal import complain, prepare_streams\n"
+        "prepare_streams()\n"
+        "with open('mine', 'w') as file:\n"
+        "    print('lost'); complain('lost'); os.write(1, b'lost'); os.write(2, b'lost')\n"
+        "    file.write(f'{file.fileno() > 2} {sys.stdin.buffer.read()} {os.get_inheritable(1)}')\n"
+    )
+    subprocess.run(["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert (tmp_path / "mine").read_text() == "True b'' True"
+
+
+def test_a_name_that_the_locale_lacks_is_told_with_the_locale(tmp_path):
+    code = (
+        "from janus_dola.images.files import file_name\n"
+        "print(file_name({'index': 0, 'words': 'a red circle', 'k': 0}, 'png'), flush=True)\n"
+        "file_name({'index': 0, 'words': 'großer Kreis', 'k': 0}, 'png')\n"
+    )
+    (tmp_path / "names.py").write_text(code, encoding="utf-8")
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ended = shell("names.py", cwd=tmp_path, **locale)
+    assert ended.stdout == b"0_a_red_circle_p0.png\n"
+    assert ended.stderr.splitlines()[-1] == (
+        b"ValueError: the file name '0_gro\\xdfer_Kreis_p0.png' cannot be written; file names here are ascii, by the "
+        b"locale: set PYTHONUTF8=1"
+    )
 
 
 def test_imports_leave_ctrl_c_as_it_was(monkeypatch):
