@@ -36,7 +36,7 @@ from janus_dola.images.recipe import Recipe
 from janus_dola.kernels.head import resolve_backend
 from janus_dola.kernels.types import Scores
 from janus_dola.models import ImageModel, PromptRows, adapt
-from janus_dola.models.checkpoint.hub import public_name, resolve
+from janus_dola.models.checkpoint.hub import commit_of, public_name, resolve
 from janus_dola.models.checkpoint.load import Checkpoint, load
 from janus_dola.models.storage import check_quantization, device_and_dtype, move_model, pack_for_cpu, quantize_blocks
 from janus_dola.settings import Changes, DrawSettings, OldName, named_contrast, with_changes
@@ -66,8 +66,8 @@ class JanusDoLa:
         self.image_model: ImageModel = adapt(model)
         self.prompts = self.image_model.prompts(self.tokenizer)
         self.engine = Engine(self.image_model)
-        self.revision: str | None = None
-        self.model_name = public_name(getattr(model, "name_or_path", "") or type(model).__name__)
+        name = getattr(model, "name_or_path", "") or type(model).__name__
+        self.model_name, self.revision = public_name(name), commit_of(name)
         self.quantize: Quantization | None = None
         self._packs = False  # whether float16 on a CPU is packed: only if the model was loaded here
 
@@ -103,7 +103,7 @@ class JanusDoLa:
         pipe = cls(loaded, own_tokenizer)
         if quantize is not None:
             quantize_blocks(pipe.image_model, quantize)
-        pipe.model_name, pipe.revision = public_name(model), revision
+        pipe.model_name, pipe.revision = public_name(model), revision or commit_of(model)
         pipe.quantize, pipe._packs = quantize, quantize is None
         return pipe
 

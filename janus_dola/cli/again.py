@@ -43,11 +43,10 @@ def again(
     from janus_dola.batch import RunSettings
     from janus_dola.compute import Compute
     from janus_dola.images.recipe import read_recipe
-    from janus_dola.models.checkpoint.hub import public_name
 
     recipe = read_recipe(image)
     model = _model_of(recipe, model)
-    if public_name(model) == recipe.model:
+    if model == recipe.model:  # not a folder that stands for it
         revision = revision or recipe.revision
     run = RunSettings(
         model, recipe.settings, 1, recipe.seed, image_format, recipe.dtype, recipe.quantize, recipe.window, metadata,
