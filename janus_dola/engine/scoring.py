@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from janus_dola.kernels.block_torch import run_whole
 from janus_dola.kernels.head import head_scores
+from janus_dola.kernels.sampling import tempered
 from janus_dola.kernels.types import SamplingParams, SamplingTensors, Scores
 from janus_dola.models.model import ImageModel, PromptRows
 from janus_dola.models.weights import Weights
@@ -113,7 +114,7 @@ def log_distributions(scores: Tensor, temperature: float) -> Tensor:
     """Returns log softmax(F / T), like the scores F [..., V]; at T = 0 all probability lies on the first highest."""
     if temperature == 0:
         return torch.full_like(scores, -torch.inf).scatter_(-1, scores.argmax(-1, keepdim=True), 0.0)
-    return torch.log_softmax((scores - scores.amax(-1, keepdim=True)) / temperature, -1)
+    return torch.log_softmax(tempered(scores, temperature)[0], -1)
 
 
 def log_probabilities(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:

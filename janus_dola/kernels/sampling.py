@@ -7,14 +7,14 @@ from janus_dola.kernels.philox import gumbel_noise
 
 
 def tempered(scores: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Returns (F - max F) / T, whose rounding does not grow with F, and which images [B, 1] are greedy: T is 1 there.
+    """Returns (F - max F) / T, whose rounding does not grow with F, and which images [..., 1] are greedy: T is 1 there.
 
     Args:
-        scores: [B, V], F; -inf is never drawn.
-        temperature: T >= 0, [B] or a number for all.
+        scores: [..., V], F; -inf is never drawn.
+        temperature: T >= 0, [...] or a number for all.
     """
     if not isinstance(temperature, Tensor):
-        temperature = torch.full_like(scores[:, 0], temperature)
+        temperature = torch.full_like(scores[..., 0], temperature)
     greedy = (temperature == 0).unsqueeze(-1)
     return (scores - scores.amax(-1, keepdim=True)) / temperature.unsqueeze(-1).masked_fill(greedy, 1.0), greedy
 

@@ -63,10 +63,7 @@ def pictures(outdir: Path) -> dict[str, bytes]:
 
 
 def assert_equal_but_for_rounding(result: dict[str, bytes], expected: dict[str, bytes]) -> None:
-    """Images are the same bytes. Layer maps may differ by what another number of rows does to the last bits of a float32.
-
-    A level of a JSD moves by one, and where it is the highest, ln 2, rounding may decide between layers that both reach it.
-    """
+    """Images are the same bytes, and layers of maps; a level of a JSD may move by one, as the last bits of a float32 do."""
     assert result.keys() == expected.keys()
     for name, content in result.items():
         if not name.startswith("maps/"):
@@ -75,4 +72,4 @@ def assert_equal_but_for_rounding(result: dict[str, bytes], expected: dict[str, 
         mine, other = (np.asarray(Image.open(io.BytesIO(png))).astype(int) for png in (content, expected[name]))
         side = mine.shape[0]
         assert np.abs(mine[:, side:] - other[:, side:]).max() <= 1, name
-        assert (mine[:, side:][mine[:, :side] != other[:, :side]] >= 254).all(), name
+        assert (mine[:, :side] == other[:, :side]).all(), name

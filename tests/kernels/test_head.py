@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from janus_dola.engine.scoring import log_distributions
 from janus_dola.kernels import reference
 from janus_dola.kernels.head import head_scores, sample_codes
 from janus_dola.kernels.philox import gumbel_noise
@@ -143,6 +144,9 @@ def test_equal_codes_are_as_likely_at_the_smallest_temperature():
     drawn = gumbel_max(scores.expand(40_000, 4), 1e-6, torch.arange(40_000), 3)
     assert drawn.unique().tolist() == [1, 3]
     assert stats.binomtest(int((drawn == 1).sum()), 40_000).pvalue > 1e-3
+    scores[0, 3] = 10 - 2.0**-20  # one step of float32 below
+    expected = (scores[0, [1, 3]].double() * 1e6).log_softmax(-1)
+    assert torch.allclose(log_distributions(scores, 1e-6)[0, [1, 3]].double(), expected, atol=1e-6)
 
 
 @pytest.mark.skipif("triton" not in CPU_BACKENDS, reason="needs Triton and its interpreter")
