@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -55,12 +55,28 @@ class KeyCheck:
         """Lets a request through, or answers it with 401."""
         answer = self._app
         if scope["type"] == "http" and not self.OPEN.fullmatch(scope["path"]):
-            scheme, _, key = Headers(scope=scope).get("authorization", "").strip().partition(" ")
-            given = digest(key.strip())
-            if scheme.lower() != "bearer" or not any(hmac.compare_digest(given, each) for each in self._keys):
+            given = _digest_of_key(scope)
+            if given is None or not any(hmac.compare_digest(given, each) for each in self._keys):
                 message = "this server asks for its API key: Authorization: Bearer KEY"
                 answer = error_response(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         await answer(scope, receive, send)
+
+
+def _digest_of_key(scope: Scope) -> bytes | None:
+    scheme, _, key = Headers(scope=scope).get("authorization", "").strip().partition(" ")
+    return digest(key.strip()) if scheme.lower() == "bearer" else None
+
+
+def client_of(scope: Scope, keys: tuple[bytes, ...]) -> Hashable:
+    """Returns who asks, for shares: the key where there are several, else the address; of IPv6 the network, a /64."""
+    if len(keys) > 1:
+        return _digest_of_key(scope)
+    address = scope["client"][0] if scope.get("client") else ""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    return address if parsed.version == 4 else ipaddress.ip_network((address.partition("%")[0], 64), strict=False)
 
 
 def is_loopback(host: str) -> bool:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from janus_dola.arguments import shown
 from janus_dola.images.outputs import NonFiniteError
-from janus_dola.serve.access import BodyLimit, KeyCheck, SiteCheck
+from janus_dola.serve.access import BodyLimit, KeyCheck, SiteCheck, client_of
 from janus_dola.serve.engine_thread import EngineThread, Event, FailedImage, FinishedImage, PartialImage
 from janus_dola.serve.errors import error_body, error_response, validation_response
 from janus_dola.serve.form_page import HEADERS, form_page
@@ -30,6 +30,7 @@ from janus_dola.serve.routing import Entrance, no_such_route, public_url
 from janus_dola.serve.service import Service
 
 GENERATIONS = "/v1/images/generations"
+_SECONDS_TO_REFUSE = 1.0  # so that clients that ask again at once leave time for others
 _RETRY_AFTER = 5  # seconds, while the model loads or the server stops
 _HEARTBEAT = 15.0  # seconds between signs of life in a stream, less than proxies wait
 _STOPPING = "the server stops, and its time for requests is over: ask again later"
@@ -147,7 +148,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         events: asyncio.Queue[Event | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         parsed = reader.read(body, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
-        engine.ask(parsed.images)
+        engine.ask(parsed.images, client_of(request.scope, service.options.keys))
         writer = ResponseWriter(parsed, names[0], reader.size, reader.image_model.image_tokens)
         pictures = _until_done(request, engine, parsed, events)
         if body.stream:
@@ -212,6 +213,7 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(FullError)
     async def full(request: Request, error: FullError) -> JSONResponse:
+        await asyncio.sleep(_SECONDS_TO_REFUSE)
         ready = service.ready()
         seconds = ready[1].seconds_to_wait() if ready else _RETRY_AFTER
         return error_response(429, str(error), code="rate_limit_exceeded", headers={"Retry-After": str(seconds)})

@@ -1,11 +1,13 @@
 """The engine's thread: draws the images that wait, and reports to those who asked for them."""
 
+import math
+import statistics
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
 
 import torch
 from PIL import Image
@@ -20,10 +22,14 @@ from janus_dola.engine.slot_runner import SlotRunner
 from janus_dola.engine.slots import Codes
 from janus_dola.images.outputs import NonFiniteError
 from janus_dola.serve.metrics import Metrics
+from janus_dola.serve.pictures import PictureThread
 from janus_dola.serve.queue import FairQueue
 from janus_dola.settings import DrawSettings
 
 _GREY = (128, 128, 128)
+_ROOM_ON_CPU = 4  # images drawn at once where several clients are present: with more each takes longer
+_MOST_ON_CPU = 32  # more are not faster, and whoever comes next waits for them
+_SECONDS_AT_FIRST = 5  # before an image is drawn, an answer to how long it takes
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,11 @@ class ImageRequest:
     layers: tuple[int, ...]  # read by the passes that draw it
     partials: int  # how many partial pictures to send
     tell: Callable[[Event], object]  # gets each event in another thread; the last is no `PartialImage`
+    client: Hashable = None  # who asks: clients have equal shares
     given_up: bool = False  # the image is no longer needed; may be set at any time
     partials_sent: int = 0
     arrived_at: float = field(default_factory=time.monotonic)
+    begun_at: float = 0.0
 
     @property
     def kind(self) -> Hashable:
@@ -94,11 +102,13 @@ class EngineThread:
     ) -> None:
         self.engine, self.image_model, self.longest = engine, engine.image_model, longest
         self.queue: FairQueue[ImageRequest] = FairQueue(max_waiting)
-        self._metrics = metrics
+        self._metrics, self._on_gpu = metrics, self.image_model.device.type == "cuda"
         self._plan = make_plan(self.image_model, DrawSettings(contrast=None), backend=backend, launch=launch)
         self._slots = slots or engine.fit(longest)
-        self._busy, self._drawn = 0.0, 0  # seconds spent drawing, and images drawn
-        self._pictures = ThreadPoolExecutor(1, "pictures")  # decodes pixels while drawing goes on
+        if slots is None and not self._on_gpu:
+            self._slots = min(self._slots, _MOST_ON_CPU)
+        self._seconds: deque[float] = deque(maxlen=32)  # that the last images took from their first pass to their last
+        self._pictures = PictureThread(self._tell)
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -108,8 +118,10 @@ class EngineThread:
         """Returns how many images are drawn at once, at most: fewer since memory ran out."""
         return self.engine.fit(self.longest, self._slots)
 
-    def ask(self, images: list[ImageRequest]) -> None:
-        """Puts images into the queue: all, or none and a FullError if too many wait."""
+    def ask(self, images: list[ImageRequest], client: Hashable = None) -> None:
+        """Puts a client's images into the queue: all, or none and a FullError if too many wait."""
+        for image in images:
+            image.client = client
         self.queue.put(images)
         self._metrics.waiting.set(len(self.queue))
 
@@ -122,22 +134,25 @@ class EngineThread:
 
     def seconds_to_wait(self) -> int:
         """Estimates how long the queue takes to become empty, in seconds, at least 1."""
-        return max(1, round(len(self.queue) * self._busy / max(1, self._drawn)))
+        if not self._seconds:
+            return _SECONDS_AT_FIRST
+        waiting = len(self.queue)
+        turns = math.ceil(waiting / max(1, self._size(waiting)))
+        return max(1, round(turns * statistics.fmean(self._seconds)))
 
     def close(self) -> None:
         """Ends after the pass that runs, and cancels the images that are not drawn."""
         self._closing = True
         self.give_up(self.queue.close())
         self._thread.join()
-        self._pictures.shutdown()
+        self._pictures.close()
 
     def _run(self) -> None:
-        while ready := self.queue.begin_turn():
-            began = time.monotonic()
+        while self.queue.begin_turn():
             live: dict[Job, ImageRequest] = {}
             out_of_memory = False
             try:
-                self._turn(ready, live)
+                self._turn(live)
             except torch.OutOfMemoryError:
                 out_of_memory = True
             except Exception as error:  # whatever it is, the turn's images are told, and the next turn begins
@@ -148,14 +163,13 @@ class EngineThread:
                     self.queue.put_back(list(live.values()))
                 except torch.OutOfMemoryError as error:
                     self._fail_all(live, error)
-            self._busy += time.monotonic() - began
 
-    def _turn(self, ready: int, live: dict[Job, ImageRequest]) -> None:
-        first = self.queue.take()
+    def _turn(self, live: dict[Job, ImageRequest]) -> None:
+        slots = self._size(self._at_once(live))
+        first = self._take(live)
         if first is None:  # given up meanwhile
             return
-        live[first.job] = first
-        slots, params = self._size(ready), first.job.params
+        params = first.job.params
         plan = replace(self._plan, layers=first.layers, kind=params.kind)
         try:
             with self.engine.runner(plan, slots, self.longest, params) as runner:
@@ -164,8 +178,9 @@ class EngineThread:
                 while live and not self._closing:
                     self._metrics.slots.set(len(live))
                     for job, codes in runner.advance():
-                        self._drawn += 1
-                        self._pictures.submit(self._tell, live.pop(job), self._finished, codes)
+                        image = live.pop(job)
+                        self._seconds.append(time.monotonic() - image.begun_at)
+                        self._pictures.finish(image, partial(self._finished, image, codes))
                     self._metrics.passes.inc()
                     for job in runner.jobs:
                         if live[job].given_up:
@@ -173,24 +188,58 @@ class EngineThread:
                             del live[job]
                         else:
                             self._show(live[job], runner)
+                    self._make_way(runner, live, slots)
                     # Unless it goes on so, the turn ends soon, and the next has more slots, or far fewer.
-                    if live and slots / 4 < self._size(len(live) + self.queue.ready()) <= slots:
+                    if live and slots / 4 < self._size(self._at_once(live)) <= slots:
                         self._fill(runner, live)
         finally:
             self._metrics.slots.set(0)
 
+    def _make_way(self, runner: SlotRunner, live: dict[Job, ImageRequest], slots: int) -> None:
+        """Puts images back into the queue where a client waits while others have more than their share.
+
+        These are the ones begun last; or all, where that ends a turn of more slots than there is room for.
+        """
+        over = self.queue.over_share(_by_client(live), self._room)
+        if not over or (slots <= self._room and runner.free):
+            return
+        leaving = []
+        for image in reversed(live.values()):
+            if slots > self._room or over.get(image.client, 0) > 0:
+                leaving.append(image)
+                over[image.client] = over.get(image.client, 0) - 1
+        for image in leaving:
+            runner.cancel(image.job)
+            del live[image.job]
+        self.queue.put_back(leaving[::-1], first=False)
+
     def _size(self, images: int) -> int:
         """Returns how many slots images get: on a CPU empty slots cost time, on a GPU another number means new graphs."""
-        return self.most if self.image_model.device.type == "cuda" else min(self.most, bucket_of(images))
+        return self.most if self._on_gpu else min(self.most, bucket_of(images))
 
     def _fill(self, runner: SlotRunner, live: dict[Job, ImageRequest]) -> None:
         """Begins images that wait in the free slots."""
         for _ in runner.free:
-            image = self.queue.take()
+            image = self._take(live)
             if image is not None:
-                live[image.job] = image
                 runner.admit([image.job])
         self._metrics.waiting.set(len(self.queue))
+
+    def _take(self, live: dict[Job, ImageRequest]) -> ImageRequest | None:
+        """Takes the next image from the queue, and counts it among those that are drawn."""
+        image = self.queue.take(_by_client(live), self._room)
+        if image is not None:
+            live[image.job] = image
+            image.begun_at = time.monotonic()
+        return image
+
+    def _at_once(self, live: dict[Job, ImageRequest]) -> int:
+        return self.queue.at_once(_by_client(live), self._room)
+
+    @property
+    def _room(self) -> int:
+        """Returns for how many images clients have shares where several are present."""
+        return self.most if self._on_gpu else min(self.most, _ROOM_ON_CPU)
 
     def _finished(self, image: ImageRequest, codes: Codes) -> FinishedImage:
         picture, on_cpu = start_pixels(self.image_model, codes.tokens)(), codes.cpu()
@@ -209,7 +258,7 @@ class EngineThread:
             number = min(image.partials, decided * parts // total) - 1
             image.partials_sent = number + 1
             tokens = runner.codes(image.job).tokens
-            self._pictures.submit(self._tell, image, self._partial, number, tokens, decided)
+            self._pictures.show(image, partial(self._partial, image, number, tokens, decided))
 
     def _partial(self, image: ImageRequest, number: int, tokens: Tensor, decided: int) -> PartialImage:
         picture = start_pixels(self.image_model, tokens)()
@@ -221,11 +270,11 @@ class EngineThread:
         picture.paste(_GREY, (0, min((row + 1) * size, picture.height), picture.width, picture.height))
         return PartialImage(image.job.k, number, picture)
 
-    def _tell(self, image: ImageRequest, event_of: Callable[..., Event], *args: Any) -> None:
+    def _tell(self, image: ImageRequest, make_event: Callable[[], Event]) -> None:
         if image.given_up:
             return
         try:
-            event = event_of(image, *args)
+            event = make_event()
         except Exception as error:
             self._fail(image, error)
         else:
@@ -240,3 +289,7 @@ class EngineThread:
             image.given_up = True
             self._metrics.failures.inc()
             image.tell(FailedImage(image.job.k, error))
+
+
+def _by_client(live: dict[Job, ImageRequest]) -> Counter[Hashable]:
+    return Counter(image.client for image in live.values())

@@ -1,8 +1,13 @@
-"""The queue in which images wait: they are drawn in turns, and the images in a turn can share passes."""
+"""The queue in which images wait: clients in rounds, and the images in a turn can share passes."""
 
+import bisect
 import threading
-from collections.abc import Hashable
+import time
+from collections import Counter
+from collections.abc import Hashable, Mapping
 from typing import Generic, Protocol, TypeVar
+
+_SECONDS_PRESENT = 15.0  # that a client counts as present after its last request
 
 
 class Queued(Protocol):
@@ -12,92 +17,153 @@ class Queued(Protocol):
     def kind(self) -> Hashable:
         """Returns a key that items which can go together have in common."""
 
+    @property
+    def client(self) -> Hashable:
+        """Returns who put it there."""
+
 
 Item = TypeVar("Item", bound=Queued)
 
 
 class FullError(RuntimeError):
-    """The queue is full."""
+    """The queue is full, or too full for one client."""
 
 
 class FairQueue(Generic[Item]):
-    """Images in the order they arrived, for many threads that put and one that takes.
+    """Images in fair order, for many threads that put and one that takes.
 
-    A turn has the oldest image's kind. It draws the images with this kind that waited when it began, and later ones only
-    while no other kind waits. So an image waits at most for images that were queued before it.
+    The order is that of rounds: in each, every client that waits has one image, and a client's images stay in the order of
+    their arrival. A turn has the kind of the first image. It draws the images with this kind that waited when it began, and
+    later ones only while no other kind waits; it ends early where a client that has no image in it waits before them.
 
     Args:
-        most: images that may wait.
+        most: images that may wait. One client may have as many as there is room left beside them: half, if it is alone.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._changed = threading.Condition()  # guards all below
-        self._waiting: list[tuple[int, Item]] = []  # each with the number of its arrival
-        self._arrived = 0
+        self._waiting: list[
+            tuple[int, int, Item]
+        ] = []  # each with its round and the number of its arrival, in this order
+        self._arrived = self._round = 0  # images so far; the round of the image that was taken last
+        self._rounds: dict[Hashable, int] = {}  # the last round that a client has an image in
+        self._seen: dict[Hashable, float] = {}  # when each client put an image there
         self._turn: tuple[Hashable, int] = (None, 0)  # its kind, and the number of arrivals before it began
+        self._in_turn: set[Hashable] = set()  # clients that it has drawn for
         self._closed = False
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def put(self, items: list[Item]) -> None:
-        """Adds all items, or none: a FullError if there is no room for all."""
+        """Adds all items of a client, or none: a FullError if there is no room for all."""
         with self._changed:
-            if len(self._waiting) + len(items) > self.most:
-                raise FullError(f"{len(self._waiting)} images wait already, and at most {self.most} may")
-            self._append(items)
+            self._forget()
+            client, waiting = items[0].client, len(self._waiting)
+            own = sum(item.client == client for *_, item in self._waiting)
+            if waiting + len(items) > self.most:
+                raise FullError(f"{waiting} images wait already, and at most {self.most} may")
+            if own and own + len(items) > self.most - waiting:
+                limit = f"one client may have {(self.most - waiting + own) // 2} while others have {waiting - own}"
+                raise FullError(f"{own} images of this client wait already, and {limit}")
+            self._seen[client] = time.monotonic()
+            for item in items:
+                self._rounds[client] = max(self._rounds.get(client, 0) + 1, self._round)
+                self._insert(self._rounds[client], item)
 
-    def put_back(self, items: list[Item]) -> None:
-        """Adds items that were taken, before all others."""
+    def put_back(self, items: list[Item], first: bool = True) -> None:
+        """Adds items that were taken, before all others or, if not `first`, from the next round on."""
         with self._changed:
-            later, self._waiting = self._waiting, []
-            self._append(items)
-            self._waiting += later
+            rounds = [round for round, *_ in self._waiting]
+            for k, item in enumerate(items):
+                self._insert(min(rounds, default=self._round) - 1 if first else self._round + 1 + k, item)
 
-    def _append(self, items: list[Item]) -> None:
-        for item in items:
-            self._waiting.append((self._arrived, item))
-            self._arrived += 1
+    def _insert(self, round: int, item: Item) -> None:
+        bisect.insort(
+            self._waiting, (round, self._arrived, item)
+        )  # no two have the same number, so no items are compared
+        self._arrived += 1
         self._changed.notify()
 
-    def begin_turn(self) -> int:
-        """Waits for an image, begins a turn of its kind, and counts what it may draw so far; 0 once the queue is closed."""
+    def _forget(self) -> None:
+        """Drops what is known of clients that are no longer there."""
+        now, waiting = time.monotonic(), {item.client for *_, item in self._waiting}
+        gone = [each for each, at in self._seen.items() if now - at > _SECONDS_PRESENT and each not in waiting]
+        for client in gone:
+            del self._seen[client], self._rounds[client]
+
+    def begin_turn(self) -> bool:
+        """Waits for an image, and begins a turn of its kind; False once the queue is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._closed:
-                return 0
-            self._turn = self._waiting[0][1].kind, self._arrived
-            return len(self._of_turn())
+                return False
+            self._turn, self._in_turn = (self._waiting[0][2].kind, self._arrived), set()
+            return True
 
-    def take(self) -> Item | None:
-        """Takes the next image of this turn; None if there is none."""
+    def take(self, drawing: Mapping[Hashable, int], room: int) -> Item | None:
+        """Takes the next image of this turn that a client may have drawn now; None if there is none.
+
+        `drawing` counts the images of each client that are being drawn, `room` is how many can be at once.
+        """
         with self._changed:
-            arrivals = self._of_turn()
-            if not arrivals:
+            most = self._share(drawing, room)
+            fitting = [each for each in self._of_turn() if drawing.get(each[2].client, 0) < most]
+            if not fitting:
                 return None
-            self._waiting.remove(arrivals[0])
-            return arrivals[0][1]
+            first = fitting[0]
+            others = [item.client for *place, item in self._waiting if tuple(place) < first[:2]]
+            if self._in_turn and any(client not in self._in_turn and client != first[2].client for client in others):
+                return None
+            self._waiting.remove(first)
+            self._round = max(self._round, first[0])
+            self._in_turn.add(first[2].client)
+            return first[2]
 
-    def ready(self) -> int:
-        """Counts the images that this turn may draw now."""
+    def over_share(self, drawing: Mapping[Hashable, int], room: int) -> dict[Hashable, int]:
+        """Counts the images that clients have drawn beyond their share while another client waits and has none drawn."""
         with self._changed:
-            return len(self._of_turn())
+            if all(item.client in drawing for *_, item in self._waiting):
+                return {}
+            most = self._share(drawing, room)
+            return {client: number - most for client, number in drawing.items() if number > most}
 
-    def _of_turn(self) -> list[tuple[int, Item]]:
+    def at_once(self, drawing: Mapping[Hashable, int], room: int) -> int:
+        """Counts the images that this turn would draw at once, with one for each client that is present."""
+        with self._changed:
+            most = self._share(drawing, room)
+            waiting = Counter(item.client for *_, item in self._of_turn())
+            clients = self._present(drawing)
+            least = int(len(clients) > 1)
+            return sum(
+                max(drawing.get(client, 0), min(most, drawing.get(client, 0) + waiting[client]), least)
+                for client in clients
+            )
+
+    def _present(self, drawing: Mapping[Hashable, int]) -> set[Hashable]:
+        self._forget()
+        return self._seen.keys() | {client for client, number in drawing.items() if number}
+
+    def _share(self, drawing: Mapping[Hashable, int], room: int) -> int:
+        """Returns how many images of one client may be drawn at once."""
+        clients = len(self._present(drawing))
+        return max(1, room // clients) if clients > 1 else len(self._waiting) + sum(drawing.values())
+
+    def _of_turn(self) -> list[tuple[int, int, Item]]:
         kind, began = self._turn
-        alone = all(item.kind == kind for _, item in self._waiting)
-        return [(number, item) for number, item in self._waiting if item.kind == kind and (alone or number < began)]
+        alone = all(item.kind == kind for *_, item in self._waiting)
+        return [each for each in self._waiting if each[2].kind == kind and (alone or each[1] < began)]
 
     def discard(self, items: list[Item]) -> None:
         """Removes the items that still wait."""
         with self._changed:
             gone = {id(item) for item in items}
-            self._waiting = [(number, item) for number, item in self._waiting if id(item) not in gone]
+            self._waiting = [each for each in self._waiting if id(each[2]) not in gone]
 
     def close(self) -> list[Item]:
         """Ends waiting: returns the items that still wait, and no turn begins any more."""
         with self._changed:
-            left, self._waiting, self._closed = [item for _, item in self._waiting], [], True
+            left, self._waiting, self._closed = [item for *_, item in self._waiting], [], True
             self._changed.notify()
             return left

@@ -134,8 +134,13 @@ def test_a_frozen_worker_is_replaced_and_a_slow_one_is_not(faults):
 
 def test_a_model_that_is_not_there_is_said_in_one_line_and_ends_a_ray_of_our_own(tmp_path, monkeypatch, cluster):
     ended = []
-    monkeypatch.setattr(ray_pool, "connect", lambda module, address: True)
-    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+
+    @contextlib.contextmanager
+    def connected(module, address):
+        yield
+        ended.append(True)
+
+    monkeypatch.setattr(ray_pool, "connected", connected)
     with pytest.raises(FileNotFoundError, match="no/such/model") as raised:
         run_batch(["a"], tmp_path, RunSettings("no/such/model"), Compute("cpu", workers=1))
     assert len(str(raised.value).splitlines()) == 1

@@ -1,8 +1,10 @@
 """Who is drawn when, and what happens to each image, without HTTP."""
 
+import contextlib
 import copy
 import queue
 import threading
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import pytest
@@ -15,25 +17,29 @@ from janus_dola.engine.engine import Engine
 from janus_dola.images.outputs import NonFiniteError
 from janus_dola.serve.engine_thread import EngineThread, FinishedImage, PartialImage
 from janus_dola.serve.metrics import Metrics
+from janus_dola.serve.pictures import PictureThread
 from janus_dola.serve.queue import FairQueue, FullError
 from janus_dola.serve.requests import ImagesRequest, Reader
 from janus_dola.settings import DrawSettings
+from tests.janus_dola.server import until
 
 
 @dataclass(frozen=True)
 class Waiting:
     kind: str
     name: int
+    client: str = "one"
 
 
 def take_all(waiting):
-    return [item.name for item in iter(waiting.take, None)]
+    return [item.name for item in iter(lambda: waiting.take({}, 8), None)]
 
 
 def test_images_of_one_kind_come_in_order_of_arrival():
     waiting = FairQueue(8)
     waiting.put([Waiting("a", 0), Waiting("a", 1)])
-    assert waiting.begin_turn() == 2
+    assert waiting.begin_turn()
+    assert waiting.at_once({}, 8) == 2
     waiting.put([Waiting("a", 2)])
     assert take_all(waiting) == [0, 1, 2]
 
@@ -41,14 +47,13 @@ def test_images_of_one_kind_come_in_order_of_arrival():
 def test_a_turn_takes_no_late_images_while_another_kind_waits():
     waiting = FairQueue(8)
     waiting.put([Waiting("a", 0), Waiting("b", 1), Waiting("a", 2)])
-    assert waiting.begin_turn() == 2
+    assert waiting.begin_turn()
+    assert waiting.at_once({}, 8) == 2
     waiting.put([Waiting("a", 3)])
     assert take_all(waiting) == [0, 2]
-    assert waiting.begin_turn() == 1  # of b, the oldest
-    assert take_all(waiting) == [
-        1,
-    ]
-    assert waiting.begin_turn() == 1
+    assert waiting.begin_turn()  # of b, the oldest
+    assert take_all(waiting) == [1]
+    assert waiting.begin_turn()
     assert take_all(waiting) == [3]
 
 
@@ -64,7 +69,7 @@ def test_what_is_put_back_comes_before_all_others():
     waiting = FairQueue(1)
     waiting.put([Waiting("b", 1)])
     waiting.put_back([Waiting("a", 0)])
-    assert waiting.begin_turn() == 1
+    assert waiting.begin_turn()
     assert take_all(waiting) == [0]
 
 
@@ -75,6 +80,87 @@ def test_a_closed_queue_gives_back_what_waits_and_ends_waiting():
     assert waiting.close() == []
     ended.join(10)
     assert not ended.is_alive()
+
+
+def test_clients_are_served_in_rounds():
+    waiting = FairQueue(64)
+    waiting.put([Waiting("a", name, "greedy") for name in range(6)])
+    assert waiting.begin_turn()
+    assert [waiting.take({}, 8).name for _ in range(2)] == [0, 1]
+    waiting.put([Waiting("a", name, "honest") for name in (10, 11)])
+    assert take_all(waiting) == [10, 2, 11, 3, 4, 5]
+
+
+def test_a_client_that_is_not_alone_has_a_share_of_what_is_drawn_at_once():
+    waiting = FairQueue(64)
+    waiting.put([Waiting("a", name, "greedy") for name in range(20)])
+    assert waiting.begin_turn()
+    assert waiting.at_once({}, 8) == 20
+    waiting.put([Waiting("a", 20, "honest")])
+    assert waiting.at_once({}, 8) == 5
+    taken, drawing = [], Counter()
+    while item := waiting.take(drawing, 8):
+        taken.append(item.client)
+        drawing[item.client] += 1
+    assert drawing == {"greedy": 4, "honest": 1}
+    assert waiting.at_once({"greedy": 4}, 8) == 5  # a slot is kept for who was there a moment ago
+
+
+def test_a_turn_ends_early_for_a_client_that_has_nothing_in_it():
+    waiting = FairQueue(64)
+    waiting.put([Waiting("a", name, "greedy") for name in range(20)])
+    assert waiting.begin_turn()
+    assert [waiting.take({}, 8).name for _ in range(3)] == [0, 1, 2]
+    waiting.put([Waiting("b", 20, "honest")])
+    assert waiting.take({"greedy": 3}, 8) is None
+    assert waiting.begin_turn()
+    assert waiting.take({}, 8).name == 20
+
+
+def test_clients_leave_room_in_the_queue_for_others():
+    waiting = FairQueue(64)
+    waiting.put([Waiting("a", 0, "greedy")] * 32)
+    with pytest.raises(
+        FullError, match="32 images of this client wait already, and one client may have 32 while others have 0"
+    ):
+        waiting.put([Waiting("a", 0, "greedy")])
+    for k in range(300):  # each tries once; one more fits always
+        with contextlib.suppress(FullError):
+            waiting.put([Waiting("a", k, "second")])
+    assert len(waiting) < 64
+    waiting.put([Waiting("a", 1, "honest")])
+
+
+def test_who_comes_late_has_no_more_than_who_waited():
+    waiting = FairQueue(64)
+    waiting.put([Waiting("a", k, "first") for k in range(3)])
+    assert waiting.begin_turn()
+    assert waiting.take({}, 8).name == 0
+    waiting.put([Waiting("a", 10 + k, "late") for k in range(3)])
+    assert take_all(waiting) == [10, 1, 11, 2, 12]
+
+
+def test_pictures_come_in_order_while_few_wait_and_else_finished_ones_first():
+    begin, made = threading.Event(), []
+    thread = PictureThread(lambda image, make: (begin.wait(10), made.append(make())))
+    thread.finish("first", lambda: "first")
+    for number in range(3):
+        thread.show("a", lambda number=number: f"a{number}")
+    thread.finish("a", lambda: "a")
+    begin.set()
+    until(lambda: len(made) == 5)
+    assert made == ["first", "a0", "a1", "a2", "a"]
+    begin.clear()
+    made.clear()
+    thread.finish("first", lambda: "first")
+    for number in range(4):
+        for name in "bcdefghij":
+            thread.show(name, lambda name=name, number=number: f"{name}{number}")
+    thread.finish("b", lambda: "b")
+    begin.set()
+    thread.close()
+    assert made[:2] == ["first", "b"]  # none of b's partial pictures
+    assert [each for each in made if each.startswith("j")] == ["j3"]
 
 
 @given(
@@ -96,11 +182,11 @@ def test_nobody_is_overtaken_by_more_than_one_turn_of_each_kind(arrivals, slots)
 
     arrive()
     while len(waiting):
-        assert waiting.begin_turn() > 0
+        assert waiting.begin_turn()
         oldest = min(turns_since)
         taken = []
         for _ in range(slots * 2):
-            item = waiting.take()
+            item = waiting.take({}, 8)
             if item is None:
                 break
             taken.append(item)
@@ -193,6 +279,27 @@ def test_images_of_any_settings_together_are_those_of_generate(mini, ask):
             assert same.float().mean() > 0.8
             assert ((actual.codes.jsd - want.jsd[0, k])[~same].abs() < 1e-4).all()
             assert actual.picture.tobytes() == want.images[0][k].tobytes()
+
+
+def test_a_client_that_comes_later_does_not_wait_for_the_many_images_of_another(mini, reader):
+    worker = EngineThread(Engine(mini.image_model), 8, reader.longest, 64, Metrics())
+    outbox, order = queue.Queue(), []
+    requests = [
+        reader.read(ImagesRequest(prompt="a red circle", seed=k, **fields), lambda event, k=k: outbox.put((k, event)))
+        for k, fields in enumerate([*[{}] * 10, {}, {"candidate_layers": [1, 5]}])
+    ]
+    worker.ask([image for request in requests[:10] for image in request.images], "greedy")
+    until(lambda: worker._metrics.passes._value.get() > 1)
+    for k in (10, 11):
+        worker.ask(requests[k].images, f"honest {k}")
+    while len(order) < len(requests):
+        k, event = outbox.get(timeout=60)
+        order.append(k)
+        if k in (0, 7):
+            assert torch.equal(event.codes.tokens, mini.generate("a red circle", seed=k).tokens[0, 0])
+    worker.close()
+    assert sorted(order) == list(range(12))
+    assert max(order.index(10), order.index(11)) < 7
 
 
 def test_most_settings_share_passes(reader):
