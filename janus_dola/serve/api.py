@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -185,10 +185,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/images/{name}", include_in_schema=False)
     async def image_file(name: str) -> Response:
-        path = service.image_urls.find(name)
-        if path is None:
-            return error_response(404, f"there is no image {shown(name)}, or no more", "name", "not_found")
-        return FileResponse(path)
+        answer = await asyncio.to_thread(service.image_urls.answer, name)
+        return answer or error_response(404, f"there is no image {shown(name)}, or no more", "name", "not_found")
 
     @app.get("/health")
     async def health() -> JSONResponse:
