@@ -1,6 +1,7 @@
 """Answers HTTP requests: OpenAI's images API, health, metrics and the page."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
@@ -19,10 +20,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from janus_dola.arguments import shown
 from janus_dola.images.outputs import NonFiniteError
 from janus_dola.serve.access import BodyLimit, KeyCheck, SiteCheck, client_of
-from janus_dola.serve.engine_thread import EngineThread, Event, FailedImage, FinishedImage, PartialImage
+from janus_dola.serve.engine_thread import EngineThread, FailedImage, FinishedImage, PartialImage
 from janus_dola.serve.errors import error_body, error_response, validation_response
 from janus_dola.serve.form_page import HEADERS, form_page
 from janus_dola.serve.metrics import RequestCounter
+from janus_dola.serve.outbox import Outbox
 from janus_dola.serve.queue import FullError
 from janus_dola.serve.requests import ImagesRequest, InvalidError, ParsedRequest
 from janus_dola.serve.responses import HEARTBEAT, ResponseWriter, event
@@ -34,6 +36,8 @@ _SECONDS_TO_REFUSE = 1.0  # so that clients that ask again at once leave time fo
 _RETRY_AFTER = 5  # seconds, while the model loads or the server stops
 _HEARTBEAT = 15.0  # seconds between signs of life in a stream, less than proxies wait
 _STOPPING = "the server stops, and its time for requests is over: ask again later"
+_SAID = (NonFiniteError, torch.OutOfMemoryError)  # faults that clients are told of; others are for the log
+_logger = logging.getLogger("uvicorn.error")
 
 
 class ClientGoneError(Exception):
@@ -145,7 +149,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         if body.response_format == "url" and not service.options.urls:
             raise InvalidError("response_format", 'response_format must be "b64_json" with replicas, got "url"')
         reader, engine = ready
-        events: asyncio.Queue[Event | None] = asyncio.Queue()
+        events = Outbox()
         loop = asyncio.get_running_loop()
         parsed = reader.read(body, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
         engine.ask(parsed.images, client_of(request.scope, service.options.keys))
@@ -200,6 +204,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
+def failure_text(error: Exception) -> str:
+    """Returns what clients are told of a fault: nothing of the server's inside."""
+    return str(error) if isinstance(error, _SAID) else "drawing failed; the server's log says why"
+
+
 def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(RequestValidationError)
     async def not_valid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -226,11 +235,11 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(NonFiniteError)
     @app.exception_handler(torch.OutOfMemoryError)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        return error_response(500, str(error), code="drawing_failed")
+        return error_response(500, failure_text(error), code="drawing_failed")
 
 
 async def _until_done(
-    request: Request, engine: EngineThread, parsed: ParsedRequest, events: "asyncio.Queue[Event | None]"
+    request: Request, engine: EngineThread, parsed: ParsedRequest, events: Outbox
 ) -> AsyncGenerator[PartialImage | FinishedImage | None, None]:
     """Yields pictures until all images are drawn, or raises ClientGoneError; what is not drawn in the end is given up.
 
@@ -256,7 +265,7 @@ async def _until_done(
         engine.give_up(parsed.images)
 
 
-async def _tell_gone(request: Request, events: "asyncio.Queue[Event | None]") -> None:
+async def _tell_gone(request: Request, events: Outbox) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     events.put_nowait(None)
@@ -278,4 +287,6 @@ async def _streamed(
     except asyncio.CancelledError:
         yield event("error", error_body(_STOPPING, "server_error", code="stopping"))
     except Exception as error:  # the status is already sent, so the error becomes an event
-        yield event("error", error_body(str(error), "server_error", code="drawing_failed"))
+        if not isinstance(error, _SAID):
+            _logger.error("an image of a stream could not be drawn", exc_info=error)
+        yield event("error", error_body(failure_text(error), "server_error", code="drawing_failed"))

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from typing import ClassVar
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -16,7 +15,6 @@ SECONDS_TO_ASK = 15.0  # from the connection, or the last answer, to the end of 
 SECONDS_TO_READ = 60.0  # without a byte of an answer read
 MAX_HEAD = 64 * 1024  # bytes of a request's line and headers
 _SPARE_FILES = 256  # open files beside connections
-_SECONDS_BETWEEN_LINES = 60.0  # in the log
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _logger = logging.getLogger("uvicorn.error")
 
@@ -34,7 +32,7 @@ def limited(most: int) -> type["Connection"]:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             while 2 * most + _SPARE_FILES > soft and most > 1:
                 most //= 2
-    return type("LimitedConnection", (Connection,), {"most": most, "asking": {}, "noted": -_SECONDS_BETWEEN_LINES})
+    return type("LimitedConnection", (Connection,), {"most": most, "asking": {}})
 
 
 class Connection(H11Protocol):
@@ -45,7 +43,6 @@ class Connection(H11Protocol):
 
     most: ClassVar[int]
     asking: ClassVar[dict["Connection", float]]  # connections without a whole request, and since when: the oldest first
-    noted: ClassVar[float]  # when the log had the last line about this
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes up a connection."""
@@ -101,7 +98,7 @@ class Connection(H11Protocol):
         if now - self._progress >= SECONDS_TO_READ:
             self.transport.abort()
         elif now - self.asking.get(self, now) >= SECONDS_TO_ASK:
-            self._close(self, f"they brought no request within {SECONDS_TO_ASK:g} s")
+            self._close(self, f"it brought no request within {SECONDS_TO_ASK:g} s")
         else:
             self._timer = self.loop.call_later(SECONDS_TO_ASK / 4, self._look)
 
@@ -111,6 +108,4 @@ class Connection(H11Protocol):
         if connection.cycle is not None and connection.cycle.more_body and not connection.cycle.response_started:
             connection.transport.write(_LATE)
         connection.transport.close()
-        if time.monotonic() - cls.noted >= _SECONDS_BETWEEN_LINES:
-            cls.noted = time.monotonic()
-            _logger.warning("connections are closed: %s (said once a minute at most)", reason)
+        _logger.warning(f"a connection is closed: {reason}")

@@ -1,5 +1,6 @@
 """Runs a server process: it listens, answers, and ends on SIGTERM or SIGHUP."""
 
+import logging
 import socket
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ import uvicorn
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.api import make_app
 from janus_dola.serve.connections import MAX_HEAD, limited
+from janus_dola.serve.log import SELDOM
 from janus_dola.serve.service import ServerOptions, Service
 from janus_dola.serve.signals import STOPS, on_signals
 
@@ -38,7 +40,7 @@ def run_server(options: ServerOptions, load: Callable[[], JanusDoLa], announce: 
 def configured(service: Service) -> uvicorn.Config:
     """Returns how uvicorn serves a service: with bounds for connections, heads and the time to stop in."""
     connection = limited(service.options.max_connections)
-    return uvicorn.Config(
+    config = uvicorn.Config(
         make_app(service),
         http=connection,
         ws="none",
@@ -48,3 +50,5 @@ def configured(service: Service) -> uvicorn.Config:
         timeout_graceful_shutdown=service.options.grace,
         proxy_headers=False,  # the application reads them
     )
+    logging.getLogger("uvicorn.error").addFilter(SELDOM)
+    return config

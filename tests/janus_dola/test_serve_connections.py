@@ -9,8 +9,11 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from janus_dola.serve import connections
-from janus_dola.serve.api import GENERATIONS
+from janus_dola.images.outputs import NonFiniteError
+from janus_dola.serve import connections, log
+from janus_dola.serve.api import GENERATIONS, failure_text
+from janus_dola.serve.engine_thread import FinishedImage, PartialImage
+from janus_dola.serve.outbox import Outbox
 from janus_dola.serve.service import ServerOptions, Service
 from tests.janus_dola.server import running, until
 
@@ -57,7 +60,7 @@ def test_half_a_request_is_not_waited_for_long(url, half, caplog):
     assert 0.3 < time.monotonic() - began < 3
     status = {"half a body": b"HTTP/1.1 408 ", "the rest of a refused body": b"HTTP/1.1 413 "}.get(half, b"")
     assert received.startswith(status)
-    assert caplog.text.count("they brought no request within 0.5 s") == 1
+    assert caplog.text.count("it brought no request within 0.5 s") == 1
 
 
 def test_a_request_that_comes_byte_by_byte_has_no_longer(url):
@@ -136,3 +139,40 @@ def test_a_server_may_open_as_many_files_as_its_connections_need(monkeypatch):
     limits.update(soft=100_000)
     assert connections.limited(2048).most == 2048
     assert limits["soft"] == 100_000
+
+
+def test_the_log_has_ten_lines_of_a_kind_a_minute(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])
+    seldom = log.Seldom()
+
+    def lines(message, number):
+        records = [logging.LogRecord("a", logging.ERROR, "", 0, message, (k,), None) for k in range(number)]
+        return [record.getMessage() for record in records if seldom.filter(record)]
+
+    assert lines("fault %d", 3) == ["fault 0", "fault 1", "fault 2"]
+    assert lines("fault %d", 500)[5:] == ["fault 5", "fault 6 (others like this are left out for 60 s)"]
+    assert lines("other %d", 1) == ["other 0"]
+    clock[0] = 60.0
+    assert lines("fault %d", 1) == ["fault 0"]
+
+
+def test_an_outbox_keeps_the_newest_partial_picture_of_each_image():
+    outbox = Outbox()
+    for number in range(16):
+        for k in range(3):
+            outbox.put_nowait(PartialImage(k, number, None))
+    outbox.put_nowait(FinishedImage(1, None, None))
+    outbox.put_nowait(PartialImage(2, 16, None))
+    kept = [outbox.get_nowait() for _ in range(outbox.qsize())]
+    assert [(type(event), event.k) for event in kept] == [
+        (PartialImage, 0), (PartialImage, 1), (FinishedImage, 1), (PartialImage, 2),
+    ]  # fmt: skip
+    assert [kept[k].number for k in (0, 1, 3)] == [15, 15, 16]
+
+
+def test_faults_of_the_server_are_not_told_to_clients():
+    assert (
+        failure_text(OSError(24, "Too many open files", "/secret/path")) == "drawing failed; the server's log says why"
+    )
+    assert "became NaN" in failure_text(NonFiniteError([0]))
