@@ -38,7 +38,7 @@ def serve(
     ] = "auto",
     max_waiting: Annotated[
         int, _address_option(min=10, help="Images that may wait; requests for more are answered with 429.")
-    ] = 256,
+    ] = 512,
     max_connections: Annotated[
         int, _address_option(min=16, help="Connections that may be open; those without a whole request make room.")
     ] = 2048,

@@ -25,7 +25,7 @@ class ServerOptions:
     allow_host: Sequence[str] = ()  # names for this server that are answered without a key, beside loopback and `host`
     allow_origin: Sequence[str] = ()  # pages elsewhere that may send requests (CORS)
     slots: int | None = None  # images drawn at once, at most; None is as many as fit
-    max_waiting: int = 256  # images
+    max_waiting: int = 512  # images
     max_connections: int = 2048  # open at once
     backend: str = "auto"
     launch: str = "auto"
