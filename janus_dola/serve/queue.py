@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Hashable, Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 _SECONDS_PRESENT = 15.0  # that a client counts as present after its last request
 
@@ -29,6 +29,16 @@ class FullError(RuntimeError):
     """The queue is full, or too full for one client."""
 
 
+class _Entry(NamedTuple):
+    """An item in the order in which items wait."""
+
+    round: int
+    number: int  # of its arrival; no two have the same, so kinds and items are never compared to order them
+    kind: Hashable
+    client: Hashable
+    item: Any
+
+
 class FairQueue(Generic[Item]):
     """Images in fair order, for many threads that put and one that takes.
 
@@ -43,9 +53,7 @@ class FairQueue(Generic[Item]):
     def __init__(self, most: int) -> None:
         self.most = most
         self._changed = threading.Condition()  # guards all below
-        self._waiting: list[
-            tuple[int, int, Item]
-        ] = []  # each with its round and the number of its arrival, in this order
+        self._waiting: list[_Entry] = []  # in their order
         self._arrived = self._round = 0  # images so far; the round of the image that was taken last
         self._rounds: dict[Hashable, int] = {}  # the last round that a client has an image in
         self._seen: dict[Hashable, float] = {}  # when each client put an image there
@@ -61,7 +69,7 @@ class FairQueue(Generic[Item]):
         with self._changed:
             self._forget()
             client, waiting = items[0].client, len(self._waiting)
-            own = sum(item.client == client for *_, item in self._waiting)
+            own = sum(each.client == client for each in self._waiting)
             if waiting + len(items) > self.most:
                 raise FullError(f"{waiting} images wait already, and at most {self.most} may")
             if own and own + len(items) > self.most - waiting:
@@ -75,23 +83,25 @@ class FairQueue(Generic[Item]):
     def put_back(self, items: list[Item], first: bool = True) -> None:
         """Adds items that were taken, before all others or, if not `first`, from the next round on."""
         with self._changed:
-            rounds = [round for round, *_ in self._waiting]
+            before = min((each.round for each in self._waiting), default=self._round) - 1
             for k, item in enumerate(items):
-                self._insert(min(rounds, default=self._round) - 1 if first else self._round + 1 + k, item)
+                self._seen.setdefault(item.client, time.monotonic())
+                self._insert(before if first else self._round + 1 + k, item)
 
     def _insert(self, round: int, item: Item) -> None:
-        bisect.insort(
-            self._waiting, (round, self._arrived, item)
-        )  # no two have the same number, so no items are compared
+        bisect.insort(self._waiting, _Entry(round, self._arrived, item.kind, item.client, item))
         self._arrived += 1
         self._changed.notify()
 
     def _forget(self) -> None:
         """Drops what is known of clients that are no longer there."""
-        now, waiting = time.monotonic(), {item.client for *_, item in self._waiting}
-        gone = [each for each, at in self._seen.items() if now - at > _SECONDS_PRESENT and each not in waiting]
-        for client in gone:
-            del self._seen[client], self._rounds[client]
+        now = time.monotonic()
+        late = [client for client, at in self._seen.items() if now - at > _SECONDS_PRESENT]
+        waiting = {each.client for each in self._waiting} if late else set()
+        for client in late:
+            if client not in waiting:
+                del self._seen[client]
+                self._rounds.pop(client, None)
 
     def begin_turn(self) -> bool:
         """Waits for an image, and begins a turn of its kind; False once the queue is closed."""
@@ -99,7 +109,7 @@ class FairQueue(Generic[Item]):
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._closed:
                 return False
-            self._turn, self._in_turn = (self._waiting[0][2].kind, self._arrived), set()
+            self._turn, self._in_turn = (self._waiting[0].kind, self._arrived), set()
             return True
 
     def take(self, drawing: Mapping[Hashable, int], room: int) -> Item | None:
@@ -109,22 +119,23 @@ class FairQueue(Generic[Item]):
         """
         with self._changed:
             most = self._share(drawing, room)
-            fitting = [each for each in self._of_turn() if drawing.get(each[2].client, 0) < most]
+            fitting = [each for each in self._of_turn() if drawing.get(each.client, 0) < most]
             if not fitting:
                 return None
             first = fitting[0]
-            others = [item.client for *place, item in self._waiting if tuple(place) < first[:2]]
-            if self._in_turn and any(client not in self._in_turn and client != first[2].client for client in others):
+            place = self._waiting.index(first)
+            before = {each.client for each in self._waiting[:place]} - {first.client}
+            if self._in_turn and before - self._in_turn:
                 return None
-            self._waiting.remove(first)
-            self._round = max(self._round, first[0])
-            self._in_turn.add(first[2].client)
-            return first[2]
+            del self._waiting[place]
+            self._round = max(self._round, first.round)
+            self._in_turn.add(first.client)
+            return first.item
 
     def over_share(self, drawing: Mapping[Hashable, int], room: int) -> dict[Hashable, int]:
         """Counts the images that clients have drawn beyond their share while another client waits and has none drawn."""
         with self._changed:
-            if all(item.client in drawing for *_, item in self._waiting):
+            if all(each.client in drawing for each in self._waiting):
                 return {}
             most = self._share(drawing, room)
             return {client: number - most for client, number in drawing.items() if number > most}
@@ -133,7 +144,7 @@ class FairQueue(Generic[Item]):
         """Counts the images that this turn would draw at once, with one for each client that is present."""
         with self._changed:
             most = self._share(drawing, room)
-            waiting = Counter(item.client for *_, item in self._of_turn())
+            waiting = Counter(each.client for each in self._of_turn())
             clients = self._present(drawing)
             least = int(len(clients) > 1)
             return sum(
@@ -150,20 +161,20 @@ class FairQueue(Generic[Item]):
         clients = len(self._present(drawing))
         return max(1, room // clients) if clients > 1 else len(self._waiting) + sum(drawing.values())
 
-    def _of_turn(self) -> list[tuple[int, int, Item]]:
+    def _of_turn(self) -> list[_Entry]:
         kind, began = self._turn
-        alone = all(item.kind == kind for *_, item in self._waiting)
-        return [each for each in self._waiting if each[2].kind == kind and (alone or each[1] < began)]
+        alone = all(each.kind == kind for each in self._waiting)
+        return [each for each in self._waiting if each.kind == kind and (alone or each.number < began)]
 
     def discard(self, items: list[Item]) -> None:
         """Removes the items that still wait."""
         with self._changed:
             gone = {id(item) for item in items}
-            self._waiting = [each for each in self._waiting if id(each[2]) not in gone]
+            self._waiting = [each for each in self._waiting if id(each.item) not in gone]
 
     def close(self) -> list[Item]:
         """Ends waiting: returns the items that still wait, and no turn begins any more."""
         with self._changed:
-            left, self._waiting, self._closed = [item for *_, item in self._waiting], [], True
+            left, self._waiting, self._closed = [each.item for each in self._waiting], [], True
             self._changed.notify()
             return left
