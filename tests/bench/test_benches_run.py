@@ -14,7 +14,7 @@ import torch
 
 from bench import ROOT
 from bench.report import pages
-from bench.speed import models, paired, passes, peer_openvino, serve_load, test_text, text_smollm2, tiny
+from bench.speed import models, paired, passes, peer_openvino, serve_floods, serve_load, test_text, text_smollm2, tiny
 
 
 @pytest.fixture
@@ -79,6 +79,13 @@ def test_a_server_under_load(capsys):
     out = capsys.readouterr().out
     assert "2 of 2 answered\nimages equal" in out
     assert len(re.findall(r"\d+ requests: \d+ MiB", out)) == 2
+
+
+def test_a_server_under_floods(capsys, monkeypatch):
+    monkeypatch.setattr(serve_floods, "FLOODS", {"one image each": (2, dict)})
+    serve_floods.main(seconds=0.1, half_open=20, half_seconds=0.1)
+    lines = re.findall(r"(alone|one image each|20 half open) +p50 .* 1 asked, 0 refused", capsys.readouterr().out)
+    assert lines == ["alone", "one image each", "20 half open"]
 
 
 def test_our_blocks_beside_openvino(small):

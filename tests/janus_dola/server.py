@@ -19,7 +19,13 @@ def until(condition, seconds=60):
 @contextmanager
 def running(service):
     """A server in a thread of this process."""
-    config = configured(service)
+    with serving(configured(service)) as (_, url):
+        yield url
+
+
+@contextmanager
+def serving(config):
+    """The same for a configuration: uvicorn's server, and its address."""
     config.port = 0
     made = uvicorn.Server(config)
     thread = threading.Thread(target=made.run)
@@ -27,7 +33,7 @@ def running(service):
     until(lambda: made.started)
     (listening,) = made.servers[0].sockets
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield made, f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         made.should_exit = True
         thread.join()

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import httpx
 import pytest
+import uvicorn
 
 from janus_dola.images.outputs import NonFiniteError
 from janus_dola.serve import connections, log
@@ -15,7 +16,7 @@ from janus_dola.serve.api import GENERATIONS, failure_text
 from janus_dola.serve.engine_thread import FinishedImage, PartialImage
 from janus_dola.serve.outbox import Outbox
 from janus_dola.serve.service import ServerOptions, Service
-from tests.janus_dola.server import running, until
+from tests.janus_dola.server import running, serving, until
 
 HEAD = f"POST {GENERATIONS} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n".encode()
 HALVES = {
@@ -108,24 +109,29 @@ def test_half_a_request_does_not_hold_a_stop():
     connection.close()
 
 
-def test_an_answer_that_is_not_read_is_not_kept_for_long(monkeypatch):
+@pytest.mark.parametrize("reads", [True, False])
+def test_an_answer_that_is_not_read_is_not_kept_for_long(reads, monkeypatch):
     monkeypatch.setattr(connections, "SECONDS_TO_ASK", 0.5)
     monkeypatch.setattr(connections, "SECONDS_TO_READ", 0.5)
-    with running(Service(ServerOptions("mini"), lambda: None)) as url, connect(url) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        connection.settimeout(0.05)
-        question = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    megabytes = 40
 
-        def is_closed():
-            try:
-                connection.sendall(question * 100)
-            except TimeoutError:
-                return False
-            except OSError:
-                return True
-            return False
+    async def endless(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for k in range(megabytes):
+            await send({"type": "http.response.body", "body": b"x" * 2**20, "more_body": k + 1 < megabytes})
 
-        until(is_closed, 20)
+    config = uvicorn.Config(endless, http=connections.limited(10), lifespan="off")
+    with serving(config) as (server, url), connect(url) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        if reads:  # slowly
+            received = 0
+            while more := connection.recv(2**19):
+                received += len(more)
+                time.sleep(0.01)
+            assert received > megabytes * 2**20
+        else:
+            until(lambda: server.server_state.connections, 5)
+            until(lambda: not server.server_state.connections, 10)
 
 
 def test_a_server_may_open_as_many_files_as_its_connections_need(monkeypatch):
