@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from janus_dola.images.recipe import read_recipe
+from janus_dola.serve import api
 from janus_dola.serve.service import ServerOptions, Service
 from tests.janus_dola.browser import CHROMIUM, Browser
 from tests.janus_dola.server import running, until
@@ -19,7 +20,8 @@ FAR_ENOUGH = "document.querySelectorAll('figcaption').length === 2"
 @pytest.fixture(scope="module")
 def url(mini):
     service = Service(ServerOptions("mini"), lambda: mini)
-    with running(service) as url:
+    with pytest.MonkeyPatch.context() as patch, running(service) as url:
+        patch.setattr(api, "_HEARTBEAT", 0.02)  # the page must skip signs of life
         until(lambda: service.ready())
         yield url
 
