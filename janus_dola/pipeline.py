@@ -48,7 +48,8 @@ class JanusDoLa:
 
     Args:
         model: transformers' `JanusForConditionalGeneration`, DeepSeek's `MultiModalityCausalLM`, or one from another family
-            that `janus_dola.models` has an adapter for; used as it is, on the device and in the dtype it has.
+            that `janus_dola.models` has an adapter for; used as it is, on the device and in the dtype it has, and not changed
+            but by `to`.
         tokenizer: the tokenizer that belongs to it, or the processor that holds it.
     Attributes:
         model, tokenizer: as they were given or loaded.
@@ -69,7 +70,7 @@ class JanusDoLa:
         name = getattr(model, "name_or_path", "") or type(model).__name__
         self.model_name, self.revision = public_name(name), commit_of(name)
         self.quantize: Quantization | None = None
-        self._packs = False  # whether float16 on a CPU is packed: only if the model was loaded here
+        self._stores = False  # whether weights are packed, or laid as one: only if the model was loaded here
 
     @classmethod
     def from_pretrained(
@@ -103,8 +104,10 @@ class JanusDoLa:
         pipe = cls(loaded, own_tokenizer)
         if quantize is not None:
             quantize_blocks(pipe.image_model, quantize)
+        else:
+            pipe.engine.weights.lay_as_one()
         pipe.model_name, pipe.revision = public_name(model), revision or commit_of(model)
-        pipe.quantize, pipe._packs = quantize, quantize is None
+        pipe.quantize, pipe._stores = quantize, quantize is None
         return pipe
 
     @classmethod
@@ -148,10 +151,12 @@ class JanusDoLa:
             ValueError: there is no such device or dtype, or weights in 8 bits shall have another dtype.
         """
         move_model(self.model, self.image_model, device, dtype)
-        if self._packs:
+        if self._stores:
             pack_for_cpu(self.model)
         self.image_model = adapt(self.model)
         self.engine = Engine(self.image_model)
+        if self._stores:
+            self.engine.weights.lay_as_one()
         return self
 
     def __repr__(self) -> str:

@@ -50,7 +50,9 @@ POINTERS = {
     "top_k_ptr": "*i64", "top_p_ptr": "*fp32",
 }  # fmt: skip
 FLOATS = ("eps", "scaling")
-ALIGNED_SIZES = ("D", "E", "V", "tiles", "inputs_per_split", "stride", "K", "width", "positions", "capacity")
+ALIGNED_SIZES = (
+    "D", "E", "V", "tiles", "inputs_per_split", "stride", "K", "width", "width_2", "width_3", "positions", "capacity",
+)  # fmt: skip
 SHAPE, LAYERS = floor.SHAPES["7B"], 5
 
 
@@ -111,7 +113,7 @@ def block_cases(generation: str, shape: floor.BlockShape, window: int = 1) -> li
         return Case(generation, kernel, what, 16, constants | options, warps, stages)
 
     tiles = triton.cdiv(hidden, block_matmul.launch_options(hidden, 16, generation)["BLOCK_O"])
-    normed = {"HAS_BIAS": False, "TILES_PADDED": triton.next_power_of_2(tiles)}
+    normed = {"HAS_BIAS": False, "ALIGNED": True, "TILES_PADDED": triton.next_power_of_2(tiles)}
     added = {"HAS_BIAS": False, "HAS_NORM": True}
     return [
         product("normed", f"qkv, {shape.name}", 3 * hidden, normed | {"GATED": False}),

@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction, MockTensor
 
 from bench.speed import floor
 from janus_dola.kernels import block_triton
-from janus_dola.kernels.block_torch import BlockWeights, Matrix, Norm, PassStart, Rotary
+from janus_dola.kernels.block_torch import Beside, BlockWeights, Matrix, Norm, PassStart, Rotary
 from janus_dola.kernels.gpu import launch
 from janus_dola.kernels.gpu.codebook import codebook
 from janus_dola.kernels.gpu.normalise import normalise
@@ -137,9 +137,12 @@ def _blocks(
     def new(*sizes: int) -> Tensor:
         return _empty(*sizes, dtype=dtype)
 
+    def beside(number: int, outputs: int) -> Beside:
+        return Beside(tuple(Matrix(new(outputs, hidden)) for _ in range(number)))
+
     weights = BlockWeights(
-        Norm(new(hidden), 1e-6), Matrix(new(3 * hidden, hidden)), Matrix(new(hidden, hidden)),
-        Norm(new(hidden), 1e-6), Matrix(new(2 * shape.inner, hidden)), Matrix(new(hidden, shape.inner)),
+        Norm(new(hidden), 1e-6), beside(3, hidden), Matrix(new(hidden, hidden)),
+        Norm(new(hidden), 1e-6), beside(2, shape.inner), Matrix(new(hidden, shape.inner)),
         heads, heads, size, size**-0.5,
     )  # fmt: skip
     start = PassStart(_empty(rows, dtype=torch.int64), Rotary(new(2048, size), new(2048, size)), visible)

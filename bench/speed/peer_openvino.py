@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from bench.speed import floor, shapes
 from janus_dola.engine.decoder import VISIBLE_MULTIPLE
 from janus_dola.kernels.block_torch import Positions, buffer_shape, run_blocks
-from janus_dola.models.weights import WeightReader
 
 BLOCKS, POSITION, ROUNDS = 4, 40, 40
 
@@ -57,7 +56,7 @@ class Step(nn.Module):
 def ours(dtype: torch.dtype, rows: int):
     """Returns a step of our blocks."""
     pipe = shapes.random_janus("1B", blocks=BLOCKS, codes_a_side=5, dtype=dtype)
-    weights = WeightReader(pipe.image_model).read()
+    weights = pipe.engine.weights.read()
     buffer = torch.randn(buffer_shape(weights.blocks, rows, VISIBLE_MULTIPLE)).to(pipe.image_model.dtype)
     x = torch.randn(rows, weights.code_table.shape[1]).to(pipe.image_model.dtype)
     place = Positions.of(torch.full((rows,), POSITION), 1, weights.rotary, VISIBLE_MULTIPLE, VISIBLE_MULTIPLE, 1)

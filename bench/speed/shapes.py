@@ -69,4 +69,6 @@ def random_janus(
     generation = model.generation_config
     generation.bos_token_id, generation.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
     generation.generation_kwargs = {"boi_token_id": tokenizer.convert_tokens_to_ids("<begin_of_image>")}
-    return JanusDoLa(model, tokenizer)
+    pipe = JanusDoLa(model, tokenizer)
+    pipe.engine.weights.lay_as_one()  # as `from_pretrained` does
+    return pipe

@@ -34,8 +34,10 @@ def test_step(timed, device, name, dtype, images, window, launch, way):
     with half_way(pipe.engine, rows, images, plan, params, window) as runner, undisturbed(image_model.device):
         decoder, visible = runner.decoder, runner.visible
         blocks = decoder.weights.blocks
-        matrices = (matrix for block in blocks for matrix in (block.qkv, block.output, block.gate_up, block.down))
-        weights = sum(matrix.weight.shape.numel() for matrix in matrices)
+        weights = sum(
+            matrix.weight.shape.numel()
+            for block in blocks for matrix in (block.qkv.whole, block.output, block.gate_up.whole, block.down)
+        )  # fmt: skip
         key_values = torch.Size(buffer_shape(blocks, 1, visible)).numel()
         timed(
             [lambda: decoder.run(visible)],

@@ -1,7 +1,7 @@
 """A block of the language model (Llama) on each row's W new positions, written out on tensors.
 
-    y = x + W_o attention(rotate(W_qkv norm(x)))
-    x'= y + W_d (silu(g) * u),   [g, u] = W_gu norm(y)
+    y = x + W_o attention(rotate(q, k), v),   q, k, v = [W_q, W_k, W_v] norm(x)
+    x'= y + W_d (silu(g) * u),                g, u = [W_g, W_u] norm(y)
 
 Keys and values are written into a buffer of fixed size, each row at its own positions; a position attends to all up to
 itself. Nothing here depends on how far other rows have come, but for how many positions are looked at (`visible`): later
@@ -64,6 +64,26 @@ class Matrix:
         return product if self.bias is None else product.add_(self.bias)
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Products of the same rows, each with its own weight wherever that lies."""
+
+    products: tuple[Callable[[Tensor], Tensor], ...]
+    whole: Matrix | None = None  # all of them as one, where they lie in memory as one: fewer calls
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Multiplies rows [N, K] to [N, O_1 + O_2 + ...], the outputs side by side."""
+        if self.whole is not None:
+            return self.whole(rows)
+        return torch.cat([product(rows) for product in self.products], -1)
+
+    def apart(self, rows: Tensor) -> Sequence[Tensor]:
+        """Multiplies rows [N, K] to [N, O] each, by products that have the same number of outputs."""
+        if self.whole is not None:
+            return self.whole(rows).chunk(len(self.products), -1)
+        return [product(rows) for product in self.products]
+
+
 def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
@@ -109,10 +129,10 @@ class BlockWeights:
     """The weights and sizes a block computes with."""
 
     attention_norm: Norm
-    qkv: Product  # D to (H_q + 2 H_kv) d: queries, keys, values
+    qkv: Beside  # D to H_q d, H_kv d and H_kv d: queries, keys, values
     output: Product  # H_q d to D
     mlp_norm: Norm
-    gate_up: Product  # D to 2 I
+    gate_up: Beside  # D to I each: the gate, and what it is applied to
     down: Product  # I to D
     query_heads: int
     key_value_heads: int
@@ -216,7 +236,7 @@ def block(x: Tensor, weights: BlockWeights, keys_values: Tensor, place: Position
     keys_values.flatten(0, 1).index_copy_(0, place.index, new)
     mixed = attention(qkv[:, :, : weights.query_heads], keys_values[:, :visible], place.mask, weights.scaling)
     y = weights.output.added_to(x, mixed)
-    gate, up = weights.gate_up(weights.mlp_norm(y)).chunk(2, -1)
+    gate, up = weights.gate_up.apart(weights.mlp_norm(y))
     return weights.down.added_to(y, F.silu(gate).mul_(up))
 
 

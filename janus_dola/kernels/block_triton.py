@@ -4,11 +4,12 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from janus_dola.kernels.block_torch import BlockWeights, Matrix, PassStart
+from janus_dola.kernels.block_torch import Beside, BlockWeights, Matrix, PassStart
 from janus_dola.kernels.gpu import block_matmul
 from janus_dola.kernels.gpu.attention import attend
 
@@ -32,11 +33,17 @@ def why_not(blocks: Sequence[BlockWeights], window: int) -> str | None:
                 f"got {queries} of size {weights.head_size}"
             )
         for name in ("qkv", "output", "gate_up", "down"):
-            matrix = getattr(weights, name)
-            if not (isinstance(matrix, Matrix) and isinstance(matrix.weight, Tensor) and matrix.weight.is_contiguous()):
-                return f"plain, contiguous weights, got a {type(matrix).__name__} for {name}"
-            if matrix.weight.dtype != dtype:
-                return f"weights of one dtype, got {matrix.weight.dtype} for {name} beside norms of {dtype}"
+            product = getattr(weights, name)
+            matrices: tuple[Any, ...] = product.products if isinstance(product, Beside) else (product,)
+            for matrix in matrices:
+                if not (
+                    isinstance(matrix, Matrix) and isinstance(matrix.weight, Tensor) and matrix.weight.is_contiguous()
+                ):
+                    return f"plain, contiguous weights, got a {type(matrix).__name__} for {name}"
+                if matrix.weight.dtype != dtype:
+                    return f"weights of one dtype, got {matrix.weight.dtype} for {name} beside norms of {dtype}"
+            if len({matrix.bias is None for matrix in matrices}) > 1:
+                return f"biases for all that are multiplied as one or for none, got some for {name}"
     return None
 
 
@@ -59,12 +66,13 @@ def run_blocks(
 def _block(
     rows: block_matmul.Rows, weights: BlockWeights, keys_values: Tensor, place: PassStart, norm_after: Tensor | None
 ) -> block_matmul.Rows:
-    qkv, output, gate_up, down = (_plain(m) for m in (weights.qkv, weights.output, weights.gate_up, weights.down))
-    vectors = block_matmul.normed(rows, weights.attention_norm.eps, *qkv).unflatten(-1, (-1, weights.head_size))
+    qkv, gate_up = ([_plain(each) for each in beside.products] for beside in (weights.qkv, weights.gate_up))
+    output, down = _plain(weights.output), _plain(weights.down)
+    vectors = block_matmul.normed(rows, weights.attention_norm.eps, qkv).unflatten(-1, (-1, weights.head_size))
     rotary = place.rotary
     mixed = attend(vectors, keys_values, place.start, rotary.cos, rotary.sin, place.visible, weights.scaling)
     rows = block_matmul.added(rows.x, mixed, *output, norm_weight=weights.mlp_norm.weight)
-    gated = block_matmul.normed(rows, weights.mlp_norm.eps, *gate_up, gated=True)
+    gated = block_matmul.normed(rows, weights.mlp_norm.eps, gate_up, gated=True)
     return block_matmul.added(rows.x, gated, *down, norm_weight=norm_after)
 
 

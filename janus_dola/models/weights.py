@@ -1,7 +1,7 @@
-"""Reads the weights that a step computes with, as they are when drawing begins.
+"""Reads the weights that a step computes with, where they lie, as they are when drawing begins.
 
-Nothing is held twice: where matrices are multiplied as one, the modules' own parameters become views of the one, so that an
-update in place is seen. What was copied or computed from parameters is compared with them, and made anew where they changed.
+Nothing is held twice, and reading changes nothing in the model. What was computed from parameters is compared with them, and
+made anew where they changed.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from janus_dola.kernels.block_torch import BlockWeights, Matrix, Norm, Product, Rotary
+from janus_dola.kernels.block_torch import Beside, BlockWeights, Matrix, Norm, Rotary
 from janus_dola.kernels.packed import PackedHalf
 from janus_dola.kernels.types import Head
 from janus_dola.models.model import ImageModel
@@ -21,6 +21,10 @@ _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 # Hooks of these modules only look at what a block takes in: transformers' records outputs for whoever asks for them, ours
 # hidden states while another thread answers a question.
 _ONLY_LOOK = ("transformers.utils.output_capturing", "janus_dola.text.hooks")
+_AS_ONE = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+}
 _MEMBERS = {
     "": {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
     "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
@@ -29,14 +33,14 @@ _MEMBERS = {
 
 
 @dataclass(frozen=True)
-class Modules:
-    """The product with linears that have no plain weight (adapters, 8 bits): they are called one after the other."""
+class CalledModule:
+    """The product with a linear that has no plain weight (adapters, 8 bits): the module is called."""
 
-    modules: tuple[nn.Module, ...]
+    module: nn.Module
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Returns the product: [N, K] to [N, O], the outputs side by side."""
-        return torch.cat([module(rows) for module in self.modules], -1)
+        """Returns the product: [N, K] to [N, O]."""
+        return self.module(rows)
 
     def added_to(self, residual: Tensor, rows: Tensor) -> Tensor:
         """Returns residual [N, O] + the product of rows [N, K]."""
@@ -65,10 +69,28 @@ class WeightReader:
         # Both tables, and the tensors that each was computed from.
         self._code_table: tuple[Tensor, list[Tensor]] | None = None
         self._rotary: tuple[Rotary, list[Tensor]] | None = None
+        # What `lay_as_one` laid, by block and name; it is used as long as the model's tensors are those.
+        self._laid: dict[tuple[int, str], Beside] = {}
+
+    @torch.no_grad()
+    def lay_as_one(self) -> None:
+        """Moves weights that are multiplied as one beside each other in memory: of a model that was loaded here, no other.
+
+        Each keeps a storage of its own, so that whoever saves, shares or trains them notices nothing.
+        """
+        if self._image_model.device.type not in ("cpu", "cuda"):
+            return
+        for index, block in enumerate(self._image_model.blocks):
+            for name in _AS_ONE:
+                linears = _linears(block, name)
+                biases = [linear.bias for linear in linears if linear.bias is not None]
+                if all(map(_is_plain, linears)) and len(biases) in (0, len(linears)):
+                    whole = Matrix(_laid([linear.weight for linear in linears]), _laid(biases) if biases else None)
+                    self._laid[index, name] = Beside(tuple(map(_product, linears)), whole)
 
     @torch.no_grad()
     def read(self) -> Weights:
-        """Returns the weights as they are now. Fuses the model's matrices that are multiplied as one (`fuse_in_place`).
+        """Returns the weights as they are now.
 
         A part of the model that a step written out on tensors would leave out is a ValueError.
         """
@@ -76,8 +98,42 @@ class WeightReader:
         modules = (image_model.backbone, *image_model.image_head, *image_model.code_modules)
         if any(weight.is_meta for module in modules for weight in module.parameters()):
             raise ValueError("model must be on one device as a whole, got weights that are offloaded (device 'meta')")
-        blocks = tuple(_block_weights(block, index) for index, block in enumerate(image_model.blocks))
+        blocks = tuple(self._block(block, index) for index, block in enumerate(image_model.blocks))
         return Weights(blocks, self._rotary_table(), image_model.head, self._table())
+
+    def _block(self, block: Any, index: int) -> BlockWeights:
+        _check_block(block, index)
+        attention, mlp = block.self_attn, block.mlp
+        before_attention, before_mlp = (
+            Norm(norm.weight.detach(), norm.variance_epsilon)
+            for norm in (block.input_layernorm, block.post_attention_layernorm)
+        )
+        heads = attention.config.num_attention_heads
+        return BlockWeights(
+            attention_norm=before_attention,
+            qkv=self._beside(block, index, "qkv"),
+            output=_product(attention.o_proj),
+            mlp_norm=before_mlp,
+            gate_up=self._beside(block, index, "gate_up"),
+            down=_product(mlp.down_proj),
+            query_heads=heads,
+            key_value_heads=heads // attention.num_key_value_groups,
+            head_size=attention.head_dim,
+            scaling=attention.scaling,
+        )
+
+    def _beside(self, block: Any, index: int, name: str) -> Beside:
+        linears = _linears(block, name)
+        if isinstance(linears[0], PackedLinear):  # packed together with the others
+            biases = [linear.bias for linear in linears if linear.bias is not None]
+            whole = Matrix(linears[0].packed, torch.cat(biases) if biases else None)
+            return Beside(tuple(linears), whole if len(biases) in (0, len(linears)) else None)
+        now = Beside(tuple(map(_product, linears)))
+        laid = self._laid.get((index, name))
+        if laid is not None and _addresses(laid.products) == _addresses(now.products):
+            return laid
+        self._laid.pop((index, name), None)  # nobody else needs that memory
+        return now
 
     def _rotary_table(self) -> Rotary:
         """Computes the table with transformers' own module, which knows every kind of scaling."""
@@ -116,7 +172,7 @@ def _equal(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
 
 def _addresses(thing: object) -> list[object]:
     if isinstance(thing, Tensor):
-        return [thing.data_ptr(), thing.dtype, *thing.shape]
+        return [thing.data_ptr(), thing.dtype, thing.device, *thing.shape, *thing.stride()]
     if isinstance(thing, tuple):
         return [address for each in thing for address in _addresses(each)]
     if hasattr(thing, "__dataclass_fields__"):
@@ -124,7 +180,8 @@ def _addresses(thing: object) -> list[object]:
     return [thing]
 
 
-def _block_weights(block: Any, index: int) -> BlockWeights:
+def _check_block(block: Any, index: int) -> None:
+    """Raises ValueError where a block is not a Llama's, or something changes what it computes."""
     for name, expected in _MEMBERS.items():
         module = block.get_submodule(name)
         children = {child for child, submodule in module.named_children() if not isinstance(submodule, nn.Dropout)}
@@ -148,19 +205,18 @@ def _block_weights(block: Any, index: int) -> BlockWeights:
     x = torch.linspace(-3, 3, 13)
     if not torch.allclose(mlp.act_fn(x), nn.functional.silu(x), atol=1e-6):
         raise ValueError(f"hidden_act of the language model must be silu, got {mlp.act_fn}")
-    heads = attention.config.num_attention_heads
-    return BlockWeights(
-        attention_norm=Norm(norms[0].weight.detach(), norms[0].variance_epsilon),
-        qkv=_product(attention.q_proj, attention.k_proj, attention.v_proj),
-        output=_product(attention.o_proj),
-        mlp_norm=Norm(norms[1].weight.detach(), norms[1].variance_epsilon),
-        gate_up=_product(mlp.gate_proj, mlp.up_proj),
-        down=_product(mlp.down_proj),
-        query_heads=heads,
-        key_value_heads=heads // attention.num_key_value_groups,
-        head_size=attention.head_dim,
-        scaling=attention.scaling,
-    )
+
+
+def _linears(block: Any, name: str) -> list[Any]:
+    return [block.get_submodule(path) for path in _AS_ONE[name]]
+
+
+def _laid(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Lays parameters [O_i, ...] one behind the other in memory; returns all of it, [O, ...]."""
+    whole = torch.cat([parameter.detach() for parameter in parameters])
+    for parameter, part in zip(parameters, whole.split([len(parameter) for parameter in parameters]), strict=True):
+        parameter.data = torch.from_dlpack(part)  # a tensor there whose storage is the part alone
+    return whole
 
 
 def weight_of(linear: Any) -> Tensor | PackedHalf:
@@ -204,33 +260,9 @@ def _has_own_forward(module: nn.Module) -> bool:
     return own is not None and getattr(own, "__func__", None) is not type(module).forward
 
 
-def _product(*linears: Any) -> Product:
-    biases = [linear.bias for linear in linears if getattr(linear, "bias", None) is not None]
-    if len(biases) in (0, len(linears)):
-        if isinstance(linears[0], PackedLinear):  # packed together with the others
-            return Matrix(linears[0].packed, torch.cat(biases) if biases else None)
-        if all(map(_is_plain, linears)):
-            weights = [linear.weight for linear in linears]
-            return Matrix(fuse_in_place(weights), fuse_in_place(biases) if biases else None)
-    return Modules(linears)
-
-
-def fuse_in_place(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Changes the user's module: its parameters [O_i, ...] become views into one tensor [O, ...], which is returned.
-
-    Where they follow each other in memory already, nothing changes.
-    """
-    first = parameters[0]
-    end = first.data_ptr()
-    for parameter in parameters:
-        same = parameter.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not same or parameter.data_ptr() != end or not parameter.is_contiguous():
-            break
-        end += parameter.nbytes
-    else:
-        outputs = sum(len(parameter) for parameter in parameters)
-        return first.detach().as_strided((outputs, *first.shape[1:]), first.stride())
-    fused = torch.cat([parameter.detach() for parameter in parameters])
-    for parameter, part in zip(parameters, fused.split([len(parameter) for parameter in parameters]), strict=True):
-        parameter.data = part
-    return fused
+def _product(linear: Any) -> Matrix | CalledModule:
+    if isinstance(linear, PackedLinear):
+        return Matrix(linear.packed, linear.bias)
+    if not _is_plain(linear):
+        return CalledModule(linear)
+    return Matrix(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())

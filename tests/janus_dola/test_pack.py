@@ -52,7 +52,7 @@ def test_weights_are_held_once(packed, mini):
     )
     assert parameters + in_pack + biases == sum(parameter.numel() for parameter in mini.model.parameters())
     assert not any(type(module) is torch.nn.Linear for module in packed.image_model.blocks.modules())
-    assert all(isinstance(block.qkv.weight, PackedHalf) for block in packed.engine.weights.read().blocks)
+    assert all(isinstance(block.qkv.whole.weight, PackedHalf) for block in packed.engine.weights.read().blocks)
 
 
 @needs_fbgemm

@@ -10,7 +10,7 @@ from torch import nn
 from bench.speed import shapes
 from janus_dola import JanusDoLa
 from janus_dola.kernels.block_torch import Matrix
-from janus_dola.models.weights import Modules, WeightReader
+from janus_dola.models.weights import CalledModule
 
 PROMPT = "a large red circle on white"
 
@@ -52,12 +52,18 @@ def linears(pipe) -> dict[str, nn.Linear]:
     ("name", "how"),
     [
         *((name, "data in place") for name in ("query", "value", "up", "output", "aligner", "head", "codebook")),
-        *((name, how) for name in ("value", "aligner") for how in ("in place", "data", "parameter", "state dict")),
+        *(
+            (name, how)
+            for name in ("value", "value, laid as one", "aligner")
+            for how in ("in place", "data", "parameter", "state dict", "state dict, assigned")
+        ),
     ],
 )
 def test_a_changed_weight_is_seen(pipe, name, how):
+    if "laid" in name:
+        pipe.engine.weights.lay_as_one()  # as `from_pretrained` does
     before = tokens(pipe)
-    linear = linears(pipe)[name]
+    linear = linears(pipe)[name.split(",")[0]]
     new = other(linear.weight.detach())
     with torch.no_grad():
         if how == "in place":
@@ -69,7 +75,7 @@ def test_a_changed_weight_is_seen(pipe, name, how):
         elif how == "parameter":
             linear.weight = nn.Parameter(new)
         else:
-            linear.load_state_dict({**linear.state_dict(), "weight": new})
+            linear.load_state_dict({**linear.state_dict(), "weight": new}, assign="assigned" in how)
     changed = tokens(pipe)
     assert not torch.equal(changed, before)
     assert torch.equal(changed, fresh(pipe))
@@ -92,17 +98,32 @@ def test_another_dtype_is_seen(pipe):
     assert pipe.generate(PROMPT).jsd.dtype == torch.float64
 
 
-def test_merged_weights_are_the_modules_own(pipe):
-    tokens(pipe)
+def test_weights_are_read_where_they_lie(pipe):
     attention = pipe.image_model.blocks[0].self_attn
-    qkv = WeightReader(pipe.image_model).read().blocks[0].qkv
-    assert isinstance(qkv, Matrix)
-    assert attention.q_proj.weight.data_ptr() == qkv.weight.data_ptr()
-    assert torch.equal(
-        torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]), qkv.weight
-    )
-    again = WeightReader(pipe.image_model).read().blocks[0].qkv
-    assert again.weight.data_ptr() == qkv.weight.data_ptr()
+    weights = [linear.weight for linear in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    qkv = pipe.engine.weights.read().blocks[0].qkv
+    assert [each.weight.data_ptr() for each in qkv.products] == [weight.data_ptr() for weight in weights]
+    assert qkv.whole is None
+
+
+def test_weights_that_were_loaded_here_are_multiplied_as_one_until_they_are_moved(mini):
+    pipe = JanusDoLa.from_pretrained("mini", device="cpu", dtype="float32")
+    expected = mini.generate(PROMPT, dola=None, seed=3)
+    attention = pipe.image_model.blocks[0].self_attn
+    first, second = (pipe.engine.weights.read().blocks[0] for _ in range(2))
+    assert first.qkv is second.qkv
+    weights = [linear.weight for linear in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    assert torch.equal(torch.cat(weights), first.qkv.whole.weight)
+    assert [each.untyped_storage().nbytes() for each in weights] == [each.nbytes for each in weights]
+    apart = JanusDoLa(pipe.model, pipe.tokenizer)  # whose reader laid nothing
+    assert not any(each.qkv.whole or each.gate_up.whole for each in apart.engine.weights.read().blocks)
+    assert torch.equal(tokens(apart), expected.tokens)
+    assert torch.equal(tokens(pipe), expected.tokens)
+    attention.k_proj.weight.data = attention.k_proj.weight.data.clone()
+    assert pipe.engine.weights.read().blocks[0].qkv.whole is None
+    assert pipe.engine.weights.read().blocks[0].gate_up.whole is not None
+    assert torch.equal(tokens(pipe), expected.tokens)
+    assert pipe.to("cpu").engine.weights.read().blocks[0].qkv.whole is not None
 
 
 def test_a_model_that_was_drawn_with_is_saved_and_loaded_as_ever(pipe, tmp_path):
@@ -116,14 +137,21 @@ def test_weights_of_a_real_shape_are_held_once():
     """Everything that the weights lie in, beside the size of the checkpoint."""
     pipe = shapes.random_janus("1B", blocks=2, codes_a_side=4)
     checkpoint = sum(parameter.nbytes for parameter in pipe.model.parameters())
-    reader = WeightReader(pipe.image_model)
+    reader = pipe.engine.weights
     weights = reader.read()
     held = [*pipe.model.parameters(), weights.code_table, *weights.rotary.__dict__.values(), *reader._code_table[1]]
     for each in weights.blocks:
-        held += [each.qkv.weight, each.output.weight, each.gate_up.weight, each.down.weight]
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
+        held += [each.output.weight, each.down.weight]
+        held += [matrix.weight for beside in (each.qkv, each.gate_up) for matrix in (beside.whole, *beside.products)]
+    # By address and end: what was laid as one has a storage for the whole, and one for each part.
+    storages, end = 0, 0
+    for first, last in sorted(
+        (s.data_ptr(), s.data_ptr() + s.nbytes()) for s in map(torch.Tensor.untyped_storage, held)
+    ):
+        storages += max(0, last - max(first, end))
+        end = max(end, last)
     # The table of codes is as large as the codebook; 22 blocks that are left out here have none of their own.
-    assert sum(storages.values()) <= 1.05 * (checkpoint + 22 * checkpoint_of_a_block(pipe))
+    assert storages <= 1.05 * (checkpoint + 22 * checkpoint_of_a_block(pipe))
 
 
 def checkpoint_of_a_block(pipe) -> int:
@@ -142,7 +170,9 @@ def test_adapters_on_the_blocks_are_applied_and_can_be_switched(pipe):
     plain = tokens(pipe)
     adapted = lora(pipe, "q_proj", "up_proj")
     pipe = JanusDoLa(adapted, pipe.tokenizer)
-    assert isinstance(WeightReader(pipe.image_model).read().blocks[0].qkv, Modules)
+    first, second, third = pipe.engine.weights.read().blocks[0].qkv.products
+    assert isinstance(first, CalledModule)
+    assert isinstance(second, Matrix) and isinstance(third, Matrix)  # noqa: PT018
     with_adapter = tokens(pipe)
     assert not torch.equal(with_adapter, plain)
     with adapted.disable_adapter():

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from janus_dola.kernels.block_torch import BlockWeights, Matrix, Norm
+from janus_dola.kernels.block_torch import Beside, BlockWeights, Matrix, Norm
 
 HIDDEN, INNER = 72, 80
 
@@ -23,9 +23,13 @@ def random_block(
     def matrix(outputs, inputs):
         return Matrix(normal(outputs, inputs, scale=inputs**-0.5), normal(outputs) if bias else None)
 
+    def beside(*outputs):
+        return Beside(tuple(matrix(each, hidden) for each in outputs))
+
+    keys = key_value_heads * size
     return BlockWeights(
-        Norm(1 + normal(hidden, scale=0.2), 1e-6), matrix((heads + 2 * key_value_heads) * size, hidden),
-        matrix(hidden, heads * size), Norm(1 + normal(hidden, scale=0.2), 1e-6), matrix(2 * inner, hidden),
+        Norm(1 + normal(hidden, scale=0.2), 1e-6), beside(heads * size, keys, keys),
+        matrix(hidden, heads * size), Norm(1 + normal(hidden, scale=0.2), 1e-6), beside(inner, inner),
         matrix(hidden, inner), heads, key_value_heads, size, size**-0.5,
     )  # fmt: skip
 
@@ -36,12 +40,15 @@ def in_double(weights: BlockWeights) -> BlockWeights:
     def matrix(m):
         return Matrix(m.weight.double(), None if m.bias is None else m.bias.double())
 
+    def beside(products):
+        return Beside(tuple(map(matrix, products.products)))
+
     def norm(n):
         return Norm(n.weight.double(), n.eps)
 
     return replace(
-        weights, attention_norm=norm(weights.attention_norm), qkv=matrix(weights.qkv), output=matrix(weights.output),
-        mlp_norm=norm(weights.mlp_norm), gate_up=matrix(weights.gate_up), down=matrix(weights.down),
+        weights, attention_norm=norm(weights.attention_norm), qkv=beside(weights.qkv), output=matrix(weights.output),
+        mlp_norm=norm(weights.mlp_norm), gate_up=beside(weights.gate_up), down=matrix(weights.down),
     )  # fmt: skip
 
 

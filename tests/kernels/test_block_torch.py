@@ -159,7 +159,7 @@ def test_a_block_is_eighteen_operations_at_most_and_transformers_twice_as_many(m
     if request.config.getoption("--rounding") is not None:
         pytest.skip("the perturbation is made of operations, too")
     monkeypatch.undo()  # their norm as it is
-    weights = WeightReader(mini.image_model).read()
+    weights = mini.engine.weights.read()
     first = weights.blocks[0]
     place, x = Positions.of(torch.tensor([3, 5]), 4, weights.rotary, 64, 64, 1), torch.randn(8, 192)
     buffer = torch.zeros(2, 64, 2, first.key_value_heads, first.head_size)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from janus_dola.kernels.block import resolve_blocks
-from janus_dola.kernels.block_torch import Matrix, PassStart, Positions, Rotary, attention, run_blocks
+from janus_dola.kernels.block_torch import Beside, Matrix, PassStart, Positions, Rotary, attention, run_blocks
 from tests.kernels.blocks import HIDDEN, Launches, in_double, random_block
 from tests.kernels.cases import CPU_BACKENDS
 
@@ -142,7 +142,10 @@ BLOCK = random_block(4, 2, 8, False, torch.float32, torch.Generator())
 OTHERS = {
     "plain, contiguous weights, got a function for down": replace(BLOCK, down=lambda rows: rows),
     "plain, contiguous weights, got a Matrix for output": replace(BLOCK, output=Matrix(torch.zeros(72, 64)[:, ::2])),
-    "weights of one dtype, got torch.float64 for qkv": replace(BLOCK, qkv=Matrix(BLOCK.qkv.weight.double())),
+    "weights of one dtype, got torch.float64 for qkv": replace(BLOCK, qkv=in_double(BLOCK).qkv),
+    "biases for all that are multiplied as one or for none, got some for gate_up": replace(
+        BLOCK, gate_up=Beside((Matrix(torch.zeros(80, 72)), Matrix(torch.zeros(80, 72), torch.zeros(80))))
+    ),
     "of size up to 128, got 4 of size 256": replace(BLOCK, head_size=256),
     "at most 64 queries that share a head of keys, of size up to 128, got 128": replace(BLOCK, query_heads=128),
     "bfloat16 or float32, got float16": random_block(4, 2, 8, False, torch.float16, torch.Generator()),

@@ -1,9 +1,11 @@
 """The products in a block, fused with what stands before and after each: norm, bias, gate, residual.
 
-    qkv  = W_qkv norm(x)                         `normed`
-    y    = x + W_o mixed                         `added`, which prepares the norm that follows
-    out  = silu(g) * u, [g, u] = W_gu norm(y)    `normed`, gated
-    x'   = y + W_d out                           `added`
+    qkv  = [W_q, W_k, W_v] norm(x)                     `normed`
+    y    = x + W_o mixed                               `added`, which prepares the norm that follows
+    out  = silu(g) * u,   g, u = [W_g, W_u] norm(y)    `normed`, gated
+    x'   = y + W_d out                                 `added`
+
+Every weight is read where it lies: a program of `normed` picks W_q, W_k or W_v by its number, and W_g or W_u by the row.
 
 The norm costs no launch and nothing in the loop: a product of norm(x) = x / r * weight, r = sqrt(mean(x^2) + eps), is the
 product of x * weight, divided by r when all is summed. Whatever writes x writes x * weight too, and sums of squares, one per
@@ -13,6 +15,7 @@ Weights are the left operand, as in the codebook. A tile has all inputs, and alw
 not depend on how many other rows there are, which no library promises.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,23 +59,47 @@ def _weigh_kernel(
 def _normed_kernel(
     x_ptr,  # [N, D], x times the norm's weight
     squares_ptr,  # [TILES, N] fp32
-    weight_ptr,  # [O, D], or [2 O, D] where gated: the gate's rows, then those it is applied to
-    bias_ptr,  # as many, or anything without a bias
-    out_ptr,  # [N, O]
+    first_ptr,  # [width, D]; the gate where gated
+    second_ptr,  # [width_2, D]; what the gate is applied to, [width, D]
+    third_ptr,  # [width_3, D]; not read where gated
+    first_bias_ptr,  # as many, or anything without a bias
+    second_bias_ptr,
+    third_bias_ptr,
+    out_ptr,  # [N, width + width_2 + width_3], the products side by side; [N, width] where gated
     rows,  # N
-    tiles, D,
-    width,  # O
-    eps, HAS_BIAS: tl.constexpr, GATED: tl.constexpr, TILES_PADDED: tl.constexpr,
-    BLOCK_O: tl.constexpr,  # rows of the weight
+    tiles, D, width, width_2, width_3, eps, HAS_BIAS: tl.constexpr, GATED: tl.constexpr,
+    ALIGNED: tl.constexpr,  # whether all weights begin at multiples of 16 bytes
+    TILES_PADDED: tl.constexpr,
+    BLOCK_O: tl.constexpr,  # rows of weights
     BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    tile = tl.program_id(1)
     local = tl.arange(0, BLOCK_O)
-    OUTPUTS: tl.constexpr = BLOCK_O // 2 if GATED else BLOCK_O
-    o = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
-    # Gates and what they are applied to lie in turn, so that they are multiplied as one.
-    weight_row = tl.program_id(1) * OUTPUTS + local // 2 + local % 2 * width if GATED else o
-    outputs = 2 * width if GATED else width
+    if GATED:
+        # Gates and what they are applied to lie in turn, so that they are multiplied as one.
+        OUTPUTS: tl.constexpr = BLOCK_O // 2
+        o = tile * OUTPUTS + tl.arange(0, OUTPUTS)
+        weight_row = tile * OUTPUTS + local // 2
+        is_gate = local % 2 == 0
+        weight_ptr = tl.where(is_gate, first_ptr, second_ptr)[:, None]
+        if ALIGNED:  # which Triton forgets where it picks one of two
+            weight_ptr = tl.multiple_of(weight_ptr, (16, 16))
+        bias_ptr = tl.where(is_gate, first_bias_ptr, second_bias_ptr)
+        outputs, before, across = width, 0, width
+    else:
+        # Each weight has tiles of its own.
+        second_tile = tl.cdiv(width, BLOCK_O)
+        third_tile = second_tile + tl.cdiv(width_2, BLOCK_O)
+        in_first, in_third = tile < second_tile, tile >= third_tile
+        weight_ptr = tl.where(in_first, first_ptr, tl.where(in_third, third_ptr, second_ptr))
+        bias_ptr = tl.where(in_first, first_bias_ptr, tl.where(in_third, third_bias_ptr, second_bias_ptr))
+        outputs = tl.where(in_first, width, tl.where(in_third, width_3, width_2))
+        before = tl.where(in_first, 0, tl.where(in_third, width + width_2, width))
+        tile -= tl.where(in_first, 0, tl.where(in_third, third_tile, second_tile))
+        o = tile * BLOCK_O + local
+        weight_row = o
+        across = width + width_2 + width_3
     total = product(weight_ptr, x_ptr, weight_row, row, outputs, rows, D, 0, D, BLOCK_O, BLOCK_ROWS, BLOCK_D)
 
     # 1 / sqrt(mean(x^2) + eps)
@@ -85,8 +112,8 @@ def _normed_kernel(
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(total, (OUTPUTS, 2, BLOCK_ROWS)), (0, 2, 1)))
         total = gate / (1.0 + tl.exp(-gate)) * up
-    at = out_ptr + row.to(tl.int64)[None, :] * width + o[:, None]
-    tl.store(at, total.to(out_ptr.dtype.element_ty), mask=(o < width)[:, None] & (row < rows)[None, :])
+    at = out_ptr + row.to(tl.int64)[None, :] * across + before + o[:, None]
+    tl.store(at, total.to(out_ptr.dtype.element_ty), mask=(o < outputs)[:, None] & (row < rows)[None, :])
 
 
 @triton.jit
@@ -143,21 +170,29 @@ def weigh(x: Tensor, norm_weight: Tensor) -> Rows:
     return weighed
 
 
-def normed(rows: Rows, eps: float, weight: Tensor, bias: Tensor | None = None, gated: bool = False) -> Tensor:
-    """Multiplies normalised rows to [N, O] in their dtype; `gated` returns silu of the first half times the second.
+def normed(rows: Rows, eps: float, matrices: Sequence[tuple[Tensor, Tensor | None]], gated: bool = False) -> Tensor:
+    """Multiplies normalised rows by three matrices in one launch, or by two where `gated`.
 
     Args:
         rows: as `weigh` or `added` made them, with the norm's weight.
-        weight: [O, D], or [2 O, D] where gated; contiguous, in the dtype of the rows.
-        bias: [O] or [2 O], or None.
+        matrices: a weight [O_i, D] and a bias [O_i] each, wherever they lie; contiguous, in the dtype of the rows. Either
+            all have a bias or none. Where gated: the gate's, and that of what the gate is applied to, which is as large.
+    Returns:
+        the products side by side, [N, O_1 + O_2 + O_3]; or [N, O], silu of the first times the second. In the rows' dtype.
     """
     x, (tiles, count) = rows.weighted, rows.squares.shape
-    outputs = len(weight) // 2 if gated else len(weight)
-    options = launch_options(len(weight), x.element_size() * 8, launch.generation_here(x.device))
-    out = torch.empty(count, outputs, dtype=x.dtype, device=x.device)
-    _normed_kernel[(triton.cdiv(count, COLUMNS), triton.cdiv(len(weight), options["BLOCK_O"]))](
-        x, rows.squares, weight, x if bias is None else bias, out, count, tiles, x.shape[1], outputs, eps,
-        HAS_BIAS=bias is not None, GATED=gated, TILES_PADDED=triton.next_power_of_2(tiles), enable_fp_fusion=True, **options,
+    weights, biases = zip(*matrices, strict=True)
+    has_bias, widths = biases[0] is not None, [len(weight) for weight in weights]
+    options = launch_options(sum(widths), x.element_size() * 8, launch.generation_here(x.device))
+    block = options["BLOCK_O"]
+    programs = triton.cdiv(sum(widths), block) if gated else sum(triton.cdiv(width, block) for width in widths)
+    out = torch.empty(count, widths[0] if gated else sum(widths), dtype=x.dtype, device=x.device)
+    unused = [x] * (3 - len(weights))
+    _normed_kernel[(triton.cdiv(count, COLUMNS), programs)](
+        x, rows.squares, *weights, *unused, *(biases if has_bias else weights), *unused, out, count, tiles,
+        x.shape[1], *widths, *[0 for _ in unused], eps, HAS_BIAS=has_bias, GATED=gated,
+        ALIGNED=all(weight.data_ptr() % 16 == 0 for weight in weights),
+        TILES_PADDED=triton.next_power_of_2(tiles), enable_fp_fusion=True, **options,
     )  # fmt: skip
     return out
 

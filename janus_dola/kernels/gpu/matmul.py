@@ -27,7 +27,7 @@ def dot(a, b, total):
 
 @triton.jit
 def product(
-    weight_ptr,  # [OUTPUTS, INPUTS]
+    weight_ptr,  # [OUTPUTS, INPUTS]; or a pointer for each output, [BLOCK_OUTPUTS, 1]
     x_ptr,  # [COLUMNS, INPUTS], rows of activations in the dtype to multiply in
     output,  # [BLOCK_OUTPUTS], which outputs
     column,  # [BLOCK_COLUMNS], which rows of activations
