@@ -48,8 +48,8 @@ class JanusDoLa:
 
     Args:
         model: transformers' `JanusForConditionalGeneration`, DeepSeek's `MultiModalityCausalLM`, or one from another family
-            that `janus_dola.models` has an adapter for; used as it is, on the device and in the dtype it has, and not changed
-            but by `to`.
+            that `janus_dola.models` has an adapter for; used as it is, on the device and in the dtype it has, and
+            changed by `to` alone.
         tokenizer: the tokenizer that belongs to it, or the processor that holds it.
     Attributes:
         model, tokenizer: as they were given or loaded.
