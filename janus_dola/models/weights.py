@@ -69,8 +69,8 @@ class WeightReader:
         # Both tables, and the tensors that each was computed from.
         self._code_table: tuple[Tensor, list[Tensor]] | None = None
         self._rotary: tuple[Rotary, list[Tensor]] | None = None
-        # What `lay_as_one` laid, by block and name; it is used as long as the model's tensors are those.
-        self._laid: dict[tuple[int, str], Beside] = {}
+        # What `lay_as_one` laid, by block and name, and the addresses in it, where the model's tensors must still lie.
+        self._laid: dict[tuple[int, str], tuple[Matrix, list[object]]] = {}
 
     @torch.no_grad()
     def lay_as_one(self) -> None:
@@ -86,7 +86,7 @@ class WeightReader:
                 biases = [linear.bias for linear in linears if linear.bias is not None]
                 if all(map(_is_plain, linears)) and len(biases) in (0, len(linears)):
                     whole = Matrix(_laid([linear.weight for linear in linears]), _laid(biases) if biases else None)
-                    self._laid[index, name] = Beside(tuple(map(_product, linears)), whole)
+                    self._laid[index, name] = whole, _addresses(tuple(map(_product, linears)))
 
     @torch.no_grad()
     def read(self) -> Weights:
@@ -128,12 +128,12 @@ class WeightReader:
             biases = [linear.bias for linear in linears if linear.bias is not None]
             whole = Matrix(linears[0].packed, torch.cat(biases) if biases else None)
             return Beside(tuple(linears), whole if len(biases) in (0, len(linears)) else None)
-        now = Beside(tuple(map(_product, linears)))
+        products = tuple(map(_product, linears))
         laid = self._laid.get((index, name))
-        if laid is not None and _addresses(laid.products) == _addresses(now.products):
-            return laid
+        if laid is not None and _addresses(products) == laid[1]:
+            return Beside(products, laid[0])
         self._laid.pop((index, name), None)  # nobody else needs that memory
-        return now
+        return Beside(products)
 
     def _rotary_table(self) -> Rotary:
         """Computes the table with transformers' own module, which knows every kind of scaling."""
