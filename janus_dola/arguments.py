@@ -18,7 +18,7 @@ HINT_AT_MINI = (
 )
 
 BackendName = Literal["auto", "reference", "torch", "triton"]
-DtypeName = Literal["float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
+DtypeName = Literal["float32", "bfloat16", "float16", "float64", "fp32", "bf16", "fp16", "fp64"]
 LaunchName = Literal["auto", "graph", "compile", "eager"]
 ImageFormat = Literal["jpg", "png", "webp"]
 Quantization = Literal["int8", "fp8"]

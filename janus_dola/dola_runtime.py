@@ -1,7 +1,8 @@
 """The steps of DoLa as functions on single distributions, for readers and for other decode loops.
 
 These are the reference implementation under the names that the original integration has; the engine runs the same formulas
-for all layers and images at once. Natural logarithms; float32 inside (float64 for float64 input).
+for all layers and images at once. Natural logarithms; float32 inside (float64 for float64 input). Like torch's own they
+have gradients, and follow the caller's contexts.
 """
 
 from collections.abc import Mapping

@@ -26,24 +26,25 @@ from janus_dola.arguments import (
     takes_engine,
 )
 from janus_dola.contrasts import DEFAULT_CONTRAST, Contrast
-from janus_dola.engine.engine import Engine
 from janus_dola.engine.ordered_images import all_of, draw_images, each_of, jobs_of
 from janus_dola.engine.plan import Sampler, make_plan, resolve_launch
 from janus_dola.engine.progress import Callback
 from janus_dola.engine.scoring import CodeScores, check_codes, indices_of_layers, log_probabilities, scores_of_images
+from janus_dola.engine.taken_apart import TakenApart
 from janus_dola.images.outputs import DrawnImage, GenerationOutput
 from janus_dola.images.recipe import Recipe
 from janus_dola.kernels.head import resolve_backend
 from janus_dola.kernels.types import Scores
-from janus_dola.models import ImageModel, PromptRows, adapt
+from janus_dola.models import PromptRows
 from janus_dola.models.checkpoint.hub import commit_of, public_name, resolve
 from janus_dola.models.checkpoint.load import Checkpoint, load
+from janus_dola.models.contexts import undisturbed
 from janus_dola.models.storage import check_quantization, device_and_dtype, move_model, pack_for_cpu, quantize_blocks
 from janus_dola.settings import Changes, DrawSettings, OldName, named_contrast, with_changes
 from janus_dola.text.answer import Answering
 
 
-class JanusDoLa:
+class JanusDoLa(TakenApart):
     """An image model that draws with DoLa decoding, or without.
 
     Args:
@@ -62,11 +63,7 @@ class JanusDoLa:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> None:
-        self.model = model
-        self.tokenizer = tokenizer.tokenizer if isinstance(tokenizer, ProcessorMixin) else tokenizer
-        self.image_model: ImageModel = adapt(model)
-        self.prompts = self.image_model.prompts(self.tokenizer)
-        self.engine = Engine(self.image_model)
+        super().__init__(model, tokenizer)
         name = getattr(model, "name_or_path", "") or type(model).__name__
         self.model_name, self.revision = public_name(name), commit_of(name)
         self.quantize: Quantization | None = None
@@ -99,13 +96,14 @@ class JanusDoLa:
         """
         check_quantization(quantize)
         loaded, own_tokenizer = load(model, device, dtype, revision)
-        if quantize is None:
-            pack_for_cpu(loaded)
-        pipe = cls(loaded, own_tokenizer)
-        if quantize is not None:
-            quantize_blocks(pipe.image_model, quantize)
-        else:
-            pipe.engine.weights.lay_as_one()
+        with undisturbed():
+            if quantize is None:
+                pack_for_cpu(loaded)
+            pipe = cls(loaded, own_tokenizer)
+            if quantize is not None:
+                quantize_blocks(pipe.image_model, quantize)
+            else:
+                pipe.engine.weights.lay_as_one()
         pipe.model_name, pipe.revision = public_name(model), revision or commit_of(model)
         pipe.quantize, pipe._stores = quantize, quantize is None
         return pipe
@@ -146,15 +144,15 @@ class JanusDoLa:
 
         Args:
             device: such as "cuda"; None leaves it where it is.
-            dtype: "float32", "bfloat16" or "float16"; None keeps the weights' own. Weights that were rounded stay rounded.
+            dtype: "float32", "bfloat16", "float16" or "float64"; None keeps the weights' own. Rounded weights stay rounded.
         Raises:
             ValueError: there is no such device or dtype, or weights in 8 bits shall have another dtype.
         """
-        move_model(self.model, self.image_model, device, dtype)
-        if self._stores:
-            pack_for_cpu(self.model)
-        self.image_model = adapt(self.model)
-        self.engine = Engine(self.image_model)
+        with undisturbed():
+            move_model(self.model, self.image_model, device, dtype)
+            if self._stores:
+                pack_for_cpu(self.model)
+        self._take_apart()
         if self._stores:
             self.engine.weights.lay_as_one()
         return self
@@ -210,7 +208,7 @@ class JanusDoLa:
             torch.OutOfMemoryError: not one image fits into memory or, with the sampler "multinomial", not all at once.
         """
         prompts, settings = strings(prompts), with_changes(settings, changes)
-        plan = make_plan(self.image_model, settings, sampler, backend, launch)
+        plan = make_plan(self._drawn_with(), settings, sampler, backend, launch)
         window, max_images = check_window(window, sampler), check_max_images(max_images)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
         images = len(prompts) * parallel_size
@@ -254,7 +252,7 @@ class JanusDoLa:
             torch.OutOfMemoryError: not one image fits into memory.
         """
         settings = with_changes(settings, changes)
-        plan = make_plan(self.image_model, settings, "gumbel", backend, launch)
+        plan = make_plan(self._drawn_with(), settings, "gumbel", backend, launch)
         window, max_images = check_window(window), check_max_images(max_images)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
         seed = integer("seed", seed, 0, last_seed(parallel_size))
@@ -284,17 +282,19 @@ class JanusDoLa:
             premature_layers: [P, K, T] int64, as `GenerationOutput.premature_layers`: contrasts with these layers, each a
                 candidate or N (no contrast), as drawn with. None chooses them by the settings.
         Returns:
-            [P, K, T] float32 on the CPU, nats, at most 0; -inf for a code that cannot be drawn.
+            [P, K, T] float32 on the CPU, nats, at most 0; -inf for a code that cannot be drawn. Without gradients, but
+            fit for a loss: no inference tensor, also where they are computed in `torch.inference_mode()`.
         Raises:
             ValueError: an argument is out of range.
         """
         settings = with_changes(settings, changes)
-        scores, _ = self._scores(prompts, tokens, settings, premature_layers)
-        log_probs = [
-            log_probabilities(each.scores, codes.to(each.scores.device), settings.temperature).cpu()
-            for codes, each in zip(tokens.flatten(0, 1), scores, strict=True)
-        ]
-        return torch.stack(log_probs).view(tokens.shape).float()
+        with undisturbed(self._drawn_with().device):
+            scores, _ = self._scores(prompts, tokens, settings, premature_layers)
+            log_probs = [
+                log_probabilities(each.scores, codes.to(each.scores.device), settings.temperature).cpu()
+                for codes, each in zip(tokens.flatten(0, 1), scores, strict=True)
+            ]
+            return torch.stack(log_probs).view(tokens.shape).float()
 
     def scores(
         self,
@@ -316,8 +316,9 @@ class JanusDoLa:
             ValueError: an argument is out of range.
         """
         settings = with_changes(settings, changes)
-        scores, layers = self._scores(prompts, tokens, settings, premature_layers)
-        return CodeScores.of(scores, tokens.shape, layers, settings.temperature)
+        with undisturbed(self._drawn_with().device):
+            scores, layers = self._scores(prompts, tokens, settings, premature_layers)
+            return CodeScores.of(scores, tokens.shape, layers, settings.temperature)
 
     def encode(self, prompts: str | Sequence[str], negative_prompt: str | None = None) -> list[PromptRows]:
         """Returns the token ids that images are drawn from: a conditional and an unconditional row for each prompt.
@@ -356,7 +357,7 @@ class JanusDoLa:
             ValueError: an argument is out of range, or the question has no room. Nothing has been computed then.
         """
         contrast = named_contrast(contrast, old)
-        answer = Answering(self.image_model, self.tokenizer, images, question, contrast, max_new_tokens, temperature)
+        answer = Answering(self._drawn_with(), self.tokenizer, images, question, contrast, max_new_tokens, temperature)
         return answer.pieces() if stream else answer.text()
 
     def check_prompt(self, prompt: str) -> None:

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from bench.speed import floor, models
-from janus_dola.engine.devices import undisturbed
 from janus_dola.engine.plan import make_plan
 from janus_dola.engine.profiling import half_way
 from janus_dola.kernels.block_torch import buffer_shape
+from janus_dola.models.contexts import undisturbed
 from janus_dola.settings import DrawSettings
 
 PROMPT = "a large red circle on white"

@@ -1,16 +1,12 @@
 """What a device can do, and how the host talks to it without waiting."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
-# Torch's attention on a GPU. By itself torch chooses by shape, and its first choice has not been tried with masks like ours.
-_ATTENTION = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def has_graphs(device: torch.device) -> bool:
@@ -36,25 +32,13 @@ def free_memory(device: torch.device) -> int:
 
 def upload(numbers: Sequence[float], device: torch.device) -> Tensor:
     """Copies numbers to the device, [n], without waiting for its work."""
-    return torch.tensor(numbers, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    return torch.tensor(numbers, device="cpu", pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def download(tensor: Tensor) -> Tensor:
     """Copies a tensor to the host without waiting; from a GPU it is there once an event recorded next has passed."""
-    on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    on_host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
     return on_host.copy_(tensor, non_blocking=True)
-
-
-@contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Turns off gradients and the caller's autocast; on a GPU sets the model's device, and one kind of torch's attention."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))
-            stack.enter_context(sdpa_kernel(_ATTENTION))
-        yield
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from janus_dola.arguments import Window
 from janus_dola.engine.capacity import bucket_of, images_that_fit, positions, window_of
 from janus_dola.engine.decoder import Decoder, DecoderKey
-from janus_dola.engine.devices import has_graphs, undisturbed
+from janus_dola.engine.devices import has_graphs
 from janus_dola.engine.jobs import Job, JobQueue, longest_of
 from janus_dola.engine.plan import Plan
 from janus_dola.engine.progress import Progress
@@ -21,6 +21,7 @@ from janus_dola.engine.slot_runner import SlotRunner
 from janus_dola.engine.slots import Codes
 from janus_dola.kernels.block import CANNOT_RUN
 from janus_dola.kernels.types import SamplingParams
+from janus_dola.models.contexts import undisturbed
 from janus_dola.models.model import ImageModel
 from janus_dola.models.weights import WeightReader
 
@@ -84,8 +85,9 @@ class Engine:
         `longest` is the longest prompt's number of tokens, `params` are any with the plan's kind, `window` takes the place
         of the plan's; "auto" is the fastest for so many slots.
         """
-        plan = replace(plan, window=window_of(slots, self.image_model) if window == "auto" else window)
-        decoder = self._decoder(plan, slots, longest, params, generator)
+        with undisturbed(self.image_model.device):
+            plan = replace(plan, window=window_of(slots, self.image_model) if window == "auto" else window)
+            decoder = self._decoder(plan, slots, longest, params, generator)
         try:
             yield SlotRunner(decoder, Progress() if bar is None else bar)
         finally:
@@ -98,7 +100,7 @@ class Engine:
         self, plan: Plan, slots: int, longest: int, params: SamplingParams, generator: torch.Generator | None
     ) -> Decoder:
         """Returns the decoder that is kept, if it fits, else a new one."""
-        with self._lock, undisturbed(self.image_model.device):
+        with self._lock:
             if plan.launch in self._failed:
                 plan = plan.simplest
             key = DecoderKey(plan, slots, positions(self.image_model, longest, plan.window), generator)

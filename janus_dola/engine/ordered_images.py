@@ -17,6 +17,7 @@ from janus_dola.engine.slots import Codes
 from janus_dola.images.outputs import DrawnImage, NonFiniteError
 from janus_dola.images.recipe import Recipe
 from janus_dola.kernels.types import SamplingParams
+from janus_dola.models.contexts import undisturbed
 from janus_dola.models.model import ImageModel, PromptRows
 
 MaybeImage = tuple[Job, DrawnImage | None]  # None for an image that is not finite
@@ -101,11 +102,13 @@ def _in_order(
 
 def _image(job: Job, codes: Codes, pixels: Callable[[], Image.Image | None], plan: Plan, recipe: Recipe) -> MaybeImage:
     """Waits for the pixels and codes of an image that is drawn."""
-    codes, picture = codes.cpu(), pixels()
-    if picture is None or not codes.finite:
+    with undisturbed():
+        codes, picture = codes.cpu(), pixels()
+        finite, passes = bool(codes.finite), int(codes.passes)
+    if picture is None or not finite:
         return job, None
     of_codes = codes.tokens, codes.premature_layers, codes.jsd
-    passes, own_recipe = int(codes.passes), replace(recipe, prompt=job.words, seed=job.seed)
+    own_recipe = replace(recipe, prompt=job.words, seed=job.seed)
     drawn_by_seed = plan.sampler == "gumbel"
     return job, DrawnImage(
         job.prompt, job.k, picture, *of_codes, job.seed, passes, own_recipe, plan.layers, drawn_by_seed

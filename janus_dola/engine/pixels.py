@@ -7,10 +7,10 @@ from PIL import Image
 from torch import Tensor
 
 from janus_dola.engine.devices import download, stream_for
+from janus_dola.models.contexts import undisturbed
 from janus_dola.models.model import ImageModel
 
 
-@torch.no_grad()
 def start_pixels(image_model: ImageModel, tokens: Tensor) -> Callable[[], Image.Image | None]:
     """Decodes one image's codes [T]; on a GPU in a stream of its own, so that drawing can go on meanwhile.
 
@@ -18,15 +18,16 @@ def start_pixels(image_model: ImageModel, tokens: Tensor) -> Callable[[], Image.
     the image's codes alone. Returns a function that waits for the RGB image, or None if pixels are not finite. Pixels in
     [-1, 1] are mapped to 0 .. 255, clipped and cut off as DeepSeek's and transformers' code do.
     """
-    if not tokens.is_cuda:
-        on_cpu = _pixels(image_model, tokens)
-        return lambda: _picture(*on_cpu)
-    stream = stream_for("pictures", tokens.device)
-    stream.wait_stream(torch.cuda.current_stream(tokens.device))
-    with torch.cuda.stream(stream):
-        pixels, finite = map(download, _pixels(image_model, tokens))
-        done = stream.record_event()
-    tokens.record_stream(stream)
+    with undisturbed(tokens.device):
+        if not tokens.is_cuda:
+            on_cpu = _pixels(image_model, tokens)
+            return lambda: _picture(*on_cpu)
+        stream = stream_for("pictures", tokens.device)
+        stream.wait_stream(torch.cuda.current_stream(tokens.device))
+        with torch.cuda.stream(stream):
+            pixels, finite = map(download, _pixels(image_model, tokens))
+            done = stream.record_event()
+        tokens.record_stream(stream)
 
     def wait() -> Image.Image | None:
         done.synchronize()

@@ -15,6 +15,8 @@ from janus_dola.kernels.block_torch import run_whole
 from janus_dola.kernels.head import head_scores
 from janus_dola.kernels.sampling import tempered
 from janus_dola.kernels.types import SamplingParams, SamplingTensors, Scores
+from janus_dola.models.contexts import undisturbed
+from janus_dola.models.likeness import at_rest
 from janus_dola.models.model import ImageModel, PromptRows
 from janus_dola.models.weights import Weights
 
@@ -31,6 +33,7 @@ class CodeScores:
     temperature: float  # T
 
     @property
+    @undisturbed()
     def log_distributions(self) -> Tensor:
         """Returns log softmax(F / T), the distribution that each code was drawn from: [P, K, T, V] float32, nats."""
         return log_distributions(self.scores, self.temperature)
@@ -78,7 +81,6 @@ def indices_of_layers(
     return matches.int().argmax(-1)
 
 
-@torch.no_grad()
 def scores_of_images(
     image_model: ImageModel,
     weights: Weights,
@@ -91,11 +93,11 @@ def scores_of_images(
     """Yields for each image in tokens [P, K, T] the contrasted scores at its T codes, given the codes before each.
 
     The scores are on the model's device. `layers` are read below the final one, in ascending order. `premature` [P, K, T],
-    from `indices_of_layers`, says which is contrasted with at each code; None leaves that to `params`.
+    from `indices_of_layers`, says which is contrasted with at each code; None leaves that to `params`. Run it `undisturbed`.
     """
-    device = image_model.device
+    device, embed = image_model.device, at_rest(image_model.embed_text)
     for prompt, (both, images) in enumerate(zip(rows, tokens.to(device), strict=True)):
-        words = [image_model.embed_text(torch.tensor(row, device=device)) for row in both]
+        words = [embed(torch.tensor(row, device=device)) for row in both]
         for image, codes in enumerate(images):
             fed_back = weights.code_table[image_model.raster.sequence(codes)[:-1]]
             # The shorter row is followed by zeros, which nothing looks back at.

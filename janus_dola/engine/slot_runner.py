@@ -9,9 +9,10 @@ from tqdm.auto import tqdm
 
 from janus_dola.engine.capacity import positions
 from janus_dola.engine.decoder import Decoder, visible_length
-from janus_dola.engine.devices import download, undisturbed
+from janus_dola.engine.devices import download
 from janus_dola.engine.jobs import Job, JobQueue, longest_of
 from janus_dola.engine.slots import Codes
+from janus_dola.models.contexts import undisturbed
 
 _AHEAD = 4  # passes by which the host may be ahead
 
@@ -94,25 +95,32 @@ class SlotRunner:
 
     def advance(self) -> list[tuple[Job, Codes]]:
         """Runs a pass over all slots, and returns the images known to be done; their slots are free."""
-        with undisturbed(self.decoder.image_model.device):
+        device, known = self.decoder.image_model.device, []
+        with undisturbed(device):
             self.decoder.run(self.visible)
-        self._passes += 1
-        self._decided_at_most = [min(most + self._window, self._length) for most in self._decided_at_most]
-        if self._window == 1:  # known without reading it back
-            self._note_progress(self._passes, self._slot_of, self._decided_at_most)
-        else:
-            decided = self.decoder.slots.decided
-            copy = download(decided)
-            event = torch.cuda.current_stream(decided.device).record_event() if decided.is_cuda else None
-            self._arriving.append((self._passes, dict(self._slot_of), copy, event))
-            self._read_back()
-        done = [(job, self.codes(job)) for job in self._slot_of if self.decided(job) >= self._length]
-        for job, _ in done:
+            self._passes += 1
+            self._decided_at_most = [min(most + self._window, self._length) for most in self._decided_at_most]
+            if self._window == 1:  # known without reading it back
+                known.append((self._passes, dict(self._slot_of), self._decided_at_most))
+            else:
+                decided = self.decoder.slots.decided
+                copy = download(decided)
+                event = torch.cuda.current_stream(decided.device).record_event() if decided.is_cuda else None
+                self._arriving.append((self._passes, dict(self._slot_of), copy, event))
+                known.extend(self._arrived())
+        for progress in known:  # the caller's callback is called in the caller's contexts
+            self._note_progress(*progress)
+        done = [job for job in self._slot_of if self.decided(job) >= self._length]
+        if not done:
+            return []
+        with undisturbed(device):
+            codes = [self.codes(job) for job in done]
+        for job in done:
             del self._slot_of[job]
-        return done
+        return list(zip(done, codes, strict=True))
 
-    def _read_back(self) -> None:
-        """Notes progress that has arrived; waits only if the host is too far ahead."""
+    def _arrived(self) -> Iterator[tuple[int, dict[Job, int], list[int]]]:
+        """Yields progress that has arrived; waits only if the host is too far ahead."""
         while self._arriving:
             passes, slot_of, decided, event = self._arriving[0]
             if event is not None and not event.query():
@@ -120,7 +128,7 @@ class SlotRunner:
                     return
                 event.synchronize()
             self._arriving.popleft()
-            self._note_progress(passes, slot_of, decided.tolist())
+            yield passes, slot_of, decided.tolist()
 
     def _note_progress(self, passes: int, slot_of: dict[Job, int], decided: list[int]) -> None:
         """Corrects the bounds: in each slot so many positions were decided after so many passes."""

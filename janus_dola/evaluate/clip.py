@@ -9,6 +9,7 @@ from PIL import Image
 
 from janus_dola.arguments import import_extra, one_line
 from janus_dola.images.recipe import read_recipe
+from janus_dola.models.contexts import undisturbed
 
 Scorer = Callable[[Sequence[Image.Image], Sequence[str]], list[float]]
 _BATCH_SIZE = 32  # images
@@ -54,14 +55,17 @@ def clip_scorer(model: str, device: str | torch.device) -> Scorer:
     if architecture not in open_clip.list_models():
         raise ValueError(f"clip must name an architecture of open_clip, got {architecture!r}")
     try:
-        network, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=weights, device=device)
+        with undisturbed(torch.device(device)):
+            network, _, preprocess = open_clip.create_model_and_transforms(
+                architecture, pretrained=weights, device=device
+            )
     except Exception as error:  # whatever hub, network or file raise
         reason = one_line(error)
         raise ValueError(f"clip weights {weights!r} for {architecture!r} could not be loaded: {reason}") from error
     tokenize = open_clip.get_tokenizer(architecture)
     network.eval()
 
-    @torch.no_grad()
+    @undisturbed(torch.device(device))
     def scorer(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         scores: list[float] = []
         for start in range(0, len(images), _BATCH_SIZE):

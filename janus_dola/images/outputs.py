@@ -14,6 +14,7 @@ from janus_dola.arguments import ImageFormat, shown
 from janus_dola.images.files import file_name, refuse_existing, write_all
 from janus_dola.images.layer_map import columns_of, layer_map
 from janus_dola.images.recipe import Recipe, encode_image, save_image
+from janus_dola.models.contexts import undisturbed
 
 
 class NonFiniteError(RuntimeError):
@@ -41,7 +42,8 @@ class DrawnImage:
     image: Image.Image  # RGB
     tokens: Tensor  # [T] int64, the codes in raster order
     premature_layers: Tensor  # [T] int64, the layer contrasted with; N (the final layer) where there was no contrast
-    jsd: Tensor  # [T] float32, that layer's Jensen-Shannon divergence from the final layer, in [0, ln 2] nats
+    # [T] float32 (float64 if the model is), that layer's Jensen-Shannon divergence from the final layer, in [0, ln 2] nats
+    jsd: Tensor
     seed: int  # -1 for torch's global generator
     passes: int  # model passes after the prompt's; T - 1 if each decides one code
     recipe: Recipe  # prompt and settings
@@ -65,11 +67,13 @@ class DrawnImage:
         save_image(self.image, path, self.recipe if self.from_seed else None, overwrite)
         return path
 
+    @undisturbed()
     def layer_map(self) -> Image.Image:
         """Draws the image beside maps of the layer chosen at each code and of its JSD, with prompt, seed and settings."""
         layers, chosen = self.candidate_layers, self.premature_layers
         return layer_map(self.image, chosen, self.jsd, layers, self.recipe.prompt, self.recipe.summary())
 
+    @undisturbed()
     def __repr__(self) -> str:
         return (
             f"DrawnImage(prompt {self.prompt} {shown(self.recipe.prompt)}, k={self.k}, {_sizes(self)}, "
@@ -145,6 +149,7 @@ class GenerationOutput:
         """Draws `DrawnImage.layer_map` for image k of prompt i."""
         return self.drawn[i][k].layer_map()
 
+    @undisturbed()
     def __repr__(self) -> str:
         first, seeds = self.drawn[0][0], self.seeds.flatten().tolist()
         in_a_row = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
@@ -155,6 +160,7 @@ class GenerationOutput:
             f"{self.passes.float().mean():.4g} passes an image)"
         )
 
+    @undisturbed()
     def _stacked(self, name: str) -> Tensor:
         return torch.stack([torch.stack([torch.as_tensor(getattr(each, name)) for each in row]) for row in self.drawn])
 

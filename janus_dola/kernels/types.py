@@ -100,7 +100,7 @@ class SamplingTensors:
         """Collects the numbers of images of one kind on the device of a float32 or float64 tensor, without a wait."""
 
         def column(values: list[float], dtype: torch.dtype) -> Tensor:
-            pinned = torch.tensor(values, dtype=dtype, pin_memory=like.device.type == "cuda")
+            pinned = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=like.device.type == "cuda")
             return pinned.to(like.device, non_blocking=True)
 
         return cls._from(params, column, like.dtype)

@@ -81,6 +81,7 @@ class Vision:
     """How a model reads pictures; it draws by other features."""
 
     text_model: PreTrainedModel  # with the text head, and transformers' `generate`
+    modules: tuple[nn.Module, ...]  # that read pictures
     see: Callable[[Tensor], Tensor]  # pixels [n, 3, H, W] to the features [n, T, D] that stand for images in a text
 
 
@@ -101,11 +102,17 @@ class ImageModel:
     embed_codes: Callable[[Tensor], Tensor]  # rows of the code table [R] to the embeddings [R, D] that are fed next
     # All tensors that `embed_codes` reads; None where it has more than tensors.
     code_weights: Callable[[], list[Tensor] | None]
-    to_pixels: Callable[[Tensor], Tensor]  # [B, T] codes to [B, 3, H, W] pixels, in [-1, 1] but for overshoot
+    pixel_decoder: nn.Module
+    to_pixels: Callable[[Tensor], Tensor]  # by it: [B, T] codes to [B, 3, H, W] pixels, in [-1, 1] but for overshoot
     raster: Raster
     image_size: tuple[int, int]  # width and height, in pixels
     prompts: Callable[[PreTrainedTokenizerBase], Prompts]
     vision: Vision | None = None  # where the model answers questions about pictures
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Returns the modules that drawing takes its weights from."""
+        return self.backbone, self.embed_text, *self.image_head, *self.code_modules, self.pixel_decoder
 
     @property
     def head(self) -> Head:

@@ -32,7 +32,8 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """Returns a floating dtype by its `DtypeName` or itself; anything else is a ValueError."""
-    names = dict(zip(get_args(DtypeName), 2 * (torch.float32, torch.bfloat16, torch.float16), strict=True))
+    dtypes = torch.float32, torch.bfloat16, torch.float16, torch.float64
+    names = dict(zip(get_args(DtypeName), 2 * dtypes, strict=True))
     parsed = names.get(dtype) if isinstance(dtype, str) else dtype
     if parsed is None or parsed not in names.values():
         raise ValueError(f"dtype must be one of {list(names)}, got {dtype!r}")
@@ -44,6 +45,8 @@ def parse_device(device: str | torch.device) -> torch.device:
     try:
         parsed = torch.device(device)
         torch.empty(0, device=parsed)
+        if parsed.type == "meta":
+            raise TypeError("it holds no weights")
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         if torch.backends.mps.is_available():

@@ -5,7 +5,7 @@ made anew where they changed.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from janus_dola.kernels.block_torch import Beside, BlockWeights, Matrix, Norm, Rotary
 from janus_dola.kernels.packed import PackedHalf
 from janus_dola.kernels.types import Head
+from janus_dola.models.contexts import undisturbed
+from janus_dola.models.likeness import at_rest, likeness
 from janus_dola.models.model import ImageModel
 from janus_dola.models.packed_linear import PackedLinear
+from janus_dola.models.soundness import check_sound
 
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
-# Hooks of these modules only look at what a block takes in: transformers' records outputs for whoever asks for them, ours
-# hidden states while another thread answers a question.
-_ONLY_LOOK = ("transformers.utils.output_capturing", "janus_dola.text.hooks")
+# Hooks of these modules only look at what a block gives: transformers records outputs for whoever asks for them.
+_ONLY_LOOK = ("transformers.utils.output_capturing",)
 _AS_ONE = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
@@ -72,7 +74,7 @@ class WeightReader:
         # What `lay_as_one` laid, by block and name, and the addresses in it, where the model's tensors must still lie.
         self._laid: dict[tuple[int, str], tuple[Matrix, list[object]]] = {}
 
-    @torch.no_grad()
+    @undisturbed()
     def lay_as_one(self) -> None:
         """Moves weights that are multiplied as one beside each other in memory: of a model that was loaded here, no other.
 
@@ -88,18 +90,24 @@ class WeightReader:
                     whole = Matrix(_laid([linear.weight for linear in linears]), _laid(biases) if biases else None)
                     self._laid[index, name] = whole, _addresses(tuple(map(_product, linears)))
 
-    @torch.no_grad()
     def read(self) -> Weights:
         """Returns the weights as they are now.
 
         A part of the model that a step written out on tensors would leave out is a ValueError.
         """
         image_model = self._image_model
-        modules = (image_model.backbone, *image_model.image_head, *image_model.code_modules)
-        if any(weight.is_meta for module in modules for weight in module.parameters()):
-            raise ValueError("model must be on one device as a whole, got weights that are offloaded (device 'meta')")
-        blocks = tuple(self._block(block, index) for index, block in enumerate(image_model.blocks))
-        return Weights(blocks, self._rotary_table(), image_model.head, self._table())
+        check_sound(image_model.modules)
+        with undisturbed(image_model.device):
+            blocks = tuple(self._block(block, index) for index, block in enumerate(image_model.blocks))
+            weights = Weights(blocks, self._rotary_table(), image_model.head, self._table())
+        embeddings = getattr(image_model.embed_text, "weight", ())
+        dtypes = {image_model.dtype, *_dtypes((blocks, weights.code_table, embeddings))}
+        if len(dtypes) > 1:
+            raise ValueError(
+                f"blocks and embeddings of the model must have one dtype, got {', '.join(sorted(map(str, dtypes)))}: "
+                "give them one with model.to(dtype)"
+            )
+        return weights
 
     def _block(self, block: Any, index: int) -> BlockWeights:
         _check_block(block, index)
@@ -145,7 +153,7 @@ class WeightReader:
         now = [module.inv_freq * module.attention_scaling, like]
         if self._rotary is None or not _equal(self._rotary[1], now):
             positions = torch.arange(image_model.config.max_position_embeddings, device=image_model.device).unsqueeze(0)
-            cos, sin = module(like, positions)
+            cos, sin = likeness(module)(like, positions)
             self._rotary = Rotary.of(cos[0], sin[0]), now
         return self._rotary[0]
 
@@ -180,6 +188,14 @@ def _addresses(thing: object) -> list[object]:
     return [thing]
 
 
+def _dtypes(thing: object) -> set[torch.dtype]:
+    """Collects the dtypes of all tensors in what a step computes with."""
+    if isinstance(thing, Tensor | PackedHalf):
+        return {thing.dtype}
+    inside = thing if isinstance(thing, tuple) else vars(thing).values() if is_dataclass(thing) else ()
+    return {dtype for each in inside for dtype in _dtypes(each)}
+
+
 def _check_block(block: Any, index: int) -> None:
     """Raises ValueError where a block is not a Llama's, or something changes what it computes."""
     for name, expected in _MEMBERS.items():
@@ -202,7 +218,7 @@ def _check_block(block: Any, index: int) -> None:
                 f"block {index} of the language model must have no forward hooks and no forward of its own, "
                 f"got a changed {type(module).__name__}; remove what was put there before drawing"
             )
-    x = torch.linspace(-3, 3, 13)
+    x = torch.linspace(-3, 3, 13, dtype=torch.float32)
     if not torch.allclose(mlp.act_fn(x), nn.functional.silu(x), atol=1e-6):
         raise ValueError(f"hidden_act of the language model must be silu, got {mlp.act_fn}")
 
@@ -264,5 +280,5 @@ def _product(linear: Any) -> Matrix | CalledModule:
     if isinstance(linear, PackedLinear):
         return Matrix(linear.packed, linear.bias)
     if not _is_plain(linear):
-        return CalledModule(linear)
+        return CalledModule(at_rest(linear))
     return Matrix(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())

@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Iterator, Set
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
 from janus_dola.arguments import hint_at_locale
 from janus_dola.models.checkpoint.reading import read_json
 
+# By tokenizer, as long as it lives; then by its number of tokens and what frames.
+_patterns = WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, frozenset[str]], re.Pattern[str]]]()
 _MOST_CHARACTERS = 200_000  # far more than any model has room for, and tokenized in a second
 
 
@@ -30,14 +32,21 @@ def spelled_out(words: str, tokenizer: PreTrainedTokenizerBase, framing: Set[str
 
     The tokens in `framing` are cut, too, where the tokenizer has them. All pieces together are the words.
     """
-    names = _special_names(tokenizer, len(tokenizer), frozenset(framing))
+    names = _special_names(tokenizer, frozenset(framing))
     cuts = [0, *(match.start() + 1 for match in names.finditer(words)), len(words)]
     return (words[start:end] for start, end in pairwise(cuts))
 
 
-@lru_cache(maxsize=4)
-def _special_names(tokenizer: PreTrainedTokenizerBase, tokens: int, framing: frozenset[str]) -> re.Pattern[str]:
-    """Compiles a pattern that matches where a special token begins, for a tokenizer while it has `tokens` tokens."""
+def _special_names(tokenizer: PreTrainedTokenizerBase, framing: frozenset[str]) -> re.Pattern[str]:
+    """Returns a pattern that matches where a special token begins; it is compiled anew when the tokenizer gets tokens."""
+    known = _patterns.setdefault(tokenizer, {})
+    key = len(tokenizer), framing
+    if key not in known:
+        known[key] = _compiled(tokenizer, framing)
+    return known[key]
+
+
+def _compiled(tokenizer: PreTrainedTokenizerBase, framing: frozenset[str]) -> re.Pattern[str]:
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     names = sorted(special | (framing & tokenizer.get_vocab().keys()))
     return re.compile(f"(?={'|'.join(map(re.escape, names))})" if names else "(?!)")

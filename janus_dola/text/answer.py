@@ -17,8 +17,11 @@ from transformers import (
 
 from janus_dola.arguments import integer, shown
 from janus_dola.contrasts import Contrast
+from janus_dola.models.contexts import undisturbed
 from janus_dola.models.families.janus_prompts import IMAGE_PLACEHOLDER, JanusPrompts
+from janus_dola.models.likeness import at_rest
 from janus_dola.models.model import ImageModel
+from janus_dola.models.soundness import check_sound
 from janus_dola.models.words import token_id
 from janus_dola.settings import DrawSettings
 from janus_dola.text.decode import dola_generate
@@ -58,6 +61,7 @@ class Answering:
             raise ValueError(
                 f"model must be a Janus to answer questions about pictures, got one of the family {image_model.family}"
             )
+        check_sound(image_model.vision.modules)
         self._vision, prompts = image_model.vision, JanusPrompts(tokenizer)
         ids = prompts.question_ids(question, len(pictures), image_model.image_tokens)
         room = image_model.config.max_position_embeddings - len(ids)
@@ -67,8 +71,9 @@ class Answering:
                 f"tokens, got {len(ids)}, of which each of {len(pictures)} image(s) takes {image_model.image_tokens + 2}"
             )
         self._image_model, self._tokenizer, self._contrast = image_model, tokenizer, contrast
-        self._ids = torch.tensor([ids], device=image_model.device)
-        self._pixels = pixels(pictures, image_model.image_size[0], tokenizer)
+        with undisturbed():
+            self._ids = torch.tensor([ids], device=image_model.device)
+            self._pixels = pixels(pictures, image_model.image_size[0], tokenizer)
         sampling: dict[str, Any] = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
         self._config = GenerationConfig(
             max_new_tokens=min(most, room),
@@ -82,7 +87,8 @@ class Answering:
 
     def text(self) -> str:
         """Returns the whole answer."""
-        return self._tokenizer.decode(self._generate()[0], skip_special_tokens=True).strip()
+        with undisturbed(self._image_model.device):
+            return self._tokenizer.decode(self._generate()[0], skip_special_tokens=True).strip()
 
     def pieces(self) -> Iterator[str]:
         """Yields the answer in pieces, as its words are decided. A caller that stops reading ends it."""
@@ -94,7 +100,8 @@ class Answering:
 
         def work() -> None:
             try:
-                self._generate(streamer, stopping_criteria=StoppingCriteriaList([stopped]))
+                with undisturbed(self._image_model.device):
+                    self._generate(streamer, stopping_criteria=StoppingCriteriaList([stopped]))
             except BaseException as error:  # raised again in the caller's thread
                 failed.append(error)
                 streamer.text_queue.put(streamer.stop_signal)
@@ -114,11 +121,10 @@ class Answering:
         if failed:
             raise failed[0]
 
-    @torch.no_grad()
     def _generate(self, streamer: TextIteratorStreamer | None = None, **more: Any) -> Tensor:
         """Generates the answer: token ids [1, n], without the question."""
         image_model = self._image_model
-        embeddings = image_model.embed_text(self._ids)
+        embeddings = at_rest(image_model.embed_text)(self._ids)
         features = self._vision.see(self._pixels.to(image_model.device, image_model.dtype)).flatten(0, 1)
         placeholders = self._ids == token_id(self._tokenizer, IMAGE_PLACEHOLDER)
         embeddings = embeddings.masked_scatter(placeholders[..., None], features.to(embeddings.dtype))
@@ -128,7 +134,7 @@ class Answering:
             more |= {"custom_generate": dola_generate, "contrast": self._contrast, "stream_to": streamer}
         # Not the model's own `generate`, which for Janus drops some arguments on its way to this one.
         return GenerationMixin.generate(
-            self._vision.text_model,
+            at_rest(self._vision.text_model),
             inputs_embeds=embeddings,
             attention_mask=torch.ones_like(self._ids),
             generation_config=self._config,

@@ -19,6 +19,8 @@ from janus_dola.contrasts import Contrast, DoLaConfig, check_contrast
 from janus_dola.kernels.contrast import ADMITTED, METHODS
 from janus_dola.kernels.head_torch import head_logits
 from janus_dola.kernels.types import Head, SamplingParams, SamplingTensors
+from janus_dola.models.likeness import likeness
+from janus_dola.models.soundness import check_sound
 from janus_dola.text.hooks import last_hidden_states, replace_head
 from janus_dola.text.language_model import find_text_model, text_head
 
@@ -67,7 +69,9 @@ def dola_generate(
         raise ValueError(f"contrast must be left out where dola is given, got {contrast!r}")
     name = "contrast" if dola is None else "dola"
     given = check_contrast(contrast if dola is None else dola, name)
+    model = likeness(model)  # with hooks of its own, and in eval mode
     text_model = find_text_model(model)
+    check_sound((text_model.norm, text_model.head), hooked=True)
     blocks, dola_layers = len(text_model.blocks), generation_config.dola_layers
     if dola_layers is not None:
         if given is not None:
@@ -79,7 +83,7 @@ def dola_generate(
     params = SamplingParams(given.name, given.numbers(read), cfg_weight=None)
     config = copy.copy(generation_config)
     config.disable_compile = True  # hooks take the hidden states out
-    steps = _Steps(params, blocks)
+    steps = _Steps(params, blocks, bool(read))
     if stream_to is not None:
         stream_to.put(input_ids.cpu())
     with ExitStack() as hooks:
@@ -134,8 +138,8 @@ class _Steps:
     A word is plausible among the words that the logits processors leave: they may leave out the most probable one.
     """
 
-    def __init__(self, params: SamplingParams, blocks: int) -> None:
-        self._params, self._blocks = params, blocks
+    def __init__(self, params: SamplingParams, blocks: int, reads: bool) -> None:
+        self._params, self._blocks, self._reads = params, blocks, reads
         self.latest: deque[_Pass] = deque(
             maxlen=1
         )  # the last pass; a prompt may take several. None where no layer is read
@@ -149,7 +153,11 @@ class _Steps:
         return LogitsProcessorList([self._note, *processors[:place], self._keep_plausible, *processors[place:]])
 
     def _note(self, input_ids: Tensor, logits: Tensor) -> Tensor:
-        if self.latest:
+        if self._reads:
+            if not self.latest:
+                raise ValueError(
+                    "model must call its own blocks and head, got one whose forward was replaced by another's"
+                )
             layers, jsd, final = self.latest[0]
         else:
             layers = torch.full(logits.shape[:1], self._blocks, device=logits.device)

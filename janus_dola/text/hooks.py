@@ -1,5 +1,7 @@
 """Hooks that take hidden states out of a running model, and put scores in place of its head's logits.
 
+They lie on a model's likeness, so nobody else who calls the model meets them.
+
 A pass calls them in this order:
 
     block 1 ... block N, norm     before each that is read: `last_hidden_states` keeps what it takes in
@@ -7,7 +9,6 @@ A pass calls them in this order:
                                   after:  `replace_head` puts out compute() in place of its logits
 """
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,19 +20,17 @@ from janus_dola.text.language_model import TextModel
 
 @contextmanager
 def last_hidden_states(text_model: TextModel, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Keeps the hidden states that passes in this thread have at their last position.
+    """Keeps the hidden states that passes have at their last position.
 
     Yields the latest pass' states, [R, D], by index as in Hugging Face's `hidden_states`: 0 is the embeddings, N the final
     block (before the norm).
     """
     kept: dict[int, Tensor] = {}
-    caller = threading.get_ident()
     modules = [*text_model.blocks, text_model.norm]  # layer j is what the module j takes in
 
     def keep(layer: int) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if threading.get_ident() == caller:
-                kept[layer] = (args[0] if args else kwargs["hidden_states"])[:, -1]
+            kept[layer] = (args[0] if args else kwargs["hidden_states"])[:, -1]
 
         return hook
 
@@ -43,14 +42,9 @@ def last_hidden_states(text_model: TextModel, layers: Sequence[int]) -> Iterator
 
 @contextmanager
 def replace_head(head: nn.Module, compute: Callable[[], Tensor]) -> Iterator[None]:
-    """Replaces the head's output at the last position by `compute()`, [R, V], and skips its product, in this thread."""
-    caller = threading.get_ident()
-
-    def no_rows(_: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:
-        return args[0][:0] if threading.get_ident() == caller else None
-
-    def put_out(_: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
-        return compute()[:, None] if threading.get_ident() == caller else None
-
-    with head.register_forward_pre_hook(no_rows), head.register_forward_hook(put_out):
+    """Replaces the head's output at the last position by `compute()`, [R, V], and skips its product."""
+    with (
+        head.register_forward_pre_hook(lambda _, args: args[0][:0]),
+        head.register_forward_hook(lambda *_: compute()[:, None]),
+    ):
         yield

@@ -106,7 +106,7 @@ def test_a_stream_that_nobody_reads_on_ends(random_pipe):
 
 
 def test_a_drawing_that_begins_during_an_answer_is_the_same(mini):
-    """The hooks that an answer lays on the blocks are no reason to refuse them, and see nothing of the drawing."""
+    """An answer lays no hook on the model, and sees nothing of the drawing."""
     settings = {"dola": DoLaConfig(), "seed": 3}
     expected = mini.generate("a red circle", **settings)
     whole = mini.answer(picture(3), QUESTION)
@@ -115,7 +115,7 @@ def test_a_drawing_that_begins_during_an_answer_is_the_same(mini):
     def draw_meanwhile(*_):
         if threading.get_ident() == here or drawn:
             return
-        assert any(block._forward_pre_hooks for block in mini.image_model.blocks)  # the answer's own
+        assert not any(block._forward_pre_hooks for block in mini.image_model.blocks)
         drawn.append(None)
         thread = threading.Thread(target=lambda: drawn.append(mini.generate("a red circle", **settings)))
         thread.start()

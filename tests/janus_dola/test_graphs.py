@@ -9,6 +9,7 @@ import torch
 from janus_dola.engine import devices
 from janus_dola.engine.devices import capture
 from janus_dola.models import storage
+from janus_dola.models.contexts import undisturbed
 
 DEVICE, POOL = torch.device("cuda:1"), (0, 7)
 
@@ -117,7 +118,7 @@ def test_a_gpu_without_bfloat16_gets_float16(monkeypatch, native, dtype):
 def test_attention_by_torch_is_of_one_kind_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     for device, pinned in (("cuda", True), ("cpu", False)):
-        with devices.undisturbed(torch.device(device)):
+        with undisturbed(torch.device(device)):
             kinds = (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled())
             assert kinds == ((False, False) if pinned else (True, True))
             assert torch.backends.cuda.mem_efficient_sdp_enabled()

@@ -130,3 +130,14 @@ def test_errors_say_what_is_missing(family, settings, arguments, message):
     with pytest.raises(ValueError, match=message):
         model.generate(**padded_batch(), max_new_tokens=2, custom_generate=dola_generate, **arguments)
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_forward_that_was_replaced_is_followed_or_refused():
+    model, settings = text_model("Llama"), {"max_new_tokens": 4, "do_sample": False, "custom_generate": dola_generate}
+    expected = model.generate(**padded_batch(), **settings).tolist()
+    own = model.forward
+    model.forward = torch.compile(own, backend="eager")
+    assert model.generate(**padded_batch(), **settings).tolist() == expected
+    model.forward = lambda *args, input_ids=None, **kwargs: own(*args, input_ids=input_ids, **kwargs)
+    with pytest.raises(ValueError, match="model must call its own blocks and head, got one whose forward was replaced"):
+        model.generate(**padded_batch(), **settings)

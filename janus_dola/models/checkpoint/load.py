@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from janus_dola.models.checkpoint.hub import resolve
 from janus_dola.models.checkpoint.reading import UnreadableModelError, check_content, read_json, reading
 from janus_dola.models.checkpoint.weights_on_disk import check_weights, read_weights, report
+from janus_dola.models.contexts import undisturbed
 from janus_dola.models.families import family_of_checkpoint
 from janus_dola.models.model import Family
 from janus_dola.models.storage import device_and_dtype
@@ -43,8 +44,9 @@ def load(
     device, dtype = device_and_dtype(device, dtype)
     checkpoint = Checkpoint.open(resolve(model, revision))
     tokenizer = checkpoint.tokenizer()
-    loaded = checkpoint.model(dtype, tokenizer)
-    return loaded.to(device).eval(), tokenizer
+    with undisturbed():
+        loaded = checkpoint.model(dtype, tokenizer)
+        return loaded.to(device).eval(), tokenizer
 
 
 def load_skeleton(model: str | Path, revision: str | None = None) -> PreTrainedModel:
@@ -124,7 +126,7 @@ class Checkpoint:
             return self.family.model_class.config_class.from_dict(self.description)
 
     def _skeleton(self, config: PretrainedConfig, most_layers: int) -> PreTrainedModel:
-        with self._describing(), warnings.catch_warnings():
+        with self._describing(), undisturbed(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of sizes of zero
             for part in (getattr(config, name) for name in config.sub_configs):
                 depths = {name: getattr(part, name, 0) for name in _DEPTHS}

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedModel
 
+from janus_dola.models.contexts import undisturbed
 from janus_dola.models.families import emu3, janus
 from janus_dola.models.model import Family, ImageModel
 
@@ -14,7 +15,9 @@ def family_of(model: PreTrainedModel) -> Family:
         if family.recognises(model):
             return family
     allowed = " or ".join(family.class_name for family in FAMILIES)
-    raise ValueError(f"model must be {allowed}, got {type(model).__name__}")
+    inner = getattr(model, "module", None)  # what DistributedDataParallel and its like wrap
+    hint = "; hand over its .module" if any(family.recognises(inner) for family in FAMILIES) else ""
+    raise ValueError(f"model must be {allowed}, got {type(model).__name__}{hint}")
 
 
 def family_of_checkpoint(model_type: object) -> Family:
@@ -36,6 +39,12 @@ def adapt(model: PreTrainedModel) -> ImageModel:
         ValueError: the model belongs to no family here, peft's adapter adds tokens, or bitsandbytes has quantized the image
             head.
     """
+    model = getattr(model, "_orig_mod", model)  # what was compiled
+    with undisturbed():
+        return _adapt(model)
+
+
+def _adapt(model: PreTrainedModel) -> ImageModel:
     if hasattr(model, "get_base_model"):  # a wrapper of peft's; most adapters lie in the model's own modules
         if model.active_peft_config.is_prompt_learning:
             raise ValueError(f"model must have no adapter that adds tokens, got {model.active_peft_config.peft_type}")

@@ -14,6 +14,7 @@ from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedM
 from janus_dola.kernels.types import Head
 from janus_dola.models.checkpoint import deepseek
 from janus_dola.models.families.janus_prompts import IMAGE_PLACEHOLDER, JanusPrompts, set_chat_template
+from janus_dola.models.likeness import at_rest
 from janus_dola.models.model import COMPUTED_BUFFERS, Family, ImageModel, Raster, Vision
 from janus_dola.models.weights import is_as_published, weight_of
 
@@ -31,6 +32,7 @@ def janus_model(
     image_head: tuple[Any, nn.Module, Any],
     head_name: str,
     code_modules: tuple[nn.Module, nn.Module],
+    pixel_decoder: nn.Module,
     to_pixels: Callable[[Tensor], Tensor],
     side: int,
     image_size: int,
@@ -42,11 +44,11 @@ def janus_model(
         image_head: Linear, activation, Linear; packed or plain.
         code_modules: embedding and aligner, which are applied to codes one after the other.
         side, image_size: codes per side, pixels per side.
-        family, head_name, to_pixels, vision: as in `ImageModel`.
+        family, head_name, pixel_decoder, to_pixels, vision: as in `ImageModel`.
     Raises:
         ValueError: the activation of the image head is not the exact GELU, the only one that Janus models use.
     """
-    x, activation = torch.linspace(-3, 3, 13), image_head[1]
+    x, activation = torch.linspace(-3, 3, 13, dtype=torch.float32, device="cpu"), image_head[1]
     if not torch.allclose(activation(x), nn.functional.gelu(x), atol=1e-6):
         raise ValueError(f"the image head's activation must be the exact GELU, got {activation}")
 
@@ -63,7 +65,7 @@ def janus_model(
 
     def embed_codes(codes: Tensor) -> Tensor:
         for module in code_modules:
-            codes = module(codes)
+            codes = at_rest(module)(codes)
         return codes
 
     def code_weights() -> list[Tensor] | None:
@@ -83,6 +85,7 @@ def janus_model(
         code_modules=code_modules,
         embed_codes=embed_codes,
         code_weights=code_weights,
+        pixel_decoder=pixel_decoder,
         to_pixels=to_pixels,
         raster=Raster(side, side),
         image_size=(image_size, image_size),
@@ -94,16 +97,21 @@ def janus_model(
 def _adapt_transformers(model: JanusForConditionalGeneration) -> ImageModel:
     inner = model.model
     head = inner.generation_head
+
+    def see(pixels: Tensor) -> Tensor:
+        return at_rest(inner.aligner)(at_rest(inner.vision_model)(pixels).last_hidden_state)
+
     return janus_model(
         family="transformers",
         backbone=inner.language_model,
         image_head=(head.proj_out, head.activation_fn, head.vision_head),
         head_name="model.generation_head",
         code_modules=(inner.generation_embeddings, inner.generation_aligner),
-        to_pixels=inner.vqmodel.decode,
+        pixel_decoder=inner.vqmodel,
+        to_pixels=lambda codes: at_rest(inner.vqmodel).decode(codes),
         side=math.isqrt(inner.vision_model.config.num_image_tokens),
         image_size=inner.vision_model.config.image_size,
-        vision=Vision(model, lambda pixels: inner.aligner(inner.vision_model(pixels).last_hidden_state)),
+        vision=Vision(model, (inner.vision_model, inner.aligner), see),
     )
 
 
@@ -113,14 +121,17 @@ def _adapt_deepseek(model: PreTrainedModel) -> ImageModel:
     side = image_size // 2 ** (len(vq.decoder.conv_blocks) - 1)
 
     @cache
-    def pixel_decoder() -> Callable[..., Tensor]:
+    def wide() -> Any:
         # Their decoder's upsampling returns bfloat16 unless it is given float32, so float16 weights would not fit it.
         half = next(vq.parameters()).dtype == torch.float16
-        return (copy.deepcopy(vq).float() if half else vq).decode_code
+        return copy.deepcopy(vq).float() if half else vq
 
     def to_pixels(codes: Tensor) -> Tensor:
         shape = [codes.shape[0], vq.quantize.e_dim, side, side]
-        return pixel_decoder()(codes.to(torch.int32), shape=shape)
+        return at_rest(wide()).decode_code(codes.to(torch.int32), shape=shape)
+
+    def see(pixels: Tensor) -> Tensor:
+        return at_rest(model.aligner)(at_rest(model.vision_model)(pixels))
 
     return janus_model(
         family="deepseek",
@@ -128,10 +139,11 @@ def _adapt_deepseek(model: PreTrainedModel) -> ImageModel:
         image_head=(head.output_mlp_projector, head.vision_activation, head.vision_head),
         head_name="gen_head",
         code_modules=(model.gen_embed, model.gen_aligner),
+        pixel_decoder=vq,
         to_pixels=to_pixels,
         side=side,
         image_size=image_size,
-        vision=Vision(model.language_model, lambda pixels: model.aligner(model.vision_model(pixels))),
+        vision=Vision(model.language_model, (model.vision_model, model.aligner), see),
     )
 
 
