@@ -149,9 +149,9 @@ def check_window(window: Window, sampler: str = "gumbel") -> Window:
     return codes
 
 
-def check_max_images(max_images: int | None) -> int | None:
-    """Returns how many images may be drawn at once; None is as many as fit."""
-    return None if max_images is None else integer("max_images", max_images, 1, MAX_PARALLEL_SIZE, "None or ")
+def check_max_images(images: int | None, name: str = "max_images") -> int | None:
+    """Returns a number of images that are drawn at once; None is as many as fit, or as there are."""
+    return None if images is None else integer(name, images, 1, MAX_PARALLEL_SIZE, "None or ")
 
 
 def takes_old_name(old: str, new: str) -> Callable[[_Target], _Target]:

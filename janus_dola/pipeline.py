@@ -40,6 +40,7 @@ from janus_dola.models.checkpoint.hub import commit_of, public_name, resolve
 from janus_dola.models.checkpoint.load import Checkpoint, load
 from janus_dola.models.contexts import undisturbed
 from janus_dola.models.storage import check_quantization, device_and_dtype, move_model, pack_for_cpu, quantize_blocks
+from janus_dola.models.weights import fingerprint
 from janus_dola.settings import Changes, DrawSettings, OldName, named_contrast, with_changes
 from janus_dola.text.answer import Answering
 
@@ -217,7 +218,7 @@ class JanusDoLa(TakenApart):
             generator = torch.Generator(self.image_model.device).manual_seed(seeds[0])
         rows, params = self._rows_of_prompt(settings.negative_prompt), settings.sampling_params(plan.layers)
         jobs = list(jobs_of(prompts, rows, parallel_size, seeds, params))
-        recipe = self._recipe(settings, window)
+        recipe = self.recipe(settings, window)
         drawn = all_of(draw_images(self.engine, jobs, plan, recipe, max_images, generator, progress, callback))
         return GenerationOutput([drawn[i : i + parallel_size] for i in range(0, images, parallel_size)])
 
@@ -235,6 +236,7 @@ class JanusDoLa(TakenApart):
         launch: str = "auto",
         window: Window = "auto",
         max_images: int | None = None,
+        slots: int | None = None,
         progress: bool = False,
         callback: Callback | None = None,
         **changes: Unpack[Changes],
@@ -246,6 +248,7 @@ class JanusDoLa(TakenApart):
         Args:
             prompts, parallel_size, settings, seed, backend, launch, window, max_images, progress, callback, changes: as for
                 `generate` with the sampler "gumbel".
+            slots: images that each pass is computed for, at least: in 16 bits they decide the last bits. None: those drawn.
         Raises:
             ValueError: a setting is out of range, before anything is drawn; or a prompt is, when its turn comes.
             NonFiniteError: hidden states, logits or pixels became NaN or infinite.
@@ -258,7 +261,7 @@ class JanusDoLa(TakenApart):
         seed = integer("seed", seed, 0, last_seed(parallel_size))
         rows, params = self._rows_of_prompt(settings.negative_prompt), settings.sampling_params(plan.layers)
         jobs = jobs_of(iterable_of_strings(prompts), rows, parallel_size, range(seed, MAX_SEED + 1), params)
-        recipe = self._recipe(settings, window)
+        recipe = self.recipe(settings, window, check_max_images(slots, "slots"))
         return each_of(draw_images(self.engine, jobs, plan, recipe, max_images, progress=progress, callback=callback))
 
     def log_probs(
@@ -376,10 +379,10 @@ class JanusDoLa(TakenApart):
         weights = self.engine.weights.read()
         return scores_of_images(self.image_model, weights, rows, tokens, layers, params, given), numbers
 
-    def _recipe(self, settings: DrawSettings, window: Window) -> Recipe:
+    def recipe(self, settings: DrawSettings, window: Window = "auto", slots: int | None = None) -> Recipe:
         """Returns the recipe that images drawn now share; prompt and seed are left to each."""
-        stored_as = self.image_model.stored_as
-        return Recipe(self.model_name, "", 0, settings, stored_as, self.quantize, window, self.revision)
+        now = self.image_model.stored_as, self.quantize, window, self.revision, slots, fingerprint(self.image_model)
+        return Recipe(self.model_name, "", 0, settings, *now)
 
     def _rows_of_prompt(self, negative_prompt: str | None) -> Callable[[str], PromptRows]:
         negative = check_negative(negative_prompt)  # an error comes before anything is drawn

@@ -58,7 +58,7 @@ def again(
         return name_beside(image, "no-dola_again" if is_baseline else "again", image_format)
 
     compute = Compute(device, backend, launch)
-    draw_to_files([recipe.prompt], run, compute, name, outdir, overwrite, compare, layer_map)
+    draw_to_files([recipe.prompt], run, compute, name, outdir, overwrite, compare, layer_map, recipe)
 
 
 def _model_of(recipe: "Recipe", given: str | None) -> str:

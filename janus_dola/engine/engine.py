@@ -49,8 +49,9 @@ class Engine:
         max_images: int | None = None,
         bar: tqdm | None = None,
         generator: torch.Generator | None = None,
+        slots: int = 1,
     ) -> Iterator[tuple[Job, Codes]]:
-        """Draws images, and yields each when it is done; its codes are on the device.
+        """Draws images in `slots` slots or more, and yields each when it is done; its codes are on the device.
 
         An error in reading a job waits in the queue (`JobQueue.raise_error`); what `bar` raises ends drawing. The sampler
         "multinomial" draws all images together, by the generator; None is torch's global one.
@@ -64,8 +65,9 @@ class Engine:
             first = queue.take_together(limit)
             # torch.multinomial draws other numbers for a larger batch.
             exact = together or not has_graphs(self.image_model.device)
-            slots = len(first) if exact else bucket_of(len(first))
-            with self.runner(plan, slots, longest_of(first), following.params, window, bar, generator) as runner:
+            count = max(len(first), slots)
+            count = count if exact else bucket_of(count)
+            with self.runner(plan, count, longest_of(first), following.params, window, bar, generator) as runner:
                 yield from runner.run(first, queue)
             del runner  # its decoder's memory is free for the next one
 

@@ -1,8 +1,10 @@
 """From jobs to images in order: codes by the engine, pixels beside it."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image
@@ -62,12 +64,12 @@ def draw_images(
     The jobs' indices count up from 0; the recipe holds for all images, but for prompt and seed. Where not one image fits
     or, with the sampler "multinomial", not all together, it raises torch.OutOfMemoryError.
     """
-    queue = JobQueue(jobs)
+    queue, slots = JobQueue(jobs), recipe.slots or 1
     with Progress(progress, callback) as bar:
         while True:
             try:
                 for image in _in_order(
-                    engine.draw(queue, plan, recipe.window, max_images, bar, generator),
+                    engine.draw(queue, plan, recipe.window, max_images, bar, generator, slots),
                     queue.out,
                     engine.image_model,
                     plan,
@@ -80,7 +82,13 @@ def draw_images(
             except torch.OutOfMemoryError:
                 pass
             # Outside the except clause nothing holds on to the images' memory.
-            engine.halve(queue.together, plan.sampler == "multinomial")
+            if slots > queue.together:
+                message = f"memory has no room for {slots} slots, as this image was drawn in: some bits may differ"
+                warnings.warn(message, stacklevel=2)
+                slots = 1
+                engine.release()
+            else:
+                engine.halve(queue.together, plan.sampler == "multinomial")
             queue.put_back()
             bar.back_to(queue.out * engine.image_model.raster.length)
 
@@ -92,7 +100,9 @@ def _in_order(
     behind = 1 if image_model.device.type == "cuda" else 0
     done: dict[int, Callable[[], MaybeImage]] = {}  # by index
     for job, codes in drawn:
-        done[job.index] = partial(_image, job, codes, start_pixels(image_model, codes.tokens), plan, recipe)
+        done[job.index] = partial(
+            _image, job, codes, start_pixels(image_model, codes.tokens), image_model, plan, recipe
+        )
         while following in done and following + behind in done:
             yield done.pop(following)()
             following += 1
@@ -100,7 +110,21 @@ def _in_order(
         yield done.pop(index)()
 
 
-def _image(job: Job, codes: Codes, pixels: Callable[[], Image.Image | None], plan: Plan, recipe: Recipe) -> MaybeImage:
+def recipe_of(recipe: Recipe, codes: Codes, image_model: ImageModel, **own: Any) -> Recipe:
+    """Returns a recipe with an image's own fields. In 16 bits slots and window decide its last bits."""
+    if image_model.dtype.itemsize == 2:
+        own |= {"slots": codes.slots, "window": codes.window}
+    return replace(recipe, **own)
+
+
+def _image(
+    job: Job,
+    codes: Codes,
+    pixels: Callable[[], Image.Image | None],
+    image_model: ImageModel,
+    plan: Plan,
+    recipe: Recipe,
+) -> MaybeImage:
     """Waits for the pixels and codes of an image that is drawn."""
     with undisturbed():
         codes, picture = codes.cpu(), pixels()
@@ -108,7 +132,7 @@ def _image(job: Job, codes: Codes, pixels: Callable[[], Image.Image | None], pla
     if picture is None or not finite:
         return job, None
     of_codes = codes.tokens, codes.premature_layers, codes.jsd
-    own_recipe = replace(recipe, prompt=job.words, seed=job.seed)
+    own_recipe = recipe_of(recipe, codes, image_model, prompt=job.words, seed=job.seed)
     drawn_by_seed = plan.sampler == "gumbel"
     return job, DrawnImage(
         job.prompt, job.k, picture, *of_codes, job.seed, passes, own_recipe, plan.layers, drawn_by_seed

@@ -17,7 +17,8 @@ Some models end each line with a fixed token. It stands among the codes, is alwa
 (Fixed-point iteration with reparametrised noise: Wiggers and Hoogeboom, ICML 2020, arXiv 2002.09928.)
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,10 +36,13 @@ class Codes:
     jsd: Tensor  # [T], that layer's divergence from the final one in nats; 0 where there was no contrast
     finite: Tensor  # [] bool, False if hidden states or logits were not finite at some token
     passes: Tensor  # [] int64, number of passes after the prompt's
+    slots: int  # S
+    window: int  # W
 
     def cpu(self) -> "Codes":
         """Copies everything to the CPU."""
-        return Codes(*(getattr(self, field.name).cpu() for field in fields(self)))
+        tensors: dict[str, Any] = {name: value.cpu() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
 
 class Slots:
@@ -120,4 +124,5 @@ class Slots:
     def codes(self, slot: int) -> Codes:
         """Returns the codes in a slot; the next image there does not change them."""
         tokens, layers, jsd = (each[slot][self._code_places] for each in (self.tokens, self.layers, self.jsd))
-        return Codes(tokens, self._layer_numbers[layers], jsd, self.finite[slot].clone(), self.passes[slot].clone())
+        finite, passes = self.finite[slot].clone(), self.passes[slot].clone()
+        return Codes(tokens, self._layer_numbers[layers], jsd, finite, passes, len(self.seeds), self.window)

@@ -15,8 +15,16 @@ from torch import Tensor
 
 Colour = tuple[int, int, int]
 
-# Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
-_PALETTE = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66))
+# Okabe and Ito's colours, which people with any kind of colour vision can tell apart; then 25 that lie far from these and
+# from each other in CIELAB, those for layers 16, 18 ... 30 farthest.
+_PALETTE = (
+    (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66),
+    (220, 20, 140), (0, 240, 140), (160, 140, 240), (140, 40, 40), (180, 220, 140), (80, 240, 240), (0, 100, 100),
+    (20, 80, 0), (100, 60, 120), (80, 40, 160), (120, 120, 0), (240, 0, 80), (240, 0, 0), (240, 200, 160),
+    (180, 240, 0), (0, 0, 240), (160, 60, 240), (0, 240, 0), (240, 120, 120), (240, 20, 220), (240, 120, 240),
+    (100, 80, 40), (240, 200, 240), (80, 160, 0), (140, 20, 80),
+)  # fmt: skip
+_TONES = (0, -0.45, 0.45, -0.7)  # of each 32 layers: how far towards black, or towards white
 _RAMP = ((255, 250, 232), (252, 205, 110), (243, 126, 60), (186, 40, 80), (84, 15, 109), (13, 8, 45))  # small to large
 _DECADES = 5  # decades that the scale spans on both sides of ln 2 / 2
 _LN2 = math.log(2)
@@ -31,8 +39,13 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def colour_of_layer(layer: int) -> Colour:
-    """Returns a layer's colour, the same in all pictures and pages; layers one or two apart differ."""
-    return _PALETTE[layer % len(_PALETTE)]
+    """Returns the colour of a layer in 0 .. 127, the same in all pictures and pages; all differ, the first 32 clearly."""
+    tones, place = divmod(layer, len(_PALETTE))
+    tone = _TONES[tones % len(_TONES)]
+    red, green, blue = (
+        round(part + (255 - part) * tone if tone > 0 else part * (1 + tone)) for part in _PALETTE[place]
+    )
+    return red, green, blue
 
 
 def columns_of(codes: int, image: Image.Image) -> int:
@@ -145,14 +158,16 @@ def _grid(colours: list[Colour], columns: int) -> Image.Image:
 def _legend_of_layers(
     canvas: ImageDraw.ImageDraw, layers: Sequence[int], premature_layers: Tensor, left: int, y: int
 ) -> None:
-    counts, in_a_row = counts_of(premature_layers), 4
-    for i, layer in enumerate(layers[: 2 * in_a_row]):
-        x, top = left + i % in_a_row * (_SIDE // in_a_row), y + i // in_a_row * 16
-        canvas.rectangle((x, top, x + 11, top + 11), fill=colour_of_layer(layer))
+    rows, in_a_row, size = (2, 4, 12) if len(layers) <= 8 else (3, 6, 9)
+    counts, room = counts_of(premature_layers), rows * in_a_row
+    for i, layer in enumerate(layers[:room]):
+        x, top = left + i % in_a_row * (_SIDE // in_a_row), y + i // in_a_row * (size + 4)
+        if i == room - 1 and len(layers) > room:
+            canvas.text((x, top - 2), f"+{len(layers) - i} more", fill=_SOFT, font=font(size))
+            break
+        canvas.rectangle((x, top, x + size - 1, top + size - 1), fill=colour_of_layer(layer))
         share = counts.get(layer, 0) / len(premature_layers)
-        canvas.text((x + 15, top - 2), f"{layer}: {share:.0%}", fill=_INK, font=font(12))
-    if len(layers) > 2 * in_a_row:
-        canvas.text((left, y + 30), f"and {len(layers) - 2 * in_a_row} more layers", fill=_SOFT, font=font(10))
+        canvas.text((x + size + 2, top - 2), f"{layer}: {share:.0%}", fill=_INK, font=font(size))
 
 
 def _legend_of_jsd(canvas: ImageDraw.ImageDraw, left: int, y: int) -> None:

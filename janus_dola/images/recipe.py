@@ -14,7 +14,16 @@ from typing import IO, Any, cast, get_args
 
 from PIL import ExifTags, Image
 
-from janus_dola.arguments import ImageFormat, Quantization, Window, check_window, integer, one_line, shown
+from janus_dola.arguments import (
+    ImageFormat,
+    Quantization,
+    Window,
+    check_max_images,
+    check_window,
+    integer,
+    one_line,
+    shown,
+)
 from janus_dola.images.files import refuse_existing, write_new
 from janus_dola.models.storage import check_name, parse_dtype
 from janus_dola.settings import SETTINGS, DrawSettings
@@ -42,8 +51,10 @@ class Recipe:
     settings: DrawSettings
     dtype: str
     quantize: Quantization | None = None
-    window: Window = "auto"  # codes per pass; the image is the same for any
+    window: Window = "auto"  # codes per pass; in 16 bits as it was, since it decides an image's last bits
     revision: str | None = None  # branch, tag or commit in the model's repository, where one was named
+    slots: int | None = None  # images per pass, in 16 bits; None where the image is the same for any
+    weights: str | None = None  # 8 hex digits that tell weights apart
 
     def to_json(self) -> str:
         """Writes the recipe as one line of JSON."""
@@ -82,8 +93,10 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
     for name in ("model", "prompt", "dtype"):
         if not isinstance(given[name], str):
             raise ValueError(f"{name} must be a string, got {given[name]!r}")
-    if not isinstance(given.get("revision"), str | None):
-        raise ValueError(f"revision must be null or a string, got {given['revision']!r}")
+    for name in ("revision", "weights"):
+        if not isinstance(given.get(name), str | None):
+            raise ValueError(f"{name} must be null or a string, got {given[name]!r}")
+    check_max_images(given.get("slots"), "slots")
     integer("seed", given["seed"], 0, 2**64 - 1)
     parse_dtype(given["dtype"])
     check_name(given.get("quantize"))

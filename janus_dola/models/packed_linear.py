@@ -8,13 +8,19 @@ from torch import Tensor, nn
 from janus_dola.kernels.packed import PackedHalf
 
 
+def sample_of(weight: Tensor) -> Tensor:
+    """Returns about 32 numbers of a weight, spread over it, [n] float32: other weights have others."""
+    return weight.detach().reshape(-1)[:: max(1, weight.numel() // 31)].float()
+
+
 class PackedLinear(nn.Module):
     """A Linear whose weight lies packed, below or above the weights of others that take the same input."""
 
     bias: Tensor | None
 
-    def __init__(self, packed: PackedHalf, bias: Tensor | None, outputs: slice) -> None:
+    def __init__(self, packed: PackedHalf, bias: Tensor | None, outputs: slice, sample: Tensor) -> None:
         super().__init__()
+        self.sample = sample  # of the weight, see `sample_of`
         self.packed, self._outputs = packed, outputs
         self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
 
@@ -47,7 +53,7 @@ def pack(parent: nn.Module, *names: str) -> None:
     first = 0
     for name, linear in zip(names, linears, strict=True):
         end = first + len(linear.weight)
-        setattr(parent, name, PackedLinear(packed, linear.bias, slice(first, end)))
+        setattr(parent, name, PackedLinear(packed, linear.bias, slice(first, end), sample_of(linear.weight.half())))
         first = end
 
 

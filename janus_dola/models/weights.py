@@ -4,7 +4,8 @@ Nothing is held twice, and reading changes nothing in the model. What was comput
 made anew where they changed.
 """
 
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from janus_dola.kernels.types import Head
 from janus_dola.models.contexts import undisturbed
 from janus_dola.models.likeness import at_rest, likeness
 from janus_dola.models.model import ImageModel
-from janus_dola.models.packed_linear import PackedLinear
+from janus_dola.models.packed_linear import PackedLinear, sample_of
 from janus_dola.models.soundness import check_sound
 
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
@@ -61,6 +62,27 @@ class Weights:
     def lie_where(self, others: "Weights") -> bool:
         """Tells whether all tensors have the addresses of the others', as a captured graph demands."""
         return _addresses(self) == _addresses(others)
+
+
+def fingerprint(image_model: ImageModel) -> str:
+    """Returns 8 hex digits that weights have in common which draw the same codes; training and rounding change them.
+
+    They stand for a sample of each weight, the same on any device and however it is stored. Weights in 8 bits are left out.
+    """
+    modules = (image_model.embed_text, *image_model.blocks, image_model.final_norm, *image_model.image_head)
+    with undisturbed():
+        samples = [sample for module in modules for each in module.modules() for sample in _samples(each)]
+        samples += map(sample_of, image_model.code_weights() or ())
+        return f"{zlib.crc32(torch.cat(samples).cpu().numpy().tobytes()):08x}"
+
+
+def _samples(module: nn.Module) -> Iterator[Tensor]:
+    if isinstance(module, PackedLinear):
+        yield module.sample
+    packed_bias = [module.bias] if isinstance(module, PackedLinear) and module.bias is not None else []
+    for weight in (*module.parameters(recurse=False), *packed_bias):
+        if type(weight) in (Tensor, nn.Parameter) and not weight.is_meta:
+            yield sample_of(weight)
 
 
 class WeightReader:

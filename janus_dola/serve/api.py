@@ -153,7 +153,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         loop = asyncio.get_running_loop()
         parsed = reader.read(body, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
         engine.ask(parsed.images, client_of(request.scope, service.options.keys))
-        writer = ResponseWriter(parsed, names[0], reader.size, reader.image_model.image_tokens)
+        writer = ResponseWriter(parsed, names[0], reader.size, reader.image_model)
         pictures = _until_done(request, engine, parsed, events)
         if body.stream:
             return _EventStream(_streamed(pictures, writer))

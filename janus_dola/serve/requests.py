@@ -113,6 +113,7 @@ class Reader:
 
     def __init__(self, pipe: JanusDoLa, names: Sequence[str]) -> None:
         self.pipe, self.image_model, self.names = pipe, pipe.image_model, names
+        self._recipe = pipe.recipe(DrawSettings())
         self._prompts = self.image_model.prompts(pipe.tokenizer)
         self._numbers = itertools.count()
         self.size = "{}x{}".format(*self.image_model.image_size)
@@ -140,8 +141,7 @@ class Reader:
         seed = random.randint(0, _MAX_RANDOM_SEED - MAX_IMAGES) if body.seed == -1 else body.seed
         if seed > last_seed(body.n):
             raise InvalidError("seed", f"seed must lie in 0 .. {last_seed(body.n)} for {body.n} image(s), got {seed}")
-        pipe, dtype = self.pipe, self.image_model.stored_as
-        recipe = Recipe(pipe.model_name, body.prompt, seed, settings, dtype, pipe.quantize, revision=pipe.revision)
+        recipe = replace(self._recipe, prompt=body.prompt, settings=settings)
         image_format: ImageFormat = "jpg" if body.output_format == "jpeg" else body.output_format
         try:
             encode_image(Image.new("RGB", (1, 1)), image_format, replace(recipe, seed=seed + body.n - 1))

@@ -8,8 +8,10 @@ from typing import Any
 
 from PIL import Image
 
+from janus_dola.engine.ordered_images import recipe_of
 from janus_dola.images.layer_map import counts_of, small_map
 from janus_dola.images.recipe import Recipe, encode_image
+from janus_dola.models import ImageModel
 from janus_dola.serve.engine_thread import FinishedImage, PartialImage
 from janus_dola.serve.requests import ParsedRequest
 
@@ -17,10 +19,10 @@ HEARTBEAT = ": the images wait or are being drawn\n\n"  # a comment, which clien
 
 
 class ResponseWriter:
-    """Writes the answer to one request, for a model's name, and images of a size ("64x64") and a number of tokens each."""
+    """Writes the answer to one request, for a model's name, and images of a size ("64x64") that it draws."""
 
-    def __init__(self, request: ParsedRequest, model: str, size: str, image_tokens: int) -> None:
-        self._request, self._model, self._size, self._image_tokens = request, model, size, image_tokens
+    def __init__(self, request: ParsedRequest, model: str, size: str, image_model: ImageModel) -> None:
+        self._request, self._model, self._size, self._image_model = request, model, size, image_model
         self._created = int(time.time())
 
     def entry(self, image: FinishedImage, keep: Callable[[bytes, str], str] | None) -> dict[str, Any]:
@@ -28,7 +30,7 @@ class ResponseWriter:
 
         `keep` takes the file and its format, and returns a URL for it; None puts the file itself into the answer.
         """
-        recipe = self._request.recipes[image.k]
+        recipe = recipe_of(self._request.recipes[image.k], image.codes, self._image_model)
         content = self._encode(image.picture, recipe)
         entry: dict[str, Any] = {
             **({"b64_json": _base64(content)} if keep is None else {"url": keep(content, self._request.image_format)}),
@@ -70,7 +72,7 @@ class ResponseWriter:
         return {created: self._created, "model": self._model, "size": self._size, **same}
 
     def _usage(self, images: int) -> dict[str, Any]:
-        read, drawn = self._request.prompt_tokens, images * self._image_tokens
+        read, drawn = self._request.prompt_tokens, images * self._image_model.image_tokens
         return {
             "input_tokens": read,
             "input_tokens_details": {"text_tokens": read, "image_tokens": 0},

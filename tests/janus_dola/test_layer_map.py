@@ -1,5 +1,6 @@
 """Maps are made of the colours that their legends say, and tell apart what lies close to ln 2."""
 
+import itertools
 import json
 import math
 import re
@@ -80,6 +81,35 @@ def test_where_nothing_was_contrasted_the_map_says_so(mini, dola):
         assert 0 < words.mean() < 0.05
         assert words[118:138].any()
         assert not words[:110].any()
+
+
+def distance(one, other):
+    """CIE 1976 colour difference; 2.3 is a just noticeable one."""
+    return math.dist(cielab(one), cielab(other))
+
+
+def cielab(colour):
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in colour))
+    x = (0.4124 * r + 0.3576 * g + 0.1805 * b) / 0.9505
+    y, z = 0.2126 * r + 0.7152 * g + 0.0722 * b, (0.0193 * r + 0.1192 * g + 0.9505 * b) / 1.089
+    x, y, z = (t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116 for t in (x, y, z))
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
+def test_any_layers_have_colours_that_can_be_told_apart():
+    colours = [colour_of_layer(layer) for layer in range(128)]
+    assert len(set(colours)) == 128
+    assert min(distance(a, b) for a, b in itertools.combinations(colours[:32], 2)) > 25
+
+
+@pytest.mark.parametrize("last", [8, 16, 18, 23])
+def test_the_legend_has_each_layer_s_colour_and_says_how_many_it_leaves_out(last):
+    layers = list(range(1, last + 1))
+    jsd = torch.full((64,), 0.3)
+    sheet = layer_map(Image.new("RGB", (64, 64)), torch.tensor(layers).repeat(8)[:64], jsd, layers)
+    legend = {tuple(pixel) for pixel in np.asarray(sheet)[292:331, 288:544].reshape(-1, 3).tolist()}
+    there = {layer for layer in layers if colour_of_layer(layer) in legend}
+    assert there == set(layers if last <= 18 else layers[:17])
 
 
 def test_a_layer_has_one_colour_everywhere(drawn):
