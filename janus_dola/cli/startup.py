@@ -16,25 +16,27 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 def end_by_sigterm() -> None:
     """Makes SIGTERM do what Ctrl-C does at that moment; a container's first process would not hear it otherwise."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        heard = signal.getsignal(signal.SIGINT)
-        if callable(heard):
-            heard(number, frame)
-        else:  # a shell's background ignores Ctrl-C
-            sys.exit(128 + number)
-
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    heard = signal.getsignal(signal.SIGINT)
+    if callable(heard):
+        heard(number, frame)
+    else:  # a shell's background ignores Ctrl-C
+        sys.exit(128 + number)
 
 
 def import_quietly(name: str) -> ModuleType:
-    """Imports a module that takes seconds; Ctrl-C meanwhile ends the process at once, without a traceback."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
+    """Imports a module that takes seconds; Ctrl-C or SIGTERM meanwhile ends the process at once, without a traceback."""
+    ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _end}
+    changed = {number: handler for number, handler in ours.items() if signal.getsignal(number) is handler}
+    for number in changed:
+        signal.signal(number, lambda number, _: os._exit(128 + number))
     module = import_module(name)
-    signal.signal(signal.SIGINT, before)
+    for number, handler in changed.items():
+        signal.signal(number, handler)
     return module
 
 

@@ -71,11 +71,13 @@ def test_a_terminal_that_lacks_the_characters_stops_nothing(call, tmp_path, monk
 def test_what_ends_a_process_during_imports_is_quiet(module, imported, number, status, tmp_path):
     code = (
         "import sys, signal, os, importlib.abc, runpy\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it\n"
+        f"signal.signal(signal.SIGINT, signal.{'SIG_IGN' if number == 'SIGTERM' else 'default_int_handler'})\n"
         "class Interrupting(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
         f"        if name == '{imported}':\n"
-        f"            os.kill(os.getpid(), signal.{number})\n"
+        "            try:\n"
+        f"                os.kill(os.getpid(), signal.{number})\n"
+        "            except BaseException: pass  # as some modules do\n"
         "sys.meta_path.insert(0, Interrupting())\n"
         "prompts = ['--prompts', 'p.txt'] if 'batch' in sys.argv[1] else ['generate', 'x']\n"
         f"sys.argv = ['janus-dola', *prompts]; runpy.run_module('{module}', run_name='__main__')\n"
