@@ -17,14 +17,11 @@ from torch import Tensor
 LN2 = math.log(2.0)
 # So many codes at a time stay in a CPU's cache between two steps of a divergence: about four times as fast.
 _CODES_AT_ONCE = 4096
-_NUMBERS_AT_ONCE = (
-    1 << 16
-)  # of some images: memory of larger steps goes back to the system, and is cleared for the next
 LOWEST = -1e9  # log-probabilities below count as this
-SMALLEST_LOG = -80.0  # of a weight in a sum, whose largest weight is 1
-FAR = 60.0  # log1p(e^-60) is e^-60 to the last digit
-SERIES = (31 / 1575, -17 / 360, 1 / 9, -1 / 4, 1 / 2)  # of x tanh x - log cosh x, by the powers x^10, x^8 ... x^2
-NEAR = {torch.float32: 0.5, torch.float64: 2.0**-6}  # up to which e the series is exact to 1e-8, to 1e-16
+SMALLEST_LOG = (
+    -80.0
+)  # of a weight in a sum, whose largest weight is about 1: denormal numbers are a hundred times as slow
+FAR = 60.0  # e^-60 adds nothing to 1
 
 
 class Contrasted(NamedTuple):
@@ -35,46 +32,36 @@ class Contrasted(NamedTuple):
     divergence: Tensor  # [B], its Jensen-Shannon divergence from the final layer, nats; 0 for no contrast
 
 
-class ScaledSum(NamedTuple):
-    """Sums of any size, e^log_scale * value, [...] each: float32 alone ends at e^-87, and at ln 2 it has steps of 6e-8."""
-
-    log_scale: Tensor
-    value: Tensor
-
-    def over(self, log_scale: Tensor) -> Tensor:
-        """Returns the sums over e^log_scale; so large ones that nothing depends on them are cut off."""
-        return self.value * (self.log_scale - log_scale).clamp(SMALLEST_LOG, -SMALLEST_LOG).exp()
-
-
 class Divergence(NamedTuple):
     """The Jensen-Shannon divergence of distributions, [...], so that any two can be compared; see `select_premature`."""
 
     jsd: Tensor  # nats, in [0, ln 2]
-    twice: ScaledSum  # 2 JSD
-    twice_complement: ScaledSum  # 2 (ln 2 - JSD)
+    log_scale: Tensor
+    complement: Tensor  # 2 (ln 2 - JSD) / e^log_scale: float32 has steps of 6e-8 at ln 2, and ends at e^-87
 
 
 def diverge(log_p: Tensor, log_q: Tensor) -> Divergence:
     """Computes JSD(p || q) = 1/2 KL(p || m) + 1/2 KL(q || m), m = (p + q) / 2, and ln 2 - JSD: [..., V] to [...].
 
-    With e = |log q - log p|, t = exp(-e) and l = log1p(t) each code adds a positive number, so that no digits cancel:
+    With e = |log q - log p| and t = exp(-e) each code adds
 
-        2 JSD           max(p, q) ((1 + t) (ln 2 - l) - e t)
-        2 (ln 2 - JSD)  min(p, q) ((1 + t) l / t + e)
+        to 2 JSD           max(p, q) (-(1 + t) log((1 + t) / 2) - e t)
+        to 2 (ln 2 - JSD)  min(p, q) ((1 + t) log(1 + t) / t + e)
 
-    Near e = 0, where digits of ln 2 - l cancel, the first is max(p, q) (1 + t) k(e / 2), where k(x) = x tanh x - log cosh x
-    is a series. Equal distributions give exactly 0. Both sums are scaled, so that layers are told apart whose JSD is 0 or
-    ln 2 to the last digit.
+    The logarithm of the first is log1p(expm1(-e) / 2), so that similar distributions keep their digits, and equal ones give
+    exactly 0. All that the second adds is positive.
 
     Args:
         log_p, log_q: normalised log-probabilities, broadcastable; -inf allowed.
     """
     codes = log_q.shape[-1] if log_q.is_cuda else _CODES_AT_ONCE
     parts = [_of_codes(p, q) for p, q in zip(log_p.split(codes, -1), log_q.split(codes, -1), strict=True)]
-    twice, complement = (_scaled_sum(*(torch.stack(each, -1) for each in zip(*sums, strict=True)))
-                         for sums in zip(*parts, strict=True))  # fmt: skip
-    jsd, rest = (0.5 * each.log_scale.exp() * each.value for each in (twice, complement))
-    return Divergence(torch.where(rest < LN2 / 2, LN2 - rest, jsd).clamp(0.0, LN2), twice, complement)
+    twice, log_scale, complement = parts[0]
+    if len(parts) > 1:
+        twice, scales, complements = (torch.stack(each) for each in zip(*parts, strict=True))
+        twice, log_scale = twice.sum(0), scales.amax(0)
+        complement = (complements * (scales - log_scale).clamp(min=SMALLEST_LOG).exp()).sum(0)
+    return Divergence((0.5 * twice).clamp(0.0, LN2), log_scale, complement)
 
 
 def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -82,36 +69,21 @@ def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
     return diverge(log_p, log_q).jsd
 
 
-def _of_codes(log_p: Tensor, log_q: Tensor) -> tuple[ScaledSum, ScaledSum]:
-    """Sums 2 JSD and 2 (ln 2 - JSD) over some codes."""
-    images = log_p.shape[-2] if log_p.ndim > 1 and log_p.shape[-2:] == log_q.shape[-2:] else 1
-    if images > 1 and log_q.numel() > _NUMBERS_AT_ONCE and not log_q.is_cuda:
-        halves = zip(*(each.split((images + 1) // 2, -2) for each in (log_p, log_q)), strict=True)
-        sums = zip(*(_of_codes(p, q) for p, q in halves), strict=True)
-        twice, complement = (ScaledSum(*(torch.cat(each, -1) for each in zip(*two, strict=True))) for two in sums)
-        return twice, complement
+def _of_codes(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns some codes' part in 2 JSD, the scale of their part in 2 (ln 2 - JSD), and this part: [...] each."""
     log_p, log_q = log_p.clamp(min=LOWEST), log_q.clamp(min=LOWEST)
     larger, smaller = torch.maximum(log_p, log_q), torch.minimum(log_p, log_q)
-    difference = larger - smaller
-    e = difference.clamp(max=FAR)
-    t = torch.exp(-e)
-    more, log1p_t, square = 1 + t, torch.log1p(t), (0.5 * e).square()
-    series = SERIES[0] * square
-    for coefficient in SERIES[1:]:
-        series = (series + coefficient) * square
-    # On a CPU sign is several times as fast as a comparison, and lerp, which is exact for 0 and 1, as where.
-    near = (NEAR[e.dtype] - e).sign().clamp(min=0)
-    factor = torch.lerp((LN2 - log1p_t) * more - e * t, series * more, near)
-    apart = larger + LOWEST * (1 - difference.sign())  # what adds nothing does not set the scale
-    return _scaled_sum(apart, factor), _scaled_sum(smaller, more * log1p_t / t + difference)
-
-
-def _scaled_sum(log_weights: Tensor, factors: Tensor) -> ScaledSum:
-    """Sums e^log_weights * factors over the last dimension."""
-    log_scale = log_weights.amax(-1)
-    # Denormal numbers are a hundred times as slow.
-    weights = (log_weights - log_scale.unsqueeze(-1)).clamp(min=SMALLEST_LOG).exp()
-    return ScaledSum(log_scale, (weights * factors).sum(-1))
+    e = larger - smaller
+    below = torch.expm1(-e)  # t - 1
+    t = below + 1
+    more = t + 1
+    # In place, since new memory is what takes time on a CPU.
+    twice = below.mul_(0.5).log1p_().mul_(more).addcmul_(e.clamp(max=FAR), t)
+    twice = larger.clamp_(min=SMALLEST_LOG).exp_().mul_(twice).sum(-1)
+    log_scale = smaller.amax(-1)
+    weights = smaller.sub_(log_scale.unsqueeze(-1)).clamp_(min=SMALLEST_LOG).exp_()
+    t.clamp_(min=1e-7)  # below, log(1 + t) / t is 1
+    return -twice, log_scale, torch.log1p(t).div_(t).mul_(more).add_(e).mul_(weights).sum(-1)
 
 
 def select_premature(divergence: Divergence) -> Tensor:
@@ -119,9 +91,9 @@ def select_premature(divergence: Divergence) -> Tensor:
 
     The largest JSD is the smallest complement, by which layers are compared where one of them is beyond ln 2 / 2.
     """
-    twice, complement = divergence.twice, divergence.twice_complement
-    most, least = twice.over(twice.log_scale.amax(0)), complement.over(complement.log_scale.amin(0))
-    return torch.where(divergence.jsd.amax(0) > LN2 / 2, least.argmin(0), most.argmax(0))
+    jsd, log_scale, complement = divergence
+    scaled = complement * (log_scale - log_scale.amin(0)).clamp(max=-SMALLEST_LOG).exp()
+    return torch.where(jsd.amax(0) > LN2 / 2, scaled.argmin(0), jsd.argmax(0))
 
 
 def plausible(log_q_final: Tensor, log_alpha: float | Tensor) -> Tensor:

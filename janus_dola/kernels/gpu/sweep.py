@@ -9,7 +9,7 @@ its codes once for each of them before M is known. It leaves the winners beside 
 arrives last adds the parts up, always in the same order, and picks M and the best of its winners. So no program goes over
 all codes alone, and the result has the same bits whichever is last.
 
-What is relative to a maximum (the scaled sums of `contrast.diverge`, and F) is relative to that of the codes seen so far,
+What is relative to a maximum (the complement of `contrast.diverge`, and F) is relative to that of the codes seen so far,
 and is shifted when a larger one comes.
 
 Scores F that are there already (truncated, or from a method without a sweep of its own) are drawn from by a second call, as
@@ -27,9 +27,10 @@ from janus_dola.kernels.types import SampledCodes, SamplingTensors
 
 _LN2, _HALF_LN2 = tl.constexpr(contrast.LN2), tl.constexpr(contrast.LN2 / 2)
 _LOWEST, _FAR = tl.constexpr(contrast.LOWEST), tl.constexpr(contrast.FAR)
-_LARGEST_LOG = tl.constexpr(-contrast.SMALLEST_LOG)
-_NEAR = tl.constexpr(contrast.NEAR[torch.float32])
-_K10, _K8, _K6, _K4, _K2 = (tl.constexpr(coefficient) for coefficient in contrast.SERIES)
+_SMALLEST_LOG = tl.constexpr(contrast.SMALLEST_LOG)
+# The series of k(x) = x tanh x - log cosh x by the powers x^10, x^8 ... x^2, exact to 1e-8 where 2 x is below _NEAR.
+_K10, _K8, _K6, _K4, _K2 = (tl.constexpr(each) for each in (31 / 1575, -17 / 360, 1 / 9, -1 / 4, 1 / 2))
+_NEAR = tl.constexpr(0.5)
 _TILES_AT_ONCE = tl.constexpr(128)
 _WORD = tl.constexpr(philox.WORD)
 _SMALLEST_U = tl.constexpr(philox.SMALLEST_U)
@@ -73,7 +74,8 @@ def _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles):
 
 @triton.jit
 def _divergence_factors(difference):
-    # What max(p, q) is multiplied by in 2 JSD, and min(p, q) in 2 (ln 2 - JSD), formed as in `contrast.diverge`.
+    # What max(p, q) is multiplied by in 2 JSD, and min(p, q) in 2 (ln 2 - JSD): `contrast.diverge`, whose expm1 is missing
+    # here: where e is small, so that digits of ln 2 - log(1 + t) cancel, the first is (1 + t) k(e / 2).
     e = tl.minimum(difference, _FAR)
     t = tl.exp(-e)
     more = 1.0 + t
@@ -93,21 +95,6 @@ def _shift(best, from_, to, temperature):
 
 
 @triton.jit
-def _half(log_scale, total):
-    return 0.5 * tl.exp(log_scale) * total
-
-
-@triton.jit
-def _joined(sums_ptr, offset, stride, every, PARTS):
-    # Scaled sums over all parts: twice [RACES_PADDED].
-    mask = (every < PARTS)[None, :]
-    scales = tl.load(sums_ptr + offset, mask=mask, other=_LOWEST, cache_modifier=".cg")
-    sums = tl.load(sums_ptr + stride + offset, mask=mask, other=0.0, cache_modifier=".cg")
-    scale = tl.max(scales, 1)
-    return scale, tl.sum(tl.exp(scales - scale[:, None]) * sums, 1)
-
-
-@triton.jit
 def _elect(
     image, images, race, lse, final_lse, premature, temperature, sums_ptr, races_ptr, winner_ptr, code_ptr, layer_ptr,
     jsd_ptr, finite_ptr, V, CANDIDATES: tl.constexpr, RACES: tl.constexpr, PARTS: tl.constexpr, RACES_PADDED: tl.constexpr,
@@ -123,14 +110,15 @@ def _elect(
     if CANDIDATES > 0:
         # M = argmax JSD as in `contrast.select_premature`, the lowest layer on a tie
         offset = (image * RACES + race)[:, None] * PARTS + every[None, :]
-        scale, twice = _joined(sums_ptr, offset, stride, every, PARTS)
-        scale_of_rest, rest = _joined(sums_ptr + 2 * stride, offset, stride, every, PARTS)
-        complement = _half(scale_of_rest, rest)
-        jsds = tl.where(complement < _HALF_LN2, _LN2 - complement, _half(scale, twice))
-        jsds = tl.minimum(tl.maximum(jsds, 0.0), _LN2)
-        least = rest * tl.exp(tl.minimum(scale_of_rest - tl.min(scale_of_rest, 0), _LARGEST_LOG))
-        most = twice * tl.exp(scale - tl.max(scale, 0))
-        order = tl.where(tl.max(jsds, 0) > _HALF_LN2, -least, most)
+        mask = (every < PARTS)[None, :]
+        parts = tl.load(sums_ptr + offset, mask=mask, other=0.0, cache_modifier=".cg")
+        jsds = tl.minimum(tl.maximum(0.5 * tl.sum(parts, 1), 0.0), _LN2)
+        parts = tl.load(sums_ptr + stride + offset, mask=mask, other=0.0, cache_modifier=".cg")
+        scales = tl.load(sums_ptr + 2 * stride + offset, mask=mask, other=_LOWEST, cache_modifier=".cg")
+        scale = tl.max(scales, 1)
+        complement = tl.sum(tl.exp(scales - scale[:, None]) * parts, 1)
+        complement *= tl.exp(tl.minimum(scale - tl.min(scale, 0), -_SMALLEST_LOG))
+        order = tl.where(tl.max(jsds, 0) > _HALF_LN2, -complement, jsds)
         most_diverging = tl.min(tl.where(order == tl.max(order, 0), race, RACES - 1), 0)
         layer = tl.where(premature < 0, most_diverging, premature)
         jsd = tl.sum(tl.where((tl.arange(0, RACES_PADDED) < RACES) & (race == layer), jsds, 0.0), 0)
@@ -163,7 +151,7 @@ def _sweep_kernel(
     temperature_ptr,  # [B] fp32, T; 0 is greedy
     log_alpha_ptr,  # [B] fp32
     premature_ptr,  # [B] int64, index into the stack; the final layer for no contrast, negative: by JSD
-    sums_ptr,  # [4, B, max(C, 1), PARTS] fp32, parts of 2 JSD (scale, value) and its complement; not read without contrast
+    sums_ptr,  # [3, B, max(C, 1), PARTS] fp32, parts of 2 JSD, of its complement, and its scale; not read without contrast
     races_ptr,  # [2, B, max(C, 1), PARTS] fp32, the largest F and (F - that) / T + G of a part's codes
     winner_ptr,  # [B, max(C, 1), PARTS] int32, the code it belongs to
     arrived_ptr,  # [B] int32, 0
@@ -190,8 +178,7 @@ def _sweep_kernel(
     seed, position = tl.load(seeds_ptr + image), tl.load(position_ptr + image)
 
     scale = tl.full([RACES_PADDED], _LOWEST, tl.float32)
-    scale_of_rest = tl.full([RACES_PADDED], _LOWEST, tl.float32)
-    twice, rest = tl.zeros([RACES_PADDED], tl.float32), tl.zeros([RACES_PADDED], tl.float32)
+    twice, complement = tl.zeros([RACES_PADDED], tl.float32), tl.zeros([RACES_PADDED], tl.float32)
     highest = tl.full([RACES_PADDED], float("-inf"), tl.float32)
     best = tl.full([RACES_PADDED], float("-inf"), tl.float32)
     winner = tl.zeros([RACES_PADDED], tl.int32)
@@ -206,18 +193,16 @@ def _sweep_kernel(
                 tl.load(logits_ptr + row.to(tl.int64)[:, None] * V + v[None, :], mask=inside, other=0.0) - lse[:, None]
             )
             log_q = tl.where(premature == FINAL, 0.0, log_q)  # no contrast: F = log p, and the JSD is not used
-            # Both scales come first: the fewer numbers of each code wait for a maximum, the fewer registers they take.
             d = log_q - log_p
-            larger, smaller = log_p + tl.maximum(d, 0.0), log_p + tl.minimum(d, 0.0)
-            apart = inside & (d != 0)  # what adds nothing does not set the scale
-            next_scale = tl.maximum(scale, tl.max(tl.where(apart, larger, _LOWEST), 1))
-            next_of_rest = tl.maximum(scale_of_rest, tl.max(tl.where(inside, smaller, _LOWEST), 1))
-            factor, factor_of_rest = _divergence_factors(tl.abs(d))
-            more = tl.exp(tl.where(apart, larger - next_scale[:, None], _LOWEST)) * factor
-            twice = twice * tl.exp(scale - next_scale) + tl.sum(more, 1)
-            more = tl.exp(tl.where(inside, smaller - next_of_rest[:, None], _LOWEST)) * factor_of_rest
-            rest = rest * tl.exp(scale_of_rest - next_of_rest) + tl.sum(more, 1)
-            scale, scale_of_rest = next_scale, next_of_rest
+            larger = tl.where(inside, log_p + tl.maximum(d, 0.0), _LOWEST)
+            smaller = tl.where(inside, log_p + tl.minimum(d, 0.0), _LOWEST)
+            # The scale comes first: the fewer numbers of each code wait for a maximum, the fewer registers they take.
+            next_scale = tl.maximum(scale, tl.max(smaller, 1))
+            factor, factor_of_complement = _divergence_factors(tl.abs(d))
+            twice += tl.sum(tl.exp(larger) * factor, 1)
+            more = tl.sum(tl.exp(smaller - next_scale[:, None]) * factor_of_complement, 1)
+            complement = complement * tl.exp(scale - next_scale) + more
+            scale = next_scale
             score = tl.where(plausible, -d, float("-inf"))
         else:
             score = tl.broadcast_to(tl.where(plausible, log_p, float("-inf")), [RACES_PADDED, BLOCK_V])
@@ -239,10 +224,9 @@ def _sweep_kernel(
     mine = (image * RACES + race) * PARTS + part
     stride = images * RACES * PARTS
     if CANDIDATES > 0:
-        tl.store(sums_ptr + mine, scale, mask=leaves)
-        tl.store(sums_ptr + stride + mine, twice, mask=leaves)
-        tl.store(sums_ptr + 2 * stride + mine, scale_of_rest, mask=leaves)
-        tl.store(sums_ptr + 3 * stride + mine, rest, mask=leaves)
+        tl.store(sums_ptr + mine, twice, mask=leaves)
+        tl.store(sums_ptr + stride + mine, complement, mask=leaves)
+        tl.store(sums_ptr + 2 * stride + mine, scale, mask=leaves)
     tl.store(races_ptr + mine, highest, mask=leaves)
     tl.store(races_ptr + stride + mine, best, mask=leaves)
     tl.store(winner_ptr + mine, winner, mask=leaves)
@@ -316,7 +300,7 @@ def sweep(
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
     swept = SampledCodes(*(new(images, dtype=each) for each in (torch.int64, torch.int64, torch.float32, torch.bool)))
-    sums, best = (new(each, images, races, parts, dtype=torch.float32) for each in (4, 2))
+    sums, best = (new(each, images, races, parts, dtype=torch.float32) for each in (3, 2))
     winner = new(images, races, parts, dtype=torch.int32)
     arrived = torch.zeros(images, dtype=torch.int32, device=logits.device)
     _sweep_kernel[(images, parts)](
