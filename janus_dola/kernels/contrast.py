@@ -18,9 +18,8 @@ LN2 = math.log(2.0)
 # So many codes at a time stay in a CPU's cache between two steps of a divergence: about four times as fast.
 _CODES_AT_ONCE = 4096
 LOWEST = -1e9  # log-probabilities below count as this
-SMALLEST_LOG = (
-    -80.0
-)  # of a weight in a sum, whose largest weight is about 1: denormal numbers are a hundred times as slow
+# Of a weight in a sum, whose largest is about 1. Denormal numbers are a hundred times as slow.
+SMALLEST_LOG = -80.0
 FAR = 60.0  # e^-60 adds nothing to 1
 
 
@@ -92,7 +91,7 @@ def select_premature(divergence: Divergence) -> Tensor:
     The largest JSD is the smallest complement, by which layers are compared where one of them is beyond ln 2 / 2.
     """
     jsd, log_scale, complement = divergence
-    scaled = complement * (log_scale - log_scale.amin(0)).clamp(max=-SMALLEST_LOG).exp()
+    scaled = complement * (log_scale - log_scale.amin(0)).clamp(max=FAR).exp()
     return torch.where(jsd.amax(0) > LN2 / 2, scaled.argmin(0), jsd.argmax(0))
 
 

@@ -27,7 +27,6 @@ from janus_dola.kernels.types import SampledCodes, SamplingTensors
 
 _LN2, _HALF_LN2 = tl.constexpr(contrast.LN2), tl.constexpr(contrast.LN2 / 2)
 _LOWEST, _FAR = tl.constexpr(contrast.LOWEST), tl.constexpr(contrast.FAR)
-_SMALLEST_LOG = tl.constexpr(contrast.SMALLEST_LOG)
 # The series of k(x) = x tanh x - log cosh x by the powers x^10, x^8 ... x^2, exact to 1e-8 where 2 x is below _NEAR.
 _K10, _K8, _K6, _K4, _K2 = (tl.constexpr(each) for each in (31 / 1575, -17 / 360, 1 / 9, -1 / 4, 1 / 2))
 _NEAR = tl.constexpr(0.5)
@@ -117,7 +116,7 @@ def _elect(
         scales = tl.load(sums_ptr + 2 * stride + offset, mask=mask, other=_LOWEST, cache_modifier=".cg")
         scale = tl.max(scales, 1)
         complement = tl.sum(tl.exp(scales - scale[:, None]) * parts, 1)
-        complement *= tl.exp(tl.minimum(scale - tl.min(scale, 0), -_SMALLEST_LOG))
+        complement *= tl.exp(tl.minimum(scale - tl.min(scale, 0), _FAR))
         order = tl.where(tl.max(jsds, 0) > _HALF_LN2, -complement, jsds)
         most_diverging = tl.min(tl.where(order == tl.max(order, 0), race, RACES - 1), 0)
         layer = tl.where(premature < 0, most_diverging, premature)
@@ -194,15 +193,13 @@ def _sweep_kernel(
             )
             log_q = tl.where(premature == FINAL, 0.0, log_q)  # no contrast: F = log p, and the JSD is not used
             d = log_q - log_p
-            larger = tl.where(inside, log_p + tl.maximum(d, 0.0), _LOWEST)
-            smaller = tl.where(inside, log_p + tl.minimum(d, 0.0), _LOWEST)
-            # The scale comes first: the fewer numbers of each code wait for a maximum, the fewer registers they take.
-            next_scale = tl.maximum(scale, tl.max(smaller, 1))
-            factor, factor_of_complement = _divergence_factors(tl.abs(d))
-            twice += tl.sum(tl.exp(larger) * factor, 1)
-            more = tl.sum(tl.exp(smaller - next_scale[:, None]) * factor_of_complement, 1)
-            complement = complement * tl.exp(scale - next_scale) + more
+            smaller = tl.minimum(log_p, log_q)
+            next_scale = tl.maximum(scale, tl.max(tl.where(inside, smaller, _LOWEST), 1))
+            complement *= tl.exp(scale - next_scale)
             scale = next_scale
+            factor, factor_of_complement = _divergence_factors(tl.abs(d))
+            complement += tl.sum(tl.where(inside, tl.exp(smaller - scale[:, None]) * factor_of_complement, 0.0), 1)
+            twice += tl.sum(tl.where(inside, tl.exp(tl.maximum(log_p, log_q)) * factor, 0.0), 1)
             score = tl.where(plausible, -d, float("-inf"))
         else:
             score = tl.broadcast_to(tl.where(plausible, log_p, float("-inf")), [RACES_PADDED, BLOCK_V])
