@@ -1,4 +1,4 @@
-"""Ten thousand prompts of any kind: none stops the run, none writes outside its folder, each is accounted for."""
+"""Thousands of prompts of any kind: none stops the run, none writes outside its folder, each is accounted for."""
 
 import json
 import os
@@ -41,7 +41,7 @@ RECORDS = (GOOD | GOOD | GOOD | ODD).filter(
 RAW = st.one_of(*[RECORDS.map(lambda each: json.dumps(each).encode())] * 4, st.binary(max_size=30)).map(
     lambda line: line.replace(b"\n", b"").replace(b"\r", b"")
 )
-COUNT = 10_000
+COUNT = int(os.environ.get("RECORDS", "2500"))  # 10,000 take half a minute
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def tree(folder):
 
 
 @pytest.mark.filterwarnings("ignore:candidate_layers outside")
-def test_ten_thousand_fuzzed_records(fuzzed, mini, tmp_path, monkeypatch):
+def test_fuzzed_records(fuzzed, mini, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # safety against a loss of power is not the matter here
     outdir, prompts = tmp_path / "deep" / "er" / "out", tmp_path / "prompts.jsonl"
     prompts.write_bytes(b"\n".join(fuzzed))
