@@ -30,7 +30,7 @@ from janus_dola.engine.ordered_images import all_of, draw_images, each_of, jobs_
 from janus_dola.engine.plan import Sampler, make_plan, resolve_launch
 from janus_dola.engine.progress import Callback
 from janus_dola.engine.scoring import CodeScores, check_codes, indices_of_layers, log_probabilities, scores_of_images
-from janus_dola.engine.taken_apart import TakenApart
+from janus_dola.engine.pipeline_base import PipelineBase
 from janus_dola.images.outputs import DrawnImage, GenerationOutput
 from janus_dola.images.recipe import Recipe
 from janus_dola.kernels.head import resolve_backend
@@ -45,7 +45,7 @@ from janus_dola.settings import Changes, DrawSettings, OldName, named_contrast, 
 from janus_dola.text.answer import Answering
 
 
-class JanusDoLa(TakenApart):
+class JanusDoLa(PipelineBase):
     """An image model that draws with DoLa decoding, or without.
 
     Args:
@@ -153,7 +153,7 @@ class JanusDoLa(TakenApart):
             move_model(self.model, self.image_model, device, dtype)
             if self._stores:
                 pack_for_cpu(self.model)
-        self._take_apart()
+        self._adapt()
         if self._stores:
             self.engine.weights.lay_as_one()
         return self

@@ -22,7 +22,7 @@ from janus_dola.kernels.block_torch import PassStart, buffer_shape, run_whole
 from janus_dola.kernels.head import head_scores, sample_codes
 from janus_dola.kernels.sampling import multinomial
 from janus_dola.kernels.types import SampledCodes, SamplingParams, SamplingTensors
-from janus_dola.models.likeness import at_rest
+from janus_dola.models.eval_copy import in_eval_mode
 from janus_dola.models.model import ImageModel
 from janus_dola.models.weights import Weights
 
@@ -87,7 +87,7 @@ class Decoder:
         """
         if tokens not in self.prompts:
             weights, ids = self.weights, upload(tokens, self.image_model.device)
-            embeddings = at_rest(self.image_model.embed_text)(ids).unsqueeze(0)
+            embeddings = in_eval_mode(self.image_model.embed_text)(ids).unsqueeze(0)
             keys_values, states = run_whole(embeddings, weights.blocks, weights.rotary, self.plan.layers)
             self.prompts[tokens] = keys_values[:, 0], states[:, 0, -1].clone()
             if len(self.prompts) > _PROMPTS_KEPT:

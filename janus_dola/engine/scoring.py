@@ -16,7 +16,7 @@ from janus_dola.kernels.head import head_scores
 from janus_dola.kernels.sampling import tempered
 from janus_dola.kernels.types import SamplingParams, SamplingTensors, Scores
 from janus_dola.models.contexts import undisturbed
-from janus_dola.models.likeness import at_rest
+from janus_dola.models.eval_copy import in_eval_mode
 from janus_dola.models.model import ImageModel, PromptRows
 from janus_dola.models.weights import Weights
 
@@ -95,7 +95,7 @@ def scores_of_images(
     The scores are on the model's device. `layers` are read below the final one, in ascending order. `premature` [P, K, T],
     from `indices_of_layers`, says which is contrasted with at each code; None leaves that to `params`. Run it `undisturbed`.
     """
-    device, embed = image_model.device, at_rest(image_model.embed_text)
+    device, embed = image_model.device, in_eval_mode(image_model.embed_text)
     for prompt, (both, images) in enumerate(zip(rows, tokens.to(device), strict=True)):
         words = [embed(torch.tensor(row, device=device)) for row in both]
         for image, codes in enumerate(images):

@@ -16,7 +16,7 @@ from janus_dola.kernels.block_torch import Beside, BlockWeights, Matrix, Norm, R
 from janus_dola.kernels.packed import PackedHalf
 from janus_dola.kernels.types import Head
 from janus_dola.models.contexts import undisturbed
-from janus_dola.models.likeness import at_rest, likeness
+from janus_dola.models.eval_copy import eval_copy, in_eval_mode
 from janus_dola.models.model import ImageModel
 from janus_dola.models.packed_linear import PackedLinear, sample_of
 from janus_dola.models.soundness import check_sound
@@ -175,7 +175,7 @@ class WeightReader:
         now = [module.inv_freq * module.attention_scaling, like]
         if self._rotary is None or not _equal(self._rotary[1], now):
             positions = torch.arange(image_model.config.max_position_embeddings, device=image_model.device).unsqueeze(0)
-            cos, sin = likeness(module)(like, positions)
+            cos, sin = eval_copy(module)(like, positions)
             self._rotary = Rotary.of(cos[0], sin[0]), now
         return self._rotary[0]
 
@@ -302,5 +302,5 @@ def _product(linear: Any) -> Matrix | CalledModule:
     if isinstance(linear, PackedLinear):
         return Matrix(linear.packed, linear.bias)
     if not _is_plain(linear):
-        return CalledModule(at_rest(linear))
+        return CalledModule(in_eval_mode(linear))
     return Matrix(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())

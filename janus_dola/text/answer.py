@@ -18,8 +18,8 @@ from transformers import (
 from janus_dola.arguments import integer, shown
 from janus_dola.contrasts import Contrast
 from janus_dola.models.contexts import undisturbed
+from janus_dola.models.eval_copy import in_eval_mode
 from janus_dola.models.families.janus_prompts import IMAGE_PLACEHOLDER, JanusPrompts
-from janus_dola.models.likeness import at_rest
 from janus_dola.models.model import ImageModel
 from janus_dola.models.soundness import check_sound
 from janus_dola.models.words import token_id
@@ -124,7 +124,7 @@ class Answering:
     def _generate(self, streamer: TextIteratorStreamer | None = None, **more: Any) -> Tensor:
         """Generates the answer: token ids [1, n], without the question."""
         image_model = self._image_model
-        embeddings = at_rest(image_model.embed_text)(self._ids)
+        embeddings = in_eval_mode(image_model.embed_text)(self._ids)
         features = self._vision.see(self._pixels.to(image_model.device, image_model.dtype)).flatten(0, 1)
         placeholders = self._ids == token_id(self._tokenizer, IMAGE_PLACEHOLDER)
         embeddings = embeddings.masked_scatter(placeholders[..., None], features.to(embeddings.dtype))
@@ -134,7 +134,7 @@ class Answering:
             more |= {"custom_generate": dola_generate, "contrast": self._contrast, "stream_to": streamer}
         # Not the model's own `generate`, which for Janus drops some arguments on its way to this one.
         return GenerationMixin.generate(
-            at_rest(self._vision.text_model),
+            in_eval_mode(self._vision.text_model),
             inputs_embeds=embeddings,
             attention_mask=torch.ones_like(self._ids),
             generation_config=self._config,

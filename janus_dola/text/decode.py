@@ -19,7 +19,7 @@ from janus_dola.contrasts import Contrast, DoLaConfig, check_contrast
 from janus_dola.kernels.contrast import ADMITTED, METHODS
 from janus_dola.kernels.head_torch import head_logits
 from janus_dola.kernels.types import Head, SamplingParams, SamplingTensors
-from janus_dola.models.likeness import likeness
+from janus_dola.models.eval_copy import eval_copy
 from janus_dola.models.soundness import check_sound
 from janus_dola.text.hooks import last_hidden_states, replace_head
 from janus_dola.text.language_model import find_text_model, text_head
@@ -69,7 +69,7 @@ def dola_generate(
         raise ValueError(f"contrast must be left out where dola is given, got {contrast!r}")
     name = "contrast" if dola is None else "dola"
     given = check_contrast(contrast if dola is None else dola, name)
-    model = likeness(model)  # with hooks of its own, and in eval mode
+    model = eval_copy(model)  # with hooks of its own, and in eval mode
     text_model = find_text_model(model)
     check_sound((text_model.norm, text_model.head), hooked=True)
     blocks, dola_layers = len(text_model.blocks), generation_config.dola_layers

@@ -1,6 +1,6 @@
 """Hooks that take hidden states out of a running model, and put scores in place of its head's logits.
 
-They lie on a model's likeness, so nobody else who calls the model meets them.
+They lie on a copy of the modules (`eval_copy`), so nobody else who calls the model meets them.
 
 A pass calls them in this order:
 

@@ -14,7 +14,7 @@ from transformers.models.emu3.modeling_emu3 import Emu3ImageVocabularyMapping
 
 from janus_dola.arguments import integer, shown
 from janus_dola.kernels.types import Head
-from janus_dola.models.likeness import at_rest
+from janus_dola.models.eval_copy import in_eval_mode
 from janus_dola.models.model import Family, ImageModel, PromptRows, Raster
 from janus_dola.models.weights import is_as_published, weight_of
 from janus_dola.models.words import check_words, named_token_id, spelled_out, token_id
@@ -42,7 +42,7 @@ def _adapt(model: Emu3ForConditionalGeneration) -> ImageModel:
         return Head(norm.weight.detach(), norm.variance_epsilon, weight[code_rows])
 
     def embed_codes(numbers: Tensor) -> Tensor:
-        return at_rest(embed_text)(torch.where(numbers < codes, numbers + first, line_end))
+        return in_eval_mode(embed_text)(torch.where(numbers < codes, numbers + first, line_end))
 
     def code_weights() -> list[Tensor] | None:
         weight = embed_text.weight
@@ -62,7 +62,7 @@ def _adapt(model: Emu3ForConditionalGeneration) -> ImageModel:
         embed_codes=embed_codes,
         code_weights=code_weights,
         pixel_decoder=vq,
-        to_pixels=lambda numbers: at_rest(vq).decode(numbers.view(-1, raster.rows, raster.columns)),
+        to_pixels=lambda numbers: in_eval_mode(vq).decode(numbers.view(-1, raster.rows, raster.columns)),
         raster=raster,
         image_size=(raster.columns * vq.spatial_scale_factor, raster.rows * vq.spatial_scale_factor),
         prompts=partial(_Emu3Prompts, raster),

@@ -13,8 +13,8 @@ from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedM
 
 from janus_dola.kernels.types import Head
 from janus_dola.models.checkpoint import deepseek
+from janus_dola.models.eval_copy import in_eval_mode
 from janus_dola.models.families.janus_prompts import IMAGE_PLACEHOLDER, JanusPrompts, set_chat_template
-from janus_dola.models.likeness import at_rest
 from janus_dola.models.model import COMPUTED_BUFFERS, Family, ImageModel, Raster, Vision
 from janus_dola.models.weights import is_as_published, weight_of
 
@@ -65,7 +65,7 @@ def janus_model(
 
     def embed_codes(codes: Tensor) -> Tensor:
         for module in code_modules:
-            codes = at_rest(module)(codes)
+            codes = in_eval_mode(module)(codes)
         return codes
 
     def code_weights() -> list[Tensor] | None:
@@ -99,7 +99,7 @@ def _adapt_transformers(model: JanusForConditionalGeneration) -> ImageModel:
     head = inner.generation_head
 
     def see(pixels: Tensor) -> Tensor:
-        return at_rest(inner.aligner)(at_rest(inner.vision_model)(pixels).last_hidden_state)
+        return in_eval_mode(inner.aligner)(in_eval_mode(inner.vision_model)(pixels).last_hidden_state)
 
     return janus_model(
         family="transformers",
@@ -108,7 +108,7 @@ def _adapt_transformers(model: JanusForConditionalGeneration) -> ImageModel:
         head_name="model.generation_head",
         code_modules=(inner.generation_embeddings, inner.generation_aligner),
         pixel_decoder=inner.vqmodel,
-        to_pixels=lambda codes: at_rest(inner.vqmodel).decode(codes),
+        to_pixels=lambda codes: in_eval_mode(inner.vqmodel).decode(codes),
         side=math.isqrt(inner.vision_model.config.num_image_tokens),
         image_size=inner.vision_model.config.image_size,
         vision=Vision(model, (inner.vision_model, inner.aligner), see),
@@ -128,10 +128,10 @@ def _adapt_deepseek(model: PreTrainedModel) -> ImageModel:
 
     def to_pixels(codes: Tensor) -> Tensor:
         shape = [codes.shape[0], vq.quantize.e_dim, side, side]
-        return at_rest(wide()).decode_code(codes.to(torch.int32), shape=shape)
+        return in_eval_mode(wide()).decode_code(codes.to(torch.int32), shape=shape)
 
     def see(pixels: Tensor) -> Tensor:
-        return at_rest(model.aligner)(at_rest(model.vision_model)(pixels))
+        return in_eval_mode(model.aligner)(in_eval_mode(model.vision_model)(pixels))
 
     return janus_model(
         family="deepseek",

@@ -1,4 +1,4 @@
-"""Likenesses of modules: they compute with the same tensors, and have modes, hooks and buffers of their own.
+"""Copies of modules in eval mode, which compute with the same parameters, and have modes, hooks and buffers of their own.
 
 So a model that is in the middle of training is used in eval mode, or under hooks, and is never changed: nobody who trains it
 in another thread notices, and nothing has to be put back.
@@ -15,28 +15,28 @@ _Module = TypeVar("_Module", bound=nn.Module)
 _SHARED = ("_parameters",)  # so that weights which others put in, such as gathered ones, are seen
 
 
-def at_rest(module: _Module) -> _Module:
-    """Returns what computes as a module does in eval mode: itself, or a likeness if a part is in training or has hooks."""
+def in_eval_mode(module: _Module) -> _Module:
+    """Returns what computes as a module does in eval mode: itself, or a copy if a part is in training or has hooks."""
     moved = any(each.training or each._forward_hooks or each._forward_pre_hooks for each in module.modules())
-    return likeness(module) if moved else module
+    return eval_copy(module) if moved else module
 
 
-def likeness(module: _Module) -> _Module:
-    """Returns a likeness in eval mode, without gradient checkpointing and uncompiled; it is that of the whole tree below."""
-    return _likeness(module, {})
+def eval_copy(module: _Module) -> _Module:
+    """Copies a module and all below it but the parameters, in eval mode, without gradient checkpointing and uncompiled."""
+    return _eval_copy(module, {})
 
 
-def _likeness(module: Any, made: dict[int, Any]) -> Any:
+def _eval_copy(module: Any, made: dict[int, Any]) -> Any:
     if id(module) not in made:
         new = made[id(module)] = object.__new__(type(module))
         own = {name: value if name in _SHARED else _own(value, module, new) for name, value in vars(module).items()}
-        children = {name: child and _likeness(child, made) for name, child in module._modules.items()}
+        children = {name: child and _eval_copy(child, made) for name, child in module._modules.items()}
         vars(new).update(own, _modules=children, training=False, _compiled_call_impl=None)
     return made[id(module)]
 
 
 def _own(value: Any, old: nn.Module, new: nn.Module) -> Any:
-    """Returns an attribute for a likeness: what was bound to the old module is bound to the new; registers are copied."""
+    """Returns an attribute for a copy: what was bound to the old module is bound to the new; registers are copied."""
     if isinstance(value, FunctionType):
         value = getattr(value, "_torchdynamo_orig_callable", value)  # what was compiled
     if isinstance(value, MethodType) and value.__self__ is old:

@@ -11,10 +11,10 @@ from janus_dola.models import ImageModel, adapt
 from janus_dola.models.contexts import undisturbed
 from janus_dola.models.soundness import check_sound
 
-_TAKEN_APART = ("image_model", "prompts", "engine")  # made from model and tokenizer
+_DERIVED = ("image_model", "prompts", "engine")  # made from model and tokenizer
 
 
-class TakenApart:
+class PipelineBase:
     """Holds a model, its tokenizer, and what is made from both."""
 
     _stores = False  # whether weights are stored otherwise than they came: only if they were loaded here
@@ -22,9 +22,9 @@ class TakenApart:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> None:
         self.model = model
         self.tokenizer = tokenizer.tokenizer if isinstance(tokenizer, ProcessorMixin) else tokenizer
-        self._take_apart()
+        self._adapt()
 
-    def _take_apart(self) -> None:
+    def _adapt(self) -> None:
         self.image_model: ImageModel = adapt(self.model)
         self.prompts = self.image_model.prompts(self.tokenizer)
         self.engine = Engine(self.image_model)
@@ -32,7 +32,7 @@ class TakenApart:
     def _drawn_with(self) -> ImageModel:
         """Returns the pieces that the model has now: an adapter or other embeddings may have come. All must be here."""
         if adapt(self.model).modules != self.image_model.modules:
-            self._take_apart()
+            self._adapt()
         check_sound(self.image_model.modules)
         return self.image_model
 
@@ -46,9 +46,9 @@ class TakenApart:
         """Copies model and tokenizer: the copy draws the same, and neither changes the other."""
         new = memo[id(self)] = copy.copy(self)
         with undisturbed():
-            own = {name: value for name, value in vars(self).items() if name not in _TAKEN_APART}
+            own = {name: value for name, value in vars(self).items() if name not in _DERIVED}
             vars(new).update(copy.deepcopy(own, memo))
-        new._take_apart()
+        new._adapt()
         if new._stores:
             new.engine.weights.lay_as_one()
         return new
