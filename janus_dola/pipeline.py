@@ -27,10 +27,10 @@ from janus_dola.arguments import (
 )
 from janus_dola.contrasts import DEFAULT_CONTRAST, Contrast
 from janus_dola.engine.ordered_images import all_of, draw_images, each_of, jobs_of
+from janus_dola.engine.pipeline_base import PipelineBase
 from janus_dola.engine.plan import Sampler, make_plan, resolve_launch
 from janus_dola.engine.progress import Callback
 from janus_dola.engine.scoring import CodeScores, check_codes, indices_of_layers, log_probabilities, scores_of_images
-from janus_dola.engine.pipeline_base import PipelineBase
 from janus_dola.images.outputs import DrawnImage, GenerationOutput
 from janus_dola.images.recipe import Recipe
 from janus_dola.kernels.head import resolve_backend

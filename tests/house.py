@@ -40,7 +40,8 @@ _VERBS = """
     Calls Cancels Captures Carries Casts Changes Checks Chooses Clamps Closes Collects Combines Compares Compiles Computes
     Concatenates Connects Contrasts Converts Copies Corrects Counts Creates Cuts Decides Declares Decodes Deletes
     Describes Discards Divides Downloads Draw Draws Drops Embeds Encodes Ends Enlarges Escapes Estimates Evolves
-    Expands Fails Feeds Fetches Fills Finds Finishes Fits Forgets Formats Frames Gathers Generates Gives Groups Guesses Guides
+    Expands Fails Feeds Fetches Fills Finds Finishes Fits Forgets Formats Frames Gathers Generates Gives Groups Guesses
+    Guides
     Halves Hands Has Holds Ignores Imports Interleaves Is Joins Keeps Launches Lay Lays Leaves Lets Limits Lists Loads
     Locks Looks Makes Maps Marks Masks Measures Merges Moves Multiplies Mutes Names Normalises Notes Numbers Opens
     Orders Overwrites Packs Pads Parses Passes Pastes Picks Places Plans Prepares Prints Profile Projects Pushes Puts
