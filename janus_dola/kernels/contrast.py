@@ -77,7 +77,7 @@ def _of_codes(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     t = below + 1
     more = t + 1
     # In place, since new memory is what takes time on a CPU.
-    twice = below.mul_(0.5).log1p_().mul_(more).addcmul_(e.clamp(max=FAR), t)
+    twice = below.mul_(0.5).log1p_().mul_(more).addcmul_(e, t)  # t is 0 where e is large
     twice = larger.clamp_(min=SMALLEST_LOG).exp_().mul_(twice).sum(-1)
     log_scale = smaller.amax(-1)
     weights = smaller.sub_(log_scale.unsqueeze(-1)).clamp_(min=SMALLEST_LOG).exp_()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -371,7 +372,7 @@ def test_the_shell_says_what_happened(tmp_path):
     first.stdin.write(prompts)
     first.stdin.close()
     while first.poll() is None and not list(tmp_path.glob("out/*.jpg")):
-        pass
+        time.sleep(0.02)
     first.send_signal(signal.SIGINT)
     out, err = first.stdout.read(), first.stderr.read()
     assert first.wait() == 130, err

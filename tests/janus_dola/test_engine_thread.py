@@ -267,18 +267,15 @@ LOOKS = [
 
 
 def test_images_of_any_settings_together_are_those_of_generate(mini, ask):
-    requests = [ask(prompt=f"a {colour} circle", n=2, **look) for look in LOOKS for colour in ("red", "blue")]
-    for (_, outbox), (look, colour) in zip(
-        requests, [(look, colour) for look in LOOKS for colour in ("red", "blue")], strict=True
-    ):
+    prompts = [f"a {('red', 'blue')[i % 2]} circle" for i in range(len(LOOKS))]
+    requests = [ask(prompt=prompt, n=2, **look) for prompt, look in zip(prompts, LOOKS, strict=True)]
+    for (_, outbox), prompt, look in zip(requests, prompts, LOOKS, strict=True):
         settings = {name: value for name, value in look.items() if name != "seed"}
-        want = mini.generate(f"a {colour} circle", 2, DrawSettings().changed(settings), seed=look["seed"])
+        expected = mini.generate(prompt, 2, DrawSettings().changed(settings), seed=look["seed"])
         for k, actual in enumerate(finished(outbox, 2)):
-            assert torch.equal(actual.codes.tokens, want.tokens[0, k]), look
-            same = actual.codes.premature_layers == want.premature_layers[0, k]  # rounding decides between equal ones
-            assert same.float().mean() > 0.8
-            assert ((actual.codes.jsd - want.jsd[0, k])[~same].abs() < 1e-4).all()
-            assert actual.picture.tobytes() == want.images[0][k].tobytes()
+            assert torch.equal(actual.codes.tokens, expected.tokens[0, k]), look
+            assert torch.equal(actual.codes.premature_layers, expected.premature_layers[0, k]), look
+            assert actual.picture.tobytes() == expected.images[0][k].tobytes()
 
 
 def test_a_client_that_comes_later_does_not_wait_for_the_many_images_of_another(mini, reader):
