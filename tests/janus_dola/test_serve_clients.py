@@ -377,7 +377,7 @@ def test_a_server_that_is_told_to_end_answers_and_ends_quietly(mini, monkeypatch
         lines = httpx.get(f"{url}/metrics", timeout=60).text.splitlines()
         return sum(float(line.split()[1]) for line in lines if line.startswith(("janus_slots_in", "janus_queue_l")))
 
-    answers, before = {}, signal.getsignal(number)
+    answers = {}
 
     def ask(url, stream):
         until(lambda: httpx.get(f"{url}/health", timeout=60).status_code == 200)
@@ -395,11 +395,15 @@ def test_a_server_that_is_told_to_end_answers_and_ends_quietly(mini, monkeypatch
     def announce(line):
         threading.Thread(target=clients, args=(line.split()[0],), daemon=True).start()
 
-    run_server(ServerOptions("mini", port=0, grace=1), lambda: mini, announce)
+    before = signal.signal(number, signal.SIG_DFL)  # nohup has SIGHUP ignored
+    try:
+        run_server(ServerOptions("mini", port=0, grace=1), lambda: mini, announce)
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
     until(lambda: len(answers) == 2)
     assert (answers[False].status_code, answers[False].headers["retry-after"]) == (503, "5")
     assert "the server stops" in error_of(answers[False])
     assert "event: error\ndata: " in answers[True].text
     assert "Traceback" not in caplog.text
     assert "was destroyed" not in caplog.text
-    assert signal.getsignal(number) is before
