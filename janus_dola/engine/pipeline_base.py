@@ -49,7 +49,7 @@ class PipelineBase:
             own = {name: value for name, value in vars(self).items() if name not in _DERIVED}
             vars(new).update(copy.deepcopy(own, memo))
         new._adapt()
-        if new._stores:
+        if self._stores:
             new.engine.weights.lay_as_one()
         return new
 

@@ -60,7 +60,16 @@ def read(model: LlamaModel):
     head = torch.nn.Linear(40, 40, dtype=model.dtype), torch.nn.GELU(), torch.nn.Linear(40, 16, dtype=model.dtype)
     codes = torch.nn.Embedding(16, 40, dtype=model.dtype), torch.nn.Identity()
     image_model = janus_model(
-        "transformers", model, head, "head", codes, to_pixels=None, side=2, image_size=8, vision=None
+        "transformers",
+        model,
+        head,
+        "head",
+        codes,
+        torch.nn.Identity(),
+        to_pixels=None,
+        side=2,
+        image_size=8,
+        vision=None,
     )
     return WeightReader(image_model).read()
 
