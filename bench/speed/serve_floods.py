@@ -11,8 +11,6 @@ import itertools
 import os
 import random
 import statistics
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +19,8 @@ from typing import Annotated
 
 import httpx
 import typer
+
+from bench.speed.serve_load import serving
 
 GENERATIONS = "/v1/images/generations"
 _LAYERS = [[layer for layer in range(1, 8) if bits >> layer & 1] for bits in range(2, 256, 2)]
@@ -123,16 +123,8 @@ def main(
     half_seconds: Annotated[float, typer.Option(help="Seconds for which they are held.")] = 120.0,
 ) -> None:
     """Start a server of the mini model on a free port, and print how long an honest client waits."""
-    command = [sys.executable, "-m", "janus_dola", "serve", "--port", "0", "--device", "cpu"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        url = next(line.split()[1] for line in server.stderr if "draws with" in line)
-        try:
-            while httpx.get(f"{url}/health").status_code != 200:
-                time.sleep(0.1)
-            asyncio.run(measure(url, server.pid, seconds, half_open, half_seconds))
-        finally:
-            server.terminate()
+    with serving() as (url, process):
+        asyncio.run(measure(url, process, seconds, half_open, half_seconds))
 
 
 if __name__ == "__main__":

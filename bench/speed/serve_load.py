@@ -8,7 +8,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +53,21 @@ def resident(process: int) -> float:
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
+@contextmanager
+def serving() -> Iterator[tuple[str, int]]:
+    """Runs a server of the mini model on a free port; yields its address and its process' number when it can draw."""
+    command = [sys.executable, "-m", "janus_dola", "serve", "--port", "0", "--device", "cpu"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        url = next(line.split()[1] for line in server.stderr if "draws with" in line)
+        try:
+            while httpx.get(f"{url}/health").status_code != 200:
+                time.sleep(0.1)
+            yield url, server.pid
+        finally:
+            server.terminate()
+
+
 def report_line(name: str, seconds: list[float], whole: float) -> str:
     """Returns a line of the report."""
     cuts = statistics.quantiles(seconds, n=100)
@@ -64,26 +80,18 @@ def main(
     memory_requests: Annotated[int, typer.Option(help="Requests for which memory is shown; 0 for none.")] = 1000,
 ) -> None:
     """Start a server of the mini model on a free port, and print what it did."""
-    command = [sys.executable, "-m", "janus_dola", "serve", "--port", "0", "--device", "cpu"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        url = next(line.split()[1] for line in server.stderr if "draws with" in line)
-        try:
-            while httpx.get(f"{url}/health").status_code != 200:
-                time.sleep(0.1)
-            asyncio.run(load(url, range(clients), clients))  # a warm-up
-            alone, each, whole = asyncio.run(load(url, range(requests), 1))
-            print(report_line("one after the other", each, whole))
-            together, each_of_many, whole_of_many = asyncio.run(load(url, range(requests), clients))
-            print(report_line(f"{clients} clients", each_of_many, whole_of_many))
-            print(f"{whole / whole_of_many:.2f} times the images per second; {len(together)} of {requests} answered")
-            print("images equal" if together == alone else "IMAGES DIFFER")
-            tenth = max(1, memory_requests // 10)
-            for done in range(0, memory_requests, tenth):
-                asyncio.run(load(url, range(done, done + tenth), clients))
-                print(f"{done + tenth:6} requests: {resident(server.pid):.0f} MiB")
-        finally:
-            server.terminate()
+    with serving() as (url, process):
+        asyncio.run(load(url, range(clients), clients))  # a warm-up
+        alone, each, whole = asyncio.run(load(url, range(requests), 1))
+        print(report_line("one after the other", each, whole))
+        together, each_of_many, whole_of_many = asyncio.run(load(url, range(requests), clients))
+        print(report_line(f"{clients} clients", each_of_many, whole_of_many))
+        print(f"{whole / whole_of_many:.2f} times the images per second; {len(together)} of {requests} answered")
+        print("images equal" if together == alone else "IMAGES DIFFER")
+        tenth = max(1, memory_requests // 10)
+        for done in range(0, memory_requests, tenth):
+            asyncio.run(load(url, range(done, done + tenth), clients))
+            print(f"{done + tenth:6} requests: {resident(process):.0f} MiB")
 
 
 if __name__ == "__main__":
