@@ -68,7 +68,6 @@ class JanusDoLa(PipelineBase):
         name = getattr(model, "name_or_path", "") or type(model).__name__
         self.model_name, self.revision = public_name(name), commit_of(name)
         self.quantize: Quantization | None = None
-        self._stores = False  # whether weights are packed, or laid as one: only if the model was loaded here
 
     @classmethod
     def from_pretrained(

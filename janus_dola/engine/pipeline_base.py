@@ -17,7 +17,7 @@ _DERIVED = ("image_model", "prompts", "engine")  # made from model and tokenizer
 class PipelineBase:
     """Holds a model, its tokenizer, and what is made from both."""
 
-    _stores = False  # whether weights are stored otherwise than they came: only if they were loaded here
+    _stores = False  # whether weights are packed, or laid as one: only if the model was loaded here
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> None:
         self.model = model

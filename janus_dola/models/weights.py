@@ -109,7 +109,7 @@ class WeightReader:
                 linears = _linears(block, name)
                 biases = [linear.bias for linear in linears if linear.bias is not None]
                 if all(map(_is_plain, linears)) and len(biases) in (0, len(linears)):
-                    whole = Matrix(_laid([linear.weight for linear in linears]), _laid(biases) if biases else None)
+                    whole = Matrix(_lay([linear.weight for linear in linears]), _lay(biases) if biases else None)
                     self._laid[index, name] = whole, _addresses(tuple(map(_product, linears)))
 
     def read(self) -> Weights:
@@ -249,7 +249,7 @@ def _linears(block: Any, name: str) -> list[Any]:
     return [block.get_submodule(path) for path in _AS_ONE[name]]
 
 
-def _laid(parameters: Sequence[nn.Parameter]) -> Tensor:
+def _lay(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Lays parameters [O_i, ...] one behind the other in memory; returns all of it, [O, ...]."""
     whole = torch.cat([parameter.detach() for parameter in parameters])
     for parameter, part in zip(parameters, whole.split([len(parameter) for parameter in parameters]), strict=True):

@@ -20,9 +20,8 @@ class PictureThread(Generic[Image, Event]):
     def __init__(self, tell: Callable[[Image, Callable[[], Event]], object]) -> None:
         self._tell = tell
         self._changed = threading.Condition()  # guards all below
-        self._waiting: list[
-            tuple[bool, Image, Callable[[], Event]]
-        ] = []  # whether it is finished, the image, its picture
+        # Whether it is finished, the image, its picture
+        self._waiting: list[tuple[bool, Image, Callable[[], Event]]] = []
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="pictures", daemon=True)
         self._thread.start()

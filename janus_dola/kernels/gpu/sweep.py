@@ -78,9 +78,8 @@ def _divergence_factors(difference):
     e = tl.minimum(difference, _FAR)
     t = tl.exp(-e)
     more = 1.0 + t
-    ratio = tl.where(
-        more == 1.0, 1.0, tl.log(more) / tl.where(more == 1.0, 1.0, more - 1.0)
-    )  # log1p(t) / t, as in `_gumbel`
+    # log1p(t) / t, as in `_gumbel`
+    ratio = tl.where(more == 1.0, 1.0, tl.log(more) / tl.where(more == 1.0, 1.0, more - 1.0))
     square = 0.25 * e * e
     series = ((((_K10 * square + _K8) * square + _K6) * square + _K4) * square + _K2) * square
     factor = tl.where(e < _NEAR, more * series, more * (_LN2 - ratio * t) - e * t)
