@@ -2,9 +2,11 @@ import copy
 import sys
 
 import pytest
+import torch
 
 from janus_dola import JanusDoLa
 from janus_dola.cli import app as cli
+from janus_dola.engine.decoder import Decoder
 from janus_dola.models.checkpoint.hub import public_name
 from tests.janus_dola.batch_helpers import FastPipe
 
@@ -26,6 +28,19 @@ def drawn_prompts(fast, monkeypatch):
         lambda self, prompts, *rest, **more: calls.append(prompts) or generate(self, prompts, *rest, **more),
     )
     return calls
+
+
+@pytest.fixture
+def room_for_one_slot(monkeypatch):
+    """Memory for decoders with one slot, and no more."""
+    make = Decoder.__init__
+
+    def for_one(self, image_model, weights, key, params):
+        if key.slots > 1:
+            raise torch.OutOfMemoryError
+        make(self, image_model, weights, key, params)
+
+    monkeypatch.setattr(Decoder, "__init__", for_one)
 
 
 @pytest.fixture

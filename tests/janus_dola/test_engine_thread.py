@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus_dola.engine.decoder import Decoder
 from janus_dola.engine.engine import Engine
 from janus_dola.images.outputs import NonFiniteError
 from janus_dola.serve.engine_thread import EngineThread, FinishedImage, PartialImage
@@ -365,15 +364,8 @@ def test_an_error_of_the_engine_is_told_and_the_next_turn_goes_on(worker, ask, m
     finished(ask(prompt="a red circle", seed=1)[1], 1)
 
 
-def test_where_memory_runs_out_half_as_many_slots_draw_all(worker, ask, monkeypatch):
-    make = Decoder.__init__
-
-    def for_one(self, image_model, weights, key, params):
-        if key.slots > 1:
-            raise torch.OutOfMemoryError
-        make(self, image_model, weights, key, params)
-
-    monkeypatch.setattr(Decoder, "__init__", for_one)
+@pytest.mark.usefixtures("room_for_one_slot")
+def test_where_memory_runs_out_half_as_many_slots_draw_all(worker, ask):
     _, outbox = ask(prompt="a red circle", n=4, seed=1)
     finished(outbox, 4)
     assert worker.most == 1
