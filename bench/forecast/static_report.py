@@ -113,7 +113,7 @@ def block_cases(generation: str, shape: floor.BlockShape, window: int = 1) -> li
         return Case(generation, kernel, what, 16, constants | options, warps, stages)
 
     tiles = triton.cdiv(hidden, block_matmul.launch_options(hidden, 16, generation)["BLOCK_O"])
-    normed = {"HAS_BIAS": False, "ALIGNED": True, "TILES_PADDED": triton.next_power_of_2(tiles)}
+    normed = {"HAS_BIAS": False, "TILES_PADDED": triton.next_power_of_2(tiles)}
     added = {"HAS_BIAS": False, "HAS_NORM": True}
     return [
         product("normed", f"qkv, {shape.name}", 3 * hidden, normed | {"GATED": False}),
@@ -235,8 +235,8 @@ def machine_code(asm: dict) -> list[cycles.Instruction]:
 
 def weight_load_bytes(assembly: str) -> int:
     """Returns the narrowest load by the line that loads the weights of a matrix product."""
-    lines, first = inspect.getsourcelines(matmul.product.fn)
-    loading = [first + i for i, line in enumerate(lines) if "tl.load(weight_rows" in line]
+    lines = inspect.getsource(matmul).splitlines()
+    loading = [number for number, line in enumerate(lines, 1) if re.search(r"tl\.load\((weight|second)_rows", line)]
     widths, here = [], 0
     for line in assembly.splitlines():
         location = re.match(r"\s*\.loc\s+\d+\s+(\d+)", line)

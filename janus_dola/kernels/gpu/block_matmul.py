@@ -5,7 +5,8 @@
     out  = silu(g) * u,   g, u = [W_g, W_u] norm(y)    `normed`, gated
     x'   = y + W_d out                                 `added`
 
-Every weight is read where it lies: a program of `normed` picks W_q, W_k or W_v by its number, and W_g or W_u by the row.
+Every weight is read where it lies: a program of `normed` picks W_q, W_k or W_v by its number, and multiplies by W_g and W_u
+side by side.
 
 The norm costs no launch and nothing in the loop: a product of norm(x) = x / r * weight, r = sqrt(mean(x^2) + eps), is the
 product of x * weight, divided by r when all is summed. Whatever writes x writes x * weight too, and sums of squares, one per
@@ -24,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from janus_dola.kernels.gpu import launch
-from janus_dola.kernels.gpu.matmul import product
+from janus_dola.kernels.gpu.matmul import product, two_products
 
 COLUMNS = 32  # rows of activations in a tile
 
@@ -68,24 +69,26 @@ def _normed_kernel(
     out_ptr,  # [N, width + width_2 + width_3], the products side by side; [N, width] where gated
     rows,  # N
     tiles, D, width, width_2, width_3, eps, HAS_BIAS: tl.constexpr, GATED: tl.constexpr,
-    ALIGNED: tl.constexpr,  # whether all weights begin at multiples of 16 bytes
     TILES_PADDED: tl.constexpr,
     BLOCK_O: tl.constexpr,  # rows of weights
     BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     tile = tl.program_id(1)
-    local = tl.arange(0, BLOCK_O)
+    # 1 / sqrt(mean(x^2) + eps)
+    part = tl.arange(0, TILES_PADDED)
+    inside = (part < tiles)[:, None] & (row < rows)[None, :]
+    squares = tl.load(squares_ptr + part[:, None] * rows + row[None, :], mask=inside, other=0.0)
+    scale = tl.rsqrt(tl.sum(squares, 0) / D + eps)[None, :]
     if GATED:
-        # Gates and what they are applied to lie in turn, so that they are multiplied as one.
         OUTPUTS: tl.constexpr = BLOCK_O // 2
         o = tile * OUTPUTS + tl.arange(0, OUTPUTS)
-        weight_row = tile * OUTPUTS + local // 2
-        is_gate = local % 2 == 0
-        weight_ptr = tl.where(is_gate, first_ptr, second_ptr)[:, None]
-        if ALIGNED:  # which Triton forgets where it picks one of two
-            weight_ptr = tl.multiple_of(weight_ptr, (16, 16))
-        bias_ptr = tl.where(is_gate, first_bias_ptr, second_bias_ptr)
+        gate, up = two_products(first_ptr, second_ptr, x_ptr, o, row, width, rows, D, OUTPUTS, BLOCK_ROWS, BLOCK_D)
+        gate, up = gate * scale, up * scale
+        if HAS_BIAS:
+            gate += tl.load(first_bias_ptr + o, mask=o < width, other=0.0).to(tl.float32)[:, None]
+            up += tl.load(second_bias_ptr + o, mask=o < width, other=0.0).to(tl.float32)[:, None]
+        total = gate / (1.0 + tl.exp(-gate)) * up
         outputs, before, across = width, 0, width
     else:
         # Each weight has tiles of its own.
@@ -97,21 +100,11 @@ def _normed_kernel(
         outputs = tl.where(in_first, width, tl.where(in_third, width_3, width_2))
         before = tl.where(in_first, 0, tl.where(in_third, width + width_2, width))
         tile -= tl.where(in_first, 0, tl.where(in_third, third_tile, second_tile))
-        o = tile * BLOCK_O + local
-        weight_row = o
+        o = tile * BLOCK_O + tl.arange(0, BLOCK_O)
         across = width + width_2 + width_3
-    total = product(weight_ptr, x_ptr, weight_row, row, outputs, rows, D, 0, D, BLOCK_O, BLOCK_ROWS, BLOCK_D)
-
-    # 1 / sqrt(mean(x^2) + eps)
-    tile = tl.arange(0, TILES_PADDED)
-    inside = (tile < tiles)[:, None] & (row < rows)[None, :]
-    squares = tl.load(squares_ptr + tile[:, None] * rows + row[None, :], mask=inside, other=0.0)
-    total *= tl.rsqrt(tl.sum(squares, 0) / D + eps)[None, :]
-    if HAS_BIAS:
-        total += tl.load(bias_ptr + weight_row, mask=weight_row < outputs, other=0.0).to(tl.float32)[:, None]
-    if GATED:
-        gate, up = tl.split(tl.permute(tl.reshape(total, (OUTPUTS, 2, BLOCK_ROWS)), (0, 2, 1)))
-        total = gate / (1.0 + tl.exp(-gate)) * up
+        total = product(weight_ptr, x_ptr, o, row, outputs, rows, D, 0, D, BLOCK_O, BLOCK_ROWS, BLOCK_D) * scale
+        if HAS_BIAS:
+            total += tl.load(bias_ptr + o, mask=o < outputs, other=0.0).to(tl.float32)[:, None]
     at = out_ptr + row.to(tl.int64)[None, :] * across + before + o[:, None]
     tl.store(at, total.to(out_ptr.dtype.element_ty), mask=(o < outputs)[:, None] & (row < rows)[None, :])
 
@@ -191,7 +184,6 @@ def normed(rows: Rows, eps: float, matrices: Sequence[tuple[Tensor, Tensor | Non
     _normed_kernel[(triton.cdiv(count, COLUMNS), programs)](
         x, rows.squares, *weights, *unused, *(biases if has_bias else weights), *unused, out, count, tiles,
         x.shape[1], *widths, *[0 for _ in unused], eps, HAS_BIAS=has_bias, GATED=gated,
-        ALIGNED=all(weight.data_ptr() % 16 == 0 for weight in weights),
         TILES_PADDED=triton.next_power_of_2(tiles), enable_fp_fusion=True, **options,
     )  # fmt: skip
     return out

@@ -27,7 +27,7 @@ def dot(a, b, total):
 
 @triton.jit
 def product(
-    weight_ptr,  # [OUTPUTS, INPUTS]; or a pointer for each output, [BLOCK_OUTPUTS, 1]
+    weight_ptr,  # [OUTPUTS, INPUTS]
     x_ptr,  # [COLUMNS, INPUTS], rows of activations in the dtype to multiply in
     output,  # [BLOCK_OUTPUTS], which outputs
     column,  # [BLOCK_COLUMNS], which rows of activations
@@ -48,3 +48,23 @@ def product(
             w = w.to(tl.float32).to(x.dtype)  # a shift, and one instruction that rounds two
         total = dot(w, x, total)
     return total
+
+
+@triton.jit
+def two_products(
+    weight_ptr, second_weight_ptr, x_ptr, output, column, outputs, columns, inputs,
+    BLOCK_OUTPUTS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_INPUTS: tl.constexpr,
+):  # fmt: skip
+    """Sums as `product` does over all inputs, for two weights, whose activations are read once."""
+    weight_rows = weight_ptr + output.to(tl.int64)[:, None] * inputs
+    second_rows = second_weight_ptr + output.to(tl.int64)[:, None] * inputs
+    x_rows = x_ptr + column.to(tl.int64)[None, :] * inputs
+    total = tl.zeros([BLOCK_OUTPUTS, BLOCK_COLUMNS], tl.float32)
+    second = tl.zeros([BLOCK_OUTPUTS, BLOCK_COLUMNS], tl.float32)
+    for start in range(0, inputs, BLOCK_INPUTS):
+        i = start + tl.arange(0, BLOCK_INPUTS)
+        inside = (output < outputs)[:, None] & (i < inputs)[None, :]
+        x = tl.load(x_rows + i[:, None], mask=(i < inputs)[:, None] & (column < columns)[None, :], other=0.0)
+        total = dot(tl.load(weight_rows + i[None, :], mask=inside, other=0.0), x, total)
+        second = dot(tl.load(second_rows + i[None, :], mask=inside, other=0.0), x, second)
+    return total, second
