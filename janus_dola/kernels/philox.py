@@ -9,14 +9,18 @@ on any device and backend:
 Large G come from small u, where a float has its finest steps; this is why G is not formed as -log(-log(u)).
 """
 
-from typing import TypeVar
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-Words = TypeVar("Words", Tensor, np.ndarray)  # int64
+if TYPE_CHECKING:
+    import numpy as np
 
+Words = TypeVar("Words", Tensor, "np.ndarray")  # int64
+
+_HAS_NUMPY = find_spec("numpy") is not None  # torch itself runs without
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
@@ -48,7 +52,9 @@ def random_words(seeds: Tensor, position: int | Tensor, num_codes: int) -> Tenso
     place = zero + (position.unsqueeze(1) if isinstance(position, Tensor) else position)
     low, high = (seeds & _MASK).unsqueeze(1), ((seeds >> 32) & _MASK).unsqueeze(1)
     words: tuple[Tensor, ...]
-    if seeds.device.type == "cpu":  # numpy starts each of these 150 small operations in a third of the time
+    if (
+        seeds.device.type == "cpu" and _HAS_NUMPY
+    ):  # numpy starts each of these 150 small operations in a third of the time
         quad, at, none = quads.numpy(), place.numpy(), zero.numpy()
         words = tuple(map(torch.from_numpy, philox_4x32_10((quad, at, none, none), (low.numpy(), high.numpy()))))
     else:
@@ -64,5 +70,10 @@ def gumbel_noise(seeds: Tensor, position: int | Tensor, num_codes: int) -> Tenso
         position: where the token stands in its image, 0 .. T-1: [B] int64, or an int for all.
         num_codes: V.
     """
+    device = seeds.device
+    if device.type not in ("cpu", "cuda"):
+        # Apple's GPUs computed integers wrong in silence (pytorch issues 147889, 154171, 190052): another image.
+        place = position.cpu() if isinstance(position, Tensor) else position
+        return gumbel_noise(seeds.cpu(), place, num_codes).to(device)
     u = (random_words(seeds, position, num_codes).to(torch.float32) * WORD).clamp(SMALLEST_U, LARGEST_U)
     return -torch.log(-torch.log1p(-u))
