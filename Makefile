@@ -19,8 +19,10 @@ NEWEST_TORCH = torch$(addprefix ==,$(shell $(PYTHON) -m pip index versions torch
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
-# Each process has torch's default of threads: these outnumber the cores, so none may spin while it waits.
-test test-quick test-rounding test-newest test-compat: export OMP_WAIT_POLICY = PASSIVE
+# All tests run on one thread a process. The quick ones run again on torch's default of threads: these outnumber the cores, so
+# none may spin while it waits.
+test: export OMP_NUM_THREADS = 1
+test-quick test-rounding test-newest test-compat: export OMP_WAIT_POLICY = PASSIVE
 
 test: .venv/ready  ## run the tests
 	$(BIN)/python $(PYTEST)

@@ -17,6 +17,17 @@ def fast(mini):
     return FastPipe(mini.model, mini.tokenizer)
 
 
+@pytest.fixture(scope="session")
+def short() -> JanusDoLa:
+    """The mini model with pictures of 4 x 4 codes, for tests that ask how images are drawn and not what they show."""
+    pipe, side = JanusDoLa.from_pretrained("mini", device="cpu", dtype="float32"), 4
+    model = pipe.model
+    vision, codes = model.model.vision_model.config, model.model.vqmodel.quantize
+    vision.num_image_tokens, vision.image_size = side**2, vision.image_size * side // codes.quant_state_dims[0]
+    codes.quant_state_dims = [side, side]
+    return JanusDoLa(model, pipe.tokenizer)
+
+
 @pytest.fixture
 def drawn_prompts(fast, monkeypatch):
     """The prompts of each batch drawn."""

@@ -33,11 +33,11 @@ PROMPTS = [
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
 @pytest.mark.parametrize("sampler", ["gumbel", "multinomial"])
-def test_alpha_0_with_the_final_layer_is_the_baseline_step_by_step(mini, temperature, sampler):
+def test_alpha_0_with_the_final_layer_is_the_baseline_step_by_step(short, temperature, sampler):
     final = DoLaConfig(alpha=0.0, premature_layer="final")
     settings = {"temperature": temperature, "sampler": sampler, "seed": 3}
-    expected = mini.generate(PROMPTS[:2], 2, dola=None, **settings)
-    out = mini.generate(PROMPTS[:2], 2, dola=final, **settings)
+    expected = short.generate(PROMPTS[:2], 2, dola=None, **settings)
+    out = short.generate(PROMPTS[:2], 2, dola=final, **settings)
     assert torch.equal(out.tokens, expected.tokens)
     assert (out.premature_layers == 8).all()
     assert (out.jsd == 0).all()
@@ -46,26 +46,26 @@ def test_alpha_0_with_the_final_layer_is_the_baseline_step_by_step(mini, tempera
 @pytest.mark.parametrize(
     "dola", [None, DoLaConfig(), DoLaConfig(premature_layer=2)], ids=["baseline", "dola", "static"]
 )
-def test_image_does_not_depend_on_its_batch(mini, dola):
-    together = mini.generate(PROMPTS, 1, dola=dola, seed=40)
+def test_image_does_not_depend_on_its_batch(short, dola):
+    together = short.generate(PROMPTS, 1, dola=dola, seed=40)
     for i, prompt in enumerate(PROMPTS):
-        alone = mini.generate(prompt, 1, dola=dola, seed=40 + i)
+        alone = short.generate(prompt, 1, dola=dola, seed=40 + i)
         assert torch.equal(alone.tokens[0, 0], together.tokens[i, 0]), prompt
         assert torch.equal(alone.premature_layers[0, 0], together.premature_layers[i, 0])
 
 
-def test_seeds_are_numbered_through_the_prompts_and_recorded(mini):
-    together = mini.generate(PROMPTS[:2], 3, dola=None, cfg_weight=1.0, seed=100)
+def test_seeds_are_numbered_through_the_prompts_and_recorded(short):
+    together = short.generate(PROMPTS[:2], 3, dola=None, cfg_weight=1.0, seed=100)
     assert together.seeds.tolist() == [[100, 101, 102], [103, 104, 105]]
-    alone = mini.generate(PROMPTS[1], dola=None, cfg_weight=1.0, seed=104)
+    alone = short.generate(PROMPTS[1], dola=None, cfg_weight=1.0, seed=104)
     assert torch.equal(alone.tokens[0, 0], together.tokens[1, 1])
     assert len(together.tokens[0].unique(dim=0)) == 3
 
 
-def test_without_a_seed_every_call_differs_and_the_seed_drawn_is_recorded(mini):
-    first, second = (mini.generate(PROMPTS[0], seed=None) for _ in range(2))
+def test_without_a_seed_every_call_differs_and_the_seed_drawn_is_recorded(short):
+    first, second = (short.generate(PROMPTS[0], seed=None) for _ in range(2))
     assert first.seeds != second.seeds
-    again = mini.generate(PROMPTS[0], seed=int(first.seeds[0, 0]))
+    again = short.generate(PROMPTS[0], seed=int(first.seeds[0, 0]))
     assert torch.equal(again.tokens, first.tokens)
 
 
@@ -87,9 +87,9 @@ def test_static_dola_contrasts_with_its_layer_everywhere(mini):
     assert (out.jsd > 0).all()
 
 
-def test_dola_changes_the_image(mini):
-    baseline = mini.generate(PROMPTS[:2], dola=None)
-    assert not torch.equal(mini.generate(PROMPTS[:2]).tokens, baseline.tokens)
+def test_dola_changes_the_image(short):
+    baseline = short.generate(PROMPTS[:2], dola=None)
+    assert not torch.equal(short.generate(PROMPTS[:2]).tokens, baseline.tokens)
 
 
 @pytest.mark.parametrize("dola", [None, DoLaConfig()], ids=["baseline", "dola"])
@@ -100,11 +100,11 @@ def test_backends_draw_the_same_images(deepseek, dola, monkeypatch):
     assert all(torch.equal(tokens, drawn[0]) for tokens in drawn[1:])
 
 
-def test_a_model_already_in_memory_is_wrapped_and_left_where_it_is(mini):
-    pipe = JanusDoLa(mini.model, mini.tokenizer)
-    assert pipe.model is mini.model
-    assert pipe.tokenizer is mini.tokenizer
-    assert torch.equal(pipe.generate("x").tokens, mini.generate(["x"]).tokens)
+def test_a_model_already_in_memory_is_wrapped_and_left_where_it_is(short):
+    pipe = JanusDoLa(short.model, short.tokenizer)
+    assert pipe.model is short.model
+    assert pipe.tokenizer is short.tokenizer
+    assert torch.equal(pipe.generate("x").tokens, short.generate(["x"]).tokens)
 
 
 @pytest.mark.parametrize("sampler", ["gumbel", "multinomial"])
@@ -163,9 +163,9 @@ def test_bad_input(mini, arguments, message):
         mini.generate(**{"prompts": "a red circle", **arguments})
 
 
-def test_numbers_of_numpy_are_numbers(mini):
-    expected = mini.generate("a red circle", 2, seed=3, cfg_weight=2.0).tokens
-    codes = mini.generate("a red circle", np.int32(2), seed=np.int64(3), cfg_weight=np.float32(2)).tokens
+def test_numbers_of_numpy_are_numbers(short):
+    expected = short.generate("a red circle", 2, seed=3, cfg_weight=2.0).tokens
+    codes = short.generate("a red circle", np.int32(2), seed=np.int64(3), cfg_weight=np.float32(2)).tokens
     assert torch.equal(codes, expected)
 
 
@@ -175,8 +175,8 @@ def test_max_images_out_of_range(mini, size):
         mini.stream("a red circle", max_images=size)
 
 
-def test_a_stream_of_one_string_is_one_prompt(mini):
-    assert [image.prompt for image in mini.stream("red")] == [0]
+def test_a_stream_of_one_string_is_one_prompt(short):
+    assert [image.prompt for image in short.stream("red")] == [0]
 
 
 @settings(max_examples=10)
@@ -220,19 +220,19 @@ def memory_for(mini, monkeypatch):
     return limit
 
 
-def test_where_memory_runs_out_half_as_many_images_are_drawn_at_once(mini, memory_for):
-    expected = mini.generate(PROMPTS[:2], 2, seed=3)
+def test_where_memory_runs_out_half_as_many_images_are_drawn_at_once(short, memory_for):
+    expected = short.generate(PROMPTS[:2], 2, seed=3)
     begun = memory_for(1)
-    out = mini.generate(PROMPTS[:2], 2, seed=3)
+    out = short.generate(PROMPTS[:2], 2, seed=3)
     assert begun == [4, 2, 1, 1, 1, 1] or begun == [4, 2, 1]  # a slot may serve image after image
     assert torch.equal(out.tokens, expected.tokens)
     assert out.seeds.tolist() == expected.seeds.tolist()
     begun.clear()
-    mini.generate(PROMPTS[:2], 2, max_images=3)
+    short.generate(PROMPTS[:2], 2, max_images=3)
     assert set(begun) == {1}  # for good, until memory is given back
-    mini.engine.release()
+    short.engine.release()
     begun.clear()
-    mini.generate(PROMPTS[:2], 2, max_images=3)
+    short.generate(PROMPTS[:2], 2, max_images=3)
     assert begun[:3] == [3, 2, 1]
 
 
@@ -286,50 +286,50 @@ def test_memory_that_cannot_be_had_is_said_in_one_line(mini, memory_for, sampler
             list(mini.stream(PROMPTS[0], 3))
 
 
-def test_a_list_of_seeds_is_one_for_each_image(mini):
+def test_a_list_of_seeds_is_one_for_each_image(short):
     prompts = ["a green cross", "a small red circle on grey"]
-    out = mini.generate(prompts, parallel_size=2, seed=[7, 2**63 - 1, 7, 0])
+    out = short.generate(prompts, parallel_size=2, seed=[7, 2**63 - 1, 7, 0])
     assert out.seeds.tolist() == [[7, 2**63 - 1], [7, 0]]
-    alone = mini.generate(prompts[1], seed=7)
+    alone = short.generate(prompts[1], seed=7)
     assert torch.equal(out.tokens[1, 0], alone.tokens[0, 0])
     with pytest.raises(ValueError, match="one for each of 4 images, got 2"):
-        mini.generate(prompts, parallel_size=2, seed=[1, 2])
+        short.generate(prompts, parallel_size=2, seed=[1, 2])
 
 
 @pytest.mark.parametrize(("dola", "temperature"), [(DoLaConfig(), 0.7), (None, 1.0), (DoLaConfig(alpha=0.5), 0)])
-def test_log_probabilities_of_the_codes_drawn(mini, dola, temperature):
+def test_log_probabilities_of_the_codes_drawn(short, dola, temperature):
     """Against the reference in float64 on transformers' own hidden states. Other codes have less, or none."""
     prompt = "a small red circle on grey"
-    out = mini.generate(prompt, 2, dola=dola, temperature=temperature, seed=5)
-    actual = mini.log_probs(prompt, out.tokens, dola=dola, temperature=temperature)
+    out = short.generate(prompt, 2, dola=dola, temperature=temperature, seed=5)
+    actual = short.log_probs(prompt, out.tokens, dola=dola, temperature=temperature)
     assert actual.shape == out.tokens.shape
-    expected = _by_transformers(copy.deepcopy(mini.model).double(), mini, prompt, out.tokens[0, 1], dola, temperature)
+    expected = _by_transformers(copy.deepcopy(short.model).double(), short, prompt, out.tokens[0, 1], dola, temperature)
     assert torch.allclose(actual[0, 1].double(), expected, atol=2e-3)
     if temperature == 0:
         assert (actual == 0).all()
     other = (out.tokens + 1) % 512
-    assert (mini.log_probs(prompt, other, dola=dola, temperature=temperature) < actual).float().mean() > 0.9
+    assert (short.log_probs(prompt, other, dola=dola, temperature=temperature) < actual).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("negative", ["a blue square on black", "blue", "a blue square on black, " * 4])
-def test_a_negative_prompt_stands_in_the_unconditional_row(mini, negative):
+def test_a_negative_prompt_stands_in_the_unconditional_row(short, negative):
     prompt = "a small red circle on grey"
-    out = mini.generate(prompt, 2, temperature=0.7, seed=5, negative_prompt=negative)
-    assert not torch.equal(out.tokens, mini.generate(prompt, 2, temperature=0.7, seed=5).tokens)
-    actual = mini.log_probs(prompt, out.tokens, temperature=0.7, negative_prompt=negative)
-    model = copy.deepcopy(mini.model).double()
-    expected = _by_transformers(model, mini, prompt, out.tokens[0, 1], DoLaConfig(), 0.7, negative)
+    out = short.generate(prompt, 2, temperature=0.7, seed=5, negative_prompt=negative)
+    assert not torch.equal(out.tokens, short.generate(prompt, 2, temperature=0.7, seed=5).tokens)
+    actual = short.log_probs(prompt, out.tokens, temperature=0.7, negative_prompt=negative)
+    model = copy.deepcopy(short.model).double()
+    expected = _by_transformers(model, short, prompt, out.tokens[0, 1], DoLaConfig(), 0.7, negative)
     assert torch.allclose(actual[0, 1].double(), expected, atol=2e-3)
-    (streamed,) = mini.stream(prompt, temperature=0.7, seed=5, negative_prompt=negative)
+    (streamed,) = short.stream(prompt, temperature=0.7, seed=5, negative_prompt=negative)
     assert torch.equal(streamed.tokens, out.tokens[0, 0])
 
 
-def test_away_from_the_prompt_itself_is_no_guidance(mini):
+def test_away_from_the_prompt_itself_is_no_guidance(short):
     prompt = "a small red circle on grey"
-    out = mini.generate(prompt, 2, dola=None, seed=5, negative_prompt=prompt)
-    assert torch.equal(out.tokens, mini.generate(prompt, 2, dola=None, seed=5, cfg_weight=1).tokens)
-    none = mini.generate(prompt, seed=5, negative_prompt=" ")
-    assert torch.equal(none.tokens, mini.generate(prompt, seed=5).tokens)
+    out = short.generate(prompt, 2, dola=None, seed=5, negative_prompt=prompt)
+    assert torch.equal(out.tokens, short.generate(prompt, 2, dola=None, seed=5, cfg_weight=1).tokens)
+    none = short.generate(prompt, seed=5, negative_prompt=" ")
+    assert torch.equal(none.tokens, short.generate(prompt, seed=5).tokens)
 
 
 @pytest.mark.parametrize(
@@ -368,34 +368,34 @@ def _by_transformers(model, pipe, prompt, codes, dola, temperature, negative=Non
     return log_probabilities(scores, codes, temperature)
 
 
-def test_top_k_and_top_p_leave_the_most_probable_codes(mini):
+def test_top_k_and_top_p_leave_the_most_probable_codes(short):
     """One code is the greedy one; the windows agree; log-probabilities are those of what is left."""
     prompt, settings = "a red circle", DrawSettings(5.0, 1.5, None, top_k=3, top_p=0.9)
-    greedy = mini.generate(prompt, 2, settings, temperature=0.0, seed=5).tokens
-    assert torch.equal(mini.generate(prompt, 2, dola=None, top_k=1, seed=5).tokens, greedy)
-    drawn = mini.generate(prompt, 2, settings, seed=5, window=8)
-    assert torch.equal(drawn.tokens, mini.generate(prompt, 2, settings, seed=5, window=1).tokens)
-    assert not torch.equal(drawn.tokens, mini.generate(prompt, 2, settings, top_k=0, top_p=1, seed=5).tokens)
-    actual = mini.log_probs(prompt, drawn.tokens, settings)
+    greedy = short.generate(prompt, 2, settings, temperature=0.0, seed=5).tokens
+    assert torch.equal(short.generate(prompt, 2, dola=None, top_k=1, seed=5).tokens, greedy)
+    drawn = short.generate(prompt, 2, settings, seed=5, window=8)
+    assert torch.equal(drawn.tokens, short.generate(prompt, 2, settings, seed=5, window=1).tokens)
+    assert not torch.equal(drawn.tokens, short.generate(prompt, 2, settings, top_k=0, top_p=1, seed=5).tokens)
+    actual = short.log_probs(prompt, drawn.tokens, settings)
     assert (actual > -torch.inf).float().mean() > 0.98  # at the edge of top-p rounding decides
-    whole = mini.generate(prompt, 2, settings, top_k=0, top_p=1, seed=6).tokens
-    assert (mini.log_probs(prompt, whole, settings) == -torch.inf).any()
-    multinomial = mini.generate(prompt, 2, settings, sampler="multinomial", seed=7)
-    assert (mini.log_probs(prompt, multinomial.tokens, settings) > -torch.inf).float().mean() > 0.98
+    whole = short.generate(prompt, 2, settings, top_k=0, top_p=1, seed=6).tokens
+    assert (short.log_probs(prompt, whole, settings) == -torch.inf).any()
+    multinomial = short.generate(prompt, 2, settings, sampler="multinomial", seed=7)
+    assert (short.log_probs(prompt, multinomial.tokens, settings) > -torch.inf).float().mean() > 0.98
 
 
-def test_settings_and_keywords_say_the_same(mini):
+def test_settings_and_keywords_say_the_same(short):
     prompt, settings = "a red circle", DrawSettings(3.0, 0.7, None, top_k=40)
-    drawn = mini.generate(prompt, 1, settings, seed=3).tokens
+    drawn = short.generate(prompt, 1, settings, seed=3).tokens
     assert torch.equal(
-        drawn, mini.generate(prompt, cfg_weight=3.0, temperature=0.7, dola=None, top_k=40, seed=3).tokens
+        drawn, short.generate(prompt, cfg_weight=3.0, temperature=0.7, dola=None, top_k=40, seed=3).tokens
     )
-    assert torch.equal(drawn[0, 0], mini.generate(prompt, 1, replace(settings, top_k=7), seed=3, top_k=40).tokens[0, 0])
+    assert torch.equal(drawn[0, 0], short.generate(prompt, 1, replace(settings, top_k=7), seed=3, top_k=40).tokens[0, 0])
     with pytest.raises(
         ValueError, match="settings must be DrawSettings, got DoLaConfig.*; a DoLaConfig is given as contrast="
     ):
-        mini.generate(prompt, 1, DoLaConfig())
+        short.generate(prompt, 1, DoLaConfig())
     with pytest.raises(ValueError, match="dola must be a contrast such as DoLaConfig.., or None for plain"):
-        mini.generate(prompt, dola=False)
+        short.generate(prompt, dola=False)
     with pytest.raises(TypeError, match="unexpected keyword argument 'tempereture'"):
-        mini.generate(prompt, tempereture=1)
+        short.generate(prompt, tempereture=1)

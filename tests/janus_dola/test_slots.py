@@ -25,11 +25,11 @@ def same_bits(image, other) -> bool:
 
 
 @pytest.fixture(scope="module")
-def half(mini) -> dict[torch.dtype, JanusDoLa]:
+def half(short) -> dict[torch.dtype, JanusDoLa]:
     """The mini model in other dtypes."""
-    result = {torch.float32: mini}
+    result = {torch.float32: short}
     for dtype in (torch.bfloat16, torch.float16):
-        result[dtype] = JanusDoLa(copy.deepcopy(mini.model).to(dtype), mini.tokenizer)
+        result[dtype] = JanusDoLa(copy.deepcopy(short.model).to(dtype), short.tokenizer)
     return result
 
 
@@ -103,10 +103,10 @@ def draw(pipe, jobs, window, slots):
 
 
 @pytest.mark.parametrize("window", [1, 8])
-def test_an_image_that_is_not_finite_leaves_its_neighbours_bits_alone(mini, monkeypatch, window):
+def test_an_image_that_is_not_finite_leaves_its_neighbours_bits_alone(short, monkeypatch, window):
     """Nor those of the image that comes into its slot."""
     prompts = [*PROMPTS, *FILLERS]
-    expected = list(mini.stream(prompts, max_images=2, window=window))
+    expected = list(short.stream(prompts, max_images=2, window=window))
     step, calls = Decoder.step, []
 
     def poisoned(decoder, visible):
@@ -117,11 +117,11 @@ def test_an_image_that_is_not_finite_leaves_its_neighbours_bits_alone(mini, monk
 
     monkeypatch.setattr(Decoder, "step", poisoned)
     with pytest.raises(NonFiniteError, match=r"became NaN or infinite for image\(s\) \[1\], counted over all") as error:
-        mini.generate(prompts[:2], window=window)
+        short.generate(prompts[:2], window=window)
     assert error.value.images == [1]
     assert [same_bits(image, expected[0]) for image in error.value.drawn] == [True]
     calls.clear()
-    actual = draw(mini, jobs_for(mini, prompts, range(len(prompts))), window, 2)
+    actual = draw(short, jobs_for(short, prompts, range(len(prompts))), window, 2)
     assert [bool(codes.finite) for codes in actual] == [i != 1 for i in range(len(prompts))]
     assert all(same_bits(a, b) for i, (a, b) in enumerate(zip(actual, expected, strict=True)) if i != 1)
 
@@ -134,17 +134,17 @@ def test_pixels_that_are_not_finite_are_reported_and_not_drawn_black(mini):
     assert error.value.images == [0, 1]
 
 
-def test_four_threads_draw_what_one_after_the_other_does(mini):
+def test_four_threads_draw_what_one_after_the_other_does(short):
     calls = [
         {"prompts": PROMPTS[i % 3 :], "seed": 10 * i, "window": (1, 8)[i % 2], "temperature": (1.0, 0.5)[i // 2 % 2]}
         for i in range(4)
     ]
     calls = [{**call, "parallel_size": 6 // len(call["prompts"])} for call in calls]
-    expected = [mini.generate(**call) for call in calls]
+    expected = [short.generate(**call) for call in calls]
     results = [None] * len(calls)
 
     def run(i):
-        results[i] = mini.generate(**calls[i])
+        results[i] = short.generate(**calls[i])
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -156,20 +156,20 @@ def test_four_threads_draw_what_one_after_the_other_does(mini):
         assert torch.equal(one.tokens, other.tokens)
 
 
-def test_drawing_within_a_stream_that_goes_on(mini):
-    expected = mini.generate(PROMPTS, seed=3).tokens[:, 0]
-    for image in mini.stream(PROMPTS, seed=3, max_images=1):
-        assert torch.equal(mini.generate(PROMPTS[image.prompt], seed=image.seed).tokens[0, 0], expected[image.prompt])
+def test_drawing_within_a_stream_that_goes_on(short):
+    expected = short.generate(PROMPTS, seed=3).tokens[:, 0]
+    for image in short.stream(PROMPTS, seed=3, max_images=1):
+        assert torch.equal(short.generate(PROMPTS[image.prompt], seed=image.seed).tokens[0, 0], expected[image.prompt])
         assert torch.equal(image.tokens, expected[image.prompt])
 
 
-def test_images_are_yielded_in_order_however_long_they_take(mini):
-    drawn = list(mini.stream(PROMPTS + FILLERS, 2, max_images=3))
+def test_images_are_yielded_in_order_however_long_they_take(short):
+    drawn = list(short.stream(PROMPTS + FILLERS, 2, max_images=3))
     assert [(image.prompt, image.k) for image in drawn] == [(i, k) for i in range(6) for k in range(2)]
     assert len({image.passes for image in drawn}) > 1
 
 
-def test_a_slot_that_is_free_is_filled_at_once(mini, monkeypatch):
+def test_a_slot_that_is_free_is_filled_at_once(short, monkeypatch):
     """No pass is run with an empty slot while images wait."""
     waiting, advance = [], SlotRunner.advance
 
@@ -178,7 +178,7 @@ def test_a_slot_that_is_free_is_filled_at_once(mini, monkeypatch):
         return advance(runner)
 
     monkeypatch.setattr(SlotRunner, "advance", watched)
-    drawn = list(mini.stream(PROMPTS * 3, max_images=2))
+    drawn = list(short.stream(PROMPTS * 3, max_images=2))
     assert len(drawn) == 9
     alone = next(i for i, busy in enumerate(waiting) if busy < 2)
     assert sum(waiting) == sum(image.passes for image in drawn)
@@ -231,10 +231,10 @@ def test_jobs_are_kept_until_their_images_are_out():
 
 
 @pytest.mark.parametrize("window", [1, 8])
-def test_an_image_that_is_cancelled_frees_its_slot_and_leaves_the_other_alone(mini, window):
-    first, other, late = jobs_for(mini, PROMPTS, [3, 4, 5])
-    alone = draw(mini, [other], window, 2)[0]
-    with mini.engine.runner(plan_of(mini), 2, 60, first.params, window) as runner:
+def test_an_image_that_is_cancelled_frees_its_slot_and_leaves_the_other_alone(short, window):
+    first, other, late = jobs_for(short, PROMPTS, [3, 4, 5])
+    alone = draw(short, [other], window, 2)[0]
+    with short.engine.runner(plan_of(short), 2, 60, first.params, window) as runner:
         runner.admit([first])
         runner.admit([other])
         assert (runner.jobs, runner.free) == ([first, other], [])
@@ -251,18 +251,18 @@ def test_an_image_that_is_cancelled_frees_its_slot_and_leaves_the_other_alone(mi
         assert runner.free == [0, 1]
 
 
-def test_a_longer_prompt_waits_for_a_larger_buffer(mini):
+def test_a_longer_prompt_waits_for_a_larger_buffer(short):
     long = "a large red circle on white" + " and a green cross" * 20
     prompts = [*PROMPTS, long, *FILLERS]
-    drawn = list(mini.stream(prompts, max_images=2))
+    drawn = list(short.stream(prompts, max_images=2))
     for i, prompt in enumerate(prompts):
-        assert torch.equal(drawn[i].tokens, mini.generate(prompt, seed=i).tokens[0, 0])
+        assert torch.equal(drawn[i].tokens, short.generate(prompt, seed=i).tokens[0, 0])
 
 
-def test_an_error_comes_after_the_images_before_it(mini):
+def test_an_error_comes_after_the_images_before_it(short):
     drawn = []
     with pytest.raises(ValueError, match="prompts must be strings, got 7"):
-        drawn.extend(each.prompt for each in mini.stream([*PROMPTS, 7, "a red circle"], max_images=2))
+        drawn.extend(each.prompt for each in short.stream([*PROMPTS, 7, "a red circle"], max_images=2))
     assert drawn == [0, 1, 2]
 
 

@@ -199,7 +199,7 @@ def test_views_into_one_bucket_stay_views(whose, order, request):
     assert torch.equal(changed, fresh(pipe))
 
 
-def losses(pipe, way, draws, steps=20) -> list[float]:
+def losses(pipe, way, draws, steps=6) -> list[float]:
     """Trains the language model on a line of noise."""
     torch.manual_seed(0)
     model = pipe.model
