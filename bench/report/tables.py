@@ -153,7 +153,7 @@ def on_a_cpu(record: Record) -> str:
             *(_ratio(reference, stage("torch", dtype)) for dtype in _ON_A_CPU),
         ]
     ]
-    for model in ("mini", "1B, 4 blocks"):
+    for model in dict.fromkeys(row.facts["model"] for row in record.select("test_image")):
         rows.append(
             [
                 f"{model}: a pass with DoLa over one without, 4 images, one code each",

@@ -4,24 +4,23 @@ import gc
 
 import torch
 
-from bench.speed import shapes
+from bench.speed.widened import REAL_SIDE, widened
 from janus_dola import DoLaConfig, JanusDoLa
 
 DOLA = {"baseline": None, "DoLa": DoLaConfig()}
-FEW_BLOCKS = "1B, 4 blocks"
-_ALL_LAYERS = DoLaConfig(candidate_layers=[1, 2, 3])
+FEW_BLOCKS = "1B, 8 blocks"
 MODELS = {
     "mini": lambda device, dtype: JanusDoLa.from_pretrained("mini", device, dtype),
-    FEW_BLOCKS: lambda device, dtype: shapes.random_janus("1B", blocks=4, codes_a_side=5, device=device, dtype=dtype),
-    "1B": lambda device, dtype: shapes.random_janus("1B", device=device, dtype=dtype),
-    "7B": lambda device, dtype: shapes.random_janus("7B", device=device, dtype=dtype),
+    FEW_BLOCKS: lambda device, dtype: widened("1B", 8, device=device, dtype=dtype),
+    "1B": lambda device, dtype: widened("1B", None, REAL_SIDE, device, dtype),
+    "7B": lambda device, dtype: widened("7B", None, REAL_SIDE, device, dtype),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _loaded: dict[tuple[str, str], JanusDoLa] = {}
 
 
 def model(name: str, device: str, dtype: str) -> JanusDoLa:
-    """Returns one of `MODELS`. Those of real shapes have random weights; float16 on a CPU is packed."""
+    """Returns one of `MODELS`. Those of real sizes are the mini model, widened; float16 on a CPU is packed."""
     if (name, dtype) not in _loaded:
         _loaded.clear()
         gc.collect()
@@ -34,8 +33,3 @@ def model(name: str, device: str, dtype: str) -> JanusDoLa:
 def load(name: str, device: str, dtype: str) -> JanusDoLa:
     """Makes the same anew."""
     return MODELS[name](device, DTYPES[dtype])
-
-
-def dola_of(name: str, way: str) -> DoLaConfig | None:
-    """Returns None, or DoLa with the default candidates; 4 blocks have none, and all layers are taken."""
-    return _ALL_LAYERS if (name, way) == (FEW_BLOCKS, "DoLa") else DOLA[way]

@@ -30,7 +30,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 def contenders(name: str, images: int) -> dict[str, Callable[[], object]]:
     """Returns what is timed, by a name that says dtype and, for ours, the window."""
     calls: dict[str, Callable[[], object]] = {}
-    dola = models.dola_of(name, "DoLa")
+    dola = models.DOLA["DoLa"]
     for dtype in DTYPES:
         pipe = models.load(name, "cpu", dtype)
         for window in (1, "auto"):
@@ -86,7 +86,7 @@ def rows(name: str, images: int, seconds: dict[str, list[float]]) -> list[list]:
 def main(rounds: Annotated[int, typer.Option(help="Rounds that count.")] = 5) -> None:
     """Measure all, write the record, print the table."""
     warnings.filterwarnings("error", "launch")  # a launch that fell back would be another contender
-    cases = [(name, images) for name in ("mini", "1B, 4 blocks") for images in (1, 4)]
+    cases = [(name, images) for name in ("mini", models.FEW_BLOCKS) for images in (1, 4)]
     record = {f"{name}, {images} images": measure(name, images, rounds) for name, images in cases}
     write_whole(FILE, (json.dumps({"made_with": made_with("cpu"), "seconds": record}, indent=1) + "\n").encode())
     table = [

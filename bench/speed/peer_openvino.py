@@ -1,6 +1,6 @@
 """The blocks of a Llama of the 1B shape by OpenVINO, beside ours, on a CPU: one position of each row a step.
 
-Needs `pip install openvino`. Both take hidden states, keys and values of the same shapes; weights are random, 16 bits in
+Needs `pip install openvino`. Both take hidden states, keys and values of the same shapes; weights have 16 bits in
 OpenVINO's file. OpenVINO computes in what it takes for the best here (bfloat16 where the processor has it) and in float32.
 Steps alternate.
 """
@@ -14,7 +14,8 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from bench.speed import floor, shapes
+from bench.speed import floor
+from bench.speed.widened import widened
 from janus_dola.engine.decoder import VISIBLE_MULTIPLE
 from janus_dola.kernels.block_torch import Positions, buffer_shape, run_blocks
 
@@ -55,7 +56,7 @@ class Step(nn.Module):
 
 def ours(dtype: torch.dtype, rows: int):
     """Returns a step of our blocks."""
-    pipe = shapes.random_janus("1B", blocks=BLOCKS, codes_a_side=5, dtype=dtype)
+    pipe = widened("1B", BLOCKS, dtype=dtype)
     weights = pipe.engine.weights.read()
     buffer = torch.randn(buffer_shape(weights.blocks, rows, VISIBLE_MULTIPLE)).to(pipe.image_model.dtype)
     x = torch.randn(rows, weights.code_table.shape[1]).to(pipe.image_model.dtype)
@@ -67,7 +68,7 @@ def theirs(rows: int, folder: Path) -> dict:
     """Returns a step by OpenVINO in each precision."""
     import openvino as ov
 
-    pipe = shapes.random_janus("1B", blocks=BLOCKS, codes_a_side=5)
+    pipe = widened("1B", BLOCKS)
     heads = pipe.image_model.config.num_attention_heads
     hidden = pipe.image_model.config.hidden_size
     size = hidden // heads

@@ -57,7 +57,7 @@ def test_image(timed, device, benchmark, name, dtype, images, loop, window, way)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
     timed(
-        [lambda: passes.append(LOOPS[loop](pipe, images, models.dola_of(name, way), window))],
+        [lambda: passes.append(LOOPS[loop](pipe, images, models.DOLA[way], window))],
         rounds=rounds,
         model=name, images=images, loop=loop, window=window, way=way, dtype=dtype,
     )  # fmt: skip
@@ -72,7 +72,7 @@ def test_image(timed, device, benchmark, name, dtype, images, loop, window, way)
 test_image.cases = {
     "cpu": {
         case: row
-        for name in ("mini", "1B, 4 blocks") for images in (1, 4) for dtype in ("float32", "float16")
+        for name in ("mini", models.FEW_BLOCKS) for images in (1, 4) for dtype in ("float32", "float16")
         for case, row in table(name, images, "eager", dtype, peers=dtype == "float32").items()
     },
     "cuda": {

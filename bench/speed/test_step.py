@@ -11,7 +11,7 @@ from janus_dola.models.contexts import undisturbed
 from janus_dola.settings import DrawSettings
 
 PROMPT = "a large red circle on white"
-HEADS = {"mini": "mini", "1B, 4 blocks": "1B", "1B": "1B", "7B": "7B"}
+HEADS = {"mini": "mini", models.FEW_BLOCKS: "1B", "1B": "1B", "7B": "7B"}
 
 
 def table(names, dtypes, images, windows, engines):
@@ -28,7 +28,7 @@ def table(names, dtypes, images, windows, engines):
 def test_step(timed, device, name, dtype, images, window, launch, way):
     pipe = models.model(name, device, dtype)
     image_model = pipe.image_model
-    settings, (rows,) = DrawSettings(contrast=models.dola_of(name, way)), pipe.encode(PROMPT)
+    settings, (rows,) = DrawSettings(contrast=models.DOLA[way]), pipe.encode(PROMPT)
     plan = make_plan(image_model, settings, launch=launch)
     params = settings.sampling_params(plan.layers)
     with half_way(pipe.engine, rows, images, plan, params, window) as runner, undisturbed(image_model.device):
@@ -51,7 +51,7 @@ def test_step(timed, device, name, dtype, images, window, launch, way):
 
 test_step.cases = {
     "cpu": table(["mini"], ["float32", "float16"], [1, 4], [1, 8], ["eager"])
-    | table(["1B, 4 blocks"], ["float32", "float16", "bfloat16"], [1, 4], [1, 4], ["eager"]),
+    | table([models.FEW_BLOCKS], ["float32", "float16", "bfloat16"], [1, 4], [1, 4], ["eager"]),
     "cuda": table(["1B", "7B"], ["bfloat16"], [1, 4, 16, 32], [1, 8], ["graph"])
     | table(["1B"], ["bfloat16"], [4], [1, 8], ["compile", "eager"])
     | table(["7B"], ["bfloat16"], [16], [1, 8], ["compile", "eager"]),

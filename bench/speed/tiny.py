@@ -7,10 +7,11 @@ from functools import partial
 
 import pytest
 
-from bench.speed import cases, floor, models, shapes, test_generation, test_pieces, test_text
+from bench.speed import cases, floor, models, test_generation, test_pieces, test_text
+from bench.speed.widened import widened
 
-CODES, SIDE, IMAGES = 64, 4, 2
-_BLOCK = floor.BlockShape("tiny", hidden=32, number=8, heads=2, inner=48)
+CODES, SIDE, IMAGES = 512, 2, 2
+_BLOCK = floor.BlockShape("tiny", hidden=192, number=8, heads=6, inner=512)  # the least that holds the mini model
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
@@ -23,11 +24,9 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     for name in test_text.SHAPES:
         patch.setitem(test_text.SHAPES, name, (_BLOCK, _BLOCK.heads, CODES))
     for name in models.MODELS:
-        patch.setitem(
-            models.MODELS, name, partial(shapes.random_janus, "1B", 4 if name == models.FEW_BLOCKS else 8, SIDE)
-        )
+        patch.setitem(models.MODELS, name, partial(widened, "1B", 8, SIDE))
     for module, name, value in (
-        (shapes, "CODES", CODES), (test_pieces, "CODES", CODES), (test_generation, "CUT", SIDE), (cases, "MOST", 1),
+        (test_pieces, "CODES", CODES), (test_generation, "CUT", SIDE), (cases, "MOST", 1),
     ):  # fmt: skip
         patch.setattr(module, name, value)
 

@@ -45,10 +45,10 @@ def test_every_benchmark():
 
 
 def test_contenders_of_a_paired_run(small):
-    seconds = paired.measure("1B, 4 blocks", images=1, rounds=2)
+    seconds = paired.measure(models.FEW_BLOCKS, images=1, rounds=2)
     assert len(seconds) == 10
     assert {len(each) for each in seconds.values()} == {2}
-    assert len(paired.rows("1B, 4 blocks", 1, seconds)) == len(paired.DTYPES) + 1
+    assert len(paired.rows(models.FEW_BLOCKS, 1, seconds)) == len(paired.DTYPES) + 1
 
 
 def test_passes(small, monkeypatch, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from bench.speed import shapes
+from bench.speed.widened import widened
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.arguments import WINDOWS
 from janus_dola.engine.capacity import positions
@@ -33,8 +33,8 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def wide():
-    """The shape of the 7B model, cut to 4 blocks and 36 codes."""
-    return shapes.random_janus("7B", blocks=4, codes_a_side=6, device="cuda", dtype=torch.bfloat16)
+    """The first blocks of the mini model in the shape of the 7B model."""
+    return widened("7B", blocks=4, device="cuda", dtype=torch.bfloat16)
 
 
 def errors_on_waiting(run):

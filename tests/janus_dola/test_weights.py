@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.speed import shapes
+from bench.speed.widened import widened
 from janus_dola import JanusDoLa
 from janus_dola.kernels.block_torch import Matrix
 from janus_dola.models.weights import CalledModule
@@ -135,7 +135,7 @@ def test_a_model_that_was_drawn_with_is_saved_and_loaded_as_ever(pipe, tmp_path)
 
 def test_weights_of_a_real_shape_are_held_once():
     """Everything that the weights lie in, beside the size of the checkpoint."""
-    pipe = shapes.random_janus("1B", blocks=2, codes_a_side=4)
+    pipe = widened("1B", blocks=2)
     checkpoint = sum(parameter.nbytes for parameter in pipe.model.parameters())
     reader = pipe.engine.weights
     weights = reader.read()
