@@ -5,8 +5,7 @@ COMPAT := .venv-compat/bin
 OF_TRANSFORMERS := tests/janus_dola/test_against_transformers.py tests/janus_dola/test_checkpoints.py \
 	tests/janus_dola/test_prompt.py tests/janus_dola/test_weights.py tests/janus_dola/test_text.py \
 	tests/janus_dola/test_answer.py tests/janus_dola/test_pack.py tests/janus_dola/test_emu3.py tests/bench/test_hub_text.py
-QUICK := tests/janus_dola/test_exact.py tests/janus_dola/test_recorded_tokens.py tests/janus_dola/test_pipeline.py \
-	tests/janus_dola/test_families.py tests/janus_dola/test_engine.py tests/kernels/test_block_torch.py tests/kernels/test_reference.py
+QUICK := @tests/quick.txt
 
 # Two processes at once.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder

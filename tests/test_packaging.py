@@ -1,5 +1,6 @@
 """A user installs a wheel with everything in it, which shadows no import name of others."""
 
+import json
 import os
 import re
 import shutil
@@ -58,7 +59,11 @@ def test_wheel_holds_both_packages_and_no_kernels_of_its_own(built):
     assert {"janus_dola/kernels/gpu/launch_table.json", "janus_dola/mini/checkpoint/model.safetensors"} < expected
     assert expected <= set(names)
     with tarfile.open(built[1]) as source:
+        contents = {name.split("/", 2)[1] for name in source.getnames() if "/" in name}
         assert any(name.endswith("kernels/reference.py") for name in source.getnames())
+    assert {"janus_dola", "LICENSE", "README.md"} <= contents
+    assert "tests" not in contents
+    assert all(archive.stat().st_size <= 14e6 for archive in built)
 
 
 def test_wheel_draws_outside_the_repository(built, tmp_path):
@@ -68,6 +73,19 @@ def test_wheel_draws_outside_the_repository(built, tmp_path):
     out = run("-m", "janus_dola.cli.app", "generate", "a red circle", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert out == "generated_samples/0_a_red_circle_p0.png\n"
     assert (tmp_path / out.strip()).stat().st_size > 500
+
+
+def test_the_container_installs_what_is_here_and_serves():
+    lines = (ROOT / "Containerfile").read_text(encoding="utf-8").splitlines()
+    for line in (line for line in lines if line.startswith("COPY ")):
+        assert all((ROOT / name).exists() for name in line.split()[1:-1]), line
+    entry = next(json.loads(line.removeprefix("ENTRYPOINT ")) for line in lines if line.startswith("ENTRYPOINT "))
+    assert " serve [OPTIONS]" in run("-m", entry[0].replace("-", "_"), *entry[1:], "--help", cwd=ROOT)
+
+
+def test_the_version_to_cite_is_the_one_installed():
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert cited.group(1) in (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("version = ")[1].split("\n")[0]
 
 
 def test_nothing_needs_the_link_to_the_kernels(tmp_path):

@@ -1,11 +1,15 @@
-"""`janus-dola info`: shows what a model is made of."""
+"""`janus-dola info`: shows what a model is made of, and what would run it."""
 
+import platform
+from importlib import metadata
 from typing import Annotated
 
 import typer
 
 from janus_dola.arguments import MINI
 from janus_dola.cli.options import Revision
+
+_SOFTWARE = ("janus-dola", "torch", "transformers", "triton")
 
 
 def info(
@@ -14,7 +18,7 @@ def info(
     ] = MINI,
     revision: Revision = None,
 ) -> None:
-    """Show a model's layers, shapes and default candidate layers, without reading its weights."""
+    """Show a model's layers, shapes and default candidate layers, without reading its weights; and what would run it."""
     import torch
 
     from janus_dola.cli.startup import processors
@@ -22,7 +26,9 @@ def info(
     from janus_dola.kernels.packed import can_pack
     from janus_dola.models import adapt
     from janus_dola.models.checkpoint.load import load_skeleton
+    from janus_dola.models.storage import default_device
 
+    device = default_device()
     image_model = adapt(load_skeleton(model, revision))
     lines = {
         "model": model,
@@ -34,8 +40,19 @@ def info(
         "codes per image": image_model.image_tokens,
         "image size": "{} x {} pixels".format(*image_model.image_size),
         "default candidate layers": ", ".join(map(str, DoLaConfig().layers_to_read(image_model.num_layers))),
+        "software": f"python {platform.python_version()}, "
+        + ", ".join(f"{name} {_version(name)}" for name in _SOFTWARE),
+        "system": platform.platform(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{device}, {platform.machine()}",
         "threads on a CPU": f"{torch.get_num_threads()}, of {processors()} processors; OMP_NUM_THREADS changes it",
         "float16 on a CPU": "packed, computed in float32" if can_pack() else "torch's own matrix products, slow",
     }
     for name, value in lines.items():
         typer.echo(f"{name:26}{value}")
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "is not installed"

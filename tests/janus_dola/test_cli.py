@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from janus_dola import DoLaConfig
@@ -234,6 +235,7 @@ def test_info(call):
     assert lines["image codes (V)"] == "512"
     assert lines["default candidate layers"] == "2, 4, 6"
     assert lines["image size"] == "64 x 64 pixels"
+    assert f"torch {torch.__version__}, transformers {transformers.__version__}" in lines["software"]
 
 
 def test_demo(call, tmp_path):
