@@ -104,7 +104,7 @@ def test_hugging_faces_kernels_is_not_shadowed_from_the_repositorys_root(tmp_pat
     theirs.mkdir()
     (theirs / "__init__.py").write_text("origin = 'Hugging Face'\n")
     # The root comes first on the path, as it does for `python -c` there; a regular package wins all the same.
-    paths = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; sys.path.append({str(tmp_path)!r})"
+    paths = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]"
     code = f"{paths}; import kernels; print(kernels.origin)"
     assert run("-c", code, cwd=ROOT) == "Hugging Face\n"
 
