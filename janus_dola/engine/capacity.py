@@ -20,7 +20,7 @@ def positions(image_model: ImageModel, prompt_tokens: int, window: int) -> int:
 
 def images_that_fit(image_model: ImageModel, prompt_tokens: int, kept_bytes: int = 0) -> int:
     """Returns how many images fit into a GPU's free memory and bytes that will be free, at least 1; on a CPU a constant."""
-    if image_model.device.type != "cuda":
+    if image_model.device.type not in ("cuda", "mps"):
         return _ON_A_CPU
     config = image_model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

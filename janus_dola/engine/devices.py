@@ -22,6 +22,8 @@ def stream_for(purpose: str, device: torch.device) -> torch.cuda.Stream:
 
 def free_memory(device: torch.device) -> int:
     """Returns the bytes available on a GPU: free ones, and ones that torch keeps unused for tensors, not for graphs."""
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     free, _ = torch.cuda.mem_get_info(device)
     return free + sum(
         segment["total_size"] - segment["allocated_size"]
@@ -30,15 +32,24 @@ def free_memory(device: torch.device) -> int:
     )
 
 
+def give_back_memory(device: torch.device) -> None:
+    """Gives back the memory that torch keeps unused on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
 def upload(numbers: Sequence[float], device: torch.device) -> Tensor:
-    """Copies numbers to the device, [n], without waiting for its work."""
-    return torch.tensor(numbers, device="cpu", pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    """Copies numbers to the device, [n], on a CUDA device without waiting for its work."""
+    on_cuda = device.type == "cuda"  # elsewhere copies that do not wait read what is not there (pytorch issue 189690)
+    return torch.tensor(numbers, device="cpu", pin_memory=on_cuda).to(device, non_blocking=on_cuda)
 
 
 def download(tensor: Tensor) -> Tensor:
-    """Copies a tensor to the host without waiting; from a GPU it is there once an event recorded next has passed."""
+    """Copies a tensor to the host; from CUDA without waiting: it is there once an event recorded next has passed."""
     on_host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
-    return on_host.copy_(tensor, non_blocking=True)
+    return on_host.copy_(tensor, non_blocking=tensor.is_cuda)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from janus_dola.arguments import Window
 from janus_dola.engine.capacity import bucket_of, images_that_fit, positions, window_of
 from janus_dola.engine.decoder import Decoder, DecoderKey
-from janus_dola.engine.devices import has_graphs
+from janus_dola.engine.devices import give_back_memory, has_graphs
 from janus_dola.engine.jobs import Job, JobQueue, longest_of
 from janus_dola.engine.plan import Plan
 from janus_dola.engine.progress import Progress
@@ -137,7 +137,7 @@ class Engine:
         """
         with self._lock:
             self._kept = None
-        torch.cuda.empty_cache()
+        give_back_memory(self.image_model.device)
         if images == 1 or all_together:
             fewer = "draw fewer at once (a smaller parallel_size), or " if images > 1 else ""
             raise torch.OutOfMemoryError(

@@ -20,7 +20,7 @@ def start_pixels(image_model: ImageModel, tokens: Tensor) -> Callable[[], Image.
     """
     with undisturbed(tokens.device):
         if not tokens.is_cuda:
-            on_cpu = _pixels(image_model, tokens)
+            on_cpu = [part.cpu() for part in _pixels(image_model, tokens)]
             return lambda: _picture(*on_cpu)
         stream = stream_for("pictures", tokens.device)
         stream.wait_stream(torch.cuda.current_stream(tokens.device))

@@ -97,11 +97,12 @@ class SamplingTensors:
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], like: Tensor) -> "SamplingTensors":
-        """Collects the numbers of images of one kind on the device of a float32 or float64 tensor, without a wait."""
+        """Collects the numbers of images of one kind beside a float32 or float64 tensor, on CUDA without a wait."""
 
         def column(values: list[float], dtype: torch.dtype) -> Tensor:
-            pinned = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=like.device.type == "cuda")
-            return pinned.to(like.device, non_blocking=True)
+            on_cuda = like.device.type == "cuda"  # elsewhere a copy that does not wait may go wrong in silence
+            pinned = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=on_cuda)
+            return pinned.to(like.device, non_blocking=on_cuda)
 
         return cls._from(params, column, like.dtype)
 

@@ -9,6 +9,7 @@ are switched here and switched back, also after an error, and no other thread no
 - the kinds of attention on a GPU: switched while at least one thread draws, since torch has no other way to choose.
 """
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 # Torch's attention on a GPU. By itself torch chooses by shape, and its first choice has not been tried with masks like ours.
 _ATTENTION = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _CPU = torch.device("cpu")
+_NO_MEMORY = re.compile(
+    "MPS backend out of memory|Invalid buffer size"
+)  # of RuntimeErrors; the second is of one tensor
 
 
 class _Attention:
@@ -48,8 +52,9 @@ _attention = _Attention()
 def undisturbed(device: torch.device = _CPU) -> Iterator[None]:
     """Turns off gradients and the caller's contexts in this thread: inference mode, autocast, default device, fake tensors.
 
-    What is made inside can be kept, and used for a loss: it is no inference tensor. On a GPU it also sets the model's
-    device, and one kind of torch's attention. Nothing may be yielded to the caller inside.
+    What is made inside can be kept, and used for a loss: it is no inference tensor. On CUDA it also sets the model's
+    device, and one kind of torch's attention. On Apple's GPUs no memory is a torch.OutOfMemoryError as elsewhere. Nothing
+    may be yielded to the caller inside.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # before the next: it turns gradients on
@@ -63,4 +68,9 @@ def undisturbed(device: torch.device = _CPU) -> Iterator[None]:
         if device.type == "cuda":
             stack.enter_context(torch.cuda.device(device))
             stack.enter_context(_attention)
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            if device.type == "mps" and _NO_MEMORY.match(str(error)):
+                raise torch.OutOfMemoryError(str(error)) from error
+            raise
