@@ -71,7 +71,7 @@ def gumbel_noise(seeds: Tensor, position: int | Tensor, num_codes: int) -> Tenso
         num_codes: V.
     """
     device = seeds.device
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda", "meta"):
         # Apple's GPUs computed integers wrong in silence (pytorch issues 147889, 154171, 190052): another image.
         place = position.cpu() if isinstance(position, Tensor) else position
         return gumbel_noise(seeds.cpu(), place, num_codes).to(device)
