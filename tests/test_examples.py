@@ -1,12 +1,22 @@
-"""The notebook of examples/ runs from its first cell to its last, with the mini model in the place of a large one."""
+"""What lies in examples/ runs, with the mini model in the place of a large one: the notebook, and the nodes of ComfyUI.
+
+No package on PyPI brings ComfyUI's own loader, so a stand-in of its interface loads and runs the nodes.
+"""
 
 import ast
+import importlib.util
 import json
+import math
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import torch
 
+from janus_dola import DoLaConfig, SLEDConfig
 from tests.run_readme import with_mini
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -37,3 +47,93 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     assert not torch.equal(names["baseline"].tokens, names["dola"].tokens)
     assert len(list((tmp_path / "teapots").iterdir())) == 4
     assert commands[0][1:] == ["-m", "janus_dola", "info", "mini"]
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture
+def comfy(monkeypatch):
+    """Stands in for what ComfyUI gives its nodes, and loads the pack as ComfyUI loads it: by its folder's path."""
+    state = SimpleNamespace(progress=[], stop_at=math.inf)
+
+    class ProgressBar:
+        def __init__(self, total):
+            self.total = total
+
+        def update_absolute(self, value, total=None, preview=None):
+            state.progress.append(value / self.total)
+
+    def stop():
+        if len(state.progress) >= state.stop_at:
+            raise Interrupted
+
+    management = SimpleNamespace(throw_exception_if_processing_interrupted=stop)
+    package = SimpleNamespace(utils=SimpleNamespace(ProgressBar=ProgressBar), model_management=management)
+    modules = {"comfy": package, "comfy.utils": package.utils, "comfy.model_management": management}
+    folder = str(EXAMPLES / "comfyui")
+    spec = importlib.util.spec_from_file_location(folder.replace(".", "_x_"), f"{folder}/__init__.py")
+    pack = importlib.util.module_from_spec(spec)
+    for name, module in {**modules, spec.name: pack}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(pack)
+    state.nodes = pack.NODE_CLASS_MAPPINGS
+    return state
+
+
+def run_workflow(comfy, **changes):
+    """Checks the inputs of the pack's nodes as ComfyUI does, then runs each, under inference mode."""
+    workflow, outputs = json.loads((EXAMPLES / "comfyui" / "workflow.json").read_text(encoding="utf-8")), {}
+    for number, node in workflow.items():
+        if node["class_type"] not in comfy.nodes:  # ComfyUI's own
+            assert outputs[node["inputs"]["images"][0]][node["inputs"]["images"][1]].ndim == 4
+            continue
+        kind = comfy.nodes[node["class_type"]]
+        allowed, values = kind.INPUT_TYPES()["required"], {}
+        assert allowed.keys() == node["inputs"].keys()
+        for name, value in node["inputs"].items():
+            value = changes.get(name, value)
+            if isinstance(value, list):
+                value = outputs[value[0]][value[1]]
+            elif isinstance(allowed[name][0], list):
+                assert value in allowed[name][0]
+            else:
+                types = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
+                assert type(value) is types[allowed[name][0]] is type(allowed[name][1]["default"])
+                assert allowed[name][1].get("min", value) <= value <= allowed[name][1].get("max", value)
+            values[name] = value
+        with torch.inference_mode():
+            outputs[number] = getattr(kind(), kind.FUNCTION)(**values)
+        assert len(outputs[number]) == len(kind.RETURN_TYPES)
+    return outputs["2"]
+
+
+@pytest.mark.parametrize(
+    ("widgets", "settings"),
+    [
+        (
+            {"alpha": 0.5, "candidate_layers": "2,4", "premature_layer": "4", "top_p": 0.9},
+            {"contrast": DoLaConfig([2, 4], 0.5, 4), "top_p": 0.9},
+        ),
+        ({"contrast": "sled", "evolution_scale": 60}, {"contrast": SLEDConfig(evolution_scale=60)}),
+        ({"contrast": "none", "negative_prompt": "blue"}, {"contrast": None, "negative_prompt": "blue"}),
+    ],
+)
+def test_nodes_of_comfyui_draw_with_all_settings(comfy, mini, widgets, settings):
+    changes = {"model": "mini", "device": "cpu", "prompt": "a red cross", "images": 1, "seed": 7}
+    images, maps = run_workflow(comfy, **changes, **widgets)
+    expected = mini.generate("a red cross", 1, seed=7, **settings)
+    baseline = mini.generate("a red cross", 1, seed=7, **{**settings, "contrast": None})
+    beside = [torch.from_numpy(np.array(each.images[0][0])) for each in (baseline, expected)]
+    assert torch.equal((images * 255).round().byte(), torch.cat(beside, 1)[None])
+    assert maps.shape == (1, *np.array(expected.layer_map(0, 0)).shape)
+    assert comfy.progress[-1] == 1
+    assert comfy.progress == sorted(comfy.progress)
+
+
+def test_nodes_of_comfyui_stop_when_its_user_says_so(comfy):
+    comfy.stop_at = 3
+    with pytest.raises(Interrupted):
+        run_workflow(comfy, model="mini", device="cpu", prompt="a red cross")
+    assert len(comfy.progress) == 3
