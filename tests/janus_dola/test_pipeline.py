@@ -390,7 +390,9 @@ def test_settings_and_keywords_say_the_same(short):
     assert torch.equal(
         drawn, short.generate(prompt, cfg_weight=3.0, temperature=0.7, dola=None, top_k=40, seed=3).tokens
     )
-    assert torch.equal(drawn[0, 0], short.generate(prompt, 1, replace(settings, top_k=7), seed=3, top_k=40).tokens[0, 0])
+    assert torch.equal(
+        drawn[0, 0], short.generate(prompt, 1, replace(settings, top_k=7), seed=3, top_k=40).tokens[0, 0]
+    )
     with pytest.raises(
         ValueError, match="settings must be DrawSettings, got DoLaConfig.*; a DoLaConfig is given as contrast="
     ):
