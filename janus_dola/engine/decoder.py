@@ -8,12 +8,13 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from janus_dola.engine.devices import capture, has_graphs, upload, waits_are_errors
+from janus_dola.engine.devices import capture, capturing, has_graphs, upload
 from janus_dola.engine.jobs import Job
 from janus_dola.engine.plan import Plan
 from janus_dola.engine.slots import Slots
@@ -46,15 +47,33 @@ class DecoderKey:
     generator: torch.Generator | None = None  # draws for the sampler "multinomial"; None is torch's global one
 
 
-class Decoder:
-    """Draws codes for S images at a time. `params`, any with the plan's kind, fill the slots until images begin there."""
+def keys_values_shape(weights: Weights, key: DecoderKey) -> torch.Size:
+    """Returns the shape for a decoder's keys and values, [N, 2 S, capacity, 2, H_kv, d]."""
+    return torch.Size(buffer_shape(weights.blocks, 2 * key.slots, key.capacity))
 
-    def __init__(self, image_model: ImageModel, weights: Weights, key: DecoderKey, params: SamplingParams) -> None:
+
+class Decoder:
+    """Draws codes for S images at a time. `params`, any with the plan's kind, fill the slots until images begin there.
+
+    Its keys and values take the first numbers of `buffer` [n], finite, and its graphs memory from `pool`; None are its own.
+    """
+
+    def __init__(
+        self,
+        image_model: ImageModel,
+        weights: Weights,
+        key: DecoderKey,
+        params: SamplingParams,
+        buffer: Tensor | None = None,
+        pool: Any = None,
+    ) -> None:
         self.image_model, self.weights, self.key = image_model, weights, key
         plan = self.plan = key.plan
         self.capacity = key.capacity
-        shape = buffer_shape(weights.blocks, 2 * key.slots, key.capacity)
-        self.keys_values = torch.zeros(shape, dtype=image_model.dtype, device=image_model.device)
+        shape = keys_values_shape(weights, key)
+        if buffer is None:
+            buffer = torch.zeros(shape.numel(), dtype=image_model.dtype, device=image_model.device)
+        self.keys_values = buffer[: shape.numel()].view(shape)
         layers = torch.tensor([*plan.layers, image_model.num_layers], device=image_model.device)
         sampling = SamplingTensors.repeat(params, key.slots * plan.window, self.keys_values)
         self.slots = Slots(key.slots, image_model.raster, plan.window, layers, sampling)
@@ -62,7 +81,8 @@ class Decoder:
         self.prompts: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # passes by visible length, captured when first needed
         self._captures = plan.launch != "eager" and has_graphs(image_model.device)
-        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
+        self._pool = torch.cuda.graph_pool_handle() if pool is None and self._captures else pool
+        self._gave_up = False
 
     def admit(self, slots: Sequence[int], jobs: Sequence[Job]) -> None:
         """Begins images in these slots: runs prompts that are new, and draws the first codes."""
@@ -107,32 +127,38 @@ class Decoder:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             # Compiled for the shortest and the longest view, a pass serves all between.
             for visible in sorted({VISIBLE_MULTIPLE, self.capacity}):
-                self.step(visible)
-                if self._captures:
-                    with waits_are_errors():
-                        self.step(visible)
-                    self._capture(visible)
+                with capturing:
+                    self.step(visible)
+                    if self._captures:
+                        self._capture(visible)
         if generator is not None and state is not None:
             generator.set_state(state)
+
+    def rest(self) -> None:
+        """Forgets what only this call needs; the next one may try again to capture what could not be captured."""
+        self.prompts.clear()
+        self._gave_up = False
 
     def run(self, visible: int) -> None:
         """Runs a pass as `step` does, by its graph if there is one; otherwise captures one for the next pass like it.
 
-        If that fails, it warns once, and no further graphs are captured; but no memory for it is an OutOfMemoryError.
+        If that fails, it warns once, and this call captures no further graphs; but no memory is an OutOfMemoryError.
         """
         if visible in self.graphs:
             self.graphs[visible].replay()
-            return
-        self.step(visible)  # loads what it needs, which must not happen while capturing
-        if not self._captures:
-            return
-        try:
-            self._capture(visible)
-        except torch.OutOfMemoryError:
-            raise
-        except CANNOT_RUN as error:
-            warnings.warn(f"a pass could not be captured, and runs without a graph instead: {error}", stacklevel=2)
-            self._captures = False
+        elif self._gave_up or not self._captures:
+            self.step(visible)
+        else:
+            with capturing:
+                self.step(visible)
+                try:
+                    self._capture(visible)
+                except torch.OutOfMemoryError:
+                    raise
+                except CANNOT_RUN as error:
+                    self._gave_up = True
+                    message = f"a pass could not be captured, and runs without a graph instead: {error}"
+                    warnings.warn(message, stacklevel=2)
 
     def _capture(self, visible: int) -> None:
         device = self.image_model.device

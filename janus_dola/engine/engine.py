@@ -1,4 +1,4 @@
-"""The engine: takes images through slots, keeps a decoder for the next call like it, and knows how many images fit."""
+"""The engine: takes images through slots, keeps decoders for calls like theirs, and knows how many images fit."""
 
 import sys
 import threading
@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 
 import torch
 from tqdm.auto import tqdm
@@ -13,6 +14,7 @@ from tqdm.auto import tqdm
 from janus_dola.arguments import Window
 from janus_dola.engine.capacity import bucket_of, images_that_fit, positions, window_of
 from janus_dola.engine.decoder import Decoder, DecoderKey
+from janus_dola.engine.decoder_cache import DecoderCache
 from janus_dola.engine.devices import give_back_memory, has_graphs
 from janus_dola.engine.jobs import Job, JobQueue, longest_of
 from janus_dola.engine.plan import Plan
@@ -29,16 +31,16 @@ from janus_dola.models.weights import WeightReader
 class Engine:
     """Draws images with one model, for as many threads as call it.
 
-    It keeps a decoder with its graphs for the next call like it. Where a pass cannot be compiled or captured it warns once,
-    and runs passes eagerly; with such warnings as errors, every call that meets one raises.
+    It keeps decoders with their graphs for calls like theirs. Where a pass cannot be compiled or captured it warns once, and
+    runs passes like it eagerly, until `release`; with such warnings as errors, every call that meets one raises.
     """
 
     def __init__(self, image_model: ImageModel) -> None:
         self.image_model = image_model
         self.weights = WeightReader(image_model)
         self._lock = threading.Lock()  # guards all below
-        self._kept: Decoder | None = None
-        self._failed: set[str] = set()  # launches that failed here
+        self._kept: DecoderCache | None = None  # nobody draws with it
+        self._failed: set[tuple[Plan, torch.dtype]] = set()  # could not be compiled or captured
         self._limit: int | None = None  # images at once, since memory ran out; until `release`
 
     def draw(
@@ -62,7 +64,7 @@ class Engine:
             return sys.maxsize if together else self.fit(longest, max_images)
 
         while (following := queue.peek()) is not None:
-            first = queue.take_together(limit)
+            first = queue.take_together(cache(limit))  # asks for free memory once, not for each image
             # torch.multinomial draws other numbers for a larger batch.
             exact = together or not has_graphs(self.image_model.device)
             count = max(len(first), slots)
@@ -82,48 +84,45 @@ class Engine:
         bar: tqdm | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[SlotRunner]:
-        """Yields a runner with free slots; then keeps its decoder for the next call, if graphs make that worth while.
+        """Yields a runner with free slots; then keeps its decoder for calls like it, if graphs make that worth while.
 
         `longest` is the longest prompt's number of tokens, `params` are any with the plan's kind, `window` takes the place
         of the plan's; "auto" is the fastest for so many slots.
         """
         with undisturbed(self.image_model.device):
             plan = replace(plan, window=window_of(slots, self.image_model) if window == "auto" else window)
-            decoder = self._decoder(plan, slots, longest, params, generator)
+            decoders, decoder = self._decoder(plan, slots, longest, params, generator)
         try:
             yield SlotRunner(decoder, Progress() if bar is None else bar)
         finally:
-            decoder.prompts.clear()
+            decoder.rest()
             if has_graphs(self.image_model.device):
                 with self._lock:
-                    self._kept = decoder
+                    self._kept = decoders
 
     def _decoder(
         self, plan: Plan, slots: int, longest: int, params: SamplingParams, generator: torch.Generator | None
-    ) -> Decoder:
-        """Returns the decoder that is kept, if it fits, else a new one."""
+    ) -> tuple[DecoderCache, Decoder]:
+        """Returns a decoder, and those that it shares memory with: the ones that are kept, if there is room for it."""
         with self._lock:
-            if plan.launch in self._failed:
+            tried = plan, self.image_model.dtype
+            if tried in self._failed:
                 plan = plan.simplest
             key = DecoderKey(plan, slots, positions(self.image_model, longest, plan.window), generator)
-            kept, self._kept = self._kept, None
+            decoders, self._kept = self._kept, None
             weights = self.weights.read()
-            if kept is not None and kept.key == key and kept.weights.lie_where(weights):
-                return kept
-            del kept  # its memory is free for the new one
-            decoder = None
+            if decoders is None or not decoders.has_room(weights, key):
+                decoders = None  # their memory is free for the new ones
+                decoders = DecoderCache(self.image_model, weights, key)
             try:
-                decoder = Decoder(self.image_model, weights, key, params)
-                decoder.try_out()
-                return decoder
+                return decoders, decoders.get(key, params)
             except CANNOT_RUN as error:
                 if plan.launch == "eager" or isinstance(error, torch.OutOfMemoryError):
                     raise
                 message = f"launch {plan.launch!r} failed, and passes run eagerly on tensors instead: {error}"
                 warnings.warn(message, stacklevel=2)
-                self._failed.add(plan.launch)
-                decoder = None  # its memory is free, too
-            return Decoder(self.image_model, weights, replace(key, plan=plan.simplest), params)
+                self._failed.add(tried)
+            return decoders, decoders.get(replace(key, plan=plan.simplest), params)
 
     def fit(self, longest: int, max_images: int | None = None) -> int:
         """Returns how many images to draw at once, None being as many as fit into memory; fewer since memory ran out."""
@@ -149,12 +148,13 @@ class Engine:
             self._limit = half if self._limit is None else min(self._limit, half)
 
     def release(self) -> None:
-        """Gives back the memory that is kept for the next call, and forgets that memory ran out before."""
+        """Gives back the memory that is kept for later calls, and forgets that memory ran out or a capture failed before."""
         with self._lock:
             self._kept, self._limit = None, None
+            self._failed.clear()
 
     @property
     def kept_bytes(self) -> int:
-        """Returns the bytes kept for the next call, which are given back if that call is of another kind."""
+        """Returns the bytes kept for keys and values, which later calls use, or get back where they need more."""
         kept = self._kept
-        return 0 if kept is None else kept.keys_values.nbytes
+        return 0 if kept is None else kept.nbytes

@@ -9,18 +9,18 @@ from tqdm.auto import tqdm
 
 from janus_dola.engine.capacity import positions
 from janus_dola.engine.decoder import Decoder, visible_length
-from janus_dola.engine.devices import download
+from janus_dola.engine.devices import download, end_of_queue
 from janus_dola.engine.jobs import Job, JobQueue, longest_of
 from janus_dola.engine.slots import Codes
 from janus_dola.models.contexts import undisturbed
 
-_AHEAD = 4  # passes by which the host may be ahead
+_AHEAD = 2  # passes by which the host may be ahead: a pass takes far longer than launching it
 
 
 class SlotRunner:
     """Takes images through one decoder's slots: admits them, runs passes, and hands out images that are done.
 
-    The device knows how many positions are decided in each slot, and the host learns it some passes late. Meanwhile the
+    The device knows how many positions are decided in each slot, and the host learns it up to two passes late. Meanwhile the
     host keeps two bounds per slot, `_decided_at_least` <= truth <= `_decided_at_most`: the lower one tells when an image
     is done, the upper one how far the next pass has to look. They are equal if each pass decides one code.
     """
@@ -32,8 +32,9 @@ class SlotRunner:
         self._count = len(decoder.slots.seeds)
         self._decided_at_least, self._decided_at_most = [0] * self._count, [0] * self._count
         self._passes = 0
-        # Progress on its way to the host, oldest first: passes, images, decided positions by slot, and when they are there.
-        self._arriving: deque[tuple[int, dict[Job, int], Tensor, torch.cuda.Event | None]] = deque()
+        # Progress on its way to the host, oldest first: passes, images, decided positions by slot (None if known), and when
+        # they are there.
+        self._arriving: deque[tuple[int, dict[Job, int], Tensor | None, torch.cuda.Event | None]] = deque()
 
     @property
     def jobs(self) -> list[Job]:
@@ -62,7 +63,8 @@ class SlotRunner:
 
     def cancel(self, job: Job) -> None:
         """Gives up an image being drawn; its slot is free."""
-        del self._slot_of[job]
+        with undisturbed(self.decoder.image_model.device):
+            self.decoder.slots.leave(self._slot_of.pop(job))
 
     def run(self, first: Sequence[Job], queue: JobQueue) -> Iterator[tuple[Job, Codes]]:
         """Draws the first jobs, then jobs from the queue while they fit into the decoder; yields each when done."""
@@ -100,14 +102,12 @@ class SlotRunner:
             self.decoder.run(self.visible)
             self._passes += 1
             self._decided_at_most = [min(most + self._window, self._length) for most in self._decided_at_most]
+            now = self._passes, dict(self._slot_of)
             if self._window == 1:  # known without reading it back
-                known.append((self._passes, dict(self._slot_of), self._decided_at_most))
-            else:
-                decided = self.decoder.slots.decided
-                copy = download(decided)
-                event = torch.cuda.current_stream(decided.device).record_event() if decided.is_cuda else None
-                self._arriving.append((self._passes, dict(self._slot_of), copy, event))
-                known.extend(self._arrived())
+                known.append((*now, self._decided_at_most))
+            decided = None if self._window == 1 else download(self.decoder.slots.decided)
+            self._arriving.append((*now, decided, end_of_queue(device)))
+            known.extend(self._arrived())
         for progress in known:  # the caller's callback is called in the caller's contexts
             self._note_progress(*progress)
         done = [job for job in self._slot_of if self.decided(job) >= self._length]
@@ -116,7 +116,7 @@ class SlotRunner:
         with undisturbed(device):
             codes = [self.codes(job) for job in done]
         for job in done:
-            del self._slot_of[job]
+            self.cancel(job)
         return list(zip(done, codes, strict=True))
 
     def _arrived(self) -> Iterator[tuple[int, dict[Job, int], list[int]]]:
@@ -128,7 +128,8 @@ class SlotRunner:
                     return
                 event.synchronize()
             self._arriving.popleft()
-            yield passes, slot_of, decided.tolist()
+            if decided is not None:
+                yield passes, slot_of, decided.tolist()
 
     def _note_progress(self, passes: int, slot_of: dict[Job, int], decided: list[int]) -> None:
         """Corrects the bounds: in each slot so many positions were decided after so many passes."""

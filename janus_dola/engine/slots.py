@@ -48,7 +48,7 @@ class Codes:
 class Slots:
     """S slots, whose images have T' positions each. A pass feeds W codes per slot.
 
-    A slot is empty if its image is done. It is fed all the same, and nothing comes of it.
+    A slot is empty if its image is done. It is fed all the same, at its row's first positions, and nothing comes of it.
     """
 
     def __init__(self, slots: int, raster: Raster, window: int, layers: Tensor, sampling: SamplingTensors):
@@ -56,10 +56,11 @@ class Slots:
             return torch.zeros(slots, *shape, dtype=dtype, device=layers.device)
 
         self.window, self._raster = window, raster
+        self._nowhere = 1 - raster.length  # stands for a prompt's length in an empty slot: it is fed at position 0
         self._layer_numbers = layers  # [L], by index into the stack
         positions = raster.length + 2 * window  # guesses go beyond an image's end
         self.seeds = zeros()
-        self.prompt_tokens = torch.stack([zeros() + 1] * 2)  # [2, S], lengths of both rows
+        self.prompt_tokens = torch.stack([zeros() + self._nowhere] * 2)  # [2, S], lengths of both rows
         self.decided = zeros() + raster.length  # [S], number of decided positions
         self.passes = zeros()
         self.sampling = sampling  # [S * W], each image's numbers repeated for the W codes fed
@@ -83,6 +84,11 @@ class Slots:
         self.layers[slots, 0] = first.layer
         self.jsd[slots, 0] = first.jsd
         self.finite[slots] = first.finite
+
+    def leave(self, slot: int) -> None:
+        """Empties a slot."""
+        self.decided[slot] = self._raster.length
+        self.prompt_tokens[:, slot] = self._nowhere
 
     @property
     def places(self) -> Tensor:

@@ -5,8 +5,9 @@
 - our own kernels (`block_triton`): with the backend "triton", if they support a model's blocks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
+from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -37,7 +38,10 @@ def resolve_blocks(backend: str, blocks: Sequence[BlockWeights], window: int, co
         a function like `block_torch.run_blocks` that takes a `PassStart` in place of `Positions`.
     """
     if compiled:
-        return partial(_on_tensors, run=_compiled_block())
+        first = blocks[0]
+        sizes = first.attention_norm.weight.shape, first.query_heads, first.key_value_heads, first.head_size
+        stored = first.attention_norm.weight.dtype, type(first.output), type(getattr(first.output, "weight", None))
+        return partial(_on_tensors, run=_compiled_block((window, sizes, stored)))
     if backend == "triton" and block_triton.why_not(blocks, window) is None:
         return block_triton.run_blocks
     return _on_tensors
@@ -58,5 +62,7 @@ def _on_tensors(
 
 
 @cache
-def _compiled_block() -> Callable[[Tensor, BlockWeights, Tensor, Positions], Tensor]:
-    return torch.compile(block, fullgraph=True)
+def _compiled_block(kind: Hashable) -> Callable[[Tensor, BlockWeights, Tensor, Positions], Tensor]:
+    """Returns the block, compiled by torch: a function for each kind of model, since torch compiles one 8 times only."""
+    own = FunctionType(block.__code__.replace(), block.__globals__, block.__name__)
+    return torch.compile(own, fullgraph=True)

@@ -2,11 +2,13 @@
 
 import copy
 import threading
+import types
 
 import pytest
 import torch
 
 from janus_dola import DoLaConfig, JanusDoLa, NonFiniteError
+from janus_dola.engine import decoder, slot_runner
 from janus_dola.engine.capacity import bucket_of, images_that_fit
 from janus_dola.engine.decoder import Decoder
 from janus_dola.engine.jobs import Job, JobQueue
@@ -184,6 +186,64 @@ def test_a_slot_that_is_free_is_filled_at_once(short, monkeypatch):
     assert sum(waiting) == sum(image.passes for image in drawn)
     assert set(waiting[:alone]) == {2}
     assert set(waiting[alone:]) == {1}
+
+
+def test_an_empty_slot_is_fed_at_its_first_position(mini, monkeypatch):
+    """Where attention has next to nothing to look at: before its first image, and after one is done or cancelled."""
+    starts, pass_start = [], decoder.PassStart
+
+    def noted(start, *rest):
+        starts.append(start.view(2, -1)[0])
+        return pass_start(start, *rest)
+
+    monkeypatch.setattr(decoder, "PassStart", noted)
+    first, other = jobs_for(mini, PROMPTS[:2], [3, 4])
+    with mini.engine.runner(plan_of(mini), 3, 60, first.params, window=8) as runner:
+        runner.admit([first])
+        runner.advance()
+        assert (starts[-1] > 0).tolist() == [True, False, False]
+        runner.admit([other])
+        runner.advance()
+        runner.cancel(first)
+        while runner.jobs:
+            runner.advance()
+            assert (starts[-1] > 0).tolist() == [False, True, False]
+        runner.decoder.step(128)
+        assert starts[-1].tolist() == [0, 0, 0]
+
+
+class SlowDevice:
+    """Events of a device that has done no pass before the host waits for it, or of one that is never behind."""
+
+    def __init__(self, behind):
+        self.behind, self.recorded, self.waits = behind, 0, 0
+
+    def end_of_queue(self, device):
+        self.recorded += 1
+        return types.SimpleNamespace(query=lambda: not self.behind, synchronize=self.wait)
+
+    def wait(self):
+        self.waits += 1
+
+
+@pytest.mark.parametrize("window", [1, 8])
+@pytest.mark.parametrize("behind", [True, False])
+def test_the_host_is_at_most_two_passes_ahead_and_waits_for_no_device_that_keeps_up(mini, monkeypatch, window, behind):
+    expected = mini.generate(PROMPTS, seed=3, window=window).tokens
+    device, advance, after = SlowDevice(behind), SlotRunner.advance, []
+
+    def watched(runner):
+        out = advance(runner)
+        after.append(device.recorded - device.waits)
+        return out
+
+    monkeypatch.setattr(slot_runner, "end_of_queue", device.end_of_queue)
+    monkeypatch.setattr(SlotRunner, "advance", watched)
+    assert torch.equal(mini.generate(PROMPTS, seed=3, window=window).tokens, expected)
+    if behind:
+        assert max(after) == 2
+    else:
+        assert device.waits == 0
 
 
 def jobs(lengths):
