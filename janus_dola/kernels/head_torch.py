@@ -22,7 +22,7 @@ def linear(x: Tensor, weight: Tensor | PackedHalf, bias: Tensor | None) -> Tenso
     """Computes x W^T + b, [..., K] to [..., O], accumulated and returned in the precision of x, float32 or float64."""
     if isinstance(weight, PackedHalf) or weight.dtype == x.dtype:
         return Matrix(weight, bias)(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
-    if x.is_cuda and x.dtype == torch.float32:
+    if x.is_cuda and x.dtype == torch.float32 and torch.version.hip is None:  # ROCm has no such product
         # Tensor cores multiply 16-bit operands and accumulate in float32. x goes in as a sum of two 16-bit parts, which hold
         # twice the digits. One part would miss the promised accuracy, since guidance multiplies the error by w.
         rows = x.flatten(0, -2)

@@ -111,6 +111,8 @@ class WeightReader:
                 if all(map(_is_plain, linears)) and len(biases) in (0, len(linears)):
                     whole = Matrix(_lay([linear.weight for linear in linears]), _lay(biases) if biases else None)
                     self._laid[index, name] = whole, _addresses(tuple(map(_product, linears)))
+        if self._image_model.device.type == "cuda":
+            torch.cuda.empty_cache()  # where the weights lay before: blocks too small to be laid into
 
     def read(self) -> Weights:
         """Returns the weights as they are now.

@@ -1,6 +1,7 @@
 """Weights are held once, and what a pipeline draws with is what the model holds when drawing begins."""
 
 import copy
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from bench.speed.widened import widened
 from janus_dola import JanusDoLa
 from janus_dola.kernels.block_torch import Matrix
-from janus_dola.models.weights import CalledModule
+from janus_dola.models.weights import CalledModule, WeightReader
 
 PROMPT = "a large red circle on white"
 
@@ -124,6 +125,14 @@ def test_weights_that_were_loaded_here_are_multiplied_as_one_until_they_are_move
     assert pipe.engine.weights.read().blocks[0].gate_up.whole is not None
     assert torch.equal(tokens(pipe), expected.tokens)
     assert pipe.to("cpu").engine.weights.read().blocks[0].qkv.whole is not None
+
+
+def test_memory_where_weights_lay_before_is_given_back(pipe, monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    parts = SimpleNamespace(device=torch.device("cuda:0"), blocks=pipe.image_model.blocks)
+    WeightReader(parts).lay_as_one()
+    assert emptied == [1]
 
 
 def test_a_model_that_was_drawn_with_is_saved_and_loaded_as_ever(pipe, tmp_path):
