@@ -75,8 +75,7 @@ static-report: .venv/ready  ## compile all kernels for GPUs that are not here, a
 	$(BIN)/python -m bench.forecast
 
 gpu-check:  ## check accuracy, then speed, of the kernels on the GPU here; STAGE=head for one of its stages (uses python3)
-	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(PYTHON) -m bench.gpu.check $(STAGE)
+	$(PYTHON) -m bench.gpu $(STAGE)
 
 tune:  ## measure the kernels' launch parameters anew on the GPU here (uses python3, too)
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .

@@ -1,18 +1,21 @@
-"""Makes all Triton compilations of the stage `correct` beforehand, by all processors at once.
+"""Makes the Triton compilations of a stage of `make gpu-check` beforehand, by several processes at once.
 
-    python -m bench.gpu.compiling # `make gpu-check` begins with it
+    python -m bench.gpu.compiling correct # each stage with kernels begins with it
 
 Launches are recorded on tensors without a device, where nothing runs: what a kernel is given decides what is compiled. The
-compiled kernels lie in Triton's cache on disk, where the checks find them.
+compiled kernels lie in Triton's cache on disk, where the stage finds them.
 """
 
-import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated
 
 import torch
 import triton
@@ -20,25 +23,36 @@ import typer
 from torch import Tensor
 from triton.runtime.jit import JITFunction, MockTensor
 
-from bench.speed import floor
-from janus_dola.kernels import block_triton
+from bench.speed import floor, test_generation, test_head_stage, test_step
+from janus_dola.arguments import WINDOWS
+from janus_dola.cli.startup import processors
+from janus_dola.engine.capacity import bucket_of, window_of
+from janus_dola.kernels import block_triton, head_triton
 from janus_dola.kernels.block_torch import Beside, BlockWeights, Matrix, Norm, PassStart, Rotary
 from janus_dola.kernels.gpu import launch
-from janus_dola.kernels.gpu.codebook import codebook
-from janus_dola.kernels.gpu.normalise import normalise
-from janus_dola.kernels.gpu.project import project
-from janus_dola.kernels.gpu.sweep import as_single_layer_logits, scores, sweep
-from janus_dola.kernels.gpu.truncate import truncate
-from janus_dola.kernels.types import Head, SamplingTensors
+from janus_dola.kernels.types import Head, SamplingParams, SamplingTensors
 from janus_dola.settings import DrawSettings
 
 SHAPES = ("1B", "7B")
 MINI = floor.BlockShape("mini", 192, 8, 6, 512)
 # Of the mini model in the tests of the engines: slots and codes per pass, layers that are read, positions looked at.
-MINI_PASSES = ((1, 1), (6, 1), (16, 1), (4, 1), (4, 8), (8, 1), (8, 2), (8, 4), (8, 8), (8, 16), (8, 32))
+MINI_PASSES = ((1, 1), (2, 8), (6, 1), (16, 1), (4, 1), (4, 8), *((8, window) for window in WINDOWS))
 MINI_LAYERS, MINI_VISIBLE = (4, 1), (64, 128)
-IMAGES, WINDOWS, LAYERS, CAPACITY = (1, 4, 16), (1, 8), 5, 640
-TRUNCATED = 4  # images drawn with top-k and top-p
+IMAGES, LAYERS, CAPACITY = (1, 4, 16), 5, 640
+BLOCK_PASSES = (
+    (1, 1),
+    (1, 8),
+    (1, 16),
+    (1, 32),
+    (64, 1),
+    (13, 8),
+)  # rows of the blocks' test, half of them; and windows
+GROUPED = floor.BlockShape("grouped heads", 2048, 2, 16, 5632)
+WIDE = (16, 2, 4, 1)  # slots of the 7B shape in the tests of the engine
+WIDE_LAYERS, WIDE_WINDOWS, WIDE_VISIBLE = (4, 1), (1, 8), (64, 128)
+PLAIN, TRUNCATED = (settings.sampling_params(()) for settings in (DrawSettings(), DrawSettings(top_k=50, top_p=0.9)))
+UNGUIDED = replace(PLAIN, cfg_weight=None)
+MOST_PROCESSES, BYTES_OF_A_PROCESS = 16, 1 << 30  # of the host's memory and of the GPU's: each has a context there
 
 
 @dataclass(frozen=True)
@@ -72,81 +86,156 @@ def of_launch(kernel: JITFunction, args: tuple, keywords: dict) -> Compilation:
 def recorded(generation: str) -> Iterator[list[Compilation]]:
     """Launches made inside, on tensors of the device "meta", as a GPU of this generation would compile them."""
     launches: list[Compilation] = []
-    run, here = JITFunction.run, launch.generation_here
+    run, here, operator = JITFunction.run, launch.generation_here, head_triton._sample_codes
     JITFunction.run = lambda kernel, *args, grid, warmup, **keywords: launches.append(of_launch(kernel, args, keywords))
     launch.generation_here = lambda device: generation
+    head_triton._sample_codes = operator._init_fn  # what the operator does on a GPU
     try:
         yield launches
     finally:
-        JITFunction.run, launch.generation_here = run, here
+        JITFunction.run, launch.generation_here, head_triton._sample_codes = run, here, operator
 
 
-def quick(generation: str) -> list[Compilation]:
-    """Lists what head stage and blocks need in bfloat16: 1B and 7B; 1, 4 and 16 images; 1 and 8 codes per pass."""
+def groups(window: int) -> int:
+    """Returns how many query heads share a head of keys in blocks with grouped heads: 4, as Emu3 has, while they fit."""
+    return min(4, 64 // window)
+
+
+def of_correct() -> None:
+    """Launches what the quick tests and those of the engines need."""
+    for name in SHAPES:
+        head = _head(floor.SHAPES[name])
+        for images in IMAGES:
+            _head_stage(head, images, LAYERS)
+        _head_stage(head, 4, LAYERS, TRUNCATED)
+        for slots, window in BLOCK_PASSES:
+            _blocks(floor.BLOCKS[name], slots, window, CAPACITY)
+    for slots, window in BLOCK_PASSES:
+        _blocks(GROUPED, slots, window, CAPACITY, groups=groups(window))
+    mini = _head(floor.SHAPES["mini"], torch.float32)
+    for slots, window in MINI_PASSES:
+        for layers in MINI_LAYERS:
+            _head_stage(mini, slots * window, layers)
+        for visible in MINI_VISIBLE:
+            _blocks(MINI, slots, window, visible, torch.float32)
+    for images in (1, 2):
+        _head_stage(mini, 8 * images, MINI_LAYERS[0], TRUNCATED)
+
+
+def of_head() -> None:
+    """Launches what the benchmarks of the head stage need."""
+    for row in test_head_stage.CASES["cuda"].values():
+        if row["backend"].startswith("triton"):
+            shape, dtype = floor.SHAPES[row["shape"]], test_head_stage.DTYPES[row["dtype"]]
+            _head_stage(_head(shape, dtype), row["images"], row["candidates"] + 1)
+
+
+def of_step() -> None:
+    """Launches what the benchmarks of a pass need."""
+    for row in test_step.test_step.cases["cuda"].values():
+        _pass(row["name"], row["images"], row["window"], row["way"])
+
+
+def of_images() -> None:
+    """Launches what the benchmarks of whole images need."""
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    for row in test_generation.test_image.cases["cuda"].values():
+        if row["loop"].startswith("ours"):
+            slots = bucket_of(row["images"])
+            _pass(
+                row["name"], slots, window_of(slots, on_gpu) if row["window"] == "auto" else row["window"], row["way"]
+            )
+
+
+def of_tests() -> None:
+    """Launches what all other tests on a GPU need."""
+    from tests.kernels import test_head_triton_on_gpu as on_gpu
+
+    for size in on_gpu.SIZES.values():
+        for dtype in on_gpu.DTYPES:
+            for count in IMAGES:
+                for params in (PLAIN, UNGUIDED):
+                    _head_stage(_head(floor.HeadShape(*size), dtype), count, LAYERS, params)
+    for layers in on_gpu.LAYERS:
+        for count in on_gpu.IMAGES:
+            _head_stage(_head(floor.HeadShape(*on_gpu.SIZES["small"])), count, layers)
+    for bias in (True, False):
+        for params in (PLAIN, UNGUIDED):
+            _head_stage(_head(floor.SHAPES["text 8B"], bias=bias), 1, 9, params)
+    for slots in WIDE:
+        for window in WIDE_WINDOWS:
+            for layers in WIDE_LAYERS:
+                _head_stage(_head(floor.SHAPES["7B"]), slots * window, layers)
+            for visible in WIDE_VISIBLE:
+                _blocks(floor.BLOCKS["7B"], slots, window, visible)
+
+
+STAGES: dict[str, Callable[[], None]] = {
+    "correct": of_correct, "head": of_head, "step": of_step, "images": of_images, "tests": of_tests,
+}  # fmt: skip
+
+
+def compilations(stage: str, generation: str) -> list[Compilation]:
+    """Lists what a stage compiles on a GPU of this generation."""
     with recorded(generation) as launches:
-        for name in SHAPES:
-            hidden, width, codes = astuple(floor.SHAPES[name])
-            head = Head(_empty(hidden), 1e-6, _empty(codes, width), _empty(codes), _empty(width, hidden), _empty(width))
-            for images in IMAGES:
-                for layers in (LAYERS, 1):
-                    _head_stage(head, images, layers, truncates=images == TRUNCATED)
-            for window in WINDOWS:
-                _blocks(floor.BLOCKS[name], 1, window, CAPACITY)
+        STAGES[stage]()
     return list(dict.fromkeys(launches))
 
 
-def engines(generation: str) -> list[Compilation]:
-    """Lists what the mini model needs in float32, with which the tests of the engine draw: all their passes."""
-    hidden, width, codes = astuple(floor.SHAPES["mini"])
-    weights = (
-        _empty(*size, dtype=torch.float32) for size in ((hidden,), (codes, width), (codes,), (width, hidden), (width,))
-    )
-    norm, *matrices = weights
-    head = Head(norm, 1e-6, *matrices)
-    with recorded(generation) as launches:
-        for slots, window in MINI_PASSES:
-            for layers in MINI_LAYERS:
-                _head_stage(head, slots * window, layers)
-            for visible in MINI_VISIBLE:
-                _blocks(MINI, slots, window, visible, torch.float32)
-    return list(dict.fromkeys(launches))
+def _pass(name: str, slots: int, window: int, way: str) -> None:
+    """Launches a pass of a real shape, and the first codes of an image."""
+    head, layers = _head(floor.SHAPES[name]), 1 if way == "baseline" else LAYERS
+    for count in (slots * window, 1):
+        _head_stage(head, count, layers)
+    for visible in (64, CAPACITY):
+        _blocks(floor.BLOCKS[name], slots, window, visible)
 
 
-def _head_stage(head: Head, images: int, layers: int, truncates: bool = False) -> None:
-    sampling = SamplingTensors.repeat(DrawSettings().sampling_params(()), images, _empty(1, dtype=torch.float32))
-    seeds = _empty(images, dtype=torch.int64)
-    hidden_states = _empty(layers, 2 * images, len(head.norm_weight), dtype=head.norm_weight.dtype)
-    normed = normalise(hidden_states, head, None)
-    logits = codebook(project(normed, head, sampling.cfg_weight), head)
-    drawn = sweep(*logits, sampling, seeds, seeds)
-    if layers > 1 or head.norm_weight.dtype == torch.float32:
-        contrasted = scores(*logits, drawn.layer, sampling)
-        if truncates:
-            few = DrawSettings(top_k=1).sampling_params(())
-            truncating = SamplingTensors.repeat(few, images, _empty(1, dtype=torch.float32))
-            truncate(contrasted, truncating)
-            sweep(*as_single_layer_logits(contrasted), truncating, seeds, seeds)
-
-
-def _blocks(
-    shape: floor.BlockShape, slots: int, window: int, visible: int, dtype: torch.dtype = torch.bfloat16
-) -> None:
-    """Launches two blocks: the first has other sums of squares before it, and none follows the last."""
-    hidden, heads, size, rows = shape.hidden, shape.heads, shape.head_size, 2 * slots
+def _head(shape: floor.HeadShape, dtype: torch.dtype = torch.bfloat16, bias: bool = True) -> Head:
+    hidden, width, codes = astuple(shape)
 
     def new(*sizes: int) -> Tensor:
         return _empty(*sizes, dtype=dtype)
 
-    def beside(number: int, outputs: int) -> Beside:
-        return Beside(tuple(Matrix(new(outputs, hidden)) for _ in range(number)))
+    last = new(codes, width or hidden), new(codes) if bias else None
+    return Head(new(hidden), 1e-6, *last, *(() if width is None else (new(width, hidden), new(width))))
+
+
+def _head_stage(head: Head, images: int, layers: int, params: SamplingParams = PLAIN) -> None:
+    """Launches the head stage as it draws, and as it returns scores."""
+    rows = images if params.cfg_weight is None else 2 * images
+    hidden_states = _empty(layers, rows, head.hidden_size, dtype=head.norm_weight.dtype)
+    sampling = SamplingTensors.repeat(params, images, _empty(1, dtype=torch.float32))
+    seeds = _empty(images, dtype=torch.int64)
+    head_triton.sample_codes(hidden_states, head, sampling, seeds, seeds)
+    head_triton.head_scores(hidden_states, head, sampling)
+
+
+def _blocks(
+    shape: floor.BlockShape,
+    slots: int,
+    window: int,
+    visible: int,
+    dtype: torch.dtype = torch.bfloat16,
+    groups: int = 1,
+) -> None:
+    """Launches two blocks: the first has other sums of squares before it, and none follows the last."""
+    hidden, heads, size, rows = shape.hidden, shape.heads, shape.head_size, 2 * slots
+    keys = heads // groups
+
+    def new(*sizes: int) -> Tensor:
+        return _empty(*sizes, dtype=dtype)
+
+    def beside(*outputs: int) -> Beside:
+        return Beside(tuple(Matrix(new(each, hidden)) for each in outputs))
 
     weights = BlockWeights(
-        Norm(new(hidden), 1e-6), beside(3, hidden), Matrix(new(hidden, hidden)),
-        Norm(new(hidden), 1e-6), beside(2, shape.inner), Matrix(new(hidden, shape.inner)),
-        heads, heads, size, size**-0.5,
+        Norm(new(hidden), 1e-6), beside(hidden, keys * size, keys * size), Matrix(new(hidden, hidden)),
+        Norm(new(hidden), 1e-6), beside(shape.inner, shape.inner), Matrix(new(hidden, shape.inner)),
+        heads, keys, size, size**-0.5,
     )  # fmt: skip
     start = PassStart(_empty(rows, dtype=torch.int64), Rotary(new(2048, size), new(2048, size)), visible)
-    keys_values = new(2, rows, max(visible, CAPACITY), 2, heads, size)
+    keys_values = new(2, rows, max(visible, CAPACITY), 2, keys, size)
     block_triton.run_blocks(new(rows * window, hidden), [weights] * 2, keys_values, start, [])
 
 
@@ -162,13 +251,20 @@ def compile_here(todo: Compilation) -> str:
     return todo.kernel
 
 
-def main() -> None:
-    """Compile what the stage `correct` needs: the quick set first."""
-    generation = launch.generation_of(torch.device("cuda"))
-    todo = list(dict.fromkeys(quick(generation) + engines(generation)))
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+def processes(free_on_gpu: int, free_on_host: int) -> int:
+    """Returns how many processes compile at once: no more than there are processors and memory for, and 16 at most."""
+    of_memory = min(free_on_gpu, free_on_host) // BYTES_OF_A_PROCESS
+    return max(1, min(MOST_PROCESSES, processors(), of_memory))
+
+
+def main(stage: Annotated[str, typer.Argument(help="Whose kernels.")]) -> None:
+    """Compile what a stage needs."""
+    todo = compilations(stage, launch.generation_of(torch.device("cuda")))
+    available = re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text(encoding="utf-8"))
+    workers = processes(torch.cuda.mem_get_info()[0], 1024 * int(available[1]) if available else sys.maxsize)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         done = list(pool.map(compile_here, todo))
-    print(f"{len(done)} kernels compiled with triton {triton.__version__}")
+    print(f"{len(done)} kernels compiled by {workers} processes with triton {triton.__version__}")
 
 
 if __name__ == "__main__":

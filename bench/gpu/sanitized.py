@@ -17,7 +17,7 @@ import typer
 from bench import ROOT
 
 MODE = "consan"
-TESTS = ("test_head_stage[1B-as in a model]", "test_blocks[1B-1]")
+TESTS = ("test_head_stage[1B-as in a model]", "test_blocks[1B-1-1]")
 
 
 def available() -> bool:

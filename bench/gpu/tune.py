@@ -24,7 +24,7 @@ import typer
 from tqdm import tqdm
 
 from bench.speed import floor
-from bench.speed.cases import guided, random_cases
+from bench.speed.cases import random_cases
 from bench.speed.timing import in_graph
 from bench.speed.timing import seconds as seconds_of
 from janus_dola.images.whole_files import write_whole
@@ -95,14 +95,14 @@ def prepared(entry_shapes: list[str], images: int, device: str) -> list:
     for name in entry_shapes:
         cases = random_cases(floor.SHAPES[name], LAYERS, images, torch.bfloat16, device)
         normed = [normalise(case.hidden_states, case.head, None) for case in cases]
-        folded = [project(x, c.head, guided(c).cfg_weight) for x, c in zip(normed, cases, strict=True)]
+        folded = [project(x, c.head, c.sampling.cfg_weight) for x, c in zip(normed, cases, strict=True)]
         logits = [codebook(x, c.head) for x, c in zip(folded, cases, strict=True)]
         made.append(list(zip(cases, normed, folded, logits, strict=True)))
     return made
 
 
 def project_calls(cases: list, launch: MatmulLaunch) -> list:
-    return [lambda c=c, x=x: project(x, c.head, guided(c).cfg_weight, launch) for c, x, _, _ in cases]
+    return [lambda c=c, x=x: project(x, c.head, c.sampling.cfg_weight, launch) for c, x, _, _ in cases]
 
 
 def codebook_calls(cases: list, launch: MatmulLaunch) -> list:
@@ -110,7 +110,7 @@ def codebook_calls(cases: list, launch: MatmulLaunch) -> list:
 
 
 def sweep_calls(cases: list, launch: SweepLaunch) -> list:
-    return [lambda c=c, z=z: sweep(*z, guided(c), c.seeds, c.position, launch) for c, _, _, z in cases]
+    return [lambda c=c, z=z: sweep(*z, c.sampling, c.seeds, c.position, launch) for c, _, _, z in cases]
 
 
 def dump(table: dict) -> str:

@@ -1,7 +1,7 @@
 """Raw records of `make bench` and `make gpu-check`, as pytest-benchmark writes them, read into rows of seconds per call."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import RESULTS
@@ -79,5 +79,10 @@ def read(path: Path) -> Record:
 
 
 def committed() -> list[Record]:
-    """Reads the records in bench/results, CPUs first."""
-    return sorted(map(read, RESULTS.glob("bench_*.json")), key=lambda record: (record.on_gpu, record.device))
+    """Reads the records in bench/results, CPUs first; those made with the same, such as stages of a check, are one."""
+    records: dict[tuple, Record] = {}
+    for record in map(read, sorted(RESULTS.glob("bench_*.json"))):
+        made_with = tuple(sorted((name, fact) for name, fact in record.made_with.items() if name != "date"))
+        rows = records[made_with].rows if made_with in records else []
+        records[made_with] = replace(record, rows=rows + record.rows)
+    return sorted(records.values(), key=lambda record: (record.on_gpu, record.device))

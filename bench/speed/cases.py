@@ -24,13 +24,9 @@ class Case:
 
     hidden_states: Tensor  # [L, 2B, D]
     head: Head
+    sampling: SamplingTensors  # of B images; on the device, as a pass has them, for making them is not what is timed
     seeds: Tensor  # [B]
     position: Tensor  # [B]
-
-
-def guided(case: Case) -> SamplingTensors:
-    """Returns the default settings for each image of a case."""
-    return SamplingTensors.repeat(GUIDED, len(case.seeds), case.hidden_states)
 
 
 def number_of_cases(bytes_of_one: int, device: str) -> int:
@@ -75,7 +71,8 @@ def random_cases(
         )
         hidden_states = normal(layers, 2 * images, shape.hidden)
         seeds = torch.randint(0, 2**40, (images,), device=device)
-        made.append(Case(hidden_states, head, seeds, torch.full_like(seeds, 7)))
+        sampling = SamplingTensors.repeat(GUIDED, images, hidden_states)
+        made.append(Case(hidden_states, head, sampling, seeds, torch.full_like(seeds, 7)))
     return made
 
 

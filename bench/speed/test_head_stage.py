@@ -38,18 +38,17 @@ CASES = {
 
 def batched_stage(case):
     """Runs the torch backend without its checks, which torch.compile takes whole."""
-    sampling = cases.guided(case)
-    scores = head_torch.head_scores(case.hidden_states, case.head, sampling).scores
-    return gumbel_max(scores, sampling.temperature, case.seeds, case.position)
+    scores = head_torch.head_scores(case.hidden_states, case.head, case.sampling).scores
+    return gumbel_max(scores, case.sampling.temperature, case.seeds, case.position)
 
 
 def stage(backend):
-    """Returns a call as a user makes it."""
+    """Returns a call as a pass makes it."""
     if backend == "torch, compiled":
         torch.compiler.reset()
         return torch.compile(batched_stage, fullgraph=True)
     name = backend.removesuffix(", eager")
-    return lambda case: sample_codes(case.hidden_states, case.head, cases.GUIDED, case.seeds, case.position, name)
+    return lambda case: sample_codes(case.hidden_states, case.head, case.sampling, case.seeds, case.position, name)
 
 
 def test_head_stage(timed, device, backend, shape, images, candidates, dtype):

@@ -17,9 +17,8 @@ def sweep_cases(backends, shapes, images):
     }  # fmt: skip
 
 
-def torch_sweep(logits, seeds, position):
+def torch_sweep(logits, sampling, seeds, position):
     """Draws codes from logits [L, B, V] as the torch backend does."""
-    sampling = SamplingTensors.repeat(cases.GUIDED, logits.shape[1], logits)
     return gumbel_max(reference.decide(logits, sampling).scores, sampling.temperature, seeds, position)
 
 
@@ -31,11 +30,12 @@ def test_sweep(timed, device, backend, shape, images):
         for i in range(cases.number_of_cases(work.bytes, device))
     ]
     position = torch.full((images,), 7, device=device)
+    sampling = SamplingTensors.repeat(cases.GUIDED, images, inputs[0][0])
     sweep = torch_sweep
     if backend == "torch, compiled":
         torch.compiler.reset()
         sweep = torch.compile(torch_sweep, fullgraph=True)
-    calls = [lambda logits=logits, seeds=seeds: sweep(logits, seeds, position) for logits, seeds in inputs]
+    calls = [lambda logits=logits, seeds=seeds: sweep(logits, sampling, seeds, position) for logits, seeds in inputs]
     timed(calls, work, graph=True, rounds=7, backend=backend, shape=shape, images=images, dtype="float32")
 
 
@@ -55,20 +55,14 @@ def test_launch(timed, device, launch, shape, images):
     sizes, dtype = floor.SHAPES[shape], torch.bfloat16
     inputs = cases.random_cases(sizes, LAYERS, images, dtype, device)
     normed = [normalise(case.hidden_states, case.head, None) for case in inputs]
-    weights = [cases.guided(c).cfg_weight for c in inputs]
-    folded = [project(x, c.head, w) for x, c, w in zip(normed, inputs, weights, strict=True)]
+    folded = [project(x, c.head, c.sampling.cfg_weight) for x, c in zip(normed, inputs, strict=True)]
     logits = [codebook(x, c.head) for x, c in zip(folded, inputs, strict=True)]
-
-    sampling = cases.guided(inputs[0])
-
     every = list(zip(inputs, normed, folded, logits, strict=True))
     calls = {
         "normalise": [lambda c=c: normalise(c.hidden_states, c.head, None) for c in inputs],
-        "project": [
-            lambda c=c, x=x, w=w: project(x, c.head, w) for (c, x, _, _), w in zip(every, weights, strict=True)
-        ],
+        "project": [lambda c=c, x=x: project(x, c.head, c.sampling.cfg_weight) for c, x, _, _ in every],
         "codebook": [lambda c=c, x=x: codebook(x, c.head) for c, _, x, _ in every],
-        "sweep": [lambda c=c, z=z: sweep(*z, sampling, c.seeds, c.position) for c, _, _, z in every],
+        "sweep": [lambda c=c, z=z: sweep(*z, c.sampling, c.seeds, c.position) for c, _, _, z in every],
     }
     works = {
         "normalise": floor.normalise(sizes, LAYERS, images, dtype),

@@ -81,10 +81,10 @@ def widened(
         dtype: dtype of the weights; float16 on a CPU is packed, as a checkpoint is when it is loaded.
     """
     mini, sizes, codes = _mini(), floor.BLOCKS[shape], floor.SHAPES[shape].codes
-    config = _config(mini.model.config, sizes, codes, blocks or sizes.number, codes_a_side)
+    config = config_of(mini.model.config, sizes, codes, blocks or sizes.number, codes_a_side)
     torch.manual_seed(0)
     with torch.no_grad(), torch.device(device):
-        model = JanusForConditionalGeneration(config).eval().requires_grad_(False)
+        model = random_model(config, dtype)
         _fill(model, mini.model)
         frequencies = _frequencies(mini.model, model)
         model.to(dtype)
@@ -97,12 +97,22 @@ def widened(
     return pipe
 
 
+def random_model(config: JanusConfig, dtype: torch.dtype) -> JanusForConditionalGeneration:
+    """Makes a model in its dtype at once: in float32 first, the 7B shape would not fit into 24 GB."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return JanusForConditionalGeneration(config).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
+
+
 def layer_of(mini_layer: int, blocks: int) -> int:
     """Returns the layer, as `hidden_states` counts, whose hidden states are those that a layer of the mini model has."""
     return (mini_layer - 1) * max(blocks, 8) // 8 + 1
 
 
-def _config(mini: JanusConfig, sizes: floor.BlockShape, codes: int, blocks: int, side: int) -> JanusConfig:
+def config_of(mini: JanusConfig, sizes: floor.BlockShape, codes: int, blocks: int, side: int) -> JanusConfig:
     old, hidden = mini.text_config, sizes.hidden
     text = LlamaConfig(
         vocab_size=old.vocab_size, hidden_size=hidden, intermediate_size=sizes.inner, num_hidden_layers=blocks,

@@ -14,7 +14,21 @@ import torch
 
 from bench import ROOT
 from bench.report import pages
-from bench.speed import models, paired, passes, peer_openvino, serve_floods, serve_load, test_text, text_smollm2, tiny
+from bench.speed import (
+    cases,
+    floor,
+    models,
+    paired,
+    passes,
+    peer_openvino,
+    serve_floods,
+    serve_load,
+    test_head_stage,
+    test_text,
+    text_smollm2,
+    tiny,
+)
+from tests.kernels.test_head_torch import Operators
 
 
 @pytest.fixture
@@ -42,6 +56,16 @@ def test_every_benchmark():
     skipped = re.findall(r"SKIPPED \[\d+\] .*: (.*) is not installed", run.stdout)
     assert set(skipped) <= {"liger-kernel", "flashinfer"}
     assert run.stdout.count("SKIPPED") == len(skipped)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_settings_are_made_outside_the_time_of_the_head_stage(small, backend):
+    """A pass has them on the device: making them takes four launches, a tenth of the stage on a GPU."""
+    shape = floor.SHAPES["1B"]
+    case = cases.random_cases(shape, 3, 2, torch.float32, "cpu")[0]
+    with Operators() as operators:
+        test_head_stage.stage(backend)(case)
+    assert not [name for name in operators.names if "full" in name]
 
 
 def test_contenders_of_a_paired_run(small):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -61,21 +62,24 @@ def test_all_parts_have_their_whole_time(stage):
     assert sum(part.seconds for part in check.STAGES[stage]) <= check.LIMIT
 
 
-def test_stages_come_in_order_and_everything_lies_where_it_is_to(tmp_path):
+def test_stages_come_in_order_and_everything_lies_where_it_is_to(tmp_path, monkeypatch):
     machine = Machine(share=0.5)
     on_machine = machine.check(tmp_path / "out")
     (tmp_path / "out").mkdir()
-    assert list(check.STAGES) == ["correct", "head", "step", "images", "text", "rest"]
+    assert list(check.STAGES) == ["correct", "head", "step", "images", "text", "tests", "rest"]
     assert sum(on_machine.stage(stage, lambda: CEILINGS) for stage in check.STAGES) == 0
-    assert machine.commands[0][1][2] == "bench.gpu.compiling"
+    of_stages = [command[3] for _, command, _ in machine.commands if command[2] == "bench.gpu.compiling"]
+    assert of_stages == ["correct", "head", "step", "images", "tests"]
     for _, command, _ in machine.commands:
         for argument in command:
             if argument.startswith(("--lines=", "--junitxml=")):
                 assert Path(argument.split("=")[1]).parent == tmp_path / "out"
-    record = records.read(tmp_path / "out" / "bench_nvidia_invented.json")
+    monkeypatch.setattr(records, "RESULTS", tmp_path / "out")
+    (record,) = records.committed()  # that of all stages
     assert record.on_gpu
     assert len(record.rows) == 8
     assert record.rows[0].median == 0.5e-3
+    assert (tmp_path / "out" / "bench_nvidia_invented_head.json").exists()
     names = {path.suffix for path in (tmp_path / "out").iterdir()}
     assert names == {".log", ".json", ".md"}
 
@@ -83,7 +87,7 @@ def test_stages_come_in_order_and_everything_lies_where_it_is_to(tmp_path):
 def test_times_are_kept_of_a_part_that_was_ended_and_replaced_when_it_is_run_again(tmp_path):
     for _ in range(2):
         Machine(share=1.0).check(tmp_path).stage("head", lambda: CEILINGS)
-    assert len(records.read(tmp_path / "bench_nvidia_invented.json").rows) == 2
+    assert len(records.read(tmp_path / "bench_nvidia_invented_head.json").rows) == 2
 
 
 def test_a_skipped_test_is_no_pass(tmp_path):
@@ -106,7 +110,8 @@ for name in ("ijson", "torchao", "ray"):
 from bench.gpu import check, compiling, tune
 import tests.kernels.test_quick_on_gpu, tests.kernels.test_head_triton_on_gpu, tests.janus_dola.test_engine_on_gpu
 for generation in ("sm_80", "sm_90"):
-    for todo in (compiling.quick(generation), compiling.engines(generation)):
+    for stage in compiling.STAGES:
+        todo = compiling.compilations(stage, generation)
         print(len(todo), len({c.kernel for c in todo}))
 """
 
@@ -117,8 +122,48 @@ def test_compilations_are_few_and_nothing_optional_is_imported():
     run = subprocess.run([sys.executable, "-c", ALONE], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     actual = [tuple(map(int, line.split())) for line in run.stdout.splitlines()]
-    assert [kernels for _, kernels in actual] == [12, 11] * 2  # the mini model is not drawn with top-k here
-    assert all(compilations <= 60 for compilations, _ in actual)
+    most = {"correct": 130, "head": 60, "step": 90, "images": 90, "tests": 300}  # of 0.2 to 0.9 s each
+    assert all(10 < count <= limit for (count, _), limit in zip(actual, [*most.values()] * 2, strict=True))
+    assert actual[0][1] == max(kernels for _, kernels in actual)  # all there are: truncation, too
+
+
+@pytest.mark.parametrize(
+    ("processors", "gpu", "host", "expected"), [(64, 141, 500, 16), (64, 8, 500, 8), (8, 80, 500, 8), (64, 0.4, 500, 1)]
+)
+def test_compilations_take_no_more_processes_than_there_is_room_for(monkeypatch, processors, gpu, host, expected):
+    from bench.gpu import compiling
+
+    monkeypatch.setattr(compiling, "processors", lambda: processors)
+    assert compiling.processes(int(gpu * 2**30), int(host * 2**30)) == expected
+
+
+def test_a_part_that_is_ended_leaves_nothing_running(tmp_path):
+    """Not what it started, either."""
+    started = tmp_path / "pid"
+    shell = f"sleep 60 & echo $! > {started}; wait"
+    assert check.run(("sh", "-c", shell), 1, tmp_path / "log") is None
+    pid = int(started.read_text())
+    for _ in range(100):  # until somebody has collected it
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists() or stat.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("it still runs")
+
+
+def test_missing_packages_are_named_in_one_line(monkeypatch):
+    from bench.gpu import __main__ as start
+
+    monkeypatch.setattr(start, "find_spec", lambda name: None if name in ("pytest_benchmark", "PIL") else name)
+    monkeypatch.setattr(start, "version_of", {"setuptools": "68.1"}.get)
+    with pytest.raises(SystemExit) as ended:
+        start.main()
+    assert ended.value.code == "gpu-check: missing packages: pillow pytest-benchmark setuptools>=77"
+
+
+def test_cublas_has_a_workspace_that_does_not_change():
+    """Else it warns at each product of a test that has switched deterministic algorithms on, and warnings are errors."""
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_the_mini_model_is_of_the_shape_that_is_compiled():
@@ -142,7 +187,7 @@ def test_a_triton_without_the_sanitizer_is_said_and_nothing_runs(monkeypatch, ca
 
 
 def test_a_stage_that_does_not_exist_is_named():
-    command = [sys.executable, "-m", "bench.gpu.check", "heads"]
+    command = [sys.executable, "-m", "bench.gpu", "heads"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 2
     assert "got 'heads'" in run.stderr

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench.speed import floor
-from bench.speed.widened import layer_of, widened
+from bench.speed.widened import config_of, layer_of, random_model, widened
 from janus_dola import DoLaConfig
 
 PROMPTS = ["a large red circle on white", "a blue cross"]
@@ -30,6 +30,14 @@ def test_a_widened_model_draws_the_same_codes(mini, wide, window):
         assert torch.equal(drawn.passes, expected.passes)
         torch.testing.assert_close(drawn.jsd, expected.jsd, atol=1e-4, rtol=0)
         assert all(torch.equal(a, b) for a, b in zip(pixels(drawn), pixels(expected), strict=True))
+
+
+def test_a_model_is_made_in_its_dtype_at_once(mini):
+    """7 billion weights in float32 take 28 GB for a moment."""
+    sizes = floor.BlockShape("1B", hidden=64, number=2, heads=2, inner=96)
+    model = random_model(config_of(mini.model.config, sizes, 700, sizes.number, 8), torch.bfloat16)
+    assert {weight.dtype for weight in model.model.language_model.parameters()} == {torch.bfloat16}
+    assert torch.get_default_dtype() == torch.float32
 
 
 def pixels(drawn):

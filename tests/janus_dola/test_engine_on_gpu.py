@@ -1,5 +1,8 @@
 """The decode engine on a GPU. `make gpu-check` runs these; without a GPU they are skipped."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -14,6 +17,7 @@ from janus_dola.engine.plan import make_plan
 from janus_dola.engine.profiling import half_way
 from janus_dola.engine.slot_runner import SlotRunner
 from janus_dola.settings import DrawSettings
+from tests.janus_dola import emu3
 from tests.janus_dola.ties import assert_same_but_for_ties
 
 pytestmark = [
@@ -160,6 +164,18 @@ def peak(pipe, dola, launch, window):
     return torch.cuda.max_memory_allocated()
 
 
+def bytes_of_layers(layers, rows, hidden=4096, codes=16384):
+    """What so many layers more take in the head stage of the 7B shape, in 16 bits."""
+    from janus_dola.kernels.gpu import launch
+
+    generation = launch.generation_here(torch.device("cuda"))
+    splits = launch.matmul_launch("project", generation, 16, (layers + 1) * rows, hidden).splits
+    states = 2 * layers * rows * hidden * 2  # each layer's, and all of them stacked
+    sums = splits * layers * rows * hidden * 4  # of the projection
+    folded, logits = layers * rows // 2 * hidden * 2, layers * rows // 2 * codes * 4
+    return states + sums + folded + logits
+
+
 @pytest.mark.parametrize("window", [1, 8])
 @pytest.mark.parametrize("launch", ["eager", "graph"])
 def test_dola_adds_hidden_states_and_logits_and_no_more(wide, launch, window):
@@ -167,10 +183,7 @@ def test_dola_adds_hidden_states_and_logits_and_no_more(wide, launch, window):
     wide.engine.release()
     with_dola = peak(wide, WIDE_DOLA, launch, window)
     wide.engine.release()
-    layers, rows, hidden, codes = 3, 32 * window, 4096, 16384
-    states = 2 * layers * rows * hidden * 2  # each layer's, and all of them stacked
-    folded, logits = layers * rows // 2 * hidden * 2, layers * rows // 2 * codes * 4
-    assert with_dola - baseline <= states + folded + logits + 2 * MIB
+    assert with_dola - baseline <= bytes_of_layers(3, 32 * window) + 2 * MIB
 
 
 @pytest.mark.parametrize("window", [1, 8])
@@ -196,7 +209,7 @@ def test_fifty_generations_leave_nothing_behind(pipe, window):
 
 
 def let_passes_read_back(pipe, monkeypatch):
-    """No graph can hold such a pass. The engine is one that has captured none yet."""
+    """No graph can hold such a pass. The engine is one that has captured none yet, and says why it falls back."""
     step = Decoder.step
 
     def reads(decoder, visible):
@@ -218,8 +231,90 @@ def test_a_pass_that_cannot_be_captured_falls_back(pipe, monkeypatch, window):
 
 def test_a_pass_that_cannot_be_captured_is_an_error_if_asked_for(pipe, monkeypatch):
     let_passes_read_back(pipe, monkeypatch)
-    with pytest.raises(UserWarning, match="synchronizing"):
+    with pytest.raises(UserWarning, match="launch 'graph' failed, and passes run eagerly on tensors instead"):
         pipe.generate(PROMPTS, seed=4, launch="graph")
+
+
+def test_a_capture_that_fails_once_is_made_again(pipe, monkeypatch):
+    """As when a thread of the user's waits for the whole GPU; and the process is as before."""
+    expected, failures, step = pipe.generate(PROMPTS, seed=4, launch="eager"), [], Decoder.step
+
+    def spoiled_once(decoder, visible):
+        step(decoder, visible)
+        if torch.cuda.is_current_stream_capturing() and not failures:
+            failures.append(1)
+            decoder.slots.decided.sum().item()
+
+    monkeypatch.setattr(pipe, "engine", Engine(pipe.image_model))
+    monkeypatch.setattr(Decoder, "step", spoiled_once)
+    for _ in range(2):
+        drawn = pipe.generate(PROMPTS, seed=4, launch="graph")
+        assert_same_but_for_ties(pipe, PROMPTS, drawn.tokens, expected)
+    assert failures == [1]
+    assert not torch.cuda.is_current_stream_capturing()
+
+
+def in_threads(*runs):
+    """Runs all at once; returns what they return, and raises what one raises."""
+    with ThreadPoolExecutor(len(runs)) as pool:
+        return [future.result() for future in [pool.submit(run) for run in runs]]
+
+
+def test_threads_that_capture_at_once_draw_what_each_draws_alone(pipe):
+    """A warning would be an error: nobody falls back."""
+    calls = [{"dola": None, "window": 1}, {"window": 1}, {"window": 8, "temperature": 0.5}]
+    expected = [pipe.generate(PROMPTS, 2, seed=4, launch="eager", **call) for call in calls]
+    draw = [  # each has graphs to capture
+        partial(JanusDoLa(pipe.model, pipe.tokenizer).generate, PROMPTS, 2, seed=4, launch="graph", **call)
+        for call in calls
+    ]
+    drawn = in_threads(*draw)
+    for images, alone, call in zip(drawn, expected, calls, strict=True):
+        dola = call.get("dola", DoLaConfig())
+        assert_same_but_for_ties(
+            pipe, PROMPTS, images.tokens, alone, dola=dola, temperature=call.get("temperature", 1.0)
+        )
+
+
+@pytest.mark.parametrize("settings", [{"cfg_weight": 1.0}, {"top_k": 40}, {"top_p": 0.9}], ids=str)
+def test_a_captured_pass_draws_with_each_setting_what_the_reference_draws(pipe, settings):
+    drawn = pipe.generate(PROMPTS, 2, seed=4, launch="graph", window=8, **settings)
+    expected = pipe.generate(PROMPTS, 2, seed=4, launch="eager", backend="reference", window=1, **settings)
+    assert (drawn.tokens == expected.tokens).all(-1).float().mean() > 0.7
+    if "top_k" in settings:
+        assert pipe.scores(PROMPTS, drawn.tokens, **settings).scores.isfinite().sum(-1).max() <= settings["top_k"]
+
+
+@pytest.mark.parametrize("window", [1, 8])
+def test_grouped_heads_in_a_graph_are_those_on_tensors(window):
+    """Emu3's, of random weights: queries that share a head of keys."""
+    tokenizer = emu3.tokenizer()
+    pipe = JanusDoLa(emu3.model(tokenizer).cuda(), tokenizer)
+    drawn = [
+        pipe.generate(PROMPTS, seed=4, window=window, dola=WIDE_DOLA, **how).tokens
+        for how in ({"launch": "graph", "backend": "triton"}, {"launch": "eager", "backend": "reference"})
+    ]
+    assert (drawn[0] == drawn[1]).all(-1).float().mean() > 0.6
+
+
+def test_a_real_head_in_a_graph_is_the_one_on_tensors(wide):
+    """The head of the 7B shape in bfloat16, over hidden states that are the same: the first code of each image."""
+    drawn = [
+        wide.generate(PROMPTS, 2, seed=4, dola=WIDE_DOLA, launch=launch, backend=backend, window=8)
+        for launch, backend in (("graph", "triton"), ("eager", "torch"))
+    ]
+    assert torch.equal(drawn[0].tokens[..., 0], drawn[1].tokens[..., 0])
+    assert torch.allclose(drawn[0].jsd[..., 0], drawn[1].jsd[..., 0], atol=1e-3)
+
+
+if torch.cuda.device_count() > 1:
+
+    def test_the_second_gpu_draws_what_the_first_does(pipe):
+        """Beside it, in another thread: kernels, streams and graphs are those of the model's own GPU."""
+        second = JanusDoLa.from_pretrained("mini", device="cuda:1", dtype="float32")
+        draw = [partial(each.generate, PROMPTS, 2, seed=4, launch="graph") for each in (pipe, second)]
+        first, other = in_threads(*draw)
+        assert_same_but_for_ties(pipe, PROMPTS, other.tokens.to(first.tokens.device), first)
 
 
 def test_pictures_decoded_beside_the_next_batch_are_those_of_the_codes(pipe):

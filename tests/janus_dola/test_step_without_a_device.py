@@ -3,6 +3,7 @@
 Only such a pass can be captured in a CUDA graph, and the host waits for nothing in it. It needs no GPU.
 """
 
+import weakref
 from dataclasses import fields, replace
 
 import pytest
@@ -16,10 +17,12 @@ from janus_dola.engine.decoder import Decoder, DecoderKey
 from janus_dola.engine.jobs import Job
 from janus_dola.engine.plan import make_plan
 from janus_dola.kernels import head as front
+from janus_dola.kernels.block_torch import Beside, BlockWeights, Matrix, Norm, PassStart, Rotary
+from janus_dola.kernels.types import Head, SamplingTensors
 from janus_dola.models import PromptRows, adapt
 from janus_dola.models.weights import WeightReader
 from janus_dola.settings import DrawSettings
-from tests.kernels.blocks import Launches
+from tests.kernels.blocks import Kernel, Launches
 
 TO_THE_DEVICE = {"aten._to_copy.default", "aten.copy_.default"}  # of numbers that the host knows
 ROWS = [PromptRows([1] * length, [2] * length) for length in (5, 9)]
@@ -122,6 +125,63 @@ def test_launches_of_a_pass_are_those_of_its_forecast(model, monkeypatch, window
     assert len(of_blocks) == 6 * image_model.num_layers + 1
     assert launches.names.count("janus_dola::sample_codes") == 1
     assert len(launches.names) - len(of_blocks) - 1 == small_launches(window)
+
+
+class Memory(TorchDispatchMode):
+    """Counts the bytes of tensors that live at once, of those made inside: the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._live: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and (key := leaf.untyped_storage()._cdata) not in self._live:
+                self._live[key] = leaf.untyped_storage().nbytes()
+                self.most = max(self.most, sum(self._live.values()))
+                weakref.finalize(leaf.untyped_storage(), self._live.pop, key)
+        return result
+
+
+@pytest.mark.parametrize("window", [1, 8])
+def test_layers_take_no_more_memory_than_the_check_on_a_gpu_allows(monkeypatch, window):
+    """Four blocks and the head of the 7B shape, 16 images: with three layers, and with none."""
+    if front.head_triton is None:
+        pytest.skip("needs Triton")
+    from janus_dola.kernels import block_triton
+    from janus_dola.kernels.gpu import codebook, normalise, project, sweep
+    from tests.janus_dola.test_engine_on_gpu import MIB, bytes_of_layers
+
+    Launches(monkeypatch)  # kernels do nothing
+    for module in (codebook, normalise, project, sweep):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, Kernel(lambda: None))
+    hidden, inner, codes, images = 4096, 11008, 16384, 16 * window
+
+    def new(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.empty(sizes, dtype=dtype, device="meta")
+
+    qkv, gate_up = (
+        Beside(tuple(Matrix(new(outputs, hidden)) for _ in range(count)))
+        for count, outputs in ((3, hidden), (2, inner))
+    )
+    norm, output, down = Norm(new(hidden), 1e-6), Matrix(new(hidden, hidden)), Matrix(new(hidden, inner))
+    blocks = [BlockWeights(norm, qkv, output, norm, gate_up, down, 32, 32, 128, 128**-0.5)] * 4
+    head = Head(new(hidden), 1e-6, new(codes, hidden), new(codes), new(hidden, hidden), new(hidden))
+    keys_values, seeds = new(4, 32, 128, 2, 32, 128), new(images, dtype=torch.int64)
+    start = PassStart(new(32, dtype=torch.int64), Rotary(new(2048, 128), new(2048, 128)), 64)
+    sampling = SamplingTensors.repeat(DrawSettings().sampling_params(()), images, new(1, dtype=torch.float32))
+    monkeypatch.setattr(front.head_triton, "_sample_codes", front.head_triton._sample_codes._init_fn)
+    most = []
+    for layers in ([], [1, 2, 3]):
+        with Memory() as memory:
+            states = block_triton.run_blocks(new(2 * images, hidden), blocks, keys_values, start, layers)
+            front.head_triton.sample_codes(states, head, sampling, seeds, seeds)
+            del states
+        most.append(memory.most)
+    assert 0.5 * bytes_of_layers(3, 2 * images) < most[1] - most[0] <= bytes_of_layers(3, 2 * images) + 2 * MIB
 
 
 def test_what_reads_a_value_back_is_seen():

@@ -37,15 +37,23 @@ TOTAL_VARIATION = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2
 CPU_BACKENDS = tuple(b for b in BACKENDS if b != "triton" or (head_triton is not None and head_triton.INTERPRETED))
 
 
-def random_head(hidden: int, width: int, codes: int, dtype: torch.dtype, seed: int, sharpness: float = 1.0) -> Head:
-    """A head whose logits have a standard deviation of about `sharpness`."""
-    g = torch.Generator().manual_seed(seed)
+def random_head(
+    hidden: int,
+    width: int,
+    codes: int,
+    dtype: torch.dtype,
+    seed: int,
+    sharpness: float = 1.0,
+    device: str = "cpu",
+) -> Head:
+    """A head whose logits have a standard deviation of about `sharpness`; other numbers on another device."""
+    g = torch.Generator(device).manual_seed(seed)
 
     def normal(*shape: int, scale: float) -> torch.Tensor:
-        return (torch.randn(*shape, generator=g) * scale).to(dtype)
+        return (torch.randn(*shape, generator=g, device=device) * scale).to(dtype)
 
     return Head(
-        norm_weight=(torch.rand(hidden, generator=g) + 0.5).to(dtype),
+        norm_weight=(torch.rand(hidden, generator=g, device=device) + 0.5).to(dtype),
         norm_eps=1e-6,
         proj_weight=normal(width, hidden, scale=hidden**-0.5),
         proj_bias=normal(width, scale=0.1),
@@ -62,9 +70,9 @@ def random_hidden(layers: int, images: int, hidden: int, dtype: torch.dtype, see
     return (3 * (common + drift + 0.5 * torch.randn(layers, 2 * images, hidden, generator=g))).to(dtype)
 
 
-def random_matrix(hidden: int, codes: int, dtype: torch.dtype, seed: int, bias: bool) -> Head:
+def random_matrix(hidden: int, codes: int, dtype: torch.dtype, seed: int, bias: bool, device: str = "cpu") -> Head:
     """The one-matrix head of a text model, with or without bias."""
-    head = random_head(hidden, hidden, codes, dtype, seed)
+    head = random_head(hidden, hidden, codes, dtype, seed, device=device)
     return Head(head.norm_weight, head.norm_eps, head.code_weight, head.code_bias if bias else None)
 
 

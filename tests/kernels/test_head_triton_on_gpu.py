@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.kernels.head import head_scores, resolve_backend, sample_codes
 from janus_dola.kernels.philox import gumbel_noise
+from janus_dola.kernels.types import SamplingTensors
 from tests.kernels.cases import (
     JSD_TOLERANCE,
     JSD_TOLERANCE_OF_SMALL_HEADS,
@@ -18,11 +19,12 @@ from tests.kernels.cases import (
     random_head,
     random_hidden,
     random_matrix,
-    to,
 )
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 SIZES = {"1B": (2048, 2048, 16384), "7B": (4096, 4096, 16384), "odd": (2049, 1031, 16001), "small": (64, 96, 1000)}
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+IMAGES, LAYERS = [1, 2, 3, 7, 12, 25, 64], [1, 2, 9, 16]  # of the small head
 KERNELS = ["_normalise_kernel", "_project_kernel", "_activate_kernel", "_codebook_kernel", "_sweep_kernel"]
 CALLS = [
     dola(),
@@ -49,7 +51,7 @@ def fresh() -> int:
 
 @cache
 def head_of(size, dtype, seed):
-    return to(random_head(*SIZES[size], dtype, seed), "cuda")
+    return random_head(*SIZES[size], dtype, seed, device="cuda")
 
 
 def case(size, dtype, images, seed, layers=5):
@@ -62,7 +64,7 @@ def tolerance(size, dtype):
 
 
 @pytest.mark.parametrize("backend", ["triton", "torch", "reference"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 def test_accuracy(size, dtype, backend, fresh):
     for images in (1, 4, 16):
@@ -72,8 +74,8 @@ def test_accuracy(size, dtype, backend, fresh):
             assert_accurate(scores, hidden, head, params, tolerance(size, dtype))
 
 
-@pytest.mark.parametrize("images", [1, 2, 3, 7, 12, 25, 64])
-@pytest.mark.parametrize("layers", [1, 2, 9, 16])
+@pytest.mark.parametrize("images", IMAGES)
+@pytest.mark.parametrize("layers", LAYERS)
 def test_all_rows_and_layers(images, layers, fresh):
     hidden, head = case("small", torch.bfloat16, images, fresh, layers)
     params = dola(premature=0 if layers == 1 else None)
@@ -84,7 +86,7 @@ def test_all_rows_and_layers(images, layers, fresh):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("weight", [None, 5.0])
 def test_text_heads(bias, weight, fresh):
-    head = to(random_matrix(4096, 128256, torch.bfloat16, fresh, bias), "cuda")
+    head = random_matrix(4096, 128256, torch.bfloat16, fresh, bias, device="cuda")
     hidden = random_hidden(9, 1, 4096, torch.bfloat16, fresh).cuda()
     params = dola(weight)
     scores = head_scores(hidden, head, params, "triton")
@@ -163,10 +165,11 @@ def test_five_kernels_run_and_no_others(size, fresh):
     seeds, position = torch.arange(4, device="cuda"), torch.full((4,), 3, device="cuda")
     torch.use_deterministic_algorithms(False)  # which would fill new memory with a kernel
     assert resolve_backend("auto", hidden.device, hidden.dtype) == "triton"
-    sample_codes(hidden, head, dola(), seeds, position)
+    sampling = SamplingTensors.repeat(dola(), 4, hidden)  # as a pass has them: on the device
+    sample_codes(hidden, head, sampling, seeds, position)
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
-        sample_codes(hidden, head, dola(), seeds, position)
+        sample_codes(hidden, head, sampling, seeds, position)
         torch.cuda.synchronize()
     on_device = [event.name for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     assert on_device == KERNELS
