@@ -16,7 +16,6 @@ BACKENDS = ["reference", "torch", *(["triton"] if TRITON else [])]
 ALPHA, CFG_WEIGHT = 0.1, 5.0
 
 
-@pytest.fixture
 def stage():
     """Hidden states of 4 layers for 3 images and their unconditional rows, and a head with 257 codes."""
     random = torch.Generator().manual_seed(0)
@@ -32,8 +31,8 @@ def jensen_shannon(log_p, log_q):
 
 @pytest.mark.kernels_ci
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_codes_are_those_of_the_formulas(stage, backend):
-    hidden_states, head = stage
+def test_codes_are_those_of_the_formulas(backend):
+    hidden_states, head = stage()
     h = hidden_states.double()
     z = h / (h.square().mean(-1, keepdim=True) + head.norm_eps).sqrt() @ head.code_weight.double().T
     conditional, unconditional = z.chunk(2, 1)
