@@ -13,6 +13,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="a folder that is not there yet")
     parser.add_argument("--owner", default="janus-dola", help="the account on the Hub that it is for")
     options = parser.parse_args()
+    if options.out.exists():
+        parser.error(f"out must be a new folder, got {options.out}")
     {"kernel": write_kernel, "text": write_text}[options.what](options.out, options.owner)
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
     print(f"{options.out}: {size / 1000:.0f} kB")
