@@ -46,7 +46,7 @@ class Rounding:
         def perturbed_attention(query, key, value, *arguments, **options):
             return self._perturbed(attention(query, key, value, *arguments, **options), ("attention", *query.shape))
 
-        onednn, onednn_added = block._onednn, block._onednn_added
+        onednn, onednn_added = block._onednn, block.onednn_added
 
         def perturbed_onednn(x, weight, bias):
             return self._perturbed(onednn(x, weight, bias), ("linear", *x.shape))
@@ -55,7 +55,7 @@ class Rounding:
             return self._perturbed(onednn_added(residual, x, weight, bias), ("linear", *x.shape))
 
         monkeypatch.setattr(block, "_onednn", perturbed_onednn)
-        monkeypatch.setattr(block, "_onednn_added", perturbed_onednn_added)
+        monkeypatch.setattr(block, "onednn_added", perturbed_onednn_added)
         monkeypatch.setattr(F, "linear", perturbed_linear)
         monkeypatch.setattr(torch, "addmm", perturbed_addmm)
         monkeypatch.setattr(F, "scaled_dot_product_attention", perturbed_attention)

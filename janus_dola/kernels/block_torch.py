@@ -12,6 +12,7 @@ Letters: R rows, W new positions per row, D hidden size, H heads (H_q for querie
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -57,7 +58,7 @@ class Matrix:
         if _by_onednn(rows, self.weight):
             if torch.compiler.is_compiling():  # the compiler does not know that product, and fuses the sum itself
                 return residual + self(rows)
-            return _onednn_added(residual, rows, self.weight, self.bias)
+            return onednn_added(residual, rows, self.weight, self.bias)
         return self._biased(torch.addmm(residual, rows, self.weight.T))
 
     def _biased(self, product: Tensor) -> Tensor:
@@ -84,11 +85,18 @@ class Beside:
         return [product(rows) for product in self.products]
 
 
+@cache
+def multiplies_bfloat16() -> bool:
+    """Returns whether oneDNN multiplies bfloat16 by this processor's own instructions (AVX512_BF16, AMX)."""
+    return _HAS_ONEDNN and torch.cpu._is_avx512_bf16_supported()
+
+
 def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 
-def _onednn_added(residual: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def onednn_added(residual: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns residual [N, O] + rows [N, K] W^T + b, added before anything is rounded to their dtype."""
     return torch.ops.mkldnn._linear_pointwise.binary(rows, residual, weight, bias, "add")
 
 
