@@ -85,7 +85,7 @@ class JanusDoLa(PipelineBase):
                 in transformers' format or in DeepSeek's own.
             device: None is a GPU if there is one, else the CPU.
             dtype: None is float32 on a CPU and bfloat16 elsewhere (float16 on a GPU without it). "float16" on a CPU (x86)
-                packs the weights in 16 bits and computes in float32, which is fastest for few images.
+                packs the weights in 16 bits and computes in float32. `janus-dola info` says what is fastest here.
             revision: branch, tag or commit of the repository.
             quantize: "int8" or "fp8" stores the blocks' weights in 8 bits (needs the extra `quantize`): half the memory of
                 16 bits, and some tokens come out differently. On a GPU it is slow except with launch="compile".

@@ -69,7 +69,7 @@ def _images(record: Record) -> str:
 SECTIONS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "Head stage": (
         "Hidden states of all layers to sampled code; `candidates` beside the final layer; guidance 5, alpha 0.1. "
-        "On a CPU weights in bfloat16 are widened to float32 at every call, and those in float16 are packed.",
+        "On a CPU without AMX weights in bfloat16 are widened to float32 at every call; those in float16 are packed.",
         lambda record: "\n".join(
             filter(
                 None,

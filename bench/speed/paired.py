@@ -8,7 +8,7 @@ fastest. Writes bench/results/paired_cpu.json and prints the table that stands i
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median, quantiles
 from typing import Annotated
 
@@ -27,11 +27,11 @@ PROMPT = "a large red circle on white"
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-def contenders(name: str, images: int) -> dict[str, Callable[[], object]]:
+def contenders(name: str, images: int, dtypes: Sequence[str] = DTYPES) -> dict[str, Callable[[], object]]:
     """Returns what is timed, by a name that says dtype and, for ours, the window."""
     calls: dict[str, Callable[[], object]] = {}
     dola = models.DOLA["DoLa"]
-    for dtype in DTYPES:
+    for dtype in dtypes:
         pipe = models.load(name, "cpu", dtype)
         for window in (1, "auto"):
             calls[f"ours, {dtype}, window {window}"] = _ours(pipe, images, dola, window)
@@ -49,9 +49,9 @@ def _theirs(pipe: JanusDoLa, draw: Callable[[JanusDoLa], torch.Tensor]) -> Calla
     return lambda: peers.decode_pixels(pipe, draw(pipe))
 
 
-def measure(name: str, images: int, rounds: int) -> dict[str, list[float]]:
+def measure(name: str, images: int, rounds: int, dtypes: Sequence[str] = DTYPES) -> dict[str, list[float]]:
     """Returns the seconds of each contender in each round, after one round that does not count."""
-    draw = contenders(name, images)
+    draw = contenders(name, images, dtypes)
     seconds: dict[str, list[float]] = {each: [] for each in draw}
     for turn in range(rounds + 1):
         for each, call in draw.items():
@@ -70,9 +70,10 @@ def rows(name: str, images: int, seconds: dict[str, list[float]]) -> list[list]:
     }
     table = []
     for dtype in DTYPES:
-        ours = min(
-            (each for each in seconds if each.startswith(f"ours, {dtype}")), key=lambda each: median(seconds[each])
-        )
+        windows = [each for each in seconds if each.startswith(f"ours, {dtype}")]
+        if not windows:
+            continue
+        ours = min(windows, key=lambda each: median(seconds[each]))
         ratios = []
         for theirs in fastest.values():
             shares = [b / a for a, b in zip(seconds[ours], seconds[theirs], strict=True)]
@@ -83,17 +84,24 @@ def rows(name: str, images: int, seconds: dict[str, list[float]]) -> list[list]:
     return table
 
 
-def main(rounds: Annotated[int, typer.Option(help="Rounds that count.")] = 5) -> None:
-    """Measure all, write the record, print the table."""
+def main(
+    rounds: Annotated[int, typer.Option(help="Rounds that count.")] = 7,
+    model: Annotated[list[str], typer.Option(help="Models to draw with.")] = ("mini", models.FEW_BLOCKS),
+    images: Annotated[list[int], typer.Option(help="Images at once.")] = (1, 4),
+    dtype: Annotated[list[str], typer.Option(help="Dtypes of ours and theirs.")] = DTYPES,
+) -> None:
+    """Measure, put the seconds in the record in place of those of the same cases, print the table."""
     warnings.filterwarnings("error", "launch")  # a launch that fell back would be another contender
-    cases = [(name, images) for name in ("mini", models.FEW_BLOCKS) for images in (1, 4)]
-    record = {f"{name}, {images} images": measure(name, images, rounds) for name, images in cases}
-    write_whole(FILE, (json.dumps({"made_with": made_with("cpu"), "seconds": record}, indent=1) + "\n").encode())
-    table = [
-        row
-        for (name, images), seconds in zip(cases, record.values(), strict=True)
-        for row in rows(name, images, seconds)
-    ]
+    made, table = made_with("cpu"), []
+    record = json.loads(FILE.read_text(encoding="utf-8"))
+    if record["made_with"]["device"] != made["device"]:  # one record holds one machine's times
+        record = {"seconds": {}}
+    for name in model:
+        for number in images:
+            seconds = measure(name, number, rounds, dtype)
+            record = {"made_with": made, "seconds": record["seconds"] | {f"{name}, {number} images": seconds}}
+            write_whole(FILE, (json.dumps(record, indent=1) + "\n").encode())
+            table += rows(name, number, seconds)
     columns = [
         "model",
         "images",

@@ -23,10 +23,9 @@ def info(
 
     from janus_dola.cli.startup import processors
     from janus_dola.contrasts import DoLaConfig
-    from janus_dola.kernels.packed import can_pack
     from janus_dola.models import adapt
     from janus_dola.models.checkpoint.load import load_skeleton
-    from janus_dola.models.storage import default_device
+    from janus_dola.models.storage import default_device, fastest_on_cpu
 
     device = default_device()
     image_model = adapt(load_skeleton(model, revision))
@@ -45,7 +44,7 @@ def info(
         "system": platform.platform(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{device}, {platform.machine()}",
         "threads on a CPU": f"{torch.get_num_threads()}, of {processors()} processors; OMP_NUM_THREADS changes it",
-        "float16 on a CPU": "packed, computed in float32" if can_pack() else "torch's own matrix products, slow",
+        "fastest dtype on a CPU": f"{fastest_on_cpu()}; the default is float32",
     }
     for name, value in lines.items():
         typer.echo(f"{name:26}{value}")

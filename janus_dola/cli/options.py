@@ -54,7 +54,7 @@ Device = Annotated[
 Dtype = Annotated[
     arguments.DtypeName | None,
     machine_option(
-        help="Number format of the weights; float16 is the fastest on a CPU.",
+        help="Number format of the weights; `janus-dola info` says what is fastest on a CPU.",
         show_default="float32 on a CPU, else bfloat16",
     ),
 ]

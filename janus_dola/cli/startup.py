@@ -42,6 +42,7 @@ def import_quietly(name: str) -> ModuleType:
 
 def import_libraries() -> None:
     """Imports the libraries that take seconds. Commands call it; help and wrong options come without it."""
+    let_threads_sleep()
     import_quietly("torch")
     mute_torchao()
     warnings.filterwarnings("ignore", category=FutureWarning)  # about changes to libraries, not for users
@@ -69,6 +70,14 @@ def processors() -> int:
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, _, period = _QUOTA.read_text().partition(" ") if _QUOTA.is_file() else ("max", "", "")
     return bound if quota == "max" else max(1, min(bound, math.ceil(int(quota) / int(period))))
+
+
+def let_threads_sleep() -> None:
+    """Lets torch's threads sleep while they wait, unless the user set OMP_WAIT_POLICY; torch reads it when it is imported.
+
+    Threads that spin keep a processor from whoever else needs it, also from the thread they wait for (bench/findings.md).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def use_processors() -> None:

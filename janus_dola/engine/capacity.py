@@ -2,9 +2,12 @@
 
 import math
 
+import torch
+
 from janus_dola.arguments import WINDOWS
 from janus_dola.engine.decoder import visible_length
 from janus_dola.engine.devices import free_memory
+from janus_dola.kernels.block_torch import has_amx
 from janus_dola.models.model import ImageModel
 
 # Images: more make a pass longer, not an image cheaper.
@@ -40,9 +43,10 @@ def window_of(slots: int, image_model: ImageModel) -> int:
     """Returns the window that "auto" stands for: as many codes as a pass takes without growing much longer.
 
     A pass has two rows per slot and code. Measured on a CPU (bench/findings.md): up to 32 rows a small model is bound by
-    calls; a large one is bound by reading its weights up to 8 rows, or up to 4 if they are packed. For a GPU it is a
-    forecast: the weights are read once for up to 32 rows.
+    calls; a large one is bound by reading its weights up to 8 rows, up to 4 if they are packed, and up to 32 in bfloat16
+    where the processor has tiles for it. For a GPU it is a forecast: the weights are read once for up to 32 rows.
     """
     small = image_model.device.type != "cpu" or image_model.head.hidden_size <= 512
-    rows = 32 if small else 8 if image_model.stored_dtype == image_model.dtype else 4
+    in_tiles = image_model.dtype == torch.bfloat16 and has_amx()
+    rows = 32 if small or in_tiles else 8 if image_model.stored_dtype == image_model.dtype else 4
     return next(window for window in (16, 8, 4, 2, 1) if 2 * slots * window <= rows or window == 1)

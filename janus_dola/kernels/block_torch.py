@@ -86,9 +86,9 @@ class Beside:
 
 
 @cache
-def multiplies_bfloat16() -> bool:
-    """Returns whether oneDNN multiplies bfloat16 by this processor's own instructions (AVX512_BF16, AMX)."""
-    return _HAS_ONEDNN and torch.cpu._is_avx512_bf16_supported()
+def has_amx() -> bool:
+    """Returns whether oneDNN multiplies bfloat16 by this processor's tiles (AMX): many rows in about the time of few."""
+    return _HAS_ONEDNN and torch.cpu._is_amx_tile_supported()
 
 
 def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

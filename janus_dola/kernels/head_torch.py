@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from janus_dola.kernels import reference
-from janus_dola.kernels.block_torch import Matrix, multiplies_bfloat16, onednn_added
+from janus_dola.kernels.block_torch import Matrix, has_amx, onednn_added
 from janus_dola.kernels.packed import PackedHalf
 from janus_dola.kernels.types import Head, SamplingTensors, Scores
 
@@ -21,7 +21,7 @@ _WEIGHTS_AT_ONCE = 1 << 21  # 16-bit weights widened at a time: 8 MB in float32,
 def linear(x: Tensor, weight: Tensor | PackedHalf, bias: Tensor | None) -> Tensor:
     """Computes x W^T + b, [..., K] to [..., O], accumulated and returned in the precision of x, float32 or float64.
 
-    With bfloat16's instructions on a CPU, products with bfloat16 weights take the first 17 binary digits of x.
+    With a CPU's tiles (AMX), products with bfloat16 weights take the first 17 binary digits of x.
     """
     if isinstance(weight, PackedHalf) or weight.dtype == x.dtype:
         return Matrix(weight, bias)(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
@@ -32,9 +32,7 @@ def linear(x: Tensor, weight: Tensor | PackedHalf, bias: Tensor | None) -> Tenso
         coarse = rows.to(weight.dtype)
         halves = torch.cat([coarse, (rows - coarse.float()).to(weight.dtype)])
         product = torch.mm(halves, weight.T, out_dtype=torch.float32).unflatten(0, (2, *x.shape[:-1])).sum(0)
-    elif (
-        x.device.type == "cpu" and (x.dtype, weight.dtype) == (torch.float32, torch.bfloat16) and multiplies_bfloat16()
-    ):
+    elif x.device.type == "cpu" and (x.dtype, weight.dtype) == (torch.float32, torch.bfloat16) and has_amx():
         product = _by_bfloat16(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
     else:
         chunk = max(1, _WEIGHTS_AT_ONCE // weight.shape[1])

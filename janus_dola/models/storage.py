@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from janus_dola.arguments import DtypeName, Quantization
+from janus_dola.kernels.block_torch import has_amx
 from janus_dola.kernels.packed import can_pack
 from janus_dola.models.families import family_of
 from janus_dola.models.model import ImageModel
@@ -28,6 +29,14 @@ def default_dtype(device: torch.device) -> torch.dtype:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     with torch.cuda.device(device):
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def fastest_on_cpu() -> str:
+    """Names the dtype in which this machine's CPU draws fastest with a large model (docs/speed.md).
+
+    It is no default: in float32 codes do not depend on slots and window, and modules are ordinary ones.
+    """
+    return "bfloat16" if has_amx() else "float16" if can_pack() else "float32"
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -1,11 +1,26 @@
 """Threads follow what the process may use, unless the user says otherwise."""
 
 import os
+import warnings
 
 import pytest
 import torch
 
 from janus_dola.cli import startup
+
+
+@pytest.mark.parametrize(("said", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_before_torch_is_there_unless_the_user_said(monkeypatch, said, expected):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if said is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", said)
+    policies = []
+    monkeypatch.setattr(startup, "import_quietly", lambda name: policies.append((name, os.environ["OMP_WAIT_POLICY"])))
+    monkeypatch.setattr(startup, "use_processors", lambda: None)
+    with warnings.catch_warnings():
+        startup.import_libraries()
+    assert policies[0] == ("torch", expected)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from janus_dola.kernels import head_torch
-from janus_dola.kernels.block_torch import Matrix, multiplies_bfloat16
+from janus_dola.kernels.block_torch import Matrix, has_amx
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -20,7 +20,7 @@ def test_linear_keeps_the_precision_of_its_input(dtype, shape):
     actual = head_torch.linear(x, weight, bias)
     assert actual.dtype == x.dtype
     expected = x.double() @ weight.double().T + bias.double()
-    parts = 4 if dtype == torch.bfloat16 and multiplies_bfloat16() else 1  # 17 digits of x, not 24
+    parts = 4 if dtype == torch.bfloat16 and has_amx() else 1  # 17 digits of x, not 24
     assert torch.allclose(actual.double(), expected, atol=parts * 1e-5 * size_in**0.5)
 
 
@@ -50,10 +50,10 @@ def test_linear_on_a_gpu_keeps_float32_results(monkeypatch, dtype, rocm):
     assert ("aten.mm.dtype" in operators.names) == (rocm is None)
 
 
-needs_bfloat16 = pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor has no bfloat16 instructions")
+needs_amx = pytest.mark.skipif(not has_amx(), reason="this processor has no AMX")
 
 
-@needs_bfloat16
+@needs_amx
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (7, 45, 77), (40, 2048, 300), (64, 192, 512)])
 def test_bfloat16_products_find_what_rounding_took(rows, inputs, outputs):
     g = torch.Generator().manual_seed(rows)
@@ -62,7 +62,7 @@ def test_bfloat16_products_find_what_rounding_took(rows, inputs, outputs):
     assert ((head_torch.linear(x, weight, None) - exact).abs() <= 2**-18 * (exact.abs() + sizes) + 1e-6 * sizes).all()
 
 
-@needs_bfloat16
+@needs_amx
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 6, 7, 10, 16, 17, 31, 40, 64, 80, 130])
 @pytest.mark.parametrize(("outputs", "inputs"), [(512, 192), (77, 45), (1200, 1000)])
 def test_the_bits_of_a_row_depend_on_no_other_row_in_bfloat16(rows, outputs, inputs):
