@@ -73,11 +73,13 @@ def processors() -> int:
 
 
 def let_threads_sleep() -> None:
-    """Lets torch's threads sleep while they wait, unless the user set OMP_WAIT_POLICY; torch reads it when it is imported.
+    """Lets torch's threads sleep when they have waited for some 0.1 ms, unless the user said how they wait.
 
-    Threads that spin keep a processor from whoever else needs it, also from the thread they wait for (bench/findings.md).
+    They would spin for some 20 ms, and keep a processor from whoever else needs it, also from the thread they wait for
+    (bench/findings.md). torch's OpenMP reads this when it is imported.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def use_processors() -> None:

@@ -9,18 +9,21 @@ import torch
 from janus_dola.cli import startup
 
 
-@pytest.mark.parametrize(("said", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_sleep_before_torch_is_there_unless_the_user_said(monkeypatch, said, expected):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "")
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    if said is not None:
-        monkeypatch.setenv("OMP_WAIT_POLICY", said)
-    policies = []
-    monkeypatch.setattr(startup, "import_quietly", lambda name: policies.append((name, os.environ["OMP_WAIT_POLICY"])))
+@pytest.mark.parametrize(
+    ("said", "expected"), [({}, "1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
+def test_how_threads_wait_is_set_before_torch_is_there_unless_the_user_said(monkeypatch, said, expected):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    seen = []
+    monkeypatch.setattr(startup, "import_quietly", lambda name: seen.append((name, os.environ.get("GOMP_SPINCOUNT"))))
     monkeypatch.setattr(startup, "use_processors", lambda: None)
     with warnings.catch_warnings():
         startup.import_libraries()
-    assert policies[0] == ("torch", expected)
+    assert seen[0] == ("torch", expected)
 
 
 @pytest.fixture
