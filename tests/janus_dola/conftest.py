@@ -46,10 +46,10 @@ def room_for_one_slot(monkeypatch):
     """Memory for decoders with one slot, and no more."""
     make = Decoder.__init__
 
-    def for_one(self, image_model, weights, key, params):
+    def for_one(self, image_model, weights, key, *rest):
         if key.slots > 1:
             raise torch.OutOfMemoryError
-        make(self, image_model, weights, key, params)
+        make(self, image_model, weights, key, *rest)
 
     monkeypatch.setattr(Decoder, "__init__", for_one)
 

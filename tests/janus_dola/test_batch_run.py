@@ -192,11 +192,11 @@ def test_the_others_of_a_batch_with_a_non_finite_image_come_out(mini, tmp_path, 
 def test_out_of_gpu_memory_halves_the_batch_for_good(mini, tmp_path, monkeypatch):
     make, sizes = Decoder.__init__, []
 
-    def small_gpu(self, image_model, weights, key, params):
+    def small_gpu(self, image_model, weights, key, *rest):
         sizes.append(key.slots)
         if key.slots > 3:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        make(self, image_model, weights, key, params)
+        make(self, image_model, weights, key, *rest)
 
     run_batch(SHAPES[:6], tmp_path / "large", TWO, Compute(batch_size=8), pipe=mini)
     monkeypatch.setattr(Decoder, "__init__", small_gpu)

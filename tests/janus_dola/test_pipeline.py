@@ -207,11 +207,11 @@ def memory_for(mini, monkeypatch):
     def limit(images):
         begun, make = [], Decoder.__init__
 
-        def counted(self, image_model, weights, key, params):
+        def counted(self, image_model, weights, key, *rest):
             begun.append(key.slots)
             if key.slots > images:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            make(self, image_model, weights, key, params)
+            make(self, image_model, weights, key, *rest)
 
         monkeypatch.setattr(Decoder, "__init__", counted)
         monkeypatch.setattr(mini, "engine", Engine(mini.image_model))
