@@ -7,6 +7,8 @@ The time of a launch is the longest of these, and one microsecond between launch
     instructions  programs in turn on a multiprocessor x turns of the loop x cycles of a turn, over 1.755 GHz
     latency       a program from its first to its last instruction (small launches), plus 1 us to begin and to end
 
+On top comes what the last program of the projection does when all others are done.
+
 The cycles of a turn are those of a warp alone (`cycles.py`), or of all instructions that the warps of one scheduler issue,
 or of the matrix units, whichever is most. What small launches read has just been written, and is in the cache.
 """
@@ -40,11 +42,12 @@ class Launch:
     memory: float
     cache: float
     instructions: float
+    tail: float = 0.0  # what the last program does when all others are done
 
     @property
     def seconds(self) -> float:
         """Returns the forecast, without the gap to the next launch."""
-        return max(self.memory, self.cache, self.instructions)
+        return max(self.memory, self.cache, self.instructions) + self.tail
 
 
 def launches(shape: str, images: int) -> list[Launch]:
@@ -69,7 +72,7 @@ def launches(shape: str, images: int) -> list[Launch]:
         entry = entries[kernel] | {"bits": 16, "max_columns": columns, "max_outputs": None}
         case = static_report.matmul_case(GPU, kernel, entry)
         code = static_report.machine_code(static_report.compiled(case).asm)
-        body = max(cycles.loops(code), key=len)
+        body = next(loop for loop in cycles.loops(code) if any(each.kind in ("HMMA", "HGMMA") for each in loop))
         blocks = entry["block_outputs"] * entry["block_columns"] * entry["block_inputs"]
         turn = max(cycles.warp_cycles(body), len(body) * case.num_warps // 4, 2 * blocks // OPERATIONS)
         tiles = -(-outputs // entry["block_outputs"]) * -(-columns // entry["block_columns"]) * entry["splits"]
@@ -78,7 +81,8 @@ def launches(shape: str, images: int) -> list[Launch]:
         requested += columns * inputs * -(-outputs // entry["block_outputs"])
         took = -(-tiles // MULTIPROCESSORS) * turns * turn / CLOCK
         requested = requested * DTYPE.itemsize + written
-        forecasts.append(Launch(shape, images, kernel, case.what, work.bytes / MEMORY, requested / CACHE, took))
+        tail = _tail(code, columns, case) if kernel == "project" else 0.0
+        forecasts.append(Launch(shape, images, kernel, case.what, work.bytes / MEMORY, requested / CACHE, took, tail))
 
     small(
         Case(GPU, "normalise", f"{rows} rows", 16, {"GUIDED": False, "BLOCK_D": sizes.hidden}, 8),
@@ -86,18 +90,23 @@ def launches(shape: str, images: int) -> list[Launch]:
     )  # fmt: skip
     work = floor.project(sizes, LAYERS, images, DTYPE)
     product("project", rows, sizes.width, sizes.hidden, work, 4 * splits * rows * sizes.width)
-    block = static_report.project._BLOCK_E
-    small(
-        Case(GPU, "activate", f"{splits} splits", 16, {"GUIDED": True, "SPLITS_PADDED": splits, "BLOCK_E": block}, 4),
-        pairs * -(-sizes.width // block), 4 * splits * rows * sizes.width,
-    )  # fmt: skip
     work = floor.codebook(sizes, LAYERS, images, DTYPE)
     product("codebook", pairs, sizes.codes, sizes.width, work, 4 * pairs * sizes.codes)
-    case = static_report.sweep_case(GPU, table["sweep"], "4 candidates", LAYERS - 1)
+    entry = next(entry for entry in table["sweep"] if images <= (entry["max_images"] or images))
+    case = static_report.sweep_case(GPU, entry, "4 candidates", LAYERS - 1)
     parts = case.constants["PARTS"]
     turns = -(-sizes.codes // (parts * case.constants["BLOCK_V"]))
     small(case, images * parts, floor.sweep(sizes, LAYERS, images).bytes, turns)
     return forecasts
+
+
+def _tail(code: list[cycles.Instruction], columns: int, case: Case) -> float:
+    """Returns the seconds from where the last program at a tile counts itself to its end."""
+    rest = code[next(i for i, each in enumerate(code) if each.kind.startswith("ATOM")) :]
+    constants = case.constants
+    pairs = min(columns, constants["BLOCK_ROWS"]) // 2
+    turns = -(-pairs // constants["PAIRS_AT_ONCE"])
+    return (cycles.warp_cycles(rest) + (turns - 1) * sum(map(cycles.warp_cycles, cycles.loops(rest)))) / CLOCK
 
 
 def markdown(launches: list[Launch]) -> str:
@@ -106,7 +115,7 @@ def markdown(launches: list[Launch]) -> str:
     for shape, images in dict.fromkeys((launch.shape, launch.images) for launch in launches):
         own = [launch for launch in launches if (launch.shape, launch.images) == (shape, images)]
         for launch in own:
-            times = (launch.memory, launch.cache, launch.instructions, launch.seconds)
+            times = (launch.memory, launch.cache, launch.instructions, launch.tail, launch.seconds)
             rows.append([shape, images, launch.kernel, launch.configuration, *(f"{1e6 * t:.1f}" for t in times)])
         limit = floor.head_stage(floor.SHAPES[shape], LAYERS, images, DTYPE).bytes / MEMORY
         whole = sum(launch.seconds + GAP for launch in own)
@@ -119,10 +128,11 @@ def markdown(launches: list[Launch]) -> str:
                 "",
                 "",
                 "",
+                "",
                 f"{1e6 * whole:.1f} = {whole / limit:.2f} x floor",
             ]
         )
-    columns = ["", "images", "launch", "configuration", "memory", "cache", "instructions", "forecast"]
+    columns = ["", "images", "launch", "configuration", "memory", "cache", "instructions", "tail", "forecast"]
     return (
         f"Head stage on an H100, microseconds, bfloat16, 4 candidates, guidance:\n\n{markdown_table(columns, rows)}\n"
     )

@@ -18,8 +18,18 @@ from triton.compiler import ASTSource
 from bench.forecast import cycles
 from bench.report.tables import markdown as markdown_table
 from bench.speed import floor
-from janus_dola.kernels.gpu import attention, block_matmul, codebook, matmul, normalise, project, sweep, truncate
-from janus_dola.kernels.gpu.launch import SweepLaunch
+from janus_dola.kernels.gpu import (
+    attention,
+    block_matmul,
+    codebook,
+    feeding,
+    matmul,
+    normalise,
+    project,
+    sweep,
+    truncate,
+)
+from janus_dola.kernels.gpu.launch import MatmulLaunch, SweepLaunch
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -42,18 +52,19 @@ MATRIX_INSTRUCTIONS = {
     "mfma": r"v_mfma_",
 }
 POINTERS = {
-    "logits_ptr": "*fp32", "tile_max_ptr": "*fp32", "tile_sum_ptr": "*fp32", "part_ptr": "*fp32", "jsd_ptr": "*fp32",
-    "sums_ptr": "*fp32", "race_ptr": "*fp32", "winner_ptr": "*i32", "scores_ptr": "*fp32", "seeds_ptr": "*i64",
+    "logits_ptr": "*fp32", "tile_max_ptr": "*fp32", "tile_sum_ptr": "*fp32", "jsd_ptr": "*fp32",
+    "sums_ptr": "*fp32", "parts_ptr": "*fp32", "scores_ptr": "*fp32", "seeds_ptr": "*i64",
     "position_ptr": "*i64", "code_ptr": "*i64", "layer_ptr": "*i64", "finite_ptr": "*i1", "arrived_ptr": "*i32",
     "cfg_weight_ptr": "*fp32", "temperature_ptr": "*fp32", "log_alpha_ptr": "*fp32", "premature_ptr": "*i64",
     "mixed_ptr": "*fp32", "maximum_ptr": "*fp32", "total_ptr": "*fp32", "squares_ptr": "*fp32", "start_ptr": "*i64",
-    "top_k_ptr": "*i64", "top_p_ptr": "*fp32",
+    "top_k_ptr": "*i64", "top_p_ptr": "*fp32", "tokens_ptr": "*i64", "decided_ptr": "*i64", "prompt_tokens_ptr": "*i64",
+    "fed_seeds_ptr": "*i64", "layers_ptr": "*i64", "jsds_ptr": "*fp32", "passes_ptr": "*i64", "sampled_finite_ptr": "*i1",
 }  # fmt: skip
 FLOATS = ("eps", "scaling")
 ALIGNED_SIZES = (
     "D", "E", "V", "tiles", "inputs_per_split", "stride", "K", "width", "width_2", "width_3", "positions", "capacity",
 )  # fmt: skip
-SHAPE, LAYERS = floor.SHAPES["7B"], 5
+SHAPE, LAYERS, TILES = floor.SHAPES["7B"], 5, 128
 
 
 @dataclass(frozen=True)
@@ -79,22 +90,27 @@ def cases(generation: str, table: dict) -> list[Case]:
     for guided in (True, False):
         what = "guided" if guided else "unguided"
         listed.append(Case(generation, "normalise", what, 16, {"GUIDED": guided, "BLOCK_D": SHAPE.hidden}, 8))
-    for splits in sorted({entry["splits"] for entry in table["project"]}):
-        constants = {"GUIDED": True, "SPLITS_PADDED": splits, "BLOCK_E": project._BLOCK_E}
-        listed.append(Case(generation, "activate", f"{splits} splits", 16, constants, 4))
-    modes = {"4 candidates": 4, "final layer alone": 0, "15 candidates": 15}
+    modes = {"4 candidates": 4, "final layer alone": 0, "15 candidates": 15, "31 candidates": 31}
     for what, candidates in modes.items():
-        listed.append(sweep_case(generation, table["sweep"], what, candidates))
-    constants = {"FINAL": LAYERS - 1, "BLOCK_V": table["sweep"]["block_codes"]}
-    listed.append(Case(generation, "scores", "4 candidates", 32, constants, table["sweep"]["num_warps"]))
+        listed += [sweep_case(generation, entry, what, candidates) for entry in table["sweep"]]
+    for entry in table["sweep"]:
+        constants = {"FINAL": LAYERS - 1, "BLOCK_V": entry["block_codes"], "TILES": TILES}
+        listed.append(Case(generation, "scores", "4 candidates", 32, constants, entry["num_warps"]))
     # Images that truncate: F goes through the sweep again, as logits of the final layer alone
     options = truncate.launch_options(SHAPE.codes)
     warps = options.pop("num_warps")
     listed.append(Case(generation, "truncate", "top-k and top-p", 32, options, warps))
+    # Around a pass; 576 positions without line ends, and Emu3's, which has them
+    for window in (1, 8, 32):
+        for line_end in (-1, 32768):
+            constants = {"LINE_END": line_end, "WINDOW": window}
+            what = f"window {window}" + (", line ends" if line_end >= 0 else "")
+            listed.append(Case(generation, "feed", what, 16, constants | {"BLOCK_D": SHAPE.hidden}, 4))
+            listed.append(Case(generation, "accept", what, 16, constants | {"PADDED": window}, 1))
     # Sizes that Triton compiles differently: 1, and those that are not multiples of 16
-    for kernel in ("project", "codebook", "normalise", "activate", "sweep"):
+    for kernel in ("project", "codebook", "normalise", "sweep"):
         case = next(case for case in listed if case.kernel == kernel)
-        one = {"project": "rows", "codebook": "pairs"}.get(kernel, "images")
+        one = "pairs" if kernel == "codebook" else "images"
         listed.append(replace(case, what=f"{case.what}, {one} = 1", constants=case.constants | {one: 1}))
         listed.append(replace(case, what=f"{case.what}, odd sizes", aligned=False))
     return listed + [case for blocks in floor.BLOCKS.values() for case in block_cases(generation, blocks)]
@@ -131,7 +147,11 @@ def matmul_case(generation: str, kernel: str, entry: dict) -> Case:
     letters = ("E", "ROWS", "D") if kernel == "project" else ("V", "PAIRS", "E")
     blocks = (entry["block_outputs"], entry["block_columns"], entry["block_inputs"])
     constants = {f"BLOCK_{letter}": block for letter, block in zip(letters, blocks, strict=True)}
-    constants |= {} if kernel == "project" else {"HAS_BIAS": True}
+    if kernel == "project":
+        launch = MatmulLaunch(**{name: entry[name] for name in MatmulLaunch.__dataclass_fields__})
+        constants |= {"GUIDED": True, "SPLITS": entry["splits"], "PAIRS_AT_ONCE": project.pairs_at_once(launch)}
+    else:
+        constants["HAS_BIAS"] = True
     what = f"<= {entry['max_columns']} columns, " if entry["max_columns"] else "any columns, "
     what += f"<= {entry['max_outputs']} outputs, " if entry["max_outputs"] else ""
     what += f"{blocks[0]} x {blocks[1]} x {blocks[2]}, {entry['num_warps']} warps, {entry['num_stages']} stages"
@@ -139,20 +159,23 @@ def matmul_case(generation: str, kernel: str, entry: dict) -> Case:
     return Case(generation, kernel, what, entry["bits"], constants, entry["num_warps"], entry["num_stages"])
 
 
-def sweep_case(generation: str, launch: dict, what: str, candidates: int) -> Case:
-    """Returns the sweep over the candidates of the 7B shape."""
-    constants = sweep.sweep_constants(SHAPE.codes, candidates, SweepLaunch(**launch))
-    return Case(generation, "sweep", what, 32, constants, launch["num_warps"])
+def sweep_case(generation: str, entry: dict, what: str, candidates: int) -> Case:
+    """Returns the sweep over the candidates of the 7B shape, by an entry of the launch table."""
+    launch = SweepLaunch(entry["block_codes"], entry["max_parts"], entry["num_warps"])
+    constants = sweep.sweep_constants(SHAPE.codes, candidates, launch) | {"TILES": TILES}
+    what += f", <= {entry['max_images']} images" if entry["max_images"] else ""
+    return Case(generation, "sweep", what, 32, constants, entry["num_warps"])
 
 
 KERNELS = {
     "project": project._project_kernel,
-    "activate": project._activate_kernel,
     "normalise": normalise._normalise_kernel,
     "codebook": codebook._codebook_kernel,
     "sweep": sweep._sweep_kernel,
     "scores": sweep._scores_kernel,
     "truncate": truncate._truncate_kernel,
+    "feed": feeding._feed_kernel,
+    "accept": feeding._accept_kernel,
     "normed": block_matmul._normed_kernel,
     "attention": attention._attention_kernel,
     "combine": attention._combine_kernel,
@@ -166,7 +189,7 @@ def compiled(case: Case) -> triton.compiler.CompiledKernel:
     """Compiles a case, as a launch with such arguments would."""
     kernel = KERNELS[case.kernel]
     weights = "*bf16" if case.bits == 16 else "*fp32"
-    of_head = case.kernel in ("project", "activate", "normalise", "codebook")  # multiplies in float16
+    of_head = case.kernel in ("project", "normalise", "codebook")  # multiplies in float16
     multiplied = "*fp16" if case.bits == 16 and of_head else weights
     signature, aligned = {}, []
     for index, name in enumerate(kernel.arg_names):
@@ -205,7 +228,9 @@ def build(case: Case) -> dict:
         "shared_memory_limit": SHARED_MEMORY[case.generation],
         "matrix_instruction": next((n for n, p in MATRIX_INSTRUCTIONS.items() if re.search(p, assembly)), None),
         "weight_load_bytes": weight_load_bytes(assembly) if case.kernel in PRODUCTS else None,
-        "counts_in_order": counts_in_order(assembly) if case.kernel == "sweep" and "ptx" in kernel.asm else None,
+        "counts_in_order": counts_in_order(assembly)
+        if case.kernel in ("project", "sweep") and "ptx" in kernel.asm
+        else None,
     }
 
 
@@ -248,7 +273,7 @@ def weight_load_bytes(assembly: str) -> int:
 
 
 def counts_in_order(ptx: str) -> bool:
-    """Says whether the sweep's programs store what the last one reads before they count themselves, and it reads after.
+    """Says whether programs store what the last one reads before they count themselves, and it reads after.
 
     Stores, a barrier, one thread that counts (releasing and acquiring), a barrier, loads past the first-level cache.
     """

@@ -19,7 +19,8 @@ from bench.speed import floor
 from janus_dola.kernels.gpu.attention import CHUNK
 
 VISIBLE = 384  # positions, half way through an image
-SMALL = 1.6e-6  # seconds of a small launch by torch, gap included
+SMALL = 1.6e-6  # seconds of a small launch, gap included
+SMALL_LAUNCHES = 4  # around blocks and head: feed, weigh, stack, accept
 REGISTERS = 65536  # of a multiprocessor
 CASES = [("1B", 1, 1), ("1B", 4, 1), ("1B", 4, 8), ("7B", 1, 1), ("7B", 4, 1), ("7B", 16, 1)]  # shape, images, window
 
@@ -39,17 +40,8 @@ class Step:
     @property
     def seconds(self) -> float:
         """Returns the forecast."""
-        return self.blocks * sum(launch.seconds + GAP for launch in self.launches) + self.head + self.outside
-
-    @property
-    def outside(self) -> float:
-        """Returns the time around blocks and head: embedding, positions, accepting."""
-        return small_launches(self.window) * SMALL
-
-
-def small_launches(window: int) -> int:
-    """Returns how many launches torch makes around blocks and head, counted without a device; a window corrects guesses."""
-    return 39 if window == 1 else 53
+        outside = SMALL_LAUNCHES * SMALL
+        return self.blocks * sum(launch.seconds + GAP for launch in self.launches) + self.head + outside
 
 
 def step(name: str, images: int, window: int) -> Step:
@@ -105,7 +97,7 @@ def markdown(steps: list[Step]) -> str:
     """Returns the forecast as a table."""
     rows = []
     for step in steps:
-        blocks = step.seconds - step.head - step.outside
+        blocks = step.seconds - step.head - SMALL_LAUNCHES * SMALL
         times = [f"{1e3 * t:.2f}" for t in (blocks, step.head, step.seconds, step.floor)]
         rows.append([step.shape, step.images, step.window, *times, f"{step.floor / step.seconds:.0%}"])
     columns = ["", "images", "window", "blocks", "head", "pass", "floor", "floor / pass"]

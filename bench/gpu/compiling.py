@@ -27,10 +27,12 @@ from bench.speed import floor, test_generation, test_head_stage, test_step
 from janus_dola.arguments import WINDOWS
 from janus_dola.cli.startup import processors
 from janus_dola.engine.capacity import bucket_of, window_of
+from janus_dola.engine.slots import Slots
 from janus_dola.kernels import block_triton, head_triton
 from janus_dola.kernels.block_torch import Beside, BlockWeights, Matrix, Norm, PassStart, Rotary
 from janus_dola.kernels.gpu import launch
-from janus_dola.kernels.types import Head, SamplingParams, SamplingTensors
+from janus_dola.kernels.types import Head, SampledCodes, SamplingParams, SamplingTensors
+from janus_dola.models.model import Raster
 from janus_dola.settings import DrawSettings
 
 SHAPES = ("1B", "7B")
@@ -131,7 +133,7 @@ def of_step() -> None:
 
 def of_images() -> None:
     """Launches what the benchmarks of whole images need."""
-    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)
     for row in test_generation.test_image.cases["cuda"].values():
         if row["loop"].startswith("ours"):
             slots = bucket_of(row["images"])
@@ -212,7 +214,10 @@ def _blocks(
     dtype: torch.dtype = torch.bfloat16,
     groups: int = 1,
 ) -> None:
-    """Launches two blocks: the first has other sums of squares before it, and none follows the last."""
+    """Launches two blocks, and what feeds them and accepts codes.
+
+    The first block has other sums of squares before it, and none follows the last.
+    """
     hidden, heads, size, rows = shape.hidden, shape.heads, shape.head_size, 2 * slots
     keys = heads // groups
 
@@ -230,6 +235,12 @@ def _blocks(
     start = PassStart(_empty(rows, dtype=torch.int64), Rotary(new(2048, size), new(2048, size)), visible)
     keys_values = new(2, rows, max(visible, CAPACITY), 2, keys, size)
     block_triton.run_blocks(new(rows * window, hidden), [weights] * 2, keys_values, start, [])
+    number, jsd = _empty(slots * window, dtype=torch.int64), _empty(slots * window, dtype=torch.float32)
+    around = Slots(
+        slots, Raster(24, 24), window, number, SamplingTensors.repeat(PLAIN, slots * window, jsd), fused=True
+    )
+    around.feed(new(16384, hidden))
+    around.accept(SampledCodes(number, number, jsd, number.bool()))
 
 
 def _empty(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -36,7 +36,7 @@ from janus_dola.kernels.gpu.sweep import sweep
 
 LAYERS = 5
 SHAPES = ("1B", "7B")
-SWEEPS = [SweepLaunch(*choice) for choice in itertools.product((512, 1024, 2048), (32, 64), (4, 8))]
+SWEEPS = [SweepLaunch(*choice) for choice in itertools.product((128, 256, 512), (64, 128), (4, 8))]
 
 
 def launches(entry: dict) -> list[MatmulLaunch]:
@@ -90,27 +90,27 @@ def best(choices: list, calls_of, cases_of_shapes: list) -> object:
 
 
 def prepared(entry_shapes: list[str], images: int, device: str) -> list:
-    """Makes cases of each shape, with what the later kernels read."""
-    made = []
+    """Makes cases of each shape, with what the later kernels read, the last of it zeros for their counters."""
+    made, arrived = [], torch.zeros(4096, dtype=torch.int32, device=device)
     for name in entry_shapes:
         cases = random_cases(floor.SHAPES[name], LAYERS, images, torch.bfloat16, device)
-        normed = [normalise(case.hidden_states, case.head, None) for case in cases]
+        normed = [normalise(case.hidden_states, case.head, None, arrived) for case in cases]
         folded = [project(x, c.head, c.sampling.cfg_weight) for x, c in zip(normed, cases, strict=True)]
         logits = [codebook(x, c.head) for x, c in zip(folded, cases, strict=True)]
-        made.append(list(zip(cases, normed, folded, logits, strict=True)))
+        made.append([(*each, arrived) for each in zip(cases, normed, folded, logits, strict=True)])
     return made
 
 
 def project_calls(cases: list, launch: MatmulLaunch) -> list:
-    return [lambda c=c, x=x: project(x, c.head, c.sampling.cfg_weight, launch) for c, x, _, _ in cases]
+    return [lambda c=c, x=x, a=a: project(x, c.head, c.sampling.cfg_weight, a, launch) for c, x, _, _, a in cases]
 
 
 def codebook_calls(cases: list, launch: MatmulLaunch) -> list:
-    return [lambda c=c, x=x: codebook(x, c.head, launch) for c, _, x, _ in cases]
+    return [lambda c=c, x=x: codebook(x, c.head, launch) for c, _, x, _, _ in cases]
 
 
 def sweep_calls(cases: list, launch: SweepLaunch) -> list:
-    return [lambda c=c, z=z: sweep(*z, c.sampling, c.seeds, c.position, launch) for c, _, _, z in cases]
+    return [lambda c=c, z=z, a=a: sweep(*z, c.sampling, c.seeds, c.position, a, launch) for c, _, _, z, a in cases]
 
 
 def dump(table: dict) -> str:
@@ -120,8 +120,7 @@ def dump(table: dict) -> str:
         return "[\n" + ",\n".join("      " + json.dumps(entry) for entry in entries) + "\n    ]"
 
     parts = [
-        f'  "{name}": {{\n    "project": {rows(kernels["project"])},\n    "codebook": {rows(kernels["codebook"])},\n'
-        f'    "sweep": {json.dumps(kernels["sweep"])}\n  }}'
+        f'  "{name}": {{\n' + ",\n".join(f'    "{kernel}": {rows(kernels[kernel])}' for kernel in kernels) + "\n  }"
         for name, kernels in table.items()
     ]
     return "{\n" + ",\n".join(parts) + "\n}\n"
@@ -160,12 +159,12 @@ def tune(table: dict, generation: str, device: str, write: Callable[[], None]) -
                 entry |= {name: value for name, value in asdict(fastest).items() if name in entry}
             print(kernel, entry, flush=True)
             write()
-    sweeps = [cases for images in (1, 4, 16) for cases in prepared(["7B"], images, device)]
-    fastest = best(SWEEPS, sweep_calls, sweeps)
-    if fastest is not None:
-        table[generation]["sweep"] = asdict(fastest)
-    print("sweep", table[generation]["sweep"])
-    write()
+    for entry in table[generation]["sweep"]:
+        fastest = best(SWEEPS, sweep_calls, prepared(["7B"], entry["max_images"] or 16, device))
+        if fastest is not None:
+            entry |= asdict(fastest)
+        print("sweep", entry)
+        write()
 
 
 if __name__ == "__main__":

@@ -49,20 +49,21 @@ def test_launch(timed, device, launch, shape, images):
     """Times one of the launches of the triton backend."""
     from janus_dola.kernels.gpu.codebook import codebook
     from janus_dola.kernels.gpu.normalise import normalise
-    from janus_dola.kernels.gpu.project import project
+    from janus_dola.kernels.gpu.project import counters, project
     from janus_dola.kernels.gpu.sweep import sweep
 
     sizes, dtype = floor.SHAPES[shape], torch.bfloat16
     inputs = cases.random_cases(sizes, LAYERS, images, dtype, device)
-    normed = [normalise(case.hidden_states, case.head, None) for case in inputs]
+    arrived = torch.zeros(counters(inputs[0].hidden_states, inputs[0].head) + images, dtype=torch.int32, device=device)
+    normed = [normalise(case.hidden_states, case.head, None, arrived) for case in inputs]
     folded = [project(x, c.head, c.sampling.cfg_weight) for x, c in zip(normed, inputs, strict=True)]
     logits = [codebook(x, c.head) for x, c in zip(folded, inputs, strict=True)]
     every = list(zip(inputs, normed, folded, logits, strict=True))
     calls = {
-        "normalise": [lambda c=c: normalise(c.hidden_states, c.head, None) for c in inputs],
-        "project": [lambda c=c, x=x: project(x, c.head, c.sampling.cfg_weight) for c, x, _, _ in every],
+        "normalise": [lambda c=c: normalise(c.hidden_states, c.head, None, arrived) for c in inputs],
+        "project": [lambda c=c, x=x: project(x, c.head, c.sampling.cfg_weight, arrived) for c, x, _, _ in every],
         "codebook": [lambda c=c, x=x: codebook(x, c.head) for c, _, x, _ in every],
-        "sweep": [lambda c=c, z=z: sweep(*z, c.sampling, c.seeds, c.position) for c, _, _, z in every],
+        "sweep": [lambda c=c, z=z: sweep(*z, c.sampling, c.seeds, c.position, arrived) for c, _, _, z in every],
     }
     works = {
         "normalise": floor.normalise(sizes, LAYERS, images, dtype),

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from janus_dola.engine.devices import capture, capturing, has_graphs, upload
@@ -76,7 +75,7 @@ class Decoder:
         self.keys_values = buffer[: shape.numel()].view(shape)
         layers = torch.tensor([*plan.layers, image_model.num_layers], device=image_model.device)
         sampling = SamplingTensors.repeat(params, key.slots * plan.window, self.keys_values)
-        self.slots = Slots(key.slots, image_model.raster, plan.window, layers, sampling)
+        self.slots = Slots(key.slots, image_model.raster, plan.window, layers, sampling, plan.backend == "triton")
         self._run_blocks = resolve_blocks(plan.backend, weights.blocks, plan.window, plan.launch == "compile")
         self.prompts: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # passes by visible length, captured when first needed
@@ -169,13 +168,11 @@ class Decoder:
 
         Attention looks at the first `visible` positions, from `visible_length`.
         """
-        slots, window = self.slots, self.plan.window
-        places = slots.places
-        fed = slots.fed(places).flatten().repeat(2)
-        start = (slots.prompt_tokens + places[:, 0]).flatten()
-        embeddings, place = F.embedding(fed, self.weights.code_table), PassStart(start, self.weights.rotary, visible)
-        states = self._run_blocks(embeddings, self.weights.blocks, self.keys_values, place, self.plan.layers)
-        slots.accept(self._draw(states, slots.sampling, slots.seeds.repeat_interleave(window), (places + 1).flatten()))
+        slots, weights = self.slots, self.weights
+        fed = slots.feed(weights.code_table)
+        place = PassStart(fed.start, weights.rotary, visible)
+        states = self._run_blocks(fed.embeddings, weights.blocks, self.keys_values, place, self.plan.layers)
+        slots.accept(self._draw(states, slots.sampling, fed.seeds, fed.position))
 
     def _draw(self, hidden_states: Tensor, sampling: SamplingTensors, seeds: Tensor, position: Tensor) -> SampledCodes:
         head, backend = self.weights.head, self.plan.backend

@@ -18,9 +18,10 @@ Some models end each line with a fixed token. It stands among the codes, is alwa
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from janus_dola.kernels.types import SampledCodes, SamplingTensors
@@ -45,17 +46,33 @@ class Codes:
         return replace(self, **tensors)
 
 
+class Fed(NamedTuple):
+    """What a pass is fed. D hidden size; the conditional rows come first."""
+
+    embeddings: Tensor  # [2 * S * W, D]
+    start: Tensor  # [2 * S] int64, each row's first new position
+    seeds: Tensor  # [S * W] int64
+    position: Tensor  # [S * W] int64, where the code that is drawn after it stands in its image
+
+
 class Slots:
     """S slots, whose images have T' positions each. A pass feeds W codes per slot.
 
     A slot is empty if its image is done. It is fed all the same, at its row's first positions, and nothing comes of it.
+    Where `fused`, on a GPU, feeding and accepting are a kernel each.
     """
 
-    def __init__(self, slots: int, raster: Raster, window: int, layers: Tensor, sampling: SamplingTensors):
+    def __init__(
+        self, slots: int, raster: Raster, window: int, layers: Tensor, sampling: SamplingTensors, fused: bool = False
+    ):
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(slots, *shape, dtype=dtype, device=layers.device)
 
-        self.window, self._raster = window, raster
+        self.window, self._raster, self._kernels = window, raster, None
+        if fused:
+            from janus_dola.kernels.gpu import feeding
+
+            self._kernels, self._lines = feeding, (raster.stride, raster.columns, raster.line_end)
         self._nowhere = 1 - raster.length  # stands for a prompt's length in an empty slot: it is fed at position 0
         self._layer_numbers = layers  # [L], by index into the stack
         positions = raster.length + 2 * window  # guesses go beyond an image's end
@@ -99,8 +116,22 @@ class Slots:
         """Returns the codes, decided or guessed, at places [S, W]."""
         return self._raster.with_line_ends(places, self.tokens.gather(1, places))
 
+    def feed(self, code_table: Tensor) -> Fed:
+        """Looks up what a pass is fed, with the embeddings of codes [V, D]."""
+        if self._kernels is not None:
+            state = (self.tokens, self.decided, self.prompt_tokens, self.seeds)
+            return Fed(*self._kernels.feed(*state, code_table, self.window, *self._lines))
+        places = self.places
+        embeddings = F.embedding(self.fed(places).flatten().repeat(2), code_table)
+        start = (self.prompt_tokens + places[:, 0]).flatten()
+        return Fed(embeddings, start, self.seeds.repeat_interleave(self.window), (places + 1).flatten())
+
     def accept(self, sampled: SampledCodes) -> None:
         """Accepts the codes that a pass decides, of f after each code fed [S * W], and keeps the others as guesses."""
+        if self._kernels is not None:
+            state = (self.tokens, self.layers, self.jsd, self.decided, self.passes, self.finite)
+            self._kernels.accept(tuple(vars(sampled).values()), *state, self.window, self._raster.length, *self._lines)
+            return
         places = self.places
         fed = self.fed(places)
         codes, layers, jsd, finite = (getattr(sampled, field.name).view(fed.shape) for field in fields(sampled))

@@ -1,7 +1,7 @@
 """The triton backend: the whole head stage in a few launches, each weight of the head read once.
 
     normalise  h -> LN_out                                x      [L, R, D]
-    project    x -> Linear; then GELU, guidance           y      [L, B, E], two launches
+    project    x -> Linear, GELU, guidance                y      [L, B, E]
     codebook   y -> last Linear                           logits [L, B, V] float32, with partial softmax sums
     sweep      logits -> JSD, M, F -> Gumbel-max          code, premature layer, JSD [B]
     truncate   F -> top-k, top-p                          F [B, V], which goes through the sweep again; only if asked for
@@ -23,7 +23,7 @@ from janus_dola.kernels.contrast import METHODS
 from janus_dola.kernels.gpu.codebook import codebook
 from janus_dola.kernels.gpu.launch import INTERPRETED, unsupported
 from janus_dola.kernels.gpu.normalise import normalise
-from janus_dola.kernels.gpu.project import project
+from janus_dola.kernels.gpu.project import counters, project
 from janus_dola.kernels.gpu.sweep import as_single_layer_logits, scores, sweep
 from janus_dola.kernels.gpu.truncate import truncate
 from janus_dola.kernels.types import Head, SampledCodes, SamplingTensors, Scores
@@ -52,14 +52,17 @@ def _sample_codes(
     sampling = SamplingTensors.from_flat(method, dict(zip(names.split(), tensors, strict=True)))
     # Triton launches on the current device, which need not be where the tensors are.
     with torch.cuda.device_of(hidden_states):
+        tiles = 0 if proj_weight is None else counters(hidden_states, head)
+        arrived = torch.empty(tiles + len(seeds), dtype=torch.int32, device=seeds.device)  # programs that are done
+        at_sweep = arrived[tiles:]
         if proj_weight is None:
-            x = normalise(hidden_states, head, sampling.cfg_weight)
+            x = normalise(hidden_states, head, sampling.cfg_weight, arrived)
         else:
-            x = project(normalise(hidden_states, head, None), head, sampling.cfg_weight)
+            x = project(normalise(hidden_states, head, None, arrived), head, sampling.cfg_weight, arrived)
         logits, tile_max, tile_sum = codebook(x, head)
         code, out = None, logits.new_empty(0)
         if method == _SWEPT:
-            swept = sweep(logits, tile_max, tile_sum, sampling, seeds, position)
+            swept = sweep(logits, tile_max, tile_sum, sampling, seeds, position, at_sweep)
             code, layer, jsd, finite = swept.code, swept.layer, swept.jsd, swept.finite
             if with_scores or sampling.truncates:
                 out = scores(logits, tile_max, tile_sum, layer, sampling)
@@ -71,7 +74,8 @@ def _sample_codes(
         if code is None or sampling.truncates:
             no_limit = torch.full_like(sampling.temperature, -math.inf)
             everything = {"log_alpha": no_limit, "premature": torch.zeros_like(seeds)}
-            code = sweep(*as_single_layer_logits(out), replace(sampling, contrast=everything), seeds, position).code
+            drawing = replace(sampling, contrast=everything)
+            code = sweep(*as_single_layer_logits(out), drawing, seeds, position, at_sweep).code
     return code, layer, jsd, finite, out if with_scores else logits.new_empty(0)
 
 

@@ -133,7 +133,9 @@ def test_tuning(small, monkeypatch):
     monkeypatch.setattr(tune, "SWEEPS", [SweepLaunch(512, 32, 4)])
     monkeypatch.setattr(tune, "images_of", lambda entry, kernel: 1)
     tune.tune(table, "sm_90", "cpu", lambda: writes.append(tune.dump(table)))
-    assert table["sm_90"]["sweep"] == {"block_codes": 512, "max_parts": 32, "num_warps": 4}
+    assert [{**entry, "max_images": 0} for entry in table["sm_90"]["sweep"]] == 2 * [
+        {"max_images": 0, "block_codes": 512, "max_parts": 32, "num_warps": 4}
+    ]
     assert len(set(writes)) > 1
     assert writes[-1] != before
     assert json.loads(writes[-1]) == table

@@ -16,7 +16,7 @@ from bench import ROOT
 pytest.importorskip("triton")
 PRODUCTS = ("project", "codebook", "normed", "added")
 EVERYTHING = {
-    *PRODUCTS, "attention", "combine", "weigh", "normalise", "activate", "sweep", "scores", "truncate",
+    *PRODUCTS, "attention", "combine", "weigh", "normalise", "sweep", "scores", "truncate", "feed", "accept",
 }  # fmt: skip
 GENERATIONS = {"sm_80", "sm_89", "sm_90", "sm_100", "gfx942"}
 
@@ -95,27 +95,25 @@ def test_the_codebook_uses_wgmma_on_hopper(report):
     assert [name(row) for row in rows if row["matrix_instruction"] != "wgmma"] == []
 
 
-def test_the_sweeps_programs_count_themselves_when_their_parts_can_be_read(report):
-    sweeps = [row for row in report if row["kernel"] == "sweep" and row["generation"] != "gfx942"]
-    assert {row["generation"] for row in sweeps} == GENERATIONS - {"gfx942"}
-    assert [name(row) for row in sweeps if not row["counts_in_order"]] == []
+def test_programs_count_themselves_when_their_parts_can_be_read(report):
+    counting = [row for row in report if row["kernel"] in ("project", "sweep") and row["generation"] != "gfx942"]
+    assert {row["generation"] for row in counting} == GENERATIONS - {"gfx942"}
+    assert {row["kernel"] for row in counting} == {"project", "sweep"}
+    assert [name(row) for row in counting if not row["counts_in_order"]] == []
 
 
 def test_products_keep_up_with_memory(complete):
     """On an H100, by the static model: 1, 4 and 16 images, 1B and 7B."""
     products = [launch for launch in complete["stage"] if launch["kernel"] in ("project", "codebook")]
     assert len(products) == 2 * 3 * 2
-    assert [launch for launch in products if launch["instructions"] > 0.8 * launch["memory"]] == []
+    assert [each for each in products if each["instructions"] > 0.8 * max(each["memory"], each["cache"])] == []
 
 
 def test_the_sweep_has_no_serial_tail(complete):
-    """From its first instruction to its last; one program that went over all codes alone needed 14 to 20 us.
-
-    With 16 images it takes 10.3 us since layers are compared by two sums (ln 2 - JSD has digits where JSD has none left).
-    """
+    """From its first instruction to its last; one program that went over all codes alone needed 14 to 20 us."""
     sweeps = [launch for launch in complete["stage"] if launch["kernel"] == "sweep"]
     assert len(sweeps) == 6
-    assert [launch for launch in sweeps if launch["instructions"] > 12e-6] == []
+    assert [launch for launch in sweeps if launch["instructions"] > 9e-6] == []
 
 
 def test_the_forecast_of_a_pass_reaches_its_share_of_the_floor(complete):

@@ -53,10 +53,10 @@ def in_double(weights: BlockWeights) -> BlockWeights:
 
 
 def _kernels():
-    """All kernels of the blocks: modules and names."""
-    from janus_dola.kernels.gpu import attention, block_matmul
+    """All kernels of the blocks, and those around a pass: modules and names."""
+    from janus_dola.kernels.gpu import attention, block_matmul, feeding
 
-    for module in (attention, block_matmul):
+    for module in (attention, block_matmul, feeding):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             yield module, name
 

@@ -162,7 +162,7 @@ def test_the_sweep_draws_between_ties_as_torch_does(temperature):
     expected = gumbel_max(scores, temperature, seeds(12), 3)
     for parts in (1, 3):
         positions = torch.full((12,), 3)
-        swept = sweep(*as_single_layer_logits(scores), each, seeds(12), positions, SweepLaunch(8, parts, 4))
+        swept = sweep(*as_single_layer_logits(scores), each, seeds(12), positions, launch=SweepLaunch(8, parts, 4))
         assert torch.equal(swept.code, expected)
     assert len(expected.unique()) > 2
 

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 SIZES = {"1B": (2048, 2048, 16384), "7B": (4096, 4096, 16384), "odd": (2049, 1031, 16001), "small": (64, 96, 1000)}
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 IMAGES, LAYERS = [1, 2, 3, 7, 12, 25, 64], [1, 2, 9, 16]  # of the small head
-KERNELS = ["_normalise_kernel", "_project_kernel", "_activate_kernel", "_codebook_kernel", "_sweep_kernel"]
+KERNELS = ["_normalise_kernel", "_project_kernel", "_codebook_kernel", "_sweep_kernel"]
 CALLS = [
     dola(),
     dola(3.0, 0.7, 0.0),
@@ -160,7 +160,7 @@ def test_compiles_without_a_graph_break(fresh):
 
 
 @pytest.mark.parametrize("size", ["1B", "small"])
-def test_five_kernels_run_and_no_others(size, fresh):
+def test_four_kernels_run_and_no_others(size, fresh):
     hidden, head = case(size, torch.bfloat16, 4, fresh)
     seeds, position = torch.arange(4, device="cuda"), torch.full((4,), 3, device="cuda")
     torch.use_deterministic_algorithms(False)  # which would fill new memory with a kernel

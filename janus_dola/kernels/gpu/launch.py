@@ -78,9 +78,10 @@ def matmul_launch(kernel: str, generation: str, bits: int, columns: int, outputs
 
 
 @cache
-def sweep_launch(generation: str) -> SweepLaunch:
-    """Returns the sweep's entry in the table."""
-    return SweepLaunch(**_table()[generation]["sweep"])
+def sweep_launch(generation: str, images: int) -> SweepLaunch:
+    """Returns the first entry of the sweep that a number of images fits into."""
+    entry = next(each for each in _table()[generation]["sweep"] if images <= (each["max_images"] or images))
+    return SweepLaunch(**{name: entry[name] for name in SweepLaunch.__dataclass_fields__})
 
 
 def launch_of(kernel: str, activations: Tensor, columns: int, outputs: int) -> MatmulLaunch:
@@ -89,8 +90,8 @@ def launch_of(kernel: str, activations: Tensor, columns: int, outputs: int) -> M
 
 
 def sweep_launch_of(logits: Tensor) -> SweepLaunch:
-    """Returns `sweep_launch` for tensors on their device."""
-    return sweep_launch(generation_here(logits.device))
+    """Returns `sweep_launch` for logits [L, B, V] on their device."""
+    return sweep_launch(generation_here(logits.device), logits.shape[1])
 
 
 generation_here = cache(generation_of)  # asked at every launch

@@ -7,6 +7,8 @@ while activations rounded to bfloat16 would miss the accuracy asked for, since g
 
 A head with a projection gets every row normalised. Without one (a single Linear, as text models have) guidance comes in here
 already, since the Linear that follows lets it through unchanged (see `head_torch`).
+
+Later launches count programs that are done. This one, before them all, sets their counters to 0.
 """
 
 import torch
@@ -19,33 +21,30 @@ from janus_dola.kernels.types import Head
 
 
 @triton.jit
-def row_offsets(pair, images, width, GUIDED: tl.constexpr):
-    """Returns where the (conditional) row of a (layer, image) pair lies, and how far behind it the unconditional one."""
-    rows_per_layer = images * 2 if GUIDED else images
-    row = (pair // images) * rows_per_layer + pair % images
-    return row.to(tl.int64) * width, images * width
-
-
-@triton.jit
 def _normalise_kernel(
     hidden_ptr,  # [L, R, D], R = 2B with guidance (conditional rows, then unconditional), else B
     norm_weight_ptr,  # [D]
     out_ptr,  # [L, B, D], x / 16 in the dtype to multiply in
     cfg_weight_ptr,  # [B] fp32, w; anything without guidance
+    arrived_ptr,  # [COUNTERS] int32, set to 0
     images,  # B
+    counters,
     D,
     eps,
     GUIDED: tl.constexpr,
     BLOCK_D: tl.constexpr,  # >= D
 ):
     pair = tl.program_id(0)
-    row, to_unconditional = row_offsets(pair, images, D, GUIDED)
-    conditional = hidden_ptr + row
     d = tl.arange(0, BLOCK_D)
+    if pair == 0:
+        for start in range(0, counters, BLOCK_D):
+            tl.store(arrived_ptr + start + d, tl.zeros([BLOCK_D], tl.int32), mask=start + d < counters)
+    row = pair + pair // images * images if GUIDED else pair
+    conditional = hidden_ptr + row.to(tl.int64) * D
     weight = tl.load(norm_weight_ptr + d, mask=d < D, other=0.0).to(tl.float32)
     x = _rms_norm(tl.load(conditional + d, mask=d < D, other=0.0), weight, D, eps)
     if GUIDED:
-        u = _rms_norm(tl.load(conditional + to_unconditional + d, mask=d < D, other=0.0), weight, D, eps)
+        u = _rms_norm(tl.load(conditional + images * D + d, mask=d < D, other=0.0), weight, D, eps)
         x = u + tl.load(cfg_weight_ptr + pair % images) * (x - u)
     tl.store(out_ptr + pair.to(tl.int64) * D + d, (x * ACTIVATION_SCALE).to(out_ptr.dtype.element_ty), mask=d < D)
 
@@ -63,13 +62,14 @@ def multiplied_dtype(weights: torch.dtype) -> torch.dtype:
     return torch.float32 if weights == torch.float32 else torch.float16
 
 
-def normalise(hidden_states: Tensor, head: Head, cfg_weight: Tensor | None) -> Tensor:
+def normalise(hidden_states: Tensor, head: Head, cfg_weight: Tensor | None, arrived: Tensor) -> Tensor:
     """Applies LN_out to every row, and with a `cfg_weight` guides each image: x / 16 in the `multiplied_dtype`.
 
     Args:
         hidden_states: [L, R, D] in one of `head_triton.DTYPES`; R is 2B with a `cfg_weight` (conditional, then
             unconditional), else any number.
         cfg_weight: [B] float32, w for each image, which returns [L, B, D]; None returns [L, R, D].
+        arrived: [COUNTERS] int32, which becomes 0.
     """
     layers, rows, hidden = hidden_states.shape
     guided = cfg_weight is not None
@@ -77,7 +77,7 @@ def normalise(hidden_states: Tensor, head: Head, cfg_weight: Tensor | None) -> T
     dtype = multiplied_dtype(hidden_states.dtype)
     x = torch.empty(layers, images, hidden, dtype=dtype, device=hidden_states.device)
     _normalise_kernel[(layers * images,)](
-        hidden_states, head.norm_weight, x, x if cfg_weight is None else cfg_weight, images, hidden, head.norm_eps,
-        GUIDED=guided, BLOCK_D=triton.next_power_of_2(hidden), num_warps=8, enable_fp_fusion=True,
+        hidden_states, head.norm_weight, x, x if cfg_weight is None else cfg_weight, arrived, images, len(arrived),
+        hidden, head.norm_eps, GUIDED=guided, BLOCK_D=triton.next_power_of_2(hidden), num_warps=8, enable_fp_fusion=True,
     )  # fmt: skip
     return x

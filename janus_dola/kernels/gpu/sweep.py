@@ -30,6 +30,14 @@ _LOWEST, _FAR = tl.constexpr(contrast.LOWEST), tl.constexpr(contrast.FAR)
 # The series of k(x) = x tanh x - log cosh x by the powers x^10, x^8 ... x^2, exact to 1e-8 where 2 x is below _NEAR.
 _K10, _K8, _K6, _K4, _K2 = (tl.constexpr(each) for each in (31 / 1575, -17 / 360, 1 / 9, -1 / 4, 1 / 2))
 _NEAR = tl.constexpr(0.5)
+# log1p(t) / t on [0, 1] by the powers t^0 ... t^9, exact to 5e-9: fitted at 200 Chebyshev points.
+_R0, _R1, _R2, _R3, _R4, _R5, _R6, _R7, _R8, _R9 = (
+    tl.constexpr(each)
+    for each in (
+        1.0, -0.4999990463, 0.3333000541, -0.2495455891, 0.1967811733, -0.1531186253, 0.1061426476, -0.0570642017,
+        0.0199071616, -0.0032563785,
+    )
+)  # fmt: skip
 _TILES_AT_ONCE = tl.constexpr(128)
 _WORD = tl.constexpr(philox.WORD)
 _SMALLEST_U = tl.constexpr(philox.SMALLEST_U)
@@ -37,15 +45,15 @@ _LARGEST_U = tl.constexpr(philox.LARGEST_U)
 
 
 @triton.jit
-def _log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles):
+def _log_sum_exp(tile_max_ptr, tile_sum_ptr, row, TILES: tl.constexpr):
     # Maximum and log-sum-exp of rows [N] of logits, from their tiles' maxima and sums: twice [N].
     maximum = tl.full([row.shape[0]], float("-inf"), tl.float32)
     total = tl.zeros([row.shape[0]], tl.float32)
-    for start in range(0, tiles, _TILES_AT_ONCE):
+    for start in range(0, TILES, _TILES_AT_ONCE):
         tile = start + tl.arange(0, _TILES_AT_ONCE)[None, :]
-        offset = row[:, None] * tiles + tile
-        tile_max = tl.load(tile_max_ptr + offset, mask=tile < tiles, other=float("-inf"))
-        tile_sum = tl.load(tile_sum_ptr + offset, mask=tile < tiles, other=0.0)
+        offset = row[:, None] * TILES + tile
+        tile_max = tl.load(tile_max_ptr + offset, mask=tile < TILES, other=float("-inf"))
+        tile_sum = tl.load(tile_sum_ptr + offset, mask=tile < TILES, other=0.0)
         larger = tl.maximum(maximum, tl.max(tile_max, 1))
         total = total * tl.exp(maximum - larger) + tl.sum(tile_sum * tl.exp(tile_max - larger[:, None]), 1)
         maximum = larger
@@ -65,9 +73,9 @@ def _gumbel(seed, position, quad):
 
 
 @triton.jit
-def _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles):
+def _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, row, TILES: tl.constexpr):
     # The same for one row: two numbers.
-    maximum, lse = _log_sum_exp(tile_max_ptr, tile_sum_ptr, row + tl.arange(0, 1), tiles)
+    maximum, lse = _log_sum_exp(tile_max_ptr, tile_sum_ptr, row + tl.arange(0, 1), TILES)
     return tl.sum(maximum, 0), tl.sum(lse, 0)
 
 
@@ -78,8 +86,9 @@ def _divergence_factors(difference):
     e = tl.minimum(difference, _FAR)
     t = tl.exp(-e)
     more = 1.0 + t
-    # log1p(t) / t, as in `_gumbel`
-    ratio = tl.where(more == 1.0, 1.0, tl.log(more) / tl.where(more == 1.0, 1.0, more - 1.0))
+    # log1p(t) / t
+    ratio = ((((_R9 * t + _R8) * t + _R7) * t + _R6) * t + _R5) * t + _R4
+    ratio = (((ratio * t + _R3) * t + _R2) * t + _R1) * t + _R0
     square = 0.25 * e * e
     series = ((((_K10 * square + _K8) * square + _K6) * square + _K4) * square + _K2) * square
     factor = tl.where(e < _NEAR, more * series, more * (_LN2 - ratio * t) - e * t)
@@ -94,48 +103,44 @@ def _shift(best, from_, to, temperature):
 
 @triton.jit
 def _elect(
-    image, images, race, lse, final_lse, premature, temperature, sums_ptr, races_ptr, winner_ptr, code_ptr, layer_ptr,
-    jsd_ptr, finite_ptr, V, CANDIDATES: tl.constexpr, RACES: tl.constexpr, PARTS: tl.constexpr, RACES_PADDED: tl.constexpr,
-    PARTS_PADDED: tl.constexpr,
+    image, race, lse, final_lse, premature, temperature, parts_ptr, code_ptr, layer_ptr, jsd_ptr, finite_ptr, V,
+    CANDIDATES: tl.constexpr, RACES: tl.constexpr, PARTS: tl.constexpr, PARTS_PADDED: tl.constexpr,
 ):  # fmt: skip
     # What the last program of an image does: adds up the parts, and stores M and the best of its winners.
-    # Names as in `_sweep_kernel`; race and lse are [RACES_PADDED].
+    # Names as in `_sweep_kernel`; race, lse and final_lse are [RACES_PADDED]. A part is the largest F of its codes, its
+    # winner's (F - that) / T + G and code (an int32's bits), and its share of 2 JSD, of the complement, and their scale.
     # Loads with .cg go past the first-level cache, which does not see what other programs store.
-    every = tl.arange(0, PARTS_PADDED)
-    stride = images * RACES * PARTS
-    chosen = 0
-    jsd = 0.0
+    part = tl.arange(0, PARTS_PADDED)[None, :]
+    mask = part < PARTS
+    parts_ptr += ((image * RACES + race)[:, None] * PARTS + part) * 8
+    tops = tl.load(parts_ptr, mask=mask, other=float("-inf"), cache_modifier=".cg")
+    bests = tl.load(parts_ptr + 1, mask=mask, other=float("-inf"), cache_modifier=".cg")
+    codes = tl.load(parts_ptr + 2, mask=mask, other=0.0, cache_modifier=".cg").to(tl.int32, bitcast=True)
+    if CANDIDATES > 0:
+        twice = tl.load(parts_ptr + 3, mask=mask, other=0.0, cache_modifier=".cg")
+        complements = tl.load(parts_ptr + 4, mask=mask, other=0.0, cache_modifier=".cg")
+        scales = tl.load(parts_ptr + 5, mask=mask, other=_LOWEST, cache_modifier=".cg")
+
+    bests = _shift(bests, tops, tl.max(tops, 1)[:, None], temperature)
+    code = tl.min(tl.where(bests == tl.max(bests, 1)[:, None], codes, V), 1)
+    finite = (tl.abs(lse) < float("inf")) & (tl.abs(final_lse) < float("inf"))
     if CANDIDATES > 0:
         # M = argmax JSD as in `contrast.select_premature`, the lowest layer on a tie
-        offset = (image * RACES + race)[:, None] * PARTS + every[None, :]
-        mask = (every < PARTS)[None, :]
-        parts = tl.load(sums_ptr + offset, mask=mask, other=0.0, cache_modifier=".cg")
-        jsds = tl.minimum(tl.maximum(0.5 * tl.sum(parts, 1), 0.0), _LN2)
-        parts = tl.load(sums_ptr + stride + offset, mask=mask, other=0.0, cache_modifier=".cg")
-        scales = tl.load(sums_ptr + 2 * stride + offset, mask=mask, other=_LOWEST, cache_modifier=".cg")
+        jsds = tl.minimum(tl.maximum(0.5 * tl.sum(twice, 1), 0.0), _LN2)
         scale = tl.max(scales, 1)
-        complement = tl.sum(tl.exp(scales - scale[:, None]) * parts, 1)
+        complement = tl.sum(tl.exp(scales - scale[:, None]) * complements, 1)
         complement *= tl.exp(tl.minimum(scale - tl.min(scale, 0), _FAR))
         order = tl.where(tl.max(jsds, 0) > _HALF_LN2, -complement, jsds)
         most_diverging = tl.min(tl.where(order == tl.max(order, 0), race, RACES - 1), 0)
         layer = tl.where(premature < 0, most_diverging, premature)
-        jsd = tl.sum(tl.where((tl.arange(0, RACES_PADDED) < RACES) & (race == layer), jsds, 0.0), 0)
-        chosen = tl.minimum(layer, RACES - 1)  # without contrast all races are the same
-        tl.store(layer_ptr + image, layer)
+        jsd = tl.max(tl.where(race == layer, jsds, 0.0), 0)
+        code = tl.min(tl.where(race == tl.minimum(layer, RACES - 1), code, V), 0)  # without contrast all are the same
     else:
-        tl.store(layer_ptr + image, CANDIDATES)
+        layer, jsd, code = CANDIDATES, 0.0, tl.min(code, 0)
+    tl.store(layer_ptr + image, layer)
     tl.store(jsd_ptr + image, jsd)
-
     # A sum of exponentials is NaN where a logit was not finite.
-    finite = tl.min((tl.abs(lse) < float("inf")).to(tl.int32), 0) == 1
-    tl.store(finite_ptr + image, finite & (tl.abs(final_lse) < float("inf")))
-
-    offset = (image * RACES + chosen) * PARTS + every
-    tops = tl.load(races_ptr + offset, mask=every < PARTS, other=float("-inf"), cache_modifier=".cg")
-    bests = tl.load(races_ptr + stride + offset, mask=every < PARTS, other=float("-inf"), cache_modifier=".cg")
-    bests = _shift(bests, tops, tl.max(tops, 0), temperature)
-    codes = tl.load(winner_ptr + offset, mask=every < PARTS, other=V, cache_modifier=".cg")
-    code = tl.min(tl.where(bests == tl.max(bests, 0), codes, V), 0)
+    tl.store(finite_ptr + image, tl.min(finite.to(tl.int32), 0) == 1)
     tl.store(code_ptr + image, tl.minimum(code, V - 1).to(tl.int64))
 
 
@@ -149,15 +154,13 @@ def _sweep_kernel(
     temperature_ptr,  # [B] fp32, T; 0 is greedy
     log_alpha_ptr,  # [B] fp32
     premature_ptr,  # [B] int64, index into the stack; the final layer for no contrast, negative: by JSD
-    sums_ptr,  # [3, B, max(C, 1), PARTS] fp32, parts of 2 JSD, of its complement, and its scale; not read without contrast
-    races_ptr,  # [2, B, max(C, 1), PARTS] fp32, the largest F and (F - that) / T + G of a part's codes
-    winner_ptr,  # [B, max(C, 1), PARTS] int32, the code it belongs to
-    arrived_ptr,  # [B] int32, 0
+    parts_ptr,  # [B, max(C, 1), PARTS, 8] fp32, what each program leaves: see `_elect`
+    arrived_ptr,  # [B] int32, 0, and again when all is done
     code_ptr,  # [B] int64
     layer_ptr,  # [B] int64
     jsd_ptr,  # [B] fp32
     finite_ptr,  # [B] bool
-    images, V, tiles,
+    images, V, TILES: tl.constexpr,
     CANDIDATES: tl.constexpr,  # C = L - 1
     PARTS: tl.constexpr,  # programs per image
     BLOCK_V: tl.constexpr,
@@ -168,12 +171,21 @@ def _sweep_kernel(
     RACES: tl.constexpr = CANDIDATES if CANDIDATES > 0 else 1
     race = tl.minimum(tl.arange(0, RACES_PADDED), RACES - 1)  # padding repeats the last
     row = race * images + image
-    final_max, final_lse = _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, FINAL * images + image, tiles)
-    _, lse = _log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles)
-    threshold = final_max + tl.load(log_alpha_ptr + image)
-    premature = tl.load(premature_ptr + image).to(tl.int32)
-    final_logits = logits_ptr + (FINAL * images + image).to(tl.int64) * V
     seed, position = tl.load(seeds_ptr + image), tl.load(position_ptr + image)
+    temperature, log_alpha = tl.load(temperature_ptr + image), tl.load(log_alpha_ptr + image)
+    premature = tl.load(premature_ptr + image).to(tl.int32)
+    # The final layer's row, once for each race: with a warp for each race, warps exchange nothing until they store.
+    final_row = row * 0 + FINAL * images + image
+    final_logits = logits_ptr + final_row.to(tl.int64)[:, None] * V
+    logits = logits_ptr + row.to(tl.int64)[:, None] * V
+    v = (part * BLOCK_V + tl.arange(0, BLOCK_V))[None, :]
+    z = tl.load(final_logits + v, mask=v < V, other=_LOWEST)
+    if CANDIDATES > 0:
+        z_early = tl.load(logits + v, mask=v < V, other=_LOWEST)
+    final_max, final_lse = _log_sum_exp(tile_max_ptr, tile_sum_ptr, final_row, TILES)
+    _, lse = _log_sum_exp(tile_max_ptr, tile_sum_ptr, row, TILES)
+    threshold = (final_max + log_alpha)[:, None]
+    divisor = tl.where(temperature > 0, temperature, 1.0)
 
     scale = tl.full([RACES_PADDED], _LOWEST, tl.float32)
     twice, complement = tl.zeros([RACES_PADDED], tl.float32), tl.zeros([RACES_PADDED], tl.float32)
@@ -181,58 +193,53 @@ def _sweep_kernel(
     best = tl.full([RACES_PADDED], float("-inf"), tl.float32)
     winner = tl.zeros([RACES_PADDED], tl.int32)
     for start in range(part * BLOCK_V, V, PARTS * BLOCK_V):
-        v = start + tl.arange(0, BLOCK_V)
-        inside = (v < V)[None, :]
-        z = tl.load(final_logits + v, mask=v < V, other=0.0)
-        plausible = inside & (z >= threshold)[None, :]
-        log_p = (z - final_lse)[None, :]
+        noise = _gumbel(seed, position, start // 4 + tl.arange(0, BLOCK_V // 4))
+        noise = tl.where(temperature > 0, noise, 0.0)[None, :]
+        plausible = (v < V) & (z >= threshold)
+        log_p = z - final_lse[:, None]
         if CANDIDATES > 0:
-            log_q = (
-                tl.load(logits_ptr + row.to(tl.int64)[:, None] * V + v[None, :], mask=inside, other=0.0) - lse[:, None]
-            )
+            log_q = z_early - lse[:, None]
             log_q = tl.where(premature == FINAL, 0.0, log_q)  # no contrast: F = log p, and the JSD is not used
             d = log_q - log_p
             smaller = tl.minimum(log_p, log_q)
-            next_scale = tl.maximum(scale, tl.max(tl.where(inside, smaller, _LOWEST), 1))
-            complement *= tl.exp(scale - next_scale)
-            scale = next_scale
+            next_scale = tl.maximum(scale, tl.max(smaller, 1))
             factor, factor_of_complement = _divergence_factors(tl.abs(d))
-            complement += tl.sum(tl.where(inside, tl.exp(smaller - scale[:, None]) * factor_of_complement, 0.0), 1)
-            twice += tl.sum(tl.where(inside, tl.exp(tl.maximum(log_p, log_q)) * factor, 0.0), 1)
+            twice += tl.sum(tl.exp(tl.maximum(log_p, log_q)) * factor, 1)
+            complement *= tl.exp(scale - next_scale)
+            complement += tl.sum(tl.exp(smaller - next_scale[:, None]) * factor_of_complement, 1)
+            scale = next_scale
             score = tl.where(plausible, -d, float("-inf"))
         else:
-            score = tl.broadcast_to(tl.where(plausible, log_p, float("-inf")), [RACES_PADDED, BLOCK_V])
-        # Without noise where T is 0; T is read here, since registers are scarce.
-        temperature = tl.load(temperature_ptr + image)
-        noise = _gumbel(seed, position, start // 4 + tl.arange(0, BLOCK_V // 4))
-        noise = tl.where(temperature > 0, noise, 0.0)
-        divisor = tl.where(temperature > 0, temperature, 1.0)
+            score = tl.where(plausible, log_p, float("-inf"))
         higher = tl.maximum(highest, tl.max(score, 1))
         best = _shift(best, highest, higher, divisor)
-        score = _shift(noise[None, :], score, higher[:, None], divisor)
+        score = _shift(noise, score, higher[:, None], divisor)
         highest = higher
         # the lowest code on a tie
         top = tl.max(score, 1)
-        code = tl.min(tl.where(score == top[:, None], v[None, :], V), 1)
+        code = tl.min(tl.where(score == top[:, None], v, V), 1)
         winner = tl.where(top > best, code, winner)
         best = tl.maximum(best, top)
-    leaves = tl.arange(0, RACES_PADDED) < RACES
-    mine = (image * RACES + race) * PARTS + part
-    stride = images * RACES * PARTS
+        v += PARTS * BLOCK_V
+        z = tl.load(final_logits + v, mask=v < V, other=_LOWEST)
+        if CANDIDATES > 0:
+            z_early = tl.load(logits + v, mask=v < V, other=_LOWEST)
+    number = tl.arange(0, 8)[None, :]
+    left = tl.where(number == 0, highest[:, None], best[:, None])
+    left = tl.where(number == 2, winner.to(tl.float32, bitcast=True)[:, None], left)
     if CANDIDATES > 0:
-        tl.store(sums_ptr + mine, twice, mask=leaves)
-        tl.store(sums_ptr + stride + mine, complement, mask=leaves)
-        tl.store(sums_ptr + 2 * stride + mine, scale, mask=leaves)
-    tl.store(races_ptr + mine, highest, mask=leaves)
-    tl.store(races_ptr + stride + mine, best, mask=leaves)
-    tl.store(winner_ptr + mine, winner, mask=leaves)
+        left = tl.where(number == 3, twice[:, None], left)
+        left = tl.where(number == 4, complement[:, None], left)
+        left = tl.where(number == 5, scale[:, None], left)
+    mine = parts_ptr + ((image * RACES + race) * PARTS + part)[:, None] * 8 + number
+    tl.store(mine, left, mask=(tl.arange(0, RACES_PADDED) < RACES)[:, None])
 
     tl.debug_barrier()  # all threads have stored before one of them says so
     if tl.atomic_add(arrived_ptr + image, 1, sem="acq_rel", scope="gpu") == PARTS - 1:
-        temperature = tl.load(temperature_ptr + image)
+        tl.store(arrived_ptr + image, 0)  # for the next launch
         _elect(
-            image, images, race, lse, final_lse, premature, tl.where(temperature > 0, temperature, 1.0), sums_ptr, races_ptr,
-            winner_ptr, code_ptr, layer_ptr, jsd_ptr, finite_ptr, V, CANDIDATES, RACES, PARTS, RACES_PADDED, PARTS_PADDED,
+            image, race, lse, final_lse, premature, divisor, parts_ptr, code_ptr, layer_ptr, jsd_ptr, finite_ptr, V,
+            CANDIDATES, RACES, PARTS, PARTS_PADDED,
         )  # fmt: skip
 
 
@@ -244,28 +251,29 @@ def _scores_kernel(
     layer_ptr,  # [B] int64, M
     log_alpha_ptr,  # [B] fp32
     scores_ptr,  # [B, V] fp32, F
-    images, V, tiles, FINAL: tl.constexpr, BLOCK_V: tl.constexpr,
+    images, V, TILES: tl.constexpr, FINAL: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0)
     v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     final = FINAL * images + image
-    final_max, final_lse = _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, final, tiles)
+    final_max, final_lse = _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, final, TILES)
     z = tl.load(logits_ptr + final.to(tl.int64) * V + v, mask=v < V, other=0.0)
     score = z - final_lse
     layer = tl.load(layer_ptr + image).to(tl.int32)
     if layer < FINAL:
         row = layer * images + image
-        _, lse = _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, row, tiles)
+        _, lse = _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, row, TILES)
         score -= tl.load(logits_ptr + row.to(tl.int64) * V + v, mask=v < V, other=0.0) - lse
     score = tl.where(z >= final_max + tl.load(log_alpha_ptr + image), score, float("-inf"))
     tl.store(scores_ptr + image.to(tl.int64) * V + v, score, mask=v < V)
 
 
 def sweep_constants(codes: int, candidates: int, launch: SweepLaunch) -> dict[str, int]:
-    """Returns what a sweep is compiled for. With more than eight candidates a program takes fewer codes: registers end."""
+    """Returns what a sweep is compiled for. With many candidates it has fewer codes and parts: registers end."""
     races = triton.next_power_of_2(max(1, candidates))
-    block = max(4, launch.block_codes * 8 // max(8, races))
-    parts = min(triton.cdiv(codes, block), launch.max_parts)
+    most = 512 * launch.num_warps // races
+    block = max(4, min(launch.block_codes, most))
+    parts = min(triton.cdiv(codes, block), launch.max_parts, most)
     padded = {"RACES_PADDED": races, "PARTS_PADDED": triton.next_power_of_2(parts)}
     return {"CANDIDATES": candidates, "PARTS": parts, "BLOCK_V": block, **padded}
 
@@ -277,6 +285,7 @@ def sweep(
     sampling: SamplingTensors,
     seeds: Tensor,
     position: Tensor,
+    arrived: Tensor | None = None,
     launch: SweepLaunch | None = None,
 ) -> SampledCodes:
     """Chooses each image's premature layer and draws a code from softmax(F / T).
@@ -285,24 +294,24 @@ def sweep(
         logits, tile_max, tile_sum: as `codebook` returns them.
         sampling: temperature and DoLa's numbers for each image; guidance is in the logits already.
         seeds, position: [B] int64, each image's seed and where the token stands in it.
+        arrived: [B] int32, zeros, which it leaves as they are; None makes them.
         launch: block shapes; None reads them from the launch table.
     """
     layers, images, codes = logits.shape
     launch = launch or sweep_launch_of(logits)
     constants = sweep_constants(codes, layers - 1, launch)
-    races, parts = max(1, layers - 1), constants["PARTS"]
 
     def new(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
     swept = SampledCodes(*(new(images, dtype=each) for each in (torch.int64, torch.int64, torch.float32, torch.bool)))
-    sums, best = (new(each, images, races, parts, dtype=torch.float32) for each in (3, 2))
-    winner = new(images, races, parts, dtype=torch.int32)
-    arrived = torch.zeros(images, dtype=torch.int32, device=logits.device)
-    _sweep_kernel[(images, parts)](
+    parts = new(images, max(1, layers - 1), constants["PARTS"], 8, dtype=torch.float32)
+    if arrived is None:
+        arrived = torch.zeros(images, dtype=torch.int32, device=logits.device)
+    _sweep_kernel[(images, constants["PARTS"])](
         logits, tile_max, tile_sum, seeds, position, sampling.temperature, sampling.contrast["log_alpha"],
-        sampling.contrast["premature"], sums, best, winner, arrived, swept.code, swept.layer, swept.jsd,
-        swept.finite, images, codes, tile_max.shape[-1], **constants, num_warps=launch.num_warps, enable_fp_fusion=True,
+        sampling.contrast["premature"], parts, arrived, swept.code, swept.layer, swept.jsd, swept.finite, images, codes,
+        TILES=tile_max.shape[-1], **constants, num_warps=launch.num_warps, enable_fp_fusion=True,
     )  # fmt: skip
     return swept
 
@@ -320,8 +329,9 @@ def scores(
     launch = launch or sweep_launch_of(logits)
     out = torch.empty(images, codes, dtype=torch.float32, device=logits.device)
     _scores_kernel[(images, triton.cdiv(codes, launch.block_codes))](
-        logits, tile_max, tile_sum, layer, sampling.contrast["log_alpha"], out, images, codes, tile_max.shape[-1],
-        FINAL=layers - 1, BLOCK_V=launch.block_codes, num_warps=launch.num_warps, enable_fp_fusion=True,
+        logits, tile_max, tile_sum, layer, sampling.contrast["log_alpha"], out, images, codes,
+        TILES=tile_max.shape[-1], FINAL=layers - 1, BLOCK_V=launch.block_codes, num_warps=launch.num_warps,
+        enable_fp_fusion=True,
     )  # fmt: skip
     return out
 
