@@ -68,8 +68,9 @@ def serve(
         _address_option(
             envvar="FORWARDED_ALLOW_IPS",
             help="Proxies whose X-Forwarded headers count: addresses or networks, separated by commas, or *.",
+            show_default="none",
         ),
-    ] = "127.0.0.1",
+    ] = "",
     replicas: Annotated[
         int | None,
         _replica_option(

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 import torch
@@ -20,13 +20,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from janus_dola.arguments import shown
 from janus_dola.images.outputs import NonFiniteError
 from janus_dola.serve.access import BodyLimit, KeyCheck, SiteCheck, client_of
-from janus_dola.serve.engine_thread import EngineThread, FailedImage, FinishedImage, PartialImage
+from janus_dola.serve.engine_thread import FailedImage, FinishedImage, PartialImage
 from janus_dola.serve.errors import error_body, error_response, validation_response
 from janus_dola.serve.form_page import HEADERS, form_page
 from janus_dola.serve.metrics import RequestCounter
 from janus_dola.serve.outbox import Outbox
 from janus_dola.serve.queue import FullError
-from janus_dola.serve.requests import ImagesRequest, InvalidError, ParsedRequest
+from janus_dola.serve.requests import ImagesRequest, InvalidError
 from janus_dola.serve.responses import HEARTBEAT, ResponseWriter, event
 from janus_dola.serve.routing import Entrance, no_such_route, public_url
 from janus_dola.serve.service import Service
@@ -35,6 +35,10 @@ GENERATIONS = "/v1/images/generations"
 _SECONDS_TO_REFUSE = 1.0  # so that clients that ask again at once leave time for others
 _RETRY_AFTER = 5  # seconds, while the model loads or the server stops
 _HEARTBEAT = 15.0  # seconds between signs of life in a stream, less than proxies wait
+_PIECE = 64 * 1024  # bytes; with more to send uvicorn waits for the client
+_EVENT_STREAM = {  # which no proxy keeps or holds back
+    "Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no",
+}  # fmt: skip
 _STOPPING = "the server stops, and its time for requests is over: ask again later"
 _SAID = (NonFiniteError, torch.OutOfMemoryError)  # faults that clients are told of; others are for the log
 _logger = logging.getLogger("uvicorn.error")
@@ -44,20 +48,30 @@ class ClientGoneError(Exception):
     """The client closed its connection."""
 
 
-class _JsonRoute(APIRoute):
-    """A route whose body, if it takes one, must say that it is JSON: other types browsers send to any server unasked."""
+def _checking_route(service: Service) -> type[APIRoute]:
+    class Checking(APIRoute):
+        """A route that reads the body, if it takes one, only where there is room for the client's images.
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Returns the handler of FastAPI, after a look at the type of the body."""
-        handle = super().get_route_handler()
+        The body must say that it is JSON: other types browsers send to any server unasked.
+        """
 
-        async def checked(request: Request) -> Response:
-            given = request.headers.get("content-type", "")
-            if request.method == "POST" and given.partition(";")[0].strip().lower() != "application/json":
-                raise HTTPException(415, f"the request must have Content-Type: application/json, got {shown(given)}")
-            return await handle(request)
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            """Returns the handler of FastAPI, after these checks."""
+            handle = super().get_route_handler()
 
-        return checked
+            async def checked(request: Request) -> Response:
+                if request.method == "POST":
+                    given, ready = request.headers.get("content-type", ""), service.ready()
+                    if given.partition(";")[0].strip().lower() != "application/json":
+                        message = f"the request must have Content-Type: application/json, got {shown(given)}"
+                        raise HTTPException(415, message)
+                    if ready is not None:
+                        ready[1].queue.check(client_of(request.scope, service.options.keys), 1)
+                return await handle(request)
+
+            return checked
+
+    return Checking
 
 
 class _Stopped:
@@ -85,18 +99,26 @@ class _Stopped:
                 await error_response(503, _STOPPING, code="stopping", headers=headers)(scope, receive, send)
 
 
-class _EventStream(StreamingResponse):
-    """Server-sent events, which no proxy keeps or holds back."""
+class _Delivery(StreamingResponse):
+    """An answer that goes out no faster than its client reads; however that ends, `release` is called."""
 
-    def __init__(self, events: AsyncGenerator[str, None]) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, headers=headers, media_type="text/event-stream")
-        self._events = events
+    def __init__(self, texts: AsyncGenerator[str | bytes, None], release: Callable[[], object], **more: Any) -> None:
+        super().__init__(self._pieces(), **more)
+        self._texts, self._release = texts, release
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the events; however that ends, they are closed and nothing more is drawn for them."""
-        async with aclosing(self._events):
-            await super().__call__(scope, receive, send)
+        """Sends the answer."""
+        try:
+            async with aclosing(self._texts):
+                await super().__call__(scope, receive, send)
+        finally:
+            self._release()
+
+    async def _pieces(self) -> AsyncIterator[str | bytes]:
+        """Yields pieces of the size for which sending waits: beyond it nothing is kept but in `texts`."""
+        async for text in self._texts:
+            for start in range(0, len(text), _PIECE):
+                yield text[start : start + _PIECE]
 
 
 def make_app(service: Service) -> FastAPI:
@@ -137,26 +159,22 @@ def make_app(service: Service) -> FastAPI:
 def _add_routes(app: FastAPI, service: Service) -> None:
     about = {"object": "model", "created": int(time.time()), "owned_by": "janus-dola"}
     names = service.options.served_names
-    app.router.route_class = _JsonRoute
+    app.router.route_class = _checking_route(service)
 
     @app.post(GENERATIONS)
     async def generations(request: Request, body: ImagesRequest) -> Response:
         """Draws images."""
         ready = service.ready()
         if ready is None:
-            headers = {"Retry-After": str(_RETRY_AFTER)}
-            return error_response(503, "the model is being loaded", code="loading", headers=headers)
+            later = {"Retry-After": str(_RETRY_AFTER)}
+            return error_response(503, "the model is being loaded", code="loading", headers=later)
         if body.response_format == "url" and not service.options.urls:
             raise InvalidError("response_format", 'response_format must be "b64_json" with replicas, got "url"')
         reader, engine = ready
         events = Outbox()
         loop = asyncio.get_running_loop()
         parsed = reader.read(body, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
-        engine.ask(parsed.images, client_of(request.scope, service.options.keys))
         writer = ResponseWriter(parsed, names[0], reader.size, reader.image_model)
-        pictures = _until_done(request, engine, parsed, events)
-        if body.stream:
-            return _EventStream(_streamed(pictures, writer))
         keep = None
         dall_e = body.response_format is None and (body.model or "").startswith("dall-e-") and service.options.urls
         if body.response_format == "url" or dall_e:
@@ -164,15 +182,26 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             def keep(content: bytes, ending: str) -> str:
                 return public_url(request, "image_file", name=service.image_urls.add(content, ending))
 
-        entries = {}
-        try:
-            async with aclosing(pictures):
-                async for picture in pictures:
-                    if isinstance(picture, FinishedImage):
-                        entries[picture.k] = await asyncio.to_thread(writer.entry, picture, keep)
-        except ClientGoneError:
-            return Response(status_code=499)
-        return JSONResponse(writer.answer([entries[k] for k in sorted(entries)]))
+        texts: AsyncGenerator[str | bytes, None]
+        headers: Mapping[str, str]
+        with ExitStack() as in_hand:
+            engine.ask(parsed.images, client_of(request.scope, service.options.keys))
+            in_hand.callback(engine.release, parsed.images)
+            pictures = _until_done(request, len(parsed.images), events)
+            if body.stream:
+                texts, headers = _streamed(pictures, writer), _EVENT_STREAM
+            else:
+                entries = {}
+                try:
+                    async with aclosing(pictures):
+                        async for picture in pictures:
+                            if isinstance(picture, FinishedImage):
+                                entries[picture.k] = await asyncio.to_thread(writer.entry, picture, keep)
+                except ClientGoneError:
+                    return Response(status_code=499)
+                answer = JSONResponse(writer.answer([entries[k] for k in sorted(entries)]))
+                texts, headers = _whole(bytes(answer.body)), answer.headers
+            return _Delivery(texts, in_hand.pop_all().close, headers=headers)
 
     @app.get("/v1/models")
     async def models() -> JSONResponse:
@@ -189,7 +218,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/images/{name}", include_in_schema=False)
     async def image_file(name: str) -> Response:
-        answer = await asyncio.to_thread(service.image_urls.answer, name)
+        answer = service.image_urls.answer(name)
         return answer or error_response(404, f"there is no image {shown(name)}, or no more", "name", "not_found")
 
     @app.get("/health")
@@ -239,14 +268,13 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
 
 async def _until_done(
-    request: Request, engine: EngineThread, parsed: ParsedRequest, events: Outbox
+    request: Request, missing: int, events: Outbox
 ) -> AsyncGenerator[PartialImage | FinishedImage | None, None]:
-    """Yields pictures until all images are drawn, or raises ClientGoneError; what is not drawn in the end is given up.
+    """Yields pictures until the missing images are drawn, or raises ClientGoneError.
 
     None comes now and then where no picture does; in `events` it means that the client is gone.
     """
     gone = asyncio.ensure_future(_tell_gone(request, events))
-    missing = len(parsed.images)
     try:
         while missing:
             try:
@@ -262,13 +290,16 @@ async def _until_done(
             yield event
     finally:
         gone.cancel()
-        engine.give_up(parsed.images)
 
 
 async def _tell_gone(request: Request, events: Outbox) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     events.put_nowait(None)
+
+
+async def _whole(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
 
 
 async def _streamed(

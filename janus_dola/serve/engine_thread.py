@@ -29,6 +29,7 @@ from janus_dola.settings import DrawSettings
 _GREY = (128, 128, 128)
 _ROOM_ON_CPU = 4  # images drawn at once where several clients are present: with more each takes longer
 _MOST_ON_CPU = 32  # more are not faster, and whoever comes next waits for them
+_SLOTS_ON_GPU = (1, 4, 16, 64)  # few numbers, for each has graphs of its own
 _SECONDS_AT_FIRST = 5  # before an image is drawn, an answer to how long it takes
 
 
@@ -108,7 +109,7 @@ class EngineThread:
         if slots is None and not self._on_gpu:
             self._slots = min(self._slots, _MOST_ON_CPU)
         self._seconds: deque[float] = deque(maxlen=32)  # that the last images took from their first pass to their last
-        self._pictures = PictureThread(self._tell)
+        self._pictures = PictureThread(self._tell, self.queue.is_shared)
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -125,11 +126,14 @@ class EngineThread:
         self.queue.put(images)
         self._metrics.waiting.set(len(self.queue))
 
-    def give_up(self, images: list[ImageRequest]) -> None:
-        """Cancels images: their slots are free at the next pass, and nothing more is reported about them."""
+    def release(self, images: list[ImageRequest]) -> None:
+        """Ends a client's request: slots of images not drawn are free at the next pass, and nothing is reported any more.
+
+        Must be called once for all that was asked for; until then the images count as in hand.
+        """
         for image in images:
             image.given_up = True
-        self.queue.discard(images)
+        self.queue.release(images)
         self._metrics.waiting.set(len(self.queue))
 
     def seconds_to_wait(self) -> int:
@@ -143,7 +147,8 @@ class EngineThread:
     def close(self) -> None:
         """Ends after the pass that runs, and cancels the images that are not drawn."""
         self._closing = True
-        self.give_up(self.queue.close())
+        for image in self.queue.close():
+            image.given_up = True
         self._thread.join()
         self._pictures.close()
 
@@ -214,8 +219,9 @@ class EngineThread:
         self.queue.put_back(leaving[::-1], first=False)
 
     def _size(self, images: int) -> int:
-        """Returns how many slots images get: on a CPU empty slots cost time, on a GPU another number means new graphs."""
-        return self.most if self._on_gpu else min(self.most, bucket_of(images))
+        """Returns how many slots images get: empty ones cost time."""
+        slots = min((each for each in _SLOTS_ON_GPU if images <= each), default=images) if self._on_gpu else images
+        return min(self.most, bucket_of(slots))
 
     def _fill(self, runner: SlotRunner, live: dict[Job, ImageRequest]) -> None:
         """Begins images that wait in the free slots."""

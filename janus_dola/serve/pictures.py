@@ -1,10 +1,11 @@
 """The thread that decodes pixels while drawing goes on: what is finished before what is on its way."""
 
 import threading
+import time
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-_IN_ORDER = 8  # pictures that may wait in the order of their arrival
+_IN_ORDER = 8  # pictures of a client that is alone that may wait in the order of their arrival
 
 Image = TypeVar("Image", bound=Hashable)
 Event = TypeVar("Event")
@@ -13,12 +14,15 @@ Event = TypeVar("Event")
 class PictureThread(Generic[Image, Event]):
     """Calls `tell(image, make_event)` for each picture in a thread of its own.
 
-    While few wait they come in order. Else finished pictures go first, and each image has at most one partial picture that
-    waits: its newest, and none once it is finished.
+    While few wait they come in order. Where many do, or clients share the thread, finished pictures go first, each image has
+    at most one partial picture that waits, its newest, and none once it is finished; and partial ones take half of the
+    thread's time at most. `shared` tells whether clients share it.
     """
 
-    def __init__(self, tell: Callable[[Image, Callable[[], Event]], object]) -> None:
-        self._tell = tell
+    def __init__(
+        self, tell: Callable[[Image, Callable[[], Event]], object], shared: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._tell, self._shared = tell, shared
         self._changed = threading.Condition()  # guards all below
         # Whether it is finished, the image, its picture
         self._waiting: list[tuple[bool, Image, Callable[[], Event]]] = []
@@ -43,20 +47,30 @@ class PictureThread(Generic[Image, Event]):
 
     def _put(self, finished: bool, image: Image, make_event: Callable[[], Event]) -> None:
         with self._changed:
-            if len(self._waiting) >= _IN_ORDER:
+            if self._crowded():
                 self._waiting = [each for each in self._waiting if each[0] or each[1] is not image]
             self._waiting.append((finished, image, make_event))
             self._changed.notify()
 
+    def _crowded(self) -> bool:
+        return len(self._waiting) >= _IN_ORDER or self._shared()
+
     def _run(self) -> None:
+        began, ended = 0.0, 0.0  # of the last partial picture
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
-                crowded = len(self._waiting) > _IN_ORDER
+                crowded, rest = self._crowded(), 2 * ended - began - time.monotonic()
                 k = next((k for k, each in enumerate(self._waiting) if each[0]), 0) if crowded else 0
-                _, image, make_event = self._waiting.pop(k)
+                if crowded and rest > 0 and not self._waiting[k][0]:
+                    self._changed.wait(rest)
+                    continue
+                finished, image, make_event = self._waiting.pop(k)
                 if k:  # its partial pictures come no more
                     self._waiting = [each for each in self._waiting if each[1] is not image]
+            now = time.monotonic()
             self._tell(image, make_event)
+            if not finished:
+                began, ended = now, time.monotonic()

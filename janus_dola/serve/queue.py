@@ -47,14 +47,16 @@ class FairQueue(Generic[Item]):
     later ones only while no other kind waits; it ends early where a client that has no image in it waits before them.
 
     Args:
-        most: images that may wait. One client may have as many as there is room left beside them: half, if it is alone.
+        most: images that may be in hand: put here, and not released. One client may have as many as there is room left
+            beside them: half, if it is alone.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._changed = threading.Condition()  # guards all below
         self._waiting: list[_Entry] = []  # in their order
-        self._arrived = self._round = 0  # images so far; the round of the image that was taken last
+        self._in_hand: Counter[Hashable] = Counter()  # images by client
+        self._arrived = self._last_round = 0  # images so far; the latest round that an image was taken of
         self._rounds: dict[Hashable, int] = {}  # the last round that a client has an image in
         self._seen: dict[Hashable, float] = {}  # when each client put an image there
         self._turn: tuple[Hashable, int] = (None, 0)  # its kind, and the number of arrivals before it began
@@ -68,25 +70,45 @@ class FairQueue(Generic[Item]):
         """Adds all items of a client, or none: a FullError if there is no room for all."""
         with self._changed:
             self._forget()
-            client, waiting = items[0].client, len(self._waiting)
-            own = sum(each.client == client for each in self._waiting)
-            if waiting + len(items) > self.most:
-                raise FullError(f"{waiting} images wait already, and at most {self.most} may")
-            if own and own + len(items) > self.most - waiting:
-                limit = f"one client may have {(self.most - waiting + own) // 2} while others have {waiting - own}"
-                raise FullError(f"{own} images of this client wait already, and {limit}")
+            client = items[0].client
+            self.check(client, len(items))
             self._seen[client] = time.monotonic()
+            self._in_hand[client] += len(items)
             for item in items:
                 self._rounds[client] = max(self._rounds.get(client, 0) + 1, self._round)
                 self._insert(self._rounds[client], item)
 
+    def check(self, client: Hashable, images: int) -> None:
+        """Raises a FullError if there is no room for so many more images of a client."""
+        with self._changed:
+            in_hand, own = self._in_hand.total(), self._in_hand[client]
+            if in_hand + images > self.most:
+                raise FullError(f"{in_hand} images are in hand already, and at most {self.most} may be")
+            if own and own + images > self.most - in_hand:
+                limit = f"one client may have {(self.most - in_hand + own) // 2} while others have {in_hand - own}"
+                raise FullError(f"{own} images of this client are in hand already, and {limit}")
+
+    def release(self, items: list[Item]) -> None:
+        """Counts a client's items no longer, and removes those that still wait."""
+        with self._changed:
+            client, gone = items[0].client, {id(item) for item in items}
+            self._in_hand[client] -= len(items)
+            if not self._in_hand[client]:
+                del self._in_hand[client]
+            self._waiting = [each for each in self._waiting if id(each.item) not in gone]
+
     def put_back(self, items: list[Item], first: bool = True) -> None:
         """Adds items that were taken, before all others or, if not `first`, from the next round on."""
         with self._changed:
-            before = min((each.round for each in self._waiting), default=self._round) - 1
+            now = self._round
             for k, item in enumerate(items):
                 self._seen.setdefault(item.client, time.monotonic())
-                self._insert(before if first else self._round + 1 + k, item)
+                self._insert(now - 1 if first else now + 1 + k, item)
+
+    @property
+    def _round(self) -> int:
+        """Returns the round that is served; images of later ones may have been taken, since they could share a turn."""
+        return min([self._last_round, *(each.round for each in self._waiting[:1])])
 
     def _insert(self, round: int, item: Item) -> None:
         bisect.insort(self._waiting, _Entry(round, self._arrived, item.kind, item.client, item))
@@ -128,9 +150,14 @@ class FairQueue(Generic[Item]):
             if self._in_turn and before - self._in_turn:
                 return None
             del self._waiting[place]
-            self._round = max(self._round, first.round)
+            self._last_round = max(self._last_round, first.round)
             self._in_turn.add(first.client)
             return first.item
+
+    def is_shared(self) -> bool:
+        """Returns whether more than one client is present."""
+        with self._changed:
+            return len(self._present({})) > 1
 
     def over_share(self, drawing: Mapping[Hashable, int], room: int) -> dict[Hashable, int]:
         """Counts the images that clients have drawn beyond their share while another client waits and has none drawn."""
@@ -165,12 +192,6 @@ class FairQueue(Generic[Item]):
         kind, began = self._turn
         alone = all(each.kind == kind for each in self._waiting)
         return [each for each in self._waiting if each.kind == kind and (alone or each.number < began)]
-
-    def discard(self, items: list[Item]) -> None:
-        """Removes the items that still wait."""
-        with self._changed:
-            gone = {id(item) for item in items}
-            self._waiting = [each for each in self._waiting if id(each.item) not in gone]
 
     def close(self) -> list[Item]:
         """Ends waiting: returns the items that still wait, and no turn begins any more."""

@@ -32,7 +32,7 @@ class ServerOptions:
     urls: bool = True  # whether clients may ask for images by URL
     names: Sequence[str] = ()  # what clients may call the model, see `served_names`
     root_path: str = ""  # where a proxy serves this server, such as "/janus"
-    forwarded_allow_ips: str = "127.0.0.1"  # proxies whose X-Forwarded headers count, as uvicorn reads them
+    forwarded_allow_ips: str = ""  # proxies whose X-Forwarded headers count, as uvicorn reads them
 
     @property
     def served_names(self) -> Sequence[str]:
@@ -70,12 +70,11 @@ class Service:
         return self._ready
 
     def close(self) -> None:
-        """Stops drawing and removes the files; does not wait for a model that still loads."""
+        """Stops drawing; does not wait for a model that still loads."""
         with self._lock:
             self._closed = True
         if self._ready is not None:
             self._ready[1].close()
-        self.image_urls.close()
 
     def _get_ready(self) -> None:
         options = self.options

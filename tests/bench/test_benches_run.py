@@ -107,7 +107,7 @@ def test_a_server_under_load(capsys):
 
 def test_a_server_under_floods(capsys, monkeypatch):
     monkeypatch.setattr(serve_floods, "FLOODS", {"one image each": (2, dict)})
-    serve_floods.main(seconds=0.1, half_open=20, half_seconds=0.1)
+    serve_floods.main(tries=1, half_open_connections=20, half_seconds=0.1)
     lines = re.findall(r"(alone|one image each|20 half open) +p50 .* 1 asked, 0 refused", capsys.readouterr().out)
     assert lines == ["alone", "one image each", "20 half open"]
 

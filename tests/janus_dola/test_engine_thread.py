@@ -4,6 +4,7 @@ import contextlib
 import copy
 import queue
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from janus_dola.engine.capacity import window_of
 from janus_dola.engine.engine import Engine
 from janus_dola.images.outputs import NonFiniteError
 from janus_dola.serve.engine_thread import EngineThread, FinishedImage, PartialImage
@@ -59,7 +61,7 @@ def test_a_turn_takes_no_late_images_while_another_kind_waits():
 def test_a_full_queue_takes_all_images_of_a_request_or_none():
     waiting = FairQueue(3)
     waiting.put([Waiting("a", 0), Waiting("a", 1)])
-    with pytest.raises(FullError, match="2 images wait already, and at most 3 may"):
+    with pytest.raises(FullError, match="2 images are in hand already, and at most 3 may be"):
         waiting.put([Waiting("a", 2), Waiting("a", 3)])
     assert len(waiting) == 2
 
@@ -88,6 +90,21 @@ def test_clients_are_served_in_rounds():
     assert [waiting.take({}, 8).name for _ in range(2)] == [0, 1]
     waiting.put([Waiting("a", name, "honest") for name in (10, 11)])
     assert take_all(waiting) == [10, 2, 11, 3, 4, 5]
+
+
+def test_a_client_that_comes_late_waits_for_one_turn_however_many_kinds_wait():
+    waiting = FairQueue(64)
+    waiting.put([Waiting("a" if name % 3 == 0 else f"kind {name}", name, "greedy") for name in range(24)])
+    assert waiting.begin_turn()
+    while waiting.take({}, 64):  # those of kind a, to the last round but two
+        pass
+    waiting.put([Waiting("b", 30, "honest")])
+    assert waiting.begin_turn()
+    taken = [waiting.take({}, 64).name]
+    if taken != [30]:
+        assert waiting.take({}, 64) is None
+        assert waiting.begin_turn()
+        assert waiting.take({}, 64).name == 30
 
 
 def test_a_client_that_is_not_alone_has_a_share_of_what_is_drawn_at_once():
@@ -120,7 +137,7 @@ def test_clients_leave_room_in_the_queue_for_others():
     waiting = FairQueue(64)
     waiting.put([Waiting("a", 0, "greedy")] * 32)
     with pytest.raises(
-        FullError, match="32 images of this client wait already, and one client may have 32 while others have 0"
+        FullError, match="32 images of this client are in hand already, and one client may have 32 while others have 0"
     ):
         waiting.put([Waiting("a", 0, "greedy")])
     for k in range(300):  # each tries once; one more fits always
@@ -160,6 +177,19 @@ def test_pictures_come_in_order_while_few_wait_and_else_finished_ones_first():
     thread.close()
     assert made[:2] == ["first", "b"]  # none of b's partial pictures
     assert [each for each in made if each.startswith("j")] == ["j3"]
+
+
+def test_partial_pictures_take_half_of_the_time_where_clients_share_it_and_hold_no_finished_one():
+    made = []
+    thread = PictureThread(lambda image, make: (time.sleep(0.02), made.append(make())), shared=lambda: True)
+    began = time.monotonic()
+    for name in "abcde":
+        thread.show(name, lambda name=name: name)
+    until(lambda: made)
+    thread.finish("f", lambda: "f")
+    thread.close()
+    assert made == ["a", "f", "b", "c", "d", "e"]
+    assert time.monotonic() - began >= 0.02 * 9
 
 
 @given(
@@ -277,6 +307,23 @@ def test_images_of_any_settings_together_are_those_of_generate(mini, ask):
             assert actual.picture.tobytes() == expected.images[0][k].tobytes()
 
 
+def test_a_gpu_draws_a_lone_image_by_the_passes_of_generate_and_many_by_few_numbers_of_slots(mini, reader):
+    engine = Engine(mini.image_model)
+    worker = EngineThread(engine, 40, reader.longest, 64, Metrics())
+    worker._on_gpu = True
+    assert [worker._size(images) for images in (1, 2, 4, 5, 16, 17, 70)] == [1, 4, 4, 16, 16, 40, 40]
+    outbox = queue.Queue()
+    worker.ask(reader.read(ImagesRequest(prompt="a red circle", seed=1), outbox.put).images)
+    codes = finished(outbox, 1)[0].codes
+    worker.close()
+    alone = mini.generate("a red circle", 1, seed=1)
+    assert (codes.slots, codes.window, int(codes.passes)) == (
+        1,
+        window_of(1, mini.image_model),
+        int(alone.passes[0, 0]),
+    )
+
+
 def test_a_client_that_comes_later_does_not_wait_for_the_many_images_of_another(mini, reader):
     worker = EngineThread(Engine(mini.image_model), 8, reader.longest, 64, Metrics())
     outbox, order = queue.Queue(), []
@@ -317,7 +364,7 @@ def test_partial_pictures_show_what_is_drawn_and_grey(ask):
 def test_what_is_given_up_frees_its_slots_and_is_told_nothing(worker, ask):
     given_up = [ask(prompt="a red circle", n=4, seed=1) for _ in range(5)]
     for request, _ in given_up:
-        worker.give_up(request.images)
+        worker.release(request.images)
     assert len(worker.queue) == 0
     _, outbox = ask(prompt="a red circle", n=1, seed=9)
     finished(outbox, 1)

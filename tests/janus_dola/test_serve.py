@@ -242,7 +242,7 @@ def test_a_full_queue_says_when_to_come_back(mini):
         until(lambda: service.ready())
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         stream = client.images.generate(prompt="a red circle", n=10, stream=True)
-        with pytest.raises(openai.RateLimitError, match="images wait already, and at most 10 may") as caught:
+        with pytest.raises(openai.RateLimitError, match="images are in hand already, and at most 10 may be") as caught:
             client.images.generate(prompt="a red circle", n=10)
         assert int(caught.value.response.headers["retry-after"]) >= 1
         stream.close()

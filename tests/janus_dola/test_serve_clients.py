@@ -5,6 +5,7 @@ import base64
 import contextlib
 import gc
 import io
+import json
 import logging
 import os
 import signal
@@ -19,7 +20,7 @@ from PIL import Image
 from janus_dola.images.recipe import encode_image, read_recipe
 from janus_dola.serve import api
 from janus_dola.serve.access import digest
-from janus_dola.serve.api import GENERATIONS
+from janus_dola.serve.api import GENERATIONS, make_app
 from janus_dola.serve.queue import FullError
 from janus_dola.serve.server import run_server
 from janus_dola.serve.service import ServerOptions, Service
@@ -42,7 +43,7 @@ def ready(mini, **options):
 def url(mini, tmp_path_factory):
     folder = tmp_path_factory.mktemp("secret") / "Janus-mini"
     folder.mkdir()
-    with ready(mini, model=str(folder), allow_origin=[ORIGIN]) as url:
+    with ready(mini, model=str(folder), allow_origin=[ORIGIN], forwarded_allow_ips="127.0.0.1") as url:
         yield url
 
 
@@ -266,15 +267,50 @@ def test_errors_can_be_read_by_pages_that_may_ask(mini, monkeypatch):
             patch.setattr("janus_dola.serve.requests.Reader.read", broken)
             answers.append(post(url, DRAWN, headers=headers))
         with monkeypatch.context() as patch:
-            patch.setattr("janus_dola.serve.queue.FairQueue.__len__", lambda queue: 100)
-            patch.setattr(
-                "janus_dola.serve.api.EngineThread.ask", lambda *args: (_ for _ in ()).throw(api.FullError("full"))
-            )
-            answers.append(post(url, DRAWN, headers=headers))
+            patch.setattr("janus_dola.serve.queue.FairQueue.check", full)
+            answers.append(post(url, {"n": 0}, headers=headers))  # refused before it is looked at
         counts = httpx.get(f"{url}/metrics", headers=headers).text
     assert [answer.status_code for answer in answers] == [401, 413, 400, 400, 500, 429]
     assert {answer.headers.get("access-control-allow-origin") for answer in answers} == {ORIGIN}
     assert 'janus_requests_total{status="500"} 1.0' in counts
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_images_are_in_hand_until_their_client_has_read_them(mini, stream):
+    service = Service(ServerOptions("mini", max_waiting=10), lambda: mini)
+    app, body = make_app(service), json.dumps({**DRAWN, "n": 3, "stream": stream}).encode()
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": GENERATIONS, "headers": headers, "query_string": b""}
+    sent = []
+
+    async def ask():
+        brought, reads = asyncio.Event(), asyncio.Event()
+
+        async def receive():
+            if brought.is_set():
+                await asyncio.Event().wait()
+            brought.set()
+            return {"type": "http.request", "body": body}
+
+        async def send(message):
+            await reads.wait()
+            sent.append(message)
+
+        asked = asyncio.ensure_future(app(scope, receive, send))
+        while service.metrics.images._value.get() < 3:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)
+        with pytest.raises(FullError, match="3 images are in hand already, and at most 10 may be"):
+            service.ready()[1].queue.check("another", 8)
+        reads.set()
+        await asked
+        service.ready()[1].queue.check("another", 10)
+
+    service.start()
+    until(lambda: service.ready())
+    asyncio.run(ask())
+    service.close()
+    assert b"".join(message.get("body", b"") for message in sent).count(b"b64_json") == 3
 
 
 FORWARDED = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "pics.example.org", "X-Forwarded-Prefix": "/janus"}
@@ -306,14 +342,14 @@ def test_a_prefix_is_no_way_round_the_key_and_comes_from_trusted_proxies_alone(n
     )
     for path in ("/janus/v1/models", "/janus/janus/v1/models/", "/v1/models"):
         assert httpx.get(named + path).status_code == 200
-    with ready(mini, keys=(digest("k"),), root_path="/janus", forwarded_allow_ips="10.0.0.1") as url:
+    with ready(mini, keys=(digest("k"),), root_path="/janus") as url:
         for path in ("/janus/v1/models", "/janus/janus/v1/models", "/v1/models/", "/x/v1/models"):
             answer = httpx.get(url + path, headers={"X-Forwarded-Prefix": "/x"})
             assert answer.status_code == 401
         keyed = {"Authorization": "Bearer k", **FORWARDED}
         image = post(url, {**DRAWN, "response_format": "url"}, headers=keyed).json()["data"][0]["url"]
         assert image.startswith(f"{url}/janus/images/")
-    with ready(mini, keys=(digest("k"),)) as url:
+    with ready(mini, keys=(digest("k"),), forwarded_allow_ips="127.0.0.1") as url:
         for prefix in ("/x", "/v1", "/v1/models", "/janus,/janus"):
             for path in ("/v1/models", "/v1/v1/models", "/x/v1/models", "/x/x/v1/models", "/janus/janus/v1/models"):
                 answer = httpx.get(url + path, headers={"X-Forwarded-Prefix": prefix})
