@@ -1,5 +1,6 @@
 """Runs a server process: it listens, answers, and ends on SIGTERM or SIGHUP."""
 
+import gc
 import logging
 import socket
 from collections.abc import Callable
@@ -24,7 +25,12 @@ def run_server(options: ServerOptions, load: Callable[[], JanusDoLa], announce: 
     def stop() -> None:
         server.should_exit = True
 
-    service = Service(options, load, on_failure=stop)
+    def load_and_freeze() -> JanusDoLa:
+        pipe = load()
+        gc.freeze()  # torch's and the model's objects stay: each look at all of them would stop every answer for long
+        return pipe
+
+    service = Service(options, load_and_freeze, on_failure=stop)
     server = uvicorn.Server(configured(service))
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.create_server((options.host, options.port), family=family, backlog=1024) as listening:
@@ -32,7 +38,10 @@ def run_server(options: ServerOptions, load: Callable[[], JanusDoLa], announce: 
         announce(f"http://{host}:{listening.getsockname()[1]} draws with {options.served_names[0]}")
         # uvicorn handles SIGTERM while it runs, and raises it once more when it has ended: that must not kill the process.
         with on_signals(STOPS, stop):
-            server.run(sockets=[listening])
+            try:
+                server.run(sockets=[listening])
+            finally:
+                gc.unfreeze()
     if service.failure is not None:
         raise service.failure
 
