@@ -425,6 +425,7 @@ def test_a_server_that_is_told_to_end_answers_and_ends_quietly(mini, monkeypatch
             each.start()
         try:
             until(lambda: drawn_or_waiting(url) == 2)
+            answers["frozen"] = gc.get_freeze_count()
         finally:
             os.kill(os.getpid(), number)
 
@@ -437,7 +438,8 @@ def test_a_server_that_is_told_to_end_answers_and_ends_quietly(mini, monkeypatch
         assert signal.getsignal(number) == signal.SIG_DFL
     finally:
         signal.signal(number, before)
-    until(lambda: len(answers) == 2)
+    until(lambda: len(answers) == 3)
+    assert answers["frozen"] > gc.get_freeze_count()
     assert (answers[False].status_code, answers[False].headers["retry-after"]) == (503, "5")
     assert "the server stops" in error_of(answers[False])
     assert "event: error\ndata: " in answers[True].text
