@@ -102,6 +102,24 @@ def test_requests_spread_and_all_are_answered_though_a_replica_is_killed(tmp_pat
             server.kill()
 
 
+def test_ray_answers_nobody_who_has_not_the_token_of_the_run():
+    import grpc
+    import ray
+
+    from janus_dola.compute import connected
+
+    answers = []
+    with connected(ray, None), grpc.insecure_channel(ray.get_runtime_context().gcs_address) as channel:
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")  # as `ray health-check` does
+        for token in (None, "0" * 64, os.environ["RAY_AUTH_TOKEN"]):
+            try:
+                ask(b"", metadata=token and [("authorization", f"Bearer {token}")], timeout=20)
+                answers.append("OK")
+            except grpc.RpcError as error:
+                answers.append(error.code().name)
+    assert answers == ["UNAUTHENTICATED", "UNAUTHENTICATED", "OK"]
+
+
 def test_an_address_where_no_ray_answers_is_said_at_once():
     from janus_dola.compute import Compute
     from janus_dola.serve.replicas import run_replicas
