@@ -296,14 +296,14 @@ def test_images_are_in_hand_until_their_client_has_read_them(mini, stream):
             await reads.wait()
             sent.append(message)
 
-        asked = asyncio.ensure_future(app(scope, receive, send))
+        answering = asyncio.ensure_future(app(scope, receive, send))
         while service.metrics.images._value.get() < 3:
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.2)
         with pytest.raises(FullError, match="3 images are in hand already, and at most 10 may be"):
             service.ready()[1].queue.check("another", 8)
         reads.set()
-        await asked
+        await answering
         service.ready()[1].queue.check("another", 10)
 
     service.start()
