@@ -29,7 +29,7 @@ from janus_dola.kernels.gpu import (
     sweep,
     truncate,
 )
-from janus_dola.kernels.gpu.launch import MatmulLaunch, SweepLaunch
+from janus_dola.kernels.gpu.launch import MatmulLaunch, SweepLaunch, matmul_launch
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -116,29 +116,56 @@ def cases(generation: str, table: dict) -> list[Case]:
     return listed + [case for blocks in floor.BLOCKS.values() for case in block_cases(generation, blocks)]
 
 
-def block_cases(generation: str, shape: floor.BlockShape, window: int = 1) -> list[Case]:
-    """Lists the kernels of a block in the order of their launches."""
-    hidden, heads, size, inner = shape.hidden, shape.heads, shape.head_size, shape.inner
-    attending = {"WINDOW": window, "SIZE": size, "BLOCK_SIZE": size, "CHUNK": attention.CHUNK}
-    queries = {"HEADS": heads, "GROUPS": 1, "BLOCK_QUERIES": max(16, triton.next_power_of_2(window))}
+def block_product(
+    generation: str, shape: floor.BlockShape, which: str, launch: MatmulLaunch, bits: int = 16, window: int = 1
+) -> Case:
+    """Returns one of a block's products, "qkv", "output", "gate and up" or "down", by its tiles."""
+    hidden, inner = shape.hidden, shape.inner
+    kernel = {"qkv": "projected", "gate and up": "gated"}.get(which, "added")
+    constants = {"BLOCK_O": launch.block_outputs, "BLOCK_ROWS": launch.block_columns, "BLOCK_D": launch.block_inputs}
+    if kernel == "added":
+        turns = triton.cdiv(inner if which == "down" else hidden, launch.block_inputs)
+        splits = triton.cdiv(turns, triton.cdiv(turns, launch.splits))
+        constants |= {"HAS_BIAS": False, "HAS_NORM": True, "SPLITS": splits}
+    else:
+        tiles = triton.cdiv(hidden, 64)
+        constants |= {"HAS_BIAS": False, "TILES_PADDED": triton.next_power_of_2(tiles)}
+    if kernel == "projected":
+        constants |= {"WINDOW": window, "HEADS": shape.heads, "GROUPS": 1, "SIZE": shape.head_size}
+    what = f"{which}, {shape.name}, {launch.block_outputs} x {launch.block_columns} x {launch.block_inputs}"
+    what += f", {launch.num_warps} warps, {launch.num_stages} stages"
+    what += f", {launch.splits} splits" if launch.splits > 1 else ""
+    return Case(generation, kernel, what, bits, constants, launch.num_warps, launch.num_stages)
 
-    def product(kernel: str, what: str, outputs: int, constants: dict) -> Case:
-        options = block_matmul.launch_options(outputs, 16, generation)
-        warps, stages = options.pop("num_warps"), options.pop("num_stages")
-        what = f"{what}, {options['BLOCK_O']} x {options['BLOCK_ROWS']} x {options['BLOCK_D']}, {stages} stages"
-        return Case(generation, kernel, what, 16, constants | options, warps, stages)
 
-    tiles = triton.cdiv(hidden, block_matmul.launch_options(hidden, 16, generation)["BLOCK_O"])
-    normed = {"HAS_BIAS": False, "TILES_PADDED": triton.next_power_of_2(tiles)}
-    added = {"HAS_BIAS": False, "HAS_NORM": True}
+def attention_cases(generation: str, shape: floor.BlockShape, window: int, groups: int = 1, bits: int = 16) -> list[Case]:
+    """Lists the two launches of attention, with `groups` query heads for each head of keys."""
+    size, queries, most = shape.head_size, window * groups, attention.MOST_QUERIES[bits // 8]
+    block = min(max(16, triton.next_power_of_2(queries)), most)
+    heads, chunk = shape.heads // groups, attention.CHUNK[bits // 8]
+    constants = {"WINDOW": window, "SIZE": size, "BLOCK_SIZE": size, "CHUNK": chunk}
+    blocks = {"HEADS": heads, "GROUPS": groups, "BLOCK_QUERIES": block, "QUERY_BLOCKS": triton.cdiv(queries, block)}
+    what = f"window {window}, {heads} heads of {groups}"
     return [
-        product("normed", f"qkv, {shape.name}", 3 * hidden, normed | {"GATED": False}),
-        Case(generation, "attention", f"window {window}, {heads} heads", 16, attending | queries, 4),
-        Case(generation, "combine", f"window {window}, 16 chunks", 16, attending | {"CHUNKS_PADDED": 16}, 4),
-        product("added", f"output, {shape.name}", hidden, added),
-        product("normed", f"gate and up, {shape.name}", 2 * inner, normed | {"GATED": True}),
-        product("added", f"down, {shape.name}", hidden, added),
-        Case(generation, "weigh", shape.name, 16, {"BLOCK_D": triton.next_power_of_2(hidden)}, 8),
+        Case(generation, "attention", what, bits, constants | blocks, 4),
+        Case(generation, "combine", what, bits, constants | {"CHUNKS_PADDED": 16}, 4),
+    ]
+
+
+def block_cases(generation: str, shape: floor.BlockShape, rows: int, window: int = 1) -> list[Case]:
+    """Lists the launches of a block with so many rows of activations, in order, by the launch table."""
+    hidden, inner = shape.hidden, shape.inner
+
+    def case(which: str, kernel: str, outputs: int) -> Case:
+        launch = matmul_launch(kernel, generation, 16, rows, outputs)
+        return block_product(generation, shape, which, launch, window=window)
+
+    return [
+        case("qkv", "qkv", 3 * hidden),
+        *attention_cases(generation, shape, window),
+        case("output", "added", hidden),
+        case("gate and up", "gate_up", 2 * inner),
+        case("down", "added", hidden),
     ]
 
 
@@ -176,13 +203,14 @@ KERNELS = {
     "truncate": truncate._truncate_kernel,
     "feed": feeding._feed_kernel,
     "accept": feeding._accept_kernel,
-    "normed": block_matmul._normed_kernel,
+    "projected": block_matmul._projected_kernel,
+    "gated": block_matmul._gated_kernel,
     "attention": attention._attention_kernel,
     "combine": attention._combine_kernel,
     "added": block_matmul._added_kernel,
     "weigh": block_matmul._weigh_kernel,
 }
-PRODUCTS = ("project", "codebook", "normed", "added")
+PRODUCTS = ("project", "codebook", "projected", "gated", "added")
 
 
 def compiled(case: Case) -> triton.compiler.CompiledKernel:
@@ -320,6 +348,6 @@ def representative(table: dict) -> list[Case]:
     listed: dict[tuple[str, str], Case] = {}
     for generation in TARGETS:
         for case in cases(generation, table[generation]):
-            if generation == "sm_90" or case.kernel in ("codebook", "sweep", "normed", "attention"):
+            if generation == "sm_90" or case.kernel in ("codebook", "sweep", *BLOCK):
                 listed.setdefault((generation, case.kernel), case)
     return list(listed.values())

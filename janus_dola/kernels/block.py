@@ -42,7 +42,7 @@ def resolve_blocks(backend: str, blocks: Sequence[BlockWeights], window: int, co
         sizes = first.attention_norm.weight.shape, first.query_heads, first.key_value_heads, first.head_size
         stored = first.attention_norm.weight.dtype, type(first.output), type(getattr(first.output, "weight", None))
         return partial(_on_tensors, run=_compiled_block((window, sizes, stored)))
-    if backend == "triton" and block_triton.why_not(blocks, window) is None:
+    if backend == "triton" and block_triton.why_not(blocks) is None:
         return block_triton.run_blocks
     return _on_tensors
 

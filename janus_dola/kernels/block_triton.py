@@ -1,6 +1,7 @@
 """The triton backend of the blocks, on a GPU: six launches per block.
 
-`block_torch` is their reference. A row's result has the same bits however many rows are beside it.
+`block_torch` is their reference. A row's result has the same bits for the same number of rows, whichever the others are and
+wherever it stands; for another number of rows the launch table may have other tiles.
 """
 
 from collections.abc import Sequence
@@ -13,11 +14,10 @@ from janus_dola.kernels.block_torch import Beside, BlockWeights, Matrix, PassSta
 from janus_dola.kernels.gpu import block_matmul
 from janus_dola.kernels.gpu.attention import attend
 
-# What one program of the attention kernel holds: rows of queries that share keys, and numbers per head.
-_MOST_QUERIES, _MOST_HEAD_SIZE = 64, 128
+_MOST_HEAD_SIZE = 128  # numbers per head that one program of the attention kernel holds
 
 
-def why_not(blocks: Sequence[BlockWeights], window: int) -> str | None:
+def why_not(blocks: Sequence[BlockWeights]) -> str | None:
     """Says what keeps these blocks from our own products, in words that follow "needs"; None if nothing does.
 
     float16 is left to the library: x times the norm's weight, which our products read, can be too large for it.
@@ -26,12 +26,8 @@ def why_not(blocks: Sequence[BlockWeights], window: int) -> str | None:
     if dtype == torch.float16:
         return "bfloat16 or float32, got float16"
     for weights in blocks:
-        queries = window * weights.heads_together
-        if queries > _MOST_QUERIES or weights.head_size > _MOST_HEAD_SIZE:
-            return (
-                f"at most {_MOST_QUERIES} queries that share a head of keys, of size up to {_MOST_HEAD_SIZE}, "
-                f"got {queries} of size {weights.head_size}"
-            )
+        if weights.head_size > _MOST_HEAD_SIZE:
+            return f"heads of size up to {_MOST_HEAD_SIZE}, got {weights.head_size}"
         for name in ("qkv", "output", "gate_up", "down"):
             product = getattr(weights, name)
             matrices: tuple[Any, ...] = product.products if isinstance(product, Beside) else (product,)
@@ -67,13 +63,11 @@ def _block(
     rows: block_matmul.Rows, weights: BlockWeights, keys_values: Tensor, place: PassStart, norm_after: Tensor | None
 ) -> block_matmul.Rows:
     qkv, gate_up = ([_plain(each) for each in beside.products] for beside in (weights.qkv, weights.gate_up))
-    output, down = _plain(weights.output), _plain(weights.down)
-    vectors = block_matmul.normed(rows, weights.attention_norm.eps, qkv).unflatten(-1, (-1, weights.head_size))
-    rotary = place.rotary
-    mixed = attend(vectors, keys_values, place.start, rotary.cos, rotary.sin, place.visible, weights.scaling)
-    rows = block_matmul.added(rows.x, mixed, *output, norm_weight=weights.mlp_norm.weight)
-    gated = block_matmul.normed(rows, weights.mlp_norm.eps, gate_up, gated=True)
-    return block_matmul.added(rows.x, gated, *down, norm_weight=norm_after)
+    queries = block_matmul.projected(rows, weights.attention_norm.eps, qkv, keys_values, place)
+    mixed = attend(queries, keys_values, place.start, place.visible, weights.scaling)
+    rows = block_matmul.added(rows, mixed, _plain(weights.output), weights.mlp_norm.weight)
+    gated = block_matmul.gated(rows, weights.mlp_norm.eps, gate_up)
+    return block_matmul.added(rows, gated, _plain(weights.down), norm_after)
 
 
 def _plain(product: object) -> tuple[Tensor, Tensor | None]:

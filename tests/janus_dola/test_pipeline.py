@@ -95,7 +95,7 @@ def test_dola_changes_the_image(short):
 @pytest.mark.parametrize("dola", [None, DoLaConfig()], ids=["baseline", "dola"])
 def test_backends_draw_the_same_images(deepseek, dola, monkeypatch):
     """Backends of the image head; test_triton_blocks.py has the blocks, which take minutes when interpreted."""
-    monkeypatch.setattr(blocks, "block_triton", SimpleNamespace(why_not=lambda blocks, window: "time"))
+    monkeypatch.setattr(blocks, "block_triton", SimpleNamespace(why_not=lambda blocks: "time"))
     drawn = [deepseek.generate(PROMPTS[0], dola=dola, backend=backend, window=4).tokens for backend in CPU_BACKENDS]
     assert all(torch.equal(tokens, drawn[0]) for tokens in drawn[1:])
 

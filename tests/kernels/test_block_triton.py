@@ -1,5 +1,6 @@
 """The blocks by our own kernels, under Triton's interpreter, against the blocks on tensors in float64."""
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,9 @@ if "triton" not in CPU_BACKENDS:
 from triton.runtime import interpreter
 
 from janus_dola.kernels import block_triton
+from janus_dola.kernels.gpu import block_matmul
 from janus_dola.kernels.gpu.attention import attend
+from janus_dola.kernels.gpu.launch import MatmulLaunch
 
 # Largest difference over the largest number, after two blocks. Triton's interpreter cuts bfloat16 off, where a GPU rounds.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 4e-2}
@@ -29,68 +32,80 @@ def rotary_of(size, dtype=torch.float64) -> Rotary:
     return Rotary.of(angles.cos().to(dtype), angles.sin().to(dtype))
 
 
+def tiles(seed) -> MatmulLaunch:
+    """Any tiles, which a table might name."""
+    draw = random.Random(seed)
+    outputs, columns, inputs = draw.choice((32, 64, 128)), draw.choice((16, 32, 64, 128)), draw.choice((32, 64))
+    return MatmulLaunch(outputs, columns, inputs, 4, 1, draw.choice((1, 2, 4)))
+
+
 @pytest.mark.parametrize(
-    ("heads", "key_value_heads", "size", "window", "bias", "dtype"),
+    ("rows", "heads", "groups", "size", "window", "bias", "dtype"),
     [
-        (6, 6, 12, 1, False, torch.float32),
-        (4, 2, 10, 3, True, torch.float32),
-        (8, 2, 16, 8, False, torch.float16),
-        (2, 1, 32, 2, False, torch.bfloat16),
+        (3, 6, 1, 12, 1, False, torch.float32),
+        (5, 2, 2, 10, 3, True, torch.float32),
+        (3, 2, 4, 16, 8, False, torch.float16),
+        (3, 1, 2, 32, 2, False, torch.bfloat16),
+        (1, 1, 1, 8, 1, False, torch.bfloat16),
+        (1, 1, 4, 8, 32, True, torch.float32),
+        (25, 1, 1, 16, 8, False, torch.bfloat16),
+        (70, 1, 1, 8, 1, False, torch.float32),
     ],
 )
-def test_blocks_are_those_on_tensors(heads, key_value_heads, size, window, bias, dtype):
-    generator = torch.Generator().manual_seed(heads)
-    blocks = [random_block(heads, key_value_heads, size, bias, dtype, generator) for _ in range(2)]
-    start, visible = torch.tensor([0, 125, 255]), 270
-    x = torch.randn(len(start) * window, HIDDEN, generator=generator).to(dtype)
-    buffer = torch.randn(2, len(start), CAPACITY, 2, key_value_heads, size, generator=generator).to(dtype)
-    rotary, expected_buffer = rotary_of(size, dtype), buffer.double()
+def test_blocks_are_those_on_tensors(rows, heads, groups, size, window, bias, dtype, monkeypatch):
+    """With the tiles of the table, and with others."""
+    generator = torch.Generator().manual_seed(rows)
+    blocks = [random_block(groups * heads, heads, size, bias, dtype, generator, inner=150) for _ in range(2)]
+    start, visible = torch.randint(0, 270 - window + 1, (rows,), generator=generator), 270
+    x = torch.randn(rows * window, HIDDEN, generator=generator).to(dtype)
+    before = torch.randn(2, rows, CAPACITY, 2, heads, size, generator=generator).to(dtype)
+    rotary, expected_buffer = rotary_of(size, dtype), before.double()
     in_full = Rotary(rotary.cos.double(), rotary.sin.double())
-    place = Positions.of(start, window, in_full, CAPACITY, visible, heads // key_value_heads)
+    place = Positions.of(start, window, in_full, CAPACITY, visible, groups)
     expected = run_blocks(x.double(), [in_double(each) for each in blocks], expected_buffer, place, [1])
 
-    assert (block_triton.why_not(blocks, window) is None) == (dtype != torch.float16)
-    actual = block_triton.run_blocks(x, blocks, buffer, PassStart(start, rotary, visible), [1])
-    assert actual.dtype == buffer.dtype == dtype
-    for ours, theirs in ((actual, expected), (buffer, expected_buffer)):
-        assert (ours.double() - theirs).abs().max() <= TOLERANCE[dtype] * theirs.abs().max()
+    assert (block_triton.why_not(blocks) is None) == (dtype != torch.float16)
+    for seed in (None, rows):
+        if seed is not None:
+            monkeypatch.setattr(block_matmul, "launch_of", lambda *_, seed=seed: tiles(seed))
+        buffer = before.clone()
+        actual = block_triton.run_blocks(x, blocks, buffer, PassStart(start, rotary, visible), [1])
+        assert actual.dtype == buffer.dtype == dtype
+        for ours, theirs in ((actual, expected), (buffer, expected_buffer)):
+            assert (ours.double() - theirs).abs().max() <= TOLERANCE[dtype] * theirs.abs().max()
 
 
-@pytest.mark.parametrize("seed", range(6))
+def test_positions_behind_the_buffer_are_not_written():
+    """Those of guesses behind an image's end: in the buffer the next row follows."""
+    block = random_block(2, 1, 8, False, torch.float32, torch.Generator().manual_seed(0))
+    buffer = torch.full((1, 2, 64, 2, 1, 8), torch.nan)
+    start = PassStart(torch.tensor([62, 0]), rotary_of(8, torch.float32), 64)
+    block_triton.run_blocks(torch.randn(8, HIDDEN), [block], buffer, start, [])
+    written = buffer[0].isfinite().all(-1).all(-1).all(-1)
+    assert written.nonzero().tolist() == [[0, 62], [0, 63], [1, 0], [1, 1], [1, 2], [1, 3]]
+
+
+@pytest.mark.parametrize("seed", range(5))
 def test_attention_over_random_starts_windows_and_groups(seed):
-    """Whatever lies at and behind a row's new positions is never read: it is no number here."""
+    """Whatever lies behind a row's new positions is never read: it is no number here."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low, high):
         return int(torch.randint(low, high + 1, (1,), generator=generator))
 
-    rows, window, heads, groups, size = draw(1, 4), draw(1, 9), draw(1, 3), draw(1, 4), 2 * draw(2, 10)
+    rows, window, heads, groups, size = draw(1, 3), draw(1, 32), draw(1, 2), draw(1, 4), 2 * draw(2, 10)
     visible = draw(window, 300)
     start = torch.randint(0, visible - window + 1, (rows,), generator=generator)
     start[0] = visible - window  # up to the last position that is looked at
-    qkv = torch.randn(rows * window, (groups + 2) * heads, size, generator=generator)
+    queries = torch.randn(rows, window, groups * heads, size, generator=generator)
     buffer = torch.randn(rows, CAPACITY, 2, heads, size, generator=generator)
-    cos, sin = rotary_of(size).cos, rotary_of(size).sin
-
-    position = start[:, None] + torch.arange(window)
-    turned = qkv.double().view(rows, window, -1, size)
-    rotated = turned * cos[position][:, :, None] + turned.roll(size // 2, -1) * sin[position][:, :, None]
-    keys, values = rotated[:, :, groups * heads : -heads], turned[:, :, -heads:]
-    full = buffer.double()
-    full[torch.arange(rows)[:, None], position] = torch.stack([keys, values], 2)
-    ahead = torch.arange(visible) > position[..., None]
+    ahead = torch.arange(visible) > (start[:, None] + torch.arange(window))[..., None]
     mask = torch.zeros(ahead.shape, dtype=torch.float64).masked_fill_(ahead, -torch.inf).repeat(1, groups, 1)[:, None]
-    expected = attention(rotated[:, :, : groups * heads], full[:, :visible], mask, 0.3)
+    expected = attention(queries.double(), buffer[:, :visible].double(), mask, 0.3)
 
-    behind = torch.arange(CAPACITY) >= start[:, None]
-    buffer[behind] = torch.nan
-    before = buffer.clone()
-    actual = attend(qkv, buffer, start, cos.float(), sin.float(), visible, 0.3)
+    buffer[torch.arange(CAPACITY) >= start[:, None] + window] = torch.nan
+    actual = attend(queries.flatten(2).flatten(0, 1), buffer, start, visible, 0.3)
     assert torch.allclose(actual.double(), expected, atol=5e-6)
-    written = torch.zeros(rows, CAPACITY, dtype=torch.bool)
-    written[torch.arange(rows)[:, None], position] = True
-    assert torch.allclose(buffer[written].double(), full[written], atol=2e-6)
-    assert torch.equal(buffer[~written].nan_to_num(7.0), before[~written].nan_to_num(7.0))
 
 
 @pytest.fixture
@@ -106,13 +121,14 @@ def sums_in_order(monkeypatch):
 
 @pytest.mark.usefixtures("sums_in_order")
 @pytest.mark.parametrize(("window", "dtype"), [(1, torch.float32), (3, torch.float16)])
-def test_the_bits_of_a_row_do_not_depend_on_how_many_others_there_are_nor_where_it_stands(window, dtype):
+def test_the_bits_of_a_row_do_not_depend_on_the_others_nor_on_where_it_stands(window, dtype):
+    """Up to as many rows as one entry of the launch table is for, not even on how many others there are."""
     generator = torch.Generator().manual_seed(1)
     blocks = [random_block(2, 1, 8, False, dtype, generator) for _ in range(2)]
     mine = torch.randn(window, HIDDEN, generator=generator).to(dtype)
     history = torch.randn(2, CAPACITY, 2, 1, 8, generator=generator).to(dtype)
     results = []
-    for others, at, visible in ((0, 0, 128), (2, 0, 128), (8, 5, 320), (32, 32, 128)):
+    for others, at, visible in ((0, 0, 128), (2, 0, 128), (8, 5, 320), (9, 9, 128)):
         start = torch.randint(0, visible - window, (others + 1,), generator=generator)
         x = torch.randn(others + 1, window, HIDDEN, generator=generator).to(dtype)
         buffer = torch.randn(2, others + 1, CAPACITY, 2, 1, 8, generator=generator).to(dtype)
@@ -146,8 +162,7 @@ OTHERS = {
     "biases for all that are multiplied as one or for none, got some for gate_up": replace(
         BLOCK, gate_up=Beside((Matrix(torch.zeros(80, 72)), Matrix(torch.zeros(80, 72), torch.zeros(80))))
     ),
-    "of size up to 128, got 4 of size 256": replace(BLOCK, head_size=256),
-    "at most 64 queries that share a head of keys, of size up to 128, got 128": replace(BLOCK, query_heads=128),
+    "heads of size up to 128, got 256": replace(BLOCK, head_size=256),
     "bfloat16 or float32, got float16": random_block(4, 2, 8, False, torch.float16, torch.Generator()),
 }
 
@@ -157,7 +172,7 @@ def test_blocks_that_the_kernels_do_not_serve_run_on_tensors(message):
     own = resolve_blocks("triton", [BLOCK, BLOCK], 2)
     assert own is block_triton.run_blocks
     others = [OTHERS[message]] if "float16" in message else [BLOCK, OTHERS[message]]
-    assert message in block_triton.why_not(others, 2)
+    assert message in block_triton.why_not(others)
     assert resolve_blocks("triton", others, 2) is resolve_blocks("torch", [BLOCK], 2) is not own
 
 

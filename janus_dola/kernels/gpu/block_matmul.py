@@ -1,19 +1,23 @@
-"""The products in a block, fused with what stands before and after each: norm, bias, gate, residual.
+"""The products in a block, fused with what stands before and after each: norm, bias, rotation, gate, residual.
 
-    qkv  = [W_q, W_k, W_v] norm(x)                     `normed`
-    y    = x + W_o mixed                               `added`, which prepares the norm that follows
-    out  = silu(g) * u,   g, u = [W_g, W_u] norm(y)    `normed`, gated
-    x'   = y + W_d out                                 `added`
+    q, k, v = [W_q, W_k, W_v] norm(x)                        `projected`: rotates q and k, puts k and v into the buffer
+    y       = x + W_o mixed                                  `added`, which prepares the norm that follows
+    out     = silu(g) * u,   g, u = [W_g, W_u] norm(y)       `gated`
+    x'      = y + W_d out                                    `added`
 
-Every weight is read where it lies: a program of `normed` picks W_q, W_k or W_v by its number, and multiplies by W_g and W_u
-side by side.
+Every weight is read where it lies. `gated` multiplies by W_g and W_u at once, and `projected` by two rows of one weight: those
+of the numbers i and i + d / 2 in a head, which the rotation mixes. A program picks W_q, W_k or W_v by its number.
 
 The norm costs no launch and nothing in the loop: a product of norm(x) = x / r * weight, r = sqrt(mean(x^2) + eps), is the
 product of x * weight, divided by r when all is summed. Whatever writes x writes x * weight too, and sums of squares, one per
 tile. (In float16 x * weight must stay below 65504, as x itself.)
 
-Weights are the left operand, as in the codebook. A tile has all inputs, and always `COLUMNS` rows: how a row is summed does
-not depend on how many other rows there are, which no library promises.
+Weights are the left operand, as in the codebook. How large tiles are depends on the number of rows of activations (the
+launch table), so that a weight is read from memory once, and from the cache once per 128 rows. How a row is summed depends on
+that number alone, not on the other rows, nor on where a row stands: no library promises that.
+
+`added` has fewer outputs than it takes to keep a GPU busy. So several programs share a tile, each with a part of the inputs.
+They leave sums, and the one that arrives last adds them up, always in the same order.
 """
 
 from collections.abc import Sequence
@@ -24,10 +28,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from janus_dola.kernels.gpu import launch
+from janus_dola.kernels.block_torch import PassStart
+from janus_dola.kernels.gpu.launch import MatmulLaunch, launch_of
 from janus_dola.kernels.gpu.matmul import product, two_products
 
-COLUMNS = 32  # rows of activations in a tile
+Weight = tuple[Tensor, Tensor | None]  # [O, K] and a bias [O], contiguous and of the rows' dtype
+
+
+_SMALLEST_TILE = 16  # outputs of a tile, at the least
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Rows:
     x: Tensor  # [N, D]
     weighted: Tensor  # [N, D], x times the norm's weight
     squares: Tensor  # [TILES, N] fp32, sums of x^2 over the outputs of a tile; the tiles together cover D
+    arrived: Tensor  # [tiles or more] int32, 0: programs of `added` that have left their sums
 
 
 @triton.jit
@@ -45,8 +54,10 @@ def _weigh_kernel(
     norm_weight_ptr,  # [D]
     weighted_ptr,  # [N, D]
     squares_ptr,  # [1, N] fp32
+    arrived_ptr,  # [N, COUNTERS] int32
     D,
     BLOCK_D: tl.constexpr,  # >= D
+    COUNTERS: tl.constexpr,
 ):
     row, d = tl.program_id(0), tl.arange(0, BLOCK_D)
     x = tl.load(x_ptr + row.to(tl.int64) * D + d, mask=d < D, other=0.0).to(tl.float32)
@@ -54,59 +65,119 @@ def _weigh_kernel(
     weighted = (x * weight).to(weighted_ptr.dtype.element_ty)
     tl.store(weighted_ptr + row.to(tl.int64) * D + d, weighted, mask=d < D)
     tl.store(squares_ptr + row, tl.sum(x * x, 0))
+    tl.store(arrived_ptr + row * COUNTERS + tl.arange(0, COUNTERS), 0)
 
 
 @triton.jit
-def _normed_kernel(
-    x_ptr,  # [N, D], x times the norm's weight
+def _squares(squares_ptr, tiles, row, rows, TILES_PADDED: tl.constexpr):
+    # Sums of squares [TILES_PADDED, BLOCK_ROWS]. Loaded before a product and added up after it, they keep nobody waiting.
+    tile = tl.arange(0, TILES_PADDED)
+    inside = (tile < tiles)[:, None] & (row < rows)[None, :]
+    return tl.load(squares_ptr + tile[:, None] * rows + row[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _finished(total, squares, D, eps, bias_ptr, output, outputs, HAS_BIAS: tl.constexpr):
+    # A product of x * weight becomes the product of norm(x), bias added.
+    total *= tl.rsqrt(tl.sum(squares, 0) / D + eps)[None, :]
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + output, mask=output < outputs, other=0.0).to(tl.float32)[:, None]
+    return total
+
+
+@triton.jit
+def _projected_kernel(
+    x_ptr,  # [N, D], x times the norm's weight; N = R W
     squares_ptr,  # [TILES, N] fp32
-    first_ptr,  # [width, D]; the gate where gated
-    second_ptr,  # [width_2, D]; what the gate is applied to, [width, D]
-    third_ptr,  # [width_3, D]; not read where gated
-    first_bias_ptr,  # as many, or anything without a bias
-    second_bias_ptr,
-    third_bias_ptr,
-    out_ptr,  # [N, width + width_2 + width_3], the products side by side; [N, width] where gated
+    q_weight_ptr,  # [H_q d, D]
+    k_weight_ptr,  # [H_kv d, D]
+    v_weight_ptr,  # [H_kv d, D]
+    q_bias_ptr,  # [H_q d], or anything without a bias; the same for the next two
+    k_bias_ptr,
+    v_bias_ptr,
+    cos_ptr,  # [POSITIONS, d], the second half as the first
+    sin_ptr,  # [POSITIONS, d], the first half negated
+    start_ptr,  # [R] int64
+    queries_ptr,  # [N, H_q, d]
+    buffer_ptr,  # [R, CAPACITY, 2, H_kv, d]
     rows,  # N
-    tiles, D, width, width_2, width_3, eps, HAS_BIAS: tl.constexpr, GATED: tl.constexpr,
-    TILES_PADDED: tl.constexpr,
+    tiles, D, positions, capacity, eps,
+    WINDOW: tl.constexpr,  # W
+    HEADS: tl.constexpr,  # H_kv
+    GROUPS: tl.constexpr,  # query heads that share a head of keys
+    SIZE: tl.constexpr,  # d
+    HAS_BIAS: tl.constexpr, TILES_PADDED: tl.constexpr,
     BLOCK_O: tl.constexpr,  # rows of weights
     BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    HALF: tl.constexpr = SIZE // 2
+    PAIRS: tl.constexpr = BLOCK_O // 2
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    squares = _squares(squares_ptr, tiles, row, rows, TILES_PADDED)
+
+    # each weight has tiles of its own
+    key_tile = tl.cdiv(GROUPS * HEADS * HALF, PAIRS)
+    value_tile = key_tile + tl.cdiv(HEADS * HALF, PAIRS)
     tile = tl.program_id(1)
-    # 1 / sqrt(mean(x^2) + eps)
-    part = tl.arange(0, TILES_PADDED)
-    inside = (part < tiles)[:, None] & (row < rows)[None, :]
-    squares = tl.load(squares_ptr + part[:, None] * rows + row[None, :], mask=inside, other=0.0)
-    scale = tl.rsqrt(tl.sum(squares, 0) / D + eps)[None, :]
-    if GATED:
-        OUTPUTS: tl.constexpr = BLOCK_O // 2
-        o = tile * OUTPUTS + tl.arange(0, OUTPUTS)
-        gate, up = two_products(first_ptr, second_ptr, x_ptr, o, row, width, rows, D, OUTPUTS, BLOCK_ROWS, BLOCK_D)
-        gate, up = gate * scale, up * scale
-        if HAS_BIAS:
-            gate += tl.load(first_bias_ptr + o, mask=o < width, other=0.0).to(tl.float32)[:, None]
-            up += tl.load(second_bias_ptr + o, mask=o < width, other=0.0).to(tl.float32)[:, None]
-        total = gate / (1.0 + tl.exp(-gate)) * up
-        outputs, before, across = width, 0, width
+    is_query, is_value = tile < key_tile, tile >= value_tile
+    weight_ptr = tl.where(is_query, q_weight_ptr, tl.where(is_value, v_weight_ptr, k_weight_ptr))
+    bias_ptr = tl.where(is_query, q_bias_ptr, tl.where(is_value, v_bias_ptr, k_bias_ptr))
+    outputs = tl.where(is_query, GROUPS * HEADS * SIZE, HEADS * SIZE)
+    pair = (tile - tl.where(is_query, 0, tl.where(is_value, value_tile, key_tile))) * PAIRS + tl.arange(0, PAIRS)
+
+    # numbers i < d / 2 of a head, and i + d / 2
+    i = pair % HALF
+    o = pair // HALF * SIZE + i
+    low, high = two_products(weight_ptr, weight_ptr + HALF * D, x_ptr, o, row, outputs, rows, D, PAIRS, BLOCK_ROWS, BLOCK_D)
+    low = _finished(low, squares, D, eps, bias_ptr, o, outputs, HAS_BIAS)
+    high = _finished(high, squares, D, eps, bias_ptr, o + HALF, outputs, HAS_BIAS)
+
+    # x cos + roll(x, d / 2) sin; values are not rotated
+    position = tl.load(start_ptr + row // WINDOW, mask=row < rows, other=0).to(tl.int32) + row % WINDOW
+    angle = tl.minimum(position, positions - 1)[None, :] * SIZE + i[:, None]  # beyond lie guesses that nobody reads
+    cos = tl.where(is_value, 1.0, tl.load(cos_ptr + angle).to(tl.float32))
+    sin = tl.where(is_value, 0.0, tl.load(sin_ptr + angle + HALF).to(tl.float32))
+    low, high = low * cos - high * sin, high * cos + low * sin
+
+    low, high = low.to(queries_ptr.dtype.element_ty), high.to(queries_ptr.dtype.element_ty)
+    inside = (o < outputs)[:, None] & (row < rows)[None, :]
+    if tile < key_tile:
+        at = queries_ptr + row.to(tl.int64)[None, :] * (GROUPS * HEADS * SIZE) + o[:, None]
+        tl.store(at, low, mask=inside)
+        tl.store(at + HALF, high, mask=inside)
     else:
-        # Each weight has tiles of its own.
-        second_tile = tl.cdiv(width, BLOCK_O)
-        third_tile = second_tile + tl.cdiv(width_2, BLOCK_O)
-        in_first, in_third = tile < second_tile, tile >= third_tile
-        weight_ptr = tl.where(in_first, first_ptr, tl.where(in_third, third_ptr, second_ptr))
-        bias_ptr = tl.where(in_first, first_bias_ptr, tl.where(in_third, third_bias_ptr, second_bias_ptr))
-        outputs = tl.where(in_first, width, tl.where(in_third, width_3, width_2))
-        before = tl.where(in_first, 0, tl.where(in_third, width + width_2, width))
-        tile -= tl.where(in_first, 0, tl.where(in_third, third_tile, second_tile))
-        o = tile * BLOCK_O + tl.arange(0, BLOCK_O)
-        across = width + width_2 + width_3
-        total = product(weight_ptr, x_ptr, o, row, outputs, rows, D, 0, D, BLOCK_O, BLOCK_ROWS, BLOCK_D) * scale
-        if HAS_BIAS:
-            total += tl.load(bias_ptr + o, mask=o < outputs, other=0.0).to(tl.float32)[:, None]
-    at = out_ptr + row.to(tl.int64)[None, :] * across + before + o[:, None]
-    tl.store(at, total.to(out_ptr.dtype.element_ty), mask=(o < outputs)[:, None] & (row < rows)[None, :])
+        place = ((row // WINDOW).to(tl.int64) * capacity + position) * 2 + tl.where(is_value, 1, 0)
+        at = buffer_ptr + place[None, :] * (HEADS * SIZE) + o[:, None]
+        inside = inside & (position < capacity)[None, :]
+        tl.store(at, low, mask=inside)
+        tl.store(at + HALF, high, mask=inside)
+
+
+@triton.jit
+def _gated_kernel(
+    x_ptr,  # [N, D], x times the norm's weight
+    squares_ptr,  # [TILES, N] fp32
+    gate_weight_ptr,  # [I, D]
+    up_weight_ptr,  # [I, D]
+    gate_bias_ptr,  # [I], or anything without a bias
+    up_bias_ptr,  # the same
+    out_ptr,  # [N, I]
+    rows,  # N
+    tiles, D, width, eps,
+    HAS_BIAS: tl.constexpr, TILES_PADDED: tl.constexpr,
+    BLOCK_O: tl.constexpr,  # rows of weights
+    BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    OUTPUTS: tl.constexpr = BLOCK_O // 2
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    o = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    squares = _squares(squares_ptr, tiles, row, rows, TILES_PADDED)
+    gate, up = two_products(gate_weight_ptr, up_weight_ptr, x_ptr, o, row, width, rows, D, OUTPUTS, BLOCK_ROWS, BLOCK_D)
+    gate = _finished(gate, squares, D, eps, gate_bias_ptr, o, width, HAS_BIAS)
+    up = _finished(up, squares, D, eps, up_bias_ptr, o, width, HAS_BIAS)
+    out = gate / (1.0 + tl.exp(-gate)) * up
+    at = out_ptr + row.to(tl.int64)[None, :] * width + o[:, None]
+    tl.store(at, out.to(out_ptr.dtype.element_ty), mask=(o < width)[:, None] & (row < rows)[None, :])
 
 
 @triton.jit
@@ -119,13 +190,33 @@ def _added_kernel(
     out_ptr,  # [N, D]
     weighted_ptr,  # [N, D], the output times the norm's weight
     squares_ptr,  # [TILES, N] fp32
+    sums_ptr,  # [programs, BLOCK_O, BLOCK_ROWS] fp32
+    arrived_ptr,  # [tiles or more] int32, 0, and 0 again in the end
     rows,  # N
-    K, D, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    K, D,
+    inputs_per_split,  # a multiple of BLOCK_D
+    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, SPLITS: tl.constexpr, BLOCK_O: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
-    y = product(weight_ptr, x_ptr, o, row, D, rows, K, 0, K, BLOCK_O, BLOCK_ROWS, BLOCK_D)
+    row_tile, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    row = row_tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    o = tile * BLOCK_O + tl.arange(0, BLOCK_O)
+    first = split * inputs_per_split
+    last = tl.minimum(first + inputs_per_split, K)
+    y = product(weight_ptr, x_ptr, o, row, D, rows, K, first, last, BLOCK_O, BLOCK_ROWS, BLOCK_D)
+    if SPLITS > 1:
+        number = row_tile * tl.num_programs(1) + tile
+        inside = tl.arange(0, BLOCK_O)[:, None] * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[None, :]
+        sums = sums_ptr + number.to(tl.int64) * (SPLITS * BLOCK_O * BLOCK_ROWS) + inside
+        tl.store(sums + split * (BLOCK_O * BLOCK_ROWS), y)
+        tl.debug_barrier()  # all threads have stored before one of them says so
+        if tl.atomic_add(arrived_ptr + number, 1, sem="acq_rel", scope="gpu") < SPLITS - 1:
+            return
+        tl.store(arrived_ptr + number, 0)
+        y = tl.load(sums, cache_modifier=".cg")
+        for other in tl.static_range(1, SPLITS):
+            y += tl.load(sums + other * (BLOCK_O * BLOCK_ROWS), cache_modifier=".cg")
+
     if HAS_BIAS:
         y += tl.load(bias_ptr + o, mask=o < D, other=0.0).to(tl.float32)[:, None]
     at = row.to(tl.int64)[None, :] * D + o[:, None]
@@ -138,76 +229,101 @@ def _added_kernel(
         weight = tl.load(norm_weight_ptr + o, mask=o < D, other=0.0).to(tl.float32)[:, None]
         tl.store(weighted_ptr + at, (y * weight).to(weighted_ptr.dtype.element_ty), mask=mask)
         y = tl.where(mask, y, 0.0)
-        tl.store(squares_ptr + tl.program_id(1) * rows + row, tl.sum(y * y, 0), mask=row < rows)
-
-
-def launch_options(outputs: int, bits: int, generation: str) -> dict[str, int]:
-    """Returns the tile for a number of outputs: enough tiles for all multiprocessors, the same for any number of rows."""
-    block_outputs = 64 if outputs >= 8192 else 32 if outputs > 2048 else 16
-    block_inputs = (128 if block_outputs == 64 else 256) * 16 // bits
-    if generation in ("gfx942", "sm_89"):
-        block_inputs //= 2
-    stages = 2 if generation == "gfx942" else 3
-    blocks = {"BLOCK_O": block_outputs, "BLOCK_ROWS": COLUMNS, "BLOCK_D": block_inputs}
-    return {**blocks, "num_warps": 4, "num_stages": stages}
+        tl.store(squares_ptr + tile * rows + row, tl.sum(y * y, 0), mask=row < rows)
 
 
 def weigh(x: Tensor, norm_weight: Tensor) -> Rows:
     """Prepares rows [N, D] for the first block's norm."""
     rows, width = x.shape
-    weighed = Rows(x, torch.empty_like(x), torch.empty(1, rows, dtype=torch.float32, device=x.device))
+    block = triton.next_power_of_2(width)
+    squares = torch.empty(1, rows, dtype=torch.float32, device=x.device)
+    arrived = torch.empty(rows, block // _SMALLEST_TILE, dtype=torch.int32, device=x.device)
+    weighed = Rows(x, torch.empty_like(x), squares, arrived)
     _weigh_kernel[(rows,)](
-        x, norm_weight, weighed.weighted, weighed.squares, width, BLOCK_D=triton.next_power_of_2(width), num_warps=8,
+        x, norm_weight, weighed.weighted, squares, arrived, width, BLOCK_D=block, COUNTERS=arrived.shape[1], num_warps=8,
         enable_fp_fusion=True,
     )  # fmt: skip
     return weighed
 
 
-def normed(rows: Rows, eps: float, matrices: Sequence[tuple[Tensor, Tensor | None]], gated: bool = False) -> Tensor:
-    """Multiplies normalised rows by three matrices in one launch, or by two where `gated`.
+def projected(
+    rows: Rows, eps: float, matrices: Sequence[Weight], keys_values: Tensor, place: PassStart,
+    launch: MatmulLaunch | None = None,
+) -> Tensor:  # fmt: skip
+    """Computes queries, keys and values of normalised rows in one launch, and rotates queries and keys.
+
+    Args:
+        rows: as `weigh` or `added` made them, with the norm's weight; W per row of the buffer.
+        matrices: of queries, keys and values; either all have a bias or none.
+        keys_values: [R, CAPACITY, 2, H_kv, d], contiguous; keys and values are written at the rows' new positions, but for
+            positions from CAPACITY on.
+        place: where these are.
+        launch: tiles; None reads them from the launch table.
+    Returns:
+        queries, [N, H_q d].
+    """
+    x, (tiles, count) = rows.weighted, rows.squares.shape
+    (number, capacity, _, heads, size), rotary = keys_values.shape, place.rotary
+    weights, biases = zip(*matrices, strict=True)
+    width = len(weights[0])
+    launch = launch or launch_of("qkv", x, count, width + 2 * heads * size)
+    programs = sum(triton.cdiv(len(weight), launch.block_outputs) for weight in weights)
+    queries = torch.empty(count, width, dtype=x.dtype, device=x.device)
+    _projected_kernel[(triton.cdiv(count, launch.block_columns), programs)](
+        x, rows.squares, *weights, *(weights if biases[0] is None else biases), rotary.cos, rotary.sin, place.start, queries,
+        keys_values, count, tiles, x.shape[1], len(rotary.cos), capacity, eps, WINDOW=count // number, HEADS=heads,
+        GROUPS=width // (heads * size), SIZE=size, HAS_BIAS=biases[0] is not None,
+        TILES_PADDED=triton.next_power_of_2(tiles), **_options(launch),
+    )  # fmt: skip
+    return queries
+
+
+def gated(rows: Rows, eps: float, matrices: Sequence[Weight], launch: MatmulLaunch | None = None) -> Tensor:
+    """Multiplies normalised rows by a gate's weight and by a second: silu of the first product times the second, [N, I].
 
     Args:
         rows: as `weigh` or `added` made them, with the norm's weight.
-        matrices: a weight [O_i, D] and a bias [O_i] each, wherever they lie; contiguous, in the dtype of the rows. Either
-            all have a bias or none. Where gated: the gate's, and that of what the gate is applied to, which is as large.
-    Returns:
-        the products side by side, [N, O_1 + O_2 + O_3]; or [N, O], silu of the first times the second. In the rows' dtype.
+        matrices: of the gate, and of what the gate is applied to, as large; either both have a bias or none.
+        launch: tiles; None reads them from the launch table.
     """
     x, (tiles, count) = rows.weighted, rows.squares.shape
     weights, biases = zip(*matrices, strict=True)
-    has_bias, widths = biases[0] is not None, [len(weight) for weight in weights]
-    options = launch_options(sum(widths), x.element_size() * 8, launch.generation_here(x.device))
-    block = options["BLOCK_O"]
-    programs = triton.cdiv(sum(widths), block) if gated else sum(triton.cdiv(width, block) for width in widths)
-    out = torch.empty(count, widths[0] if gated else sum(widths), dtype=x.dtype, device=x.device)
-    unused = [x] * (3 - len(weights))
-    _normed_kernel[(triton.cdiv(count, COLUMNS), programs)](
-        x, rows.squares, *weights, *unused, *(biases if has_bias else weights), *unused, out, count, tiles,
-        x.shape[1], *widths, *[0 for _ in unused], eps, HAS_BIAS=has_bias, GATED=gated,
-        TILES_PADDED=triton.next_power_of_2(tiles), enable_fp_fusion=True, **options,
+    width = len(weights[0])
+    launch = launch or launch_of("gate_up", x, count, 2 * width)
+    out = torch.empty(count, width, dtype=x.dtype, device=x.device)
+    _gated_kernel[(triton.cdiv(count, launch.block_columns), triton.cdiv(2 * width, launch.block_outputs))](
+        x, rows.squares, *weights, *(weights if biases[0] is None else biases), out, count, tiles, x.shape[1], width, eps,
+        HAS_BIAS=biases[0] is not None, TILES_PADDED=triton.next_power_of_2(tiles), **_options(launch),
     )  # fmt: skip
     return out
 
 
 def added(
-    residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, norm_weight: Tensor | None = None
+    rows: Rows, x: Tensor, matrix: Weight, norm_weight: Tensor | None = None, launch: MatmulLaunch | None = None
 ) -> Rows:
-    """Adds the product of x to the residual, ready for the norm that follows.
+    """Adds the product of x [N, K] to the rows [N, D], ready for the norm that follows.
 
-    Args:
-        residual: [N, D].
-        x, weight, bias: [N, K], [D, K] and [D] or None; contiguous, of the same dtype.
-        norm_weight: [D]; None where none of our norms follows: then only `x` is filled in the result.
+    `norm_weight` is [D]; None where none of our norms follows: then only `x` is filled in the result. `launch` are tiles;
+    None reads them from the launch table.
     """
-    count, width = residual.shape
-    options = launch_options(width, x.element_size() * 8, launch.generation_here(x.device))
-    tiles = triton.cdiv(width, options["BLOCK_O"])
-    out = torch.empty_like(residual)
-    has_norm = norm_weight is not None
-    weighted = torch.empty_like(residual) if has_norm else out
-    squares = torch.empty(tiles, count, dtype=torch.float32, device=x.device)
-    _added_kernel[(triton.cdiv(count, COLUMNS), tiles)](
-        x, weight, x if bias is None else bias, residual, x if norm_weight is None else norm_weight, out, weighted, squares,
-        count, x.shape[1], width, HAS_BIAS=bias is not None, HAS_NORM=has_norm, enable_fp_fusion=True, **options,
+    (count, width), inputs, (weight, bias) = rows.x.shape, x.shape[1], matrix
+    launch = launch or launch_of("added", x, count, width)
+    grid = triton.cdiv(count, launch.block_columns), triton.cdiv(width, launch.block_outputs)
+    turns = triton.cdiv(triton.cdiv(inputs, launch.block_inputs), launch.splits)
+    splits = triton.cdiv(inputs, turns * launch.block_inputs)
+    programs, tile = grid[0] * grid[1], launch.block_outputs * launch.block_columns
+    out, has_norm = torch.empty_like(rows.x), norm_weight is not None
+    weighted = torch.empty_like(out) if has_norm else out
+    squares = torch.empty(grid[1], count, dtype=torch.float32, device=x.device)
+    sums = torch.empty(programs * splits * tile if splits > 1 else 0, dtype=torch.float32, device=x.device)
+    _added_kernel[(*grid, splits)](
+        x, weight, x if bias is None else bias, rows.x, x if norm_weight is None else norm_weight, out, weighted, squares,
+        sums, rows.arrived, count, inputs, width, turns * launch.block_inputs, HAS_BIAS=bias is not None, HAS_NORM=has_norm,
+        SPLITS=splits, **_options(launch),
     )  # fmt: skip
-    return Rows(out, weighted, squares)
+    return Rows(out, weighted, squares, rows.arrived)
+
+
+def _options(launch: MatmulLaunch) -> dict[str, int]:
+    blocks = {"BLOCK_O": launch.block_outputs, "BLOCK_ROWS": launch.block_columns, "BLOCK_D": launch.block_inputs}
+    return {**blocks, "num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": True}
