@@ -62,7 +62,7 @@ POINTERS = {
 }  # fmt: skip
 FLOATS = ("eps", "scaling")
 ALIGNED_SIZES = (
-    "D", "E", "V", "tiles", "inputs_per_split", "stride", "K", "width", "width_2", "width_3", "positions", "capacity",
+    "D", "E", "V", "tiles", "inputs_per_split", "stride", "K", "width", "positions", "capacity",
 )  # fmt: skip
 SHAPE, LAYERS, TILES = floor.SHAPES["7B"], 5, 128
 
@@ -113,7 +113,24 @@ def cases(generation: str, table: dict) -> list[Case]:
         one = "pairs" if kernel == "codebook" else "images"
         listed.append(replace(case, what=f"{case.what}, {one} = 1", constants=case.constants | {one: 1}))
         listed.append(replace(case, what=f"{case.what}, odd sizes", aligned=False))
-    return listed + [case for blocks in floor.BLOCKS.values() for case in block_cases(generation, blocks)]
+    return listed + block_configurations(generation, table)
+
+
+def block_configurations(generation: str, table: dict) -> list[Case]:
+    """Lists what users can reach of the blocks: all tiles, windows of 1 to 32, 1 to 8 heads that share keys."""
+    shape = floor.BLOCKS["7B"]
+    listed = [Case(generation, "weigh", shape.name, 16, {"BLOCK_D": shape.hidden, "COUNTERS": shape.hidden // 16}, 8)]
+    for kernel, which in {"qkv": "qkv", "gate_up": "gate and up", "added": "output"}.items():
+        for entry in table[kernel]:
+            launch = MatmulLaunch(
+                **{field: entry[field] for field in MatmulLaunch.__dataclass_fields__ if field in entry}
+            )
+            for window in (1, 8, 32) if kernel == "qkv" and entry["bits"] == 16 else (1,):
+                listed.append(block_product(generation, shape, which, launch, entry["bits"], window))
+    for bits in (16, 32):
+        for window, groups in ((1, 1), (8, 1), (16, 4), (32, 1), (32, 8)):
+            listed += attention_cases(generation, shape, window, groups, bits)[: 2 if groups == 1 else 1]
+    return listed
 
 
 def block_product(
@@ -128,17 +145,19 @@ def block_product(
         splits = triton.cdiv(turns, triton.cdiv(turns, launch.splits))
         constants |= {"HAS_BIAS": False, "HAS_NORM": True, "SPLITS": splits}
     else:
-        tiles = triton.cdiv(hidden, 64)
+        tiles = triton.cdiv(hidden, 64)  # of `added`, at the most
         constants |= {"HAS_BIAS": False, "TILES_PADDED": triton.next_power_of_2(tiles)}
     if kernel == "projected":
         constants |= {"WINDOW": window, "HEADS": shape.heads, "GROUPS": 1, "SIZE": shape.head_size}
-    what = f"{which}, {shape.name}, {launch.block_outputs} x {launch.block_columns} x {launch.block_inputs}"
+    what = f"{which}, {shape.name}, window {window}, {launch.block_outputs} x {launch.block_columns} x {launch.block_inputs}"
     what += f", {launch.num_warps} warps, {launch.num_stages} stages"
     what += f", {launch.splits} splits" if launch.splits > 1 else ""
     return Case(generation, kernel, what, bits, constants, launch.num_warps, launch.num_stages)
 
 
-def attention_cases(generation: str, shape: floor.BlockShape, window: int, groups: int = 1, bits: int = 16) -> list[Case]:
+def attention_cases(
+    generation: str, shape: floor.BlockShape, window: int, groups: int = 1, bits: int = 16
+) -> list[Case]:
     """Lists the two launches of attention, with `groups` query heads for each head of keys."""
     size, queries, most = shape.head_size, window * groups, attention.MOST_QUERIES[bits // 8]
     block = min(max(16, triton.next_power_of_2(queries)), most)
@@ -244,6 +263,7 @@ def build(case: Case) -> dict:
     kernel = compiled(case)
     assembly = kernel.asm["amdgcn"] if case.generation == "gfx942" else kernel.asm["ptx"]
     registers, spilled = resources(case.generation, kernel.asm)
+    counts = case.kernel in ("project", "sweep") or case.constants.get("SPLITS", 1) > 1
     return {
         "generation": case.generation,
         "kernel": case.kernel,
@@ -256,9 +276,7 @@ def build(case: Case) -> dict:
         "shared_memory_limit": SHARED_MEMORY[case.generation],
         "matrix_instruction": next((n for n, p in MATRIX_INSTRUCTIONS.items() if re.search(p, assembly)), None),
         "weight_load_bytes": weight_load_bytes(assembly) if case.kernel in PRODUCTS else None,
-        "counts_in_order": counts_in_order(assembly)
-        if case.kernel in ("project", "sweep") and "ptx" in kernel.asm
-        else None,
+        "counts_in_order": counts_in_order(assembly) if counts and "ptx" in kernel.asm else None,
     }
 
 
@@ -348,6 +366,6 @@ def representative(table: dict) -> list[Case]:
     listed: dict[tuple[str, str], Case] = {}
     for generation in TARGETS:
         for case in cases(generation, table[generation]):
-            if generation == "sm_90" or case.kernel in ("codebook", "sweep", *BLOCK):
+            if generation == "sm_90" or case.kernel in ("codebook", "sweep", "projected", "gated", "attention"):
                 listed.setdefault((generation, case.kernel), case)
     return list(listed.values())

@@ -2,8 +2,10 @@
 
     pass = blocks x (six launches, with a microsecond after each) + head stage + small launches
 
-Times of launches are made as in `head_stage.py`: the longest of memory, cache and instructions. Attention moves the keys and
-values of all visible positions; as many of its programs run at once on a multiprocessor as have room for their registers.
+Times of launches are made as in `head_stage.py`: the longest of memory, cache and instructions. A product has a beginning
+and an end besides, the instructions around its loop; and its weights come no faster than the loads under way allow.
+Attention moves the keys and values of all visible positions; as many of its programs run at once on a multiprocessor as have
+room for their registers and shared memory.
 The floor is `floor.decode_pass` over the same 3.0 TB/s: each weight, key and value read once.
 """
 
@@ -21,8 +23,13 @@ from janus_dola.kernels.gpu.attention import CHUNK
 VISIBLE = 384  # positions, half way through an image
 SMALL = 1.6e-6  # seconds of a small launch, gap included
 SMALL_LAUNCHES = 4  # around blocks and head: feed, weigh, stack, accept
-REGISTERS = 65536  # of a multiprocessor
-CASES = [("1B", 1, 1), ("1B", 4, 1), ("1B", 4, 8), ("7B", 1, 1), ("7B", 4, 1), ("7B", 16, 1)]  # shape, images, window
+REGISTERS, SHARED = 65536, 227 * 1024  # of a multiprocessor, the latter in bytes
+LATENCY = 0.8e-6  # seconds until a number comes from memory that others read, too
+CASES = [
+    ("1B", 1, 1), ("1B", 4, 1), ("1B", 1, 16), ("1B", 4, 8), ("1B", 16, 1), ("1B", 16, 8), ("1B", 64, 1),
+    ("7B", 1, 1), ("7B", 4, 1), ("7B", 1, 16), ("7B", 4, 8), ("7B", 16, 1), ("7B", 16, 8), ("7B", 64, 1),
+]  # fmt: skip
+"""Shape, images, window."""
 
 
 @dataclass(frozen=True)
@@ -47,50 +54,63 @@ class Step:
 def step(name: str, images: int, window: int) -> Step:
     """Forecasts a pass over images half way drawn, with DoLa and guidance."""
     shape, rows = floor.BLOCKS[name], 2 * images * window
-    cases = [case for case in static_report.block_cases(GPU, shape, window) if case.kernel != "weigh"]
-    launches = [_launch(case, shape, images, window) for case in cases]
+    launches = [_launch(case, shape, images, window) for case in static_report.block_cases(GPU, shape, rows, window)]
     head = sum(launch.seconds + GAP for launch in head_stage.launches(name, images * window))
     hidden, inner = shape.hidden, shape.inner
     weights = shape.number * (4 * hidden * hidden + 3 * hidden * inner)
     key_values = shape.number * 2 * hidden * VISIBLE
     least = floor.decode_pass(weights, key_values, floor.SHAPES[name], head_stage.LAYERS, images, window, DTYPE)
-    assert rows <= 64, "more rows than the products are made for"
     return Step(name, images, window, shape.number, launches, head, least.bytes / MEMORY)
 
 
 def _launch(case: Case, shape: floor.BlockShape, images: int, window: int) -> Launch:
     compiled = static_report.compiled(case)
     code = static_report.machine_code(compiled.asm)
-    rows, hidden = 2 * images, shape.hidden
-    if case.kernel in ("normed", "added"):
-        outputs, inputs, written = {
-            "qkv": (3 * hidden, hidden, 3 * hidden),
-            "output": (hidden, hidden, 2 * hidden),
-            "gate and up": (2 * shape.inner, hidden, shape.inner),
-            "down": (hidden, shape.inner, 2 * hidden),
+    registers, _ = static_report.resources(GPU, compiled.asm)
+    threads, rows, hidden = 32 * case.num_warps, 2 * images, shape.hidden
+    resident = min(REGISTERS // (registers * threads), SHARED // (compiled.metadata.shared + 1024))
+    if case.kernel in static_report.PRODUCTS:
+        outputs, inputs = {
+            "qkv": (3 * hidden, hidden),
+            "output": (hidden, hidden),
+            "gate and up": (2 * shape.inner, hidden),
+            "down": (hidden, shape.inner),
         }[case.what.split(",")[0]]
         columns, constants = rows * window, case.constants
-        of_columns = triton.cdiv(columns, constants["BLOCK_ROWS"])
-        tiles = triton.cdiv(outputs, constants["BLOCK_O"]) * of_columns
+        block_o, block_rows, block_d = (constants[f"BLOCK_{letter}"] for letter in ("O", "ROWS", "D"))
+        splits = constants.get("SPLITS", 1)
+        of_columns, of_outputs = triton.cdiv(columns, block_rows), triton.cdiv(outputs, block_o)
+        programs = of_outputs * of_columns * splits
         body = max(cycles.loops(code), key=len)
-        blocks = constants["BLOCK_O"] * constants["BLOCK_ROWS"] * constants["BLOCK_D"]
-        turn = max(cycles.warp_cycles(body), len(body) * case.num_warps // 4, 2 * blocks // head_stage.OPERATIONS)
-        took = triton.cdiv(tiles, MULTIPROCESSORS) * triton.cdiv(inputs, constants["BLOCK_D"]) * turn / CLOCK
-        requested = outputs * inputs * of_columns + columns * (inputs * tiles // of_columns + written)
-        memory = outputs * inputs * DTYPE.itemsize / MEMORY
-        return Launch(shape.name, images, case.kernel, case.what, memory, requested * DTYPE.itemsize / CACHE, took)
-    chunks = VISIBLE // CHUNK
+        turn = max(
+            cycles.warp_cycles(body),
+            len(body) * case.num_warps // 4,
+            2 * block_o * block_rows * block_d // head_stage.OPERATIONS,
+        )
+        took = triton.cdiv(programs, MULTIPROCESSORS) * triton.cdiv(inputs, block_d * splits) * turn / CLOCK
+        # weights and rows are read by each tile; outputs are written, as parts and again where programs share a tile
+        requested = DTYPE.itemsize * (outputs * inputs * of_columns + columns * (inputs * of_outputs + 2 * outputs))
+        requested += 2 * 4 * splits * outputs * of_columns * block_rows if splits > 1 else 0
+        # no faster than the loads under way allow
+        under_way = (
+            min(programs, resident * MULTIPROCESSORS) * (case.num_stages - 1) * block_o * block_d * DTYPE.itemsize
+        )
+        memory = outputs * inputs * DTYPE.itemsize / min(MEMORY, under_way / LATENCY)
+        # what stands before the loop and behind it is waited for once
+        around = [line for line in code if not body[0].address <= line.address <= body[-1].address]
+        ends = cycles.warp_cycles(around) / CLOCK + AROUND
+        return Launch(shape.name, images, case.kernel, case.what, memory + ends, requested / CACHE + ends, took + ends)
+    chunks = VISIBLE // CHUNK[2]
     partial = 4 * rows * window * hidden * chunks
-    programs, moved, seconds = (
-        (rows * shape.heads * chunks, partial, rows * 2 * hidden * VISIBLE * DTYPE.itemsize / MEMORY)
-        if case.kernel == "attention"
-        else (rows * window * shape.heads, partial, 0.0)
-    )
-    registers, _ = static_report.resources(GPU, compiled.asm)
-    at_once = MULTIPROCESSORS * max(1, REGISTERS // (registers * 32 * case.num_warps))
+    programs, memory = rows * window * shape.heads, 0.0
+    if case.kernel == "attention":
+        programs = rows * shape.heads * chunks * case.constants["QUERY_BLOCKS"]
+        memory = rows * 2 * hidden * VISIBLE * DTYPE.itemsize / MEMORY
     issued = triton.cdiv(programs, MULTIPROCESSORS) * len(code) * case.num_warps // 4
-    took = max(triton.cdiv(programs, at_once) * cycles.warp_cycles(code), issued) / CLOCK + AROUND
-    return Launch(shape.name, images, case.kernel, case.what, seconds, moved / CACHE, took)
+    # keys come from memory, which takes longer than the latency that `cycles` counts; programs beside hide it
+    waves = triton.cdiv(programs, MULTIPROCESSORS * resident)
+    took = max(waves * (cycles.warp_cycles(code) / CLOCK), issued / CLOCK) + LATENCY + AROUND
+    return Launch(shape.name, images, case.kernel, case.what, memory + AROUND, partial / CACHE, took)
 
 
 def markdown(steps: list[Step]) -> str:

@@ -57,7 +57,7 @@ def test_blocks(size, slots, window):
     )
     of = shape.heads, shape.heads // groups, shape.head_size, False, torch.bfloat16
     blocks = [random_block(*of, generator, "cuda", shape.hidden, shape.inner) for _ in range(2)]
-    assert block_triton.why_not(blocks, window) is None
+    assert block_triton.why_not(blocks) is None
     size_of_head, capacity, rows = shape.head_size, compiling.CAPACITY, 2 * slots
     start = torch.randint(0, capacity - window, (rows,), generator=generator).cuda()
     angles = torch.outer(torch.arange(2048.0), 1e4 ** -(torch.arange(size_of_head // 2) * 2 / size_of_head)).repeat(

@@ -113,7 +113,7 @@ def attend(queries: Tensor, keys_values: Tensor, start: Tensor, visible: int, sc
         scaling: factor for queries times keys.
     """
     rows, capacity, _, heads, size = keys_values.shape
-    count, width, chunk = *queries.shape, CHUNK[queries.element_size()]
+    (count, width), chunk = queries.shape, CHUNK[queries.element_size()]
     window, query_heads, chunks = count // rows, width // size, triton.cdiv(visible, chunk)
     groups, block_size = query_heads // heads, max(16, triton.next_power_of_2(size))
     block_queries = min(max(16, triton.next_power_of_2(window * groups)), MOST_QUERIES[queries.element_size()])

@@ -5,16 +5,16 @@
     out     = silu(g) * u,   g, u = [W_g, W_u] norm(y)       `gated`
     x'      = y + W_d out                                    `added`
 
-Every weight is read where it lies. `gated` multiplies by W_g and W_u at once, and `projected` by two rows of one weight: those
-of the numbers i and i + d / 2 in a head, which the rotation mixes. A program picks W_q, W_k or W_v by its number.
+Every weight is read where it lies. `gated` multiplies by W_g and W_u at once, and `projected` by two parts of one weight,
+for the numbers i and i + d / 2 in a head, which the rotation mixes. A program picks W_q, W_k or W_v by its number.
 
 The norm costs no launch and nothing in the loop: a product of norm(x) = x / r * weight, r = sqrt(mean(x^2) + eps), is the
 product of x * weight, divided by r when all is summed. Whatever writes x writes x * weight too, and sums of squares, one per
 tile. (In float16 x * weight must stay below 65504, as x itself.)
 
 Weights are the left operand, as in the codebook. How large tiles are depends on the number of rows of activations (the
-launch table), so that a weight is read from memory once, and from the cache once per 128 rows. How a row is summed depends on
-that number alone, not on the other rows, nor on where a row stands: no library promises that.
+launch table): a weight is read from memory once, and from the cache once per 128 rows. How a row is summed depends on that
+number alone, not on the other rows, nor on where a row stands: no library promises that.
 
 `added` has fewer outputs than it takes to keep a GPU busy. So several programs share a tile, each with a part of the inputs.
 They leave sums, and the one that arrives last adds them up, always in the same order.
@@ -128,7 +128,9 @@ def _projected_kernel(
     # numbers i < d / 2 of a head, and i + d / 2
     i = pair % HALF
     o = pair // HALF * SIZE + i
-    low, high = two_products(weight_ptr, weight_ptr + HALF * D, x_ptr, o, row, outputs, rows, D, PAIRS, BLOCK_ROWS, BLOCK_D)
+    low, high = two_products(
+        weight_ptr, weight_ptr + HALF * D, x_ptr, o, row, outputs, rows, D, PAIRS, BLOCK_ROWS, BLOCK_D
+    )
     low = _finished(low, squares, D, eps, bias_ptr, o, outputs, HAS_BIAS)
     high = _finished(high, squares, D, eps, bias_ptr, o + HALF, outputs, HAS_BIAS)
 
@@ -308,15 +310,15 @@ def added(
     """
     (count, width), inputs, (weight, bias) = rows.x.shape, x.shape[1], matrix
     launch = launch or launch_of("added", x, count, width)
-    grid = triton.cdiv(count, launch.block_columns), triton.cdiv(width, launch.block_outputs)
+    row_tiles, tiles = triton.cdiv(count, launch.block_columns), triton.cdiv(width, launch.block_outputs)
     turns = triton.cdiv(triton.cdiv(inputs, launch.block_inputs), launch.splits)
     splits = triton.cdiv(inputs, turns * launch.block_inputs)
-    programs, tile = grid[0] * grid[1], launch.block_outputs * launch.block_columns
+    sums_of_all = row_tiles * tiles * splits * launch.block_outputs * launch.block_columns if splits > 1 else 0
     out, has_norm = torch.empty_like(rows.x), norm_weight is not None
     weighted = torch.empty_like(out) if has_norm else out
-    squares = torch.empty(grid[1], count, dtype=torch.float32, device=x.device)
-    sums = torch.empty(programs * splits * tile if splits > 1 else 0, dtype=torch.float32, device=x.device)
-    _added_kernel[(*grid, splits)](
+    squares = torch.empty(tiles, count, dtype=torch.float32, device=x.device)
+    sums = torch.empty(sums_of_all, dtype=torch.float32, device=x.device)
+    _added_kernel[(row_tiles, tiles, splits)](
         x, weight, x if bias is None else bias, rows.x, x if norm_weight is None else norm_weight, out, weighted, squares,
         sums, rows.arrived, count, inputs, width, turns * launch.block_inputs, HAS_BIAS=bias is not None, HAS_NORM=has_norm,
         SPLITS=splits, **_options(launch),
