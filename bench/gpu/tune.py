@@ -1,4 +1,4 @@
-"""Measures launch parameters of the fused kernels on the GPU at hand and rewrites its part of kernels/launch_table.json.
+"""Measures launch parameters of head stage and blocks on the GPU at hand and rewrites its part of kernels/launch_table.json.
 
     python -m bench.gpu.tune    # `make tune`
 
@@ -24,17 +24,20 @@ import typer
 from tqdm import tqdm
 
 from bench.speed import floor
-from bench.speed.cases import random_cases
+from bench.speed.cases import number_of_cases, random_cases
 from bench.speed.timing import in_graph
 from bench.speed.timing import seconds as seconds_of
 from janus_dola.images.whole_files import write_whole
+from janus_dola.kernels.block_torch import PassStart, Rotary
+from janus_dola.kernels.gpu import block_matmul
 from janus_dola.kernels.gpu.codebook import codebook
 from janus_dola.kernels.gpu.launch import TABLE, MatmulLaunch, SweepLaunch, generation_of
 from janus_dola.kernels.gpu.normalise import normalise
 from janus_dola.kernels.gpu.project import project
 from janus_dola.kernels.gpu.sweep import sweep
 
-LAYERS = 5
+LAYERS, BLOCK_IMAGES = 5, 64  # images where an entry for blocks has no limit
+POSITIONS = 64
 SHAPES = ("1B", "7B")
 SWEEPS = [SweepLaunch(*choice) for choice in itertools.product((128, 256, 512), (64, 128), (4, 8))]
 
@@ -113,6 +116,49 @@ def sweep_calls(cases: list, launch: SweepLaunch) -> list:
     return [lambda c=c, z=z, a=a: sweep(*z, c.sampling, c.seeds, c.position, a, launch) for c, _, _, z, a in cases]
 
 
+def block_entry_of(entries: list[dict], kernel: str, name: str, count: int) -> dict:
+    """Looks up the entry for a block's product with `count` rows, as `launch.matmul_launch` does."""
+    shape = floor.BLOCKS[name]
+    outputs = {"qkv": 3 * shape.hidden, "gate_up": 2 * shape.inner, "added": shape.hidden}[kernel]
+
+    def fits(entry: dict) -> bool:
+        return count <= (entry["max_columns"] or math.inf) and outputs <= (entry["max_outputs"] or math.inf)
+
+    return next(filter(fits, entries))
+
+
+def block_products(kernel: str, name: str, count: int, device: str) -> list[list[Callable]]:
+    """Makes calls of a block's product with `count` rows, which lack the tiles; each list has weights beyond the cache."""
+    shape = floor.BLOCKS[name]
+    hidden, inner = shape.hidden, shape.inner
+
+    def new(*sizes: int) -> torch.Tensor:
+        return torch.randn(sizes, dtype=torch.bfloat16, device=device)
+
+    def several(*sizes: tuple[int, int]) -> list[list[tuple[torch.Tensor, None]]]:
+        copies = number_of_cases(torch.bfloat16.itemsize * sum(map(math.prod, sizes)), device)
+        return [[(new(*size), None) for size in sizes] for _ in range(copies)]
+
+    rows = block_matmul.weigh(new(count, hidden), new(hidden))
+    if kernel == "added":
+        of_output_and_down = ((new(count, inputs), several((hidden, inputs))) for inputs in (hidden, inner))
+        return [
+            [partial(block_matmul.added, rows, x, weight, rows.x[0]) for (weight,) in weights]
+            for x, weights in of_output_and_down
+        ]
+    if kernel == "gate_up":
+        return [[partial(block_matmul.gated, rows, 1e-6, each) for each in several((inner, hidden), (inner, hidden))]]
+    angles = new(POSITIONS, shape.head_size)
+    place = PassStart(torch.zeros(count, dtype=torch.int64, device=device), Rotary(angles, angles), POSITIONS)
+    buffer = new(count, POSITIONS, 2, shape.heads, shape.head_size)
+    weights = several(*[(hidden, hidden)] * 3)
+    return [[partial(block_matmul.projected, rows, 1e-6, each, buffer, place) for each in weights]]
+
+
+def block_calls(calls: list[Callable], launch: MatmulLaunch) -> list:
+    return [partial(call, launch=launch) for call in calls]
+
+
 def dump(table: dict) -> str:
     """Returns the table as JSON with one entry per line."""
 
@@ -155,6 +201,19 @@ def tune(table: dict, generation: str, device: str, write: Callable[[], None]) -
             if not names:  # no shape falls into it
                 continue
             fastest = best(launches(entry), calls_of, prepared(names, images, device))
+            if fastest is not None:
+                entry |= {name: value for name, value in asdict(fastest).items() if name in entry}
+            print(kernel, entry, flush=True)
+            write()
+    for kernel in ("qkv", "gate_up", "added"):
+        entries = [entry for entry in table[generation][kernel] if entry["bits"] == 16]
+        for entry in entries:
+            count = entry["max_columns"] or 2 * BLOCK_IMAGES
+            names = [name for name in SHAPES if block_entry_of(entries, kernel, name, count) is entry]
+            if not names:
+                continue
+            products = [calls for name in names for calls in block_products(kernel, name, count, device)]
+            fastest = best(launches(entry), block_calls, products)
             if fastest is not None:
                 entry |= {name: value for name, value in asdict(fastest).items() if name in entry}
             print(kernel, entry, flush=True)

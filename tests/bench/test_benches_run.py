@@ -132,10 +132,12 @@ def test_tuning(small, monkeypatch):
     monkeypatch.setattr(tune, "launches", lambda entry: small_choices(entry)[-1:])
     monkeypatch.setattr(tune, "SWEEPS", [SweepLaunch(512, 32, 4)])
     monkeypatch.setattr(tune, "images_of", lambda entry, kernel: 1)
+    monkeypatch.setattr(tune, "BLOCK_IMAGES", 1)
     tune.tune(table, "sm_90", "cpu", lambda: writes.append(tune.dump(table)))
     assert [{**entry, "max_images": 0} for entry in table["sm_90"]["sweep"]] == 2 * [
         {"max_images": 0, "block_codes": 512, "max_parts": 32, "num_warps": 4}
     ]
     assert len(set(writes)) > 1
     assert writes[-1] != before
+    assert all(table["sm_90"][kernel][0]["num_stages"] == 5 for kernel in ("qkv", "gate_up", "added"))
     assert json.loads(writes[-1]) == table
