@@ -149,7 +149,8 @@ def block_product(
         constants |= {"HAS_BIAS": False, "TILES_PADDED": triton.next_power_of_2(tiles)}
     if kernel == "projected":
         constants |= {"WINDOW": window, "HEADS": shape.heads, "GROUPS": 1, "SIZE": shape.head_size}
-    what = f"{which}, {shape.name}, window {window}, {launch.block_outputs} x {launch.block_columns} x {launch.block_inputs}"
+    what = f"{which}, {shape.name}, " + (f"window {window}, " if kernel == "projected" else "")
+    what += f"{launch.block_outputs} x {launch.block_columns} x {launch.block_inputs}"
     what += f", {launch.num_warps} warps, {launch.num_stages} stages"
     what += f", {launch.splits} splits" if launch.splits > 1 else ""
     return Case(generation, kernel, what, bits, constants, launch.num_warps, launch.num_stages)

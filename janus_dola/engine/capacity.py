@@ -44,9 +44,14 @@ def window_of(slots: int, image_model: ImageModel) -> int:
 
     A pass has two rows per slot and code. Measured on a CPU (bench/findings.md): up to 32 rows a small model is bound by
     calls; a large one is bound by reading its weights up to 8 rows, up to 4 if they are packed, and up to 32 in bfloat16
-    where the processor has tiles for it. For a GPU it is a forecast: the weights are read once for up to 32 rows.
+    where the processor has tiles for it. For a GPU it is a forecast: a pass of 64 rows takes hardly longer than one of 8.
     """
-    small = image_model.device.type != "cpu" or image_model.head.hidden_size <= 512
-    in_tiles = image_model.dtype == torch.bfloat16 and has_amx()
-    rows = 32 if small or in_tiles else 8 if image_model.stored_dtype == image_model.dtype else 4
+    if image_model.device.type == "cuda":
+        rows = 64
+    elif image_model.device.type != "cpu" or image_model.head.hidden_size <= 512:
+        rows = 32
+    elif image_model.dtype == torch.bfloat16 and has_amx():
+        rows = 32
+    else:
+        rows = 8 if image_model.stored_dtype == image_model.dtype else 4
     return next(window for window in (16, 8, 4, 2, 1) if 2 * slots * window <= rows or window == 1)

@@ -35,28 +35,29 @@ def rotary_of(size, dtype=torch.float64) -> Rotary:
 def tiles(seed) -> MatmulLaunch:
     """Any tiles, which a table might name."""
     draw = random.Random(seed)
-    outputs, columns, inputs = draw.choice((32, 64, 128)), draw.choice((16, 32, 64, 128)), draw.choice((32, 64))
+    outputs, columns, inputs = draw.choice((64, 128)), draw.choice((16, 32, 64, 128)), draw.choice((32, 64))
     return MatmulLaunch(outputs, columns, inputs, 4, 1, draw.choice((1, 2, 4)))
 
 
 @pytest.mark.parametrize(
     ("rows", "heads", "groups", "size", "window", "bias", "dtype"),
     [
-        (3, 6, 1, 12, 1, False, torch.float32),
+        (3, 3, 1, 12, 1, False, torch.float32),
         (5, 2, 2, 10, 3, True, torch.float32),
         (3, 2, 4, 16, 8, False, torch.float16),
         (3, 1, 2, 32, 2, False, torch.bfloat16),
         (1, 1, 1, 8, 1, False, torch.bfloat16),
-        (1, 1, 4, 8, 32, True, torch.float32),
-        (25, 1, 1, 16, 8, False, torch.bfloat16),
-        (70, 1, 1, 8, 1, False, torch.float32),
+        (1, 1, 2, 8, 32, True, torch.float32),
+        (10, 1, 1, 8, 16, False, torch.bfloat16),
+        (65, 1, 1, 8, 1, False, torch.float32),
     ],
 )
 def test_blocks_are_those_on_tensors(rows, heads, groups, size, window, bias, dtype, monkeypatch):
     """With the tiles of the table, and with others."""
     generator = torch.Generator().manual_seed(rows)
-    blocks = [random_block(groups * heads, heads, size, bias, dtype, generator, inner=150) for _ in range(2)]
-    start, visible = torch.randint(0, 270 - window + 1, (rows,), generator=generator), 270
+    blocks = [random_block(groups * heads, heads, size, bias, dtype, generator) for _ in range(2)]
+    visible = 270 if rows <= 3 else 40
+    start = torch.randint(0, visible - window + 1, (rows,), generator=generator)
     x = torch.randn(rows * window, HIDDEN, generator=generator).to(dtype)
     before = torch.randn(2, rows, CAPACITY, 2, heads, size, generator=generator).to(dtype)
     rotary, expected_buffer = rotary_of(size, dtype), before.double()
