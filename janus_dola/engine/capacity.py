@@ -48,10 +48,8 @@ def window_of(slots: int, image_model: ImageModel) -> int:
     """
     if image_model.device.type == "cuda":
         rows = 64
-    elif image_model.device.type != "cpu" or image_model.head.hidden_size <= 512:
-        rows = 32
-    elif image_model.dtype == torch.bfloat16 and has_amx():
-        rows = 32
     else:
-        rows = 8 if image_model.stored_dtype == image_model.dtype else 4
+        small = image_model.device.type != "cpu" or image_model.head.hidden_size <= 512
+        in_tiles = image_model.dtype == torch.bfloat16 and has_amx()
+        rows = 32 if small or in_tiles else 8 if image_model.stored_dtype == image_model.dtype else 4
     return next(window for window in (16, 8, 4, 2, 1) if 2 * slots * window <= rows or window == 1)
