@@ -215,7 +215,7 @@ class JanusDoLa(PipelineBase):
         seeds, generator = seeds_of(seed, images, sampler), None
         if sampler == "multinomial" and seed is not None:
             generator = torch.Generator(self.image_model.device).manual_seed(seeds[0])
-        rows, params = self._rows_of_prompt(settings.negative_prompt), settings.sampling_params(plan.layers)
+        rows, params = self._rows_of_prompt(settings.away_from), settings.sampling_params(plan.layers)
         jobs = list(jobs_of(prompts, rows, parallel_size, seeds, params))
         recipe = self.recipe(settings, window)
         drawn = all_of(draw_images(self.engine, jobs, plan, recipe, max_images, generator, progress, callback))
@@ -258,7 +258,7 @@ class JanusDoLa(PipelineBase):
         window, max_images = check_window(window), check_max_images(max_images)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
         seed = integer("seed", seed, 0, last_seed(parallel_size))
-        rows, params = self._rows_of_prompt(settings.negative_prompt), settings.sampling_params(plan.layers)
+        rows, params = self._rows_of_prompt(settings.away_from), settings.sampling_params(plan.layers)
         jobs = jobs_of(iterable_of_strings(prompts), rows, parallel_size, range(seed, MAX_SEED + 1), params)
         recipe = self.recipe(settings, window, check_max_images(slots, "slots"))
         return each_of(draw_images(self.engine, jobs, plan, recipe, max_images, progress=progress, callback=callback))
@@ -370,7 +370,7 @@ class JanusDoLa(PipelineBase):
         self, prompts: str | Sequence[str], tokens: Tensor, settings: DrawSettings, premature_layers: Tensor | None
     ) -> tuple[Iterator[Scores], tuple[int, ...]]:
         """Returns the scores of images, one after the other, and the layers they are read from; checks the arguments."""
-        rows = self.encode(prompts, settings.negative_prompt)
+        rows = self.encode(prompts, settings.away_from)
         check_codes(tokens, len(rows), self.image_model)
         layers = settings.layers_to_read(self.image_model.num_layers)
         params, numbers = settings.sampling_params(layers), (*layers, self.image_model.num_layers)

@@ -21,13 +21,16 @@ def positions(image_model: ImageModel, prompt_tokens: int, window: int) -> int:
     return visible_length(prompt_tokens + image_model.raster.length + window)
 
 
-def images_that_fit(image_model: ImageModel, prompt_tokens: int, kept_bytes: int = 0) -> int:
-    """Returns how many images fit into a GPU's free memory and bytes that will be free, at least 1; on a CPU a constant."""
+def images_that_fit(image_model: ImageModel, prompt_tokens: int, rows: int = 2, kept_bytes: int = 0) -> int:
+    """Returns how many images fit into a GPU's free memory and bytes that will be free, at least 1; on a CPU a constant.
+
+    `rows` are those of an image.
+    """
     if image_model.device.type not in ("cuda", "mps"):
         return _ON_A_CPU
     config = image_model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bytes_per_position = 2 * image_model.num_layers * 2 * config.num_key_value_heads * size * image_model.dtype.itemsize
+    bytes_per_position = rows * image_model.num_layers * 2 * config.num_key_value_heads * size * image_model.dtype.itemsize
     free = free_memory(image_model.device) + kept_bytes
     fit = int(_SHARE_OF_FREE_MEMORY * free) // (bytes_per_position * positions(image_model, prompt_tokens, WINDOWS[-1]))
     fit = min(fit, _ON_A_GPU)
@@ -39,17 +42,18 @@ def bucket_of(images: int) -> int:
     return next((size for size in (1, 2, 4) if images <= size), math.ceil(images / 8) * 8)
 
 
-def window_of(slots: int, image_model: ImageModel) -> int:
+def window_of(rows: int, image_model: ImageModel) -> int:
     """Returns the window that "auto" stands for: as many codes as a pass takes without growing much longer.
 
-    A pass has two rows per slot and code. Measured on a CPU (bench/findings.md): up to 32 rows a small model is bound by
-    calls; a large one is bound by reading its weights up to 8 rows, up to 4 if they are packed, and up to 32 in bfloat16
-    where the processor has tiles for it. For a GPU it is a forecast: a pass of 64 rows takes hardly longer than one of 8.
+    A pass has `rows` rows, those of all slots, for each code of its window. Measured on a CPU (bench/findings.md): up to 32
+    rows a small model is bound by calls; a large one is bound by reading its weights up to 8 rows, up to 4 if they are
+    packed, and up to 32 in bfloat16 where the processor has tiles for it. For a GPU it is a forecast: a pass of 64 rows takes
+    hardly longer than one of 8.
     """
     if image_model.device.type == "cuda":
-        rows = 64
+        most = 64
     else:
         small = image_model.device.type != "cpu" or image_model.head.hidden_size <= 512
         in_tiles = image_model.dtype == torch.bfloat16 and has_amx()
-        rows = 32 if small or in_tiles else 8 if image_model.stored_dtype == image_model.dtype else 4
-    return next(window for window in (16, 8, 4, 2, 1) if 2 * slots * window <= rows or window == 1)
+        most = 32 if small or in_tiles else 8 if image_model.stored_dtype == image_model.dtype else 4
+    return next(window for window in (16, 8, 4, 2, 1) if rows * window <= most or window == 1)

@@ -47,8 +47,8 @@ class DecoderKey:
 
 
 def keys_values_shape(weights: Weights, key: DecoderKey) -> torch.Size:
-    """Returns the shape for a decoder's keys and values, [N, 2 S, capacity, 2, H_kv, d]."""
-    return torch.Size(buffer_shape(weights.blocks, 2 * key.slots, key.capacity))
+    """Returns the shape for a decoder's keys and values, [N, R, capacity, 2, H_kv, d]."""
+    return torch.Size(buffer_shape(weights.blocks, key.plan.rows * key.slots, key.capacity))
 
 
 class Decoder:

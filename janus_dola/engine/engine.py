@@ -61,7 +61,7 @@ class Engine:
         together = plan.sampler == "multinomial"
 
         def limit(longest: int) -> int:
-            return sys.maxsize if together else self.fit(longest, max_images)
+            return sys.maxsize if together else self.fit(longest, max_images, plan.rows)
 
         while (following := queue.peek()) is not None:
             first = queue.take_together(cache(limit))  # asks for free memory once, not for each image
@@ -90,7 +90,7 @@ class Engine:
         of the plan's; "auto" is the fastest for so many slots.
         """
         with undisturbed(self.image_model.device):
-            plan = replace(plan, window=window_of(slots, self.image_model) if window == "auto" else window)
+            plan = replace(plan, window=window_of(plan.rows * slots, self.image_model) if window == "auto" else window)
             decoders, decoder = self._decoder(plan, slots, longest, params, generator)
         try:
             yield SlotRunner(decoder, Progress() if bar is None else bar)
@@ -124,9 +124,9 @@ class Engine:
                 self._failed.add(tried)
             return decoders, decoders.get(replace(key, plan=plan.simplest), params)
 
-    def fit(self, longest: int, max_images: int | None = None) -> int:
+    def fit(self, longest: int, max_images: int | None = None, rows: int = 2) -> int:
         """Returns how many images to draw at once, None being as many as fit into memory; fewer since memory ran out."""
-        most = max_images or images_that_fit(self.image_model, longest, self.kept_bytes)
+        most = max_images or images_that_fit(self.image_model, longest, rows, self.kept_bytes)
         return most if self._limit is None else min(most, self._limit)
 
     def halve(self, images: int, all_together: bool = False) -> None:

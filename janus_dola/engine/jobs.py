@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from janus_dola.kernels.types import SamplingParams
@@ -16,10 +16,15 @@ class Job:
     index: int  # counts the images over all prompts; no two jobs of a decoder share it
     prompt: int  # index of its prompt
     k: int  # which of the prompt's images
-    rows: PromptRows
+    prompt_rows: PromptRows
     seed: int
     params: SamplingParams
     words: str = ""  # the prompt, for the recipe
+
+    @property
+    def rows(self) -> Sequence[list[int]]:
+        """Returns the token ids of the rows that are fed: `SamplingParams.rows` of them, the conditional one first."""
+        return self.prompt_rows[: self.params.rows]
 
 
 class JobQueue:

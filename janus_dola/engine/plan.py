@@ -20,6 +20,7 @@ class Plan:
     """What a pass is compiled for. Images of equal plans share passes, whatever else their settings say."""
 
     layers: tuple[int, ...]  # read at each token, in ascending order; the final layer N comes after them
+    rows: int  # of an image: `SamplingParams.rows`
     kind: Hashable  # `SamplingParams.kind` of the images
     sampler: Sampler
     backend: str  # runs the head stage: "reference", "torch" or "triton"; and the blocks, if it is "triton"
@@ -43,8 +44,8 @@ def make_plan(
     if sampler not in get_args(Sampler):
         raise ValueError(f"sampler must be one of {list(get_args(Sampler))}, got {sampler!r}")
     layers, device = settings.layers_to_read(image_model.num_layers), image_model.device
-    kind, backend = settings.sampling_params(layers).kind, resolve_backend(backend, device, image_model.dtype)
-    return Plan(layers, kind, sampler, backend, resolve_launch(launch, device))
+    params, backend = settings.sampling_params(layers), resolve_backend(backend, device, image_model.dtype)
+    return Plan(layers, params.rows, params.kind, sampler, backend, resolve_launch(launch, device))
 
 
 def resolve_launch(launch: str, device: torch.device) -> str:

@@ -97,7 +97,7 @@ def scores_of_images(
     """
     device, embed = image_model.device, in_eval_mode(image_model.embed_text)
     for prompt, (both, images) in enumerate(zip(rows, tokens.to(device), strict=True)):
-        words = [embed(torch.tensor(row, device=device)) for row in both]
+        words = [embed(torch.tensor(row, device=device)) for row in both[: params.rows]]
         for image, codes in enumerate(images):
             fed_back = weights.code_table[image_model.raster.sequence(codes)[:-1]]
             # The shorter row is followed by zeros, which nothing looks back at.

@@ -47,10 +47,10 @@ class Codes:
 
 
 class Fed(NamedTuple):
-    """What a pass is fed. D hidden size; the conditional rows come first."""
+    """What a pass is fed. R rows, D hidden size; the conditional rows come first."""
 
-    embeddings: Tensor  # [2 * S * W, D]
-    start: Tensor  # [2 * S] int64, each row's first new position
+    embeddings: Tensor  # [R * W, D]
+    start: Tensor  # [R] int64, each row's first new position
     seeds: Tensor  # [S * W] int64
     position: Tensor  # [S * W] int64, where the code that is drawn after it stands in its image
 
@@ -77,7 +77,7 @@ class Slots:
         self._layer_numbers = layers  # [L], by index into the stack
         positions = raster.length + 2 * window  # guesses go beyond an image's end
         self.seeds = zeros()
-        self.prompt_tokens = torch.stack([zeros() + self._nowhere] * 2)  # [2, S], lengths of both rows
+        self.prompt_tokens = torch.stack([zeros() + self._nowhere] * sampling.rows)  # [rows, S], lengths of each image's rows
         self.decided = zeros() + raster.length  # [S], number of decided positions
         self.passes = zeros()
         self.sampling = sampling  # [S * W], each image's numbers repeated for the W codes fed
@@ -91,10 +91,10 @@ class Slots:
     def admit(
         self, slots: Tensor, lengths: Tensor, seeds: Tensor, sampling: SamplingTensors, first: SampledCodes
     ) -> None:
-        """Begins n images in the slots [n] with their first codes; `lengths` [2n] are those of the prompts' rows."""
+        """Begins n images in the slots [n] with their first codes; `lengths` [rows * n] are those of the prompts' rows."""
         self.sampling.put(slots, sampling, self.window)
         self.seeds[slots] = seeds
-        self.prompt_tokens[:, slots] = lengths.view(2, -1)
+        self.prompt_tokens[:, slots] = lengths.view(self.sampling.rows, -1)
         self.decided[slots] = 1
         self.passes[slots] = 0
         self.tokens[slots] = first.code.unsqueeze(1)  # and the first guesses
@@ -122,7 +122,7 @@ class Slots:
             state = (self.tokens, self.decided, self.prompt_tokens, self.seeds)
             return Fed(*self._kernels.feed(*state, code_table, self.window, *self._lines))
         places = self.places
-        embeddings = F.embedding(self.fed(places).flatten().repeat(2), code_table)
+        embeddings = F.embedding(self.fed(places).flatten().repeat(self.sampling.rows), code_table)
         start = (self.prompt_tokens + places[:, 0]).flatten()
         return Fed(embeddings, start, self.seeds.repeat_interleave(self.window), (places + 1).flatten())
 

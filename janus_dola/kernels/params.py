@@ -60,6 +60,11 @@ class SamplingParams:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
 
     @property
+    def rows(self) -> int:
+        """Returns how many rows an image has: with and without its words, or the first alone where nothing guides."""
+        return 1 if self.cfg_weight is None else 2
+
+    @property
     def truncates(self) -> bool:
         """Returns whether top-k or top-p leaves codes out."""
         return self.top_k > 0 or self.top_p < 1

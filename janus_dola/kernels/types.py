@@ -82,6 +82,11 @@ class SamplingTensors:
     top_p: Tensor | None = None  # [B], the dtype of the temperature; 1 for all codes
 
     @property
+    def rows(self) -> int:
+        """Returns how many rows an image has, as `SamplingParams.rows` says."""
+        return 1 if self.cfg_weight is None else 2
+
+    @property
     def truncates(self) -> bool:
         """Returns whether top-k or top-p may leave out codes of an image."""
         return self.top_k is not None

@@ -133,7 +133,7 @@ class Reader:
         if body.partial_images and not body.stream:
             raise InvalidError("partial_images", f"partial_images must be 0 without stream, got {body.partial_images}")
         settings = self._settings(body)
-        negative = settings.negative_prompt
+        negative = settings.away_from
         ids = self._token_ids("prompt", body.prompt)
         rows = self._prompts.rows(ids, None if negative is None else self._token_ids("negative_prompt", negative))
         layers = settings.layers_to_share(self.image_model.num_layers)

@@ -3,6 +3,7 @@
 import copy
 import threading
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_bits_of_an_image_do_not_depend_on_its_neighbours_settings(half, dtype, 
     pipe, layers = half[dtype], plan_of(half[dtype]).layers
     of_images = [
         DrawSettings(),
-        DrawSettings(1.0, 0.0, None),
+        DrawSettings(2.0, 0.0, None),
         DrawSettings(7.0, 0.7, DoLaConfig(alpha=0.5, premature_layer=layers[0])),
         DrawSettings(3.0, 1.3, DoLaConfig(alpha=0.3, premature_layer="final")),
         DrawSettings(contrast=None),
@@ -102,6 +103,27 @@ def draw(pipe, jobs, window, slots):
     """The codes of jobs in order, at most so many at once."""
     drawn = pipe.engine.draw(JobQueue(jobs), plan_of(pipe), window, slots)
     return [codes for _, codes in sorted(drawn, key=lambda image: image[0].index)]
+
+
+@pytest.mark.parametrize("window", [1, 8])
+@pytest.mark.parametrize("settings", [DrawSettings(1.0), DrawSettings(1.0, 0.5, None, top_k=50)], ids=["dola", "top-k"])
+def test_where_nothing_guides_one_row_draws_what_two_do(short, settings, window):
+    plan = make_plan(short.image_model, settings)
+    one = settings.sampling_params(plan.layers)
+    two = replace(one, cfg_weight=1.0)
+    drawn = []
+    for params in (one, two):
+        jobs = [Job(i, i, 0, short.encode(PROMPTS[i])[0], 7 + i, params) for i in range(3)]
+        with short.engine.runner(replace(plan, rows=params.rows, kind=params.kind), 2, 20, params, window) as runner:
+            keys_values = runner.decoder.keys_values
+            queue = JobQueue(jobs)
+            first = [queue.take_if(lambda _: True) for _ in range(2)]
+            images = sorted(runner.run(first, queue), key=lambda image: image[0].index)
+        drawn.append(([codes for _, codes in images], keys_values.nbytes))
+    assert 2 * drawn[0][1] == drawn[1][1]
+    for alone, guided in zip(drawn[0][0], drawn[1][0], strict=True):
+        assert torch.equal(alone.tokens, guided.tokens)
+        assert torch.equal(alone.premature_layers, guided.premature_layers)
 
 
 @pytest.mark.parametrize("window", [1, 8])

@@ -1,7 +1,7 @@
 """What stands before and after a pass, a launch each: the codes that are fed, and what becomes of the codes drawn.
 
-`engine.slots.Slots` has the same on tensors, to the bit, and says what it means. Letters: S slots, W codes fed per slot and
-pass, D hidden size. P positions lie in memory for each slot, its image's and 2 W more.
+`engine.slots.Slots` has the same on tensors, to the bit, and says what it means. Letters: S slots, R rows (two a slot, or one
+where nothing guides), W codes fed per slot and pass, D hidden size. P positions lie in memory for each slot, its image's and 2 W more.
 """
 
 import torch
@@ -20,11 +20,11 @@ def _with_line_ends(codes, place, stride, columns, LINE_END: tl.constexpr):
 def _feed_kernel(
     tokens_ptr,  # [S, P] int64
     decided_ptr,  # [S] int64
-    prompt_tokens_ptr,  # [2, S] int64
+    prompt_tokens_ptr,  # [R] int64
     seeds_ptr,  # [S] int64
     table_ptr,  # [CODES, D]
-    embeddings_ptr,  # [2 * S * W, D]
-    start_ptr,  # [2 * S] int64
+    embeddings_ptr,  # [R * W, D]
+    start_ptr,  # [R] int64
     fed_seeds_ptr,  # [S * W] int64
     position_ptr,  # [S * W] int64
     slots, positions, D, stride, columns, LINE_END: tl.constexpr, WINDOW: tl.constexpr,
@@ -109,19 +109,19 @@ def feed(
     """Looks up what a pass is fed.
 
     Args:
-        tokens, decided, prompt_tokens, seeds: as in `Slots`, int64: [S, P], [S], [2, S], [S].
+        tokens, decided, prompt_tokens, seeds: as in `Slots`, int64: [S, P], [S], [R / S, S], [S].
         code_table: [CODES, D].
         window, stride, columns, line_end: W, and as in `Raster`.
     Returns:
         as `Fed` says: embeddings, start, seeds and position.
     """
-    slots, positions = tokens.shape
+    (slots, positions), rows = tokens.shape, prompt_tokens.numel()
     width = code_table.shape[1]
-    embeddings = torch.empty(2 * slots * window, width, dtype=code_table.dtype, device=code_table.device)
-    start = torch.empty(2 * slots, dtype=torch.int64, device=tokens.device)
+    embeddings = torch.empty(rows * window, width, dtype=code_table.dtype, device=code_table.device)
+    start = torch.empty(rows, dtype=torch.int64, device=tokens.device)
     fed_seeds, position = (torch.empty(slots * window, dtype=torch.int64, device=tokens.device) for _ in range(2))
     with torch.cuda.device_of(tokens):  # where Triton launches
-        _feed_kernel[(2 * slots * window,)](
+        _feed_kernel[(rows * window,)](
             tokens, decided, prompt_tokens, seeds, code_table, embeddings, start, fed_seeds, position, slots, positions,
             width, stride, columns, LINE_END=-1 if line_end is None else line_end, WINDOW=window,
             BLOCK_D=triton.next_power_of_2(width), num_warps=4,
