@@ -21,11 +21,11 @@ from janus_dola.settings import DrawSettings
 def test_the_functions_compose_to_what_the_engine_computes(mini, mini_hidden_states):
     model = mini.model.model
     norm, head = model.language_model.norm, model.generation_head
-    params = DrawSettings(cfg_weight=1.0).sampling_params(())
-    each = SamplingTensors.repeat(params, mini_hidden_states.shape[1] // 2, mini_hidden_states)
-    actual = head_torch.head_scores(mini_hidden_states, mini.image_model.head, each)
+    conditional = mini_hidden_states[:, :4]
+    each = SamplingTensors.repeat(DrawSettings(cfg_weight=1.0).sampling_params(()), 4, conditional)
+    actual = head_torch.head_scores(conditional, mini.image_model.head, each)
     with torch.no_grad():
-        q = [compute_logprobs_from_hidden(h[:4], norm, head) for h in mini_hidden_states]  # cfg_weight 1: conditional
+        q = [compute_logprobs_from_hidden(h, norm, head) for h in conditional]
     layers = select_layer_by_jsd(q[3], dict(enumerate(q[:3])))
     assert torch.equal(layers, actual.layer)
     for image in range(4):
