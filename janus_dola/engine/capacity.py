@@ -30,7 +30,9 @@ def images_that_fit(image_model: ImageModel, prompt_tokens: int, rows: int = 2, 
         return _ON_A_CPU
     config = image_model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bytes_per_position = rows * image_model.num_layers * 2 * config.num_key_value_heads * size * image_model.dtype.itemsize
+    bytes_per_position = (
+        rows * image_model.num_layers * 2 * config.num_key_value_heads * size * image_model.dtype.itemsize
+    )
     free = free_memory(image_model.device) + kept_bytes
     fit = int(_SHARE_OF_FREE_MEMORY * free) // (bytes_per_position * positions(image_model, prompt_tokens, WINDOWS[-1]))
     fit = min(fit, _ON_A_GPU)

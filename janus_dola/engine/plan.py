@@ -1,6 +1,5 @@
 """A user's settings turned into what a pass is compiled for, on the model's device."""
 
-from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -9,6 +8,7 @@ import torch
 from janus_dola.arguments import LaunchName
 from janus_dola.engine.devices import has_graphs
 from janus_dola.kernels.head import resolve_backend
+from janus_dola.kernels.params import Kind
 from janus_dola.models.model import ImageModel
 from janus_dola.settings import DrawSettings
 
@@ -20,12 +20,16 @@ class Plan:
     """What a pass is compiled for. Images of equal plans share passes, whatever else their settings say."""
 
     layers: tuple[int, ...]  # read at each token, in ascending order; the final layer N comes after them
-    rows: int  # of an image: `SamplingParams.rows`
-    kind: Hashable  # `SamplingParams.kind` of the images
+    kind: Kind  # of the images' `SamplingParams`
     sampler: Sampler
     backend: str  # runs the head stage: "reference", "torch" or "triton"; and the blocks, if it is "triton"
     launch: str  # "graph", "compile" or "eager"
     window: int = 1  # W, codes fed per image and pass
+
+    @property
+    def rows(self) -> int:
+        """Returns how many rows an image has."""
+        return self.kind.rows
 
     @property
     def simplest(self) -> "Plan":
@@ -44,8 +48,8 @@ def make_plan(
     if sampler not in get_args(Sampler):
         raise ValueError(f"sampler must be one of {list(get_args(Sampler))}, got {sampler!r}")
     layers, device = settings.layers_to_read(image_model.num_layers), image_model.device
-    params, backend = settings.sampling_params(layers), resolve_backend(backend, device, image_model.dtype)
-    return Plan(layers, params.rows, params.kind, sampler, backend, resolve_launch(launch, device))
+    kind, backend = settings.sampling_params(layers).kind, resolve_backend(backend, device, image_model.dtype)
+    return Plan(layers, kind, sampler, backend, resolve_launch(launch, device))
 
 
 def resolve_launch(launch: str, device: torch.device) -> str:

@@ -1,8 +1,9 @@
 """How a code is chosen, in plain numbers. This module does not import torch, so that settings are checked quickly."""
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 SMALLEST_TEMPERATURE = 1e-6
 # The largest number in any setting. Float32 ends at 3.4e38, and has to hold the square of a guided logit, and scores divided
@@ -14,6 +15,14 @@ MAX_TOP_K = 2**31 - 1
 def log_of(alpha: float) -> float:
     """Returns log alpha; -inf for 0."""
     return math.log(alpha) if alpha > 0 else -math.inf
+
+
+class Kind(NamedTuple):
+    """What decides which kernels run."""
+
+    method: str
+    rows: int  # of an image
+    truncates: bool
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,6 @@ class SamplingParams:
         return self.top_k > 0 or self.top_p < 1
 
     @property
-    def kind(self) -> Hashable:
-        """Returns what decides which kernels run: images of equal `kind` can share a pass."""
-        return self.method, self.cfg_weight is None, self.truncates
+    def kind(self) -> Kind:
+        """Returns what decides which kernels run: images of equal kind can share a pass."""
+        return Kind(self.method, self.rows, self.truncates)

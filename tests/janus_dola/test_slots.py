@@ -114,7 +114,7 @@ def test_where_nothing_guides_one_row_draws_what_two_do(short, settings, window)
     drawn = []
     for params in (one, two):
         jobs = [Job(i, i, 0, short.encode(PROMPTS[i])[0], 7 + i, params) for i in range(3)]
-        with short.engine.runner(replace(plan, rows=params.rows, kind=params.kind), 2, 20, params, window) as runner:
+        with short.engine.runner(replace(plan, kind=params.kind), 2, 20, params, window) as runner:
             keys_values = runner.decoder.keys_values
             queue = JobQueue(jobs)
             first = [queue.take_if(lambda _: True) for _ in range(2)]
