@@ -138,7 +138,10 @@ def of_images() -> None:
         if row["loop"].startswith("ours"):
             slots = bucket_of(row["images"])
             _pass(
-                row["name"], slots, window_of(slots, on_gpu) if row["window"] == "auto" else row["window"], row["way"]
+                row["name"],
+                slots,
+                window_of(2 * slots, on_gpu) if row["window"] == "auto" else row["window"],
+                row["way"],
             )
 
 
