@@ -49,8 +49,8 @@ def window_of(rows: int, image_model: ImageModel) -> int:
 
     A pass has `rows` rows, those of all slots, for each code of its window. Measured on a CPU (bench/findings.md): up to 32
     rows a small model is bound by calls; a large one is bound by reading its weights up to 8 rows, up to 4 if they are
-    packed, and up to 32 in bfloat16 where the processor has tiles for it. For a GPU it is a forecast: a pass of 64 rows takes
-    hardly longer than one of 8.
+    packed, and up to 32 in bfloat16 where the processor has tiles for it. For a GPU it is a forecast: a pass of 64 rows
+    takes hardly longer than one of 8.
     """
     if image_model.device.type == "cuda":
         most = 64

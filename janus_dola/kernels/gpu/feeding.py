@@ -1,7 +1,7 @@
 """What stands before and after a pass, a launch each: the codes that are fed, and what becomes of the codes drawn.
 
-`engine.slots.Slots` has the same on tensors, to the bit, and says what it means. Letters: S slots, R rows (one or two a slot),
-W codes fed per slot and pass, D hidden size. P positions lie in memory for each slot, its image's and 2 W more.
+`engine.slots.Slots` has the same on tensors, to the bit, and says what it means. Letters: S slots, R rows (two or one a
+slot), W codes fed per slot and pass, D hidden size. P positions lie in memory for each slot, its image's and 2 W more.
 """
 
 import torch
