@@ -125,17 +125,14 @@ def block_configurations(generation: str, table: dict) -> list[Case]:
             launch = MatmulLaunch(
                 **{field: entry[field] for field in MatmulLaunch.__dataclass_fields__ if field in entry}
             )
-            for window in (1, 8, 32) if kernel == "qkv" and entry["bits"] == 16 else (1,):
-                listed.append(block_product(generation, shape, which, launch, entry["bits"], window))
+            listed.append(block_product(generation, shape, which, launch, entry["bits"]))
     for bits in (16, 32):
         for window, groups in ((1, 1), (8, 1), (16, 4), (32, 1), (32, 8)):
             listed += attention_cases(generation, shape, window, groups, bits)[: 2 if groups == 1 else 1]
     return listed
 
 
-def block_product(
-    generation: str, shape: floor.BlockShape, which: str, launch: MatmulLaunch, bits: int = 16, window: int = 1
-) -> Case:
+def block_product(generation: str, shape: floor.BlockShape, which: str, launch: MatmulLaunch, bits: int = 16) -> Case:
     """Returns one of a block's products, "qkv", "output", "gate and up" or "down", by its tiles."""
     hidden, inner = shape.hidden, shape.inner
     kernel = {"qkv": "projected", "gate and up": "gated"}.get(which, "added")
@@ -148,9 +145,8 @@ def block_product(
         tiles = triton.cdiv(hidden, 64)  # of `added`, at the most
         constants |= {"HAS_BIAS": False, "TILES_PADDED": triton.next_power_of_2(tiles)}
     if kernel == "projected":
-        constants |= {"WINDOW": window, "HEADS": shape.heads, "GROUPS": 1, "SIZE": shape.head_size}
-    what = f"{which}, {shape.name}, " + (f"window {window}, " if kernel == "projected" else "")
-    what += f"{launch.block_outputs} x {launch.block_columns} x {launch.block_inputs}"
+        constants |= {"HEADS": shape.heads, "GROUPS": 1, "SIZE": shape.head_size}
+    what = f"{which}, {shape.name}, {launch.block_outputs} x {launch.block_columns} x {launch.block_inputs}"
     what += f", {launch.num_warps} warps, {launch.num_stages} stages"
     what += f", {launch.splits} splits" if launch.splits > 1 else ""
     return Case(generation, kernel, what, bits, constants, launch.num_warps, launch.num_stages)
@@ -178,7 +174,7 @@ def block_cases(generation: str, shape: floor.BlockShape, rows: int, window: int
 
     def case(which: str, kernel: str, outputs: int) -> Case:
         launch = matmul_launch(kernel, generation, 16, rows, outputs)
-        return block_product(generation, shape, which, launch, window=window)
+        return block_product(generation, shape, which, launch)
 
     return [
         case("qkv", "qkv", 3 * hidden),

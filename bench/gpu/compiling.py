@@ -64,6 +64,7 @@ def of_launch(kernel: JITFunction, args: tuple, keywords: dict) -> Compilation:
     """Returns what Triton would compile for a launch, which depends on integers: 1, multiples of 16, or others."""
     given = dict(zip(kernel.arg_names, args, strict=False)) | keywords
     constants = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+    any_number = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
     arguments = []
     for name in kernel.arg_names:
         value = given.pop(name)
@@ -72,7 +73,7 @@ def of_launch(kernel: JITFunction, args: tuple, keywords: dict) -> Compilation:
         elif name not in constants and isinstance(value, float):
             value = 0.5
         elif name not in constants and type(value) is int:
-            value = 1 if value == 1 else 16 if value % 16 == 0 else 3
+            value = 3 if name in any_number else 1 if value == 1 else 16 if value % 16 == 0 else 3
         arguments.append((name, value))
     return Compilation(kernel.fn.__module__, kernel.fn.__name__, tuple(arguments), tuple(sorted(given.items())))
 

@@ -85,7 +85,7 @@ def _finished(total, squares, D, eps, bias_ptr, output, outputs, HAS_BIAS: tl.co
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "window", "tiles"])  # another number needs no kernel of its own
 def _projected_kernel(
     x_ptr,  # [N, D], x times the norm's weight; N = R W
     squares_ptr,  # [TILES, N] fp32
@@ -101,8 +101,8 @@ def _projected_kernel(
     queries_ptr,  # [N, H_q, d]
     buffer_ptr,  # [R, CAPACITY, 2, H_kv, d]
     rows,  # N
+    window,  # W
     tiles, D, positions, capacity, eps,
-    WINDOW: tl.constexpr,  # W
     HEADS: tl.constexpr,  # H_kv
     GROUPS: tl.constexpr,  # query heads that share a head of keys
     SIZE: tl.constexpr,  # d
@@ -135,7 +135,7 @@ def _projected_kernel(
     high = _finished(high, squares, D, eps, bias_ptr, o + HALF, outputs, HAS_BIAS)
 
     # x cos + roll(x, d / 2) sin; values are not rotated
-    position = tl.load(start_ptr + row // WINDOW, mask=row < rows, other=0).to(tl.int32) + row % WINDOW
+    position = tl.load(start_ptr + row // window, mask=row < rows, other=0).to(tl.int32) + row % window
     angle = tl.minimum(position, positions - 1)[None, :] * SIZE + i[:, None]  # beyond lie guesses that nobody reads
     cos = tl.where(is_value, 1.0, tl.load(cos_ptr + angle).to(tl.float32))
     sin = tl.where(is_value, 0.0, tl.load(sin_ptr + angle + HALF).to(tl.float32))
@@ -148,14 +148,14 @@ def _projected_kernel(
         tl.store(at, low, mask=inside)
         tl.store(at + HALF, high, mask=inside)
     else:
-        place = ((row // WINDOW).to(tl.int64) * capacity + position) * 2 + tl.where(is_value, 1, 0)
+        place = ((row // window).to(tl.int64) * capacity + position) * 2 + tl.where(is_value, 1, 0)
         at = buffer_ptr + place[None, :] * (HEADS * SIZE) + o[:, None]
         inside = inside & (position < capacity)[None, :]
         tl.store(at, low, mask=inside)
         tl.store(at + HALF, high, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tiles"])  # another number needs no kernel of its own
 def _gated_kernel(
     x_ptr,  # [N, D], x times the norm's weight
     squares_ptr,  # [TILES, N] fp32
@@ -182,7 +182,7 @@ def _gated_kernel(
     tl.store(at, out.to(out_ptr.dtype.element_ty), mask=(o < width)[:, None] & (row < rows)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # another number needs no kernel of its own
 def _added_kernel(
     x_ptr,  # [N, K]
     weight_ptr,  # [D, K]
@@ -273,9 +273,9 @@ def projected(
     queries = torch.empty(count, width, dtype=x.dtype, device=x.device)
     _projected_kernel[(triton.cdiv(count, launch.block_columns), programs)](
         x, rows.squares, *weights, *(weights if biases[0] is None else biases), rotary.cos, rotary.sin, place.start, queries,
-        keys_values, count, tiles, x.shape[1], len(rotary.cos), capacity, eps, WINDOW=count // number, HEADS=heads,
+        keys_values, count, count // number, tiles, x.shape[1], len(rotary.cos), capacity, eps, HEADS=heads,
         GROUPS=width // (heads * size), SIZE=size, HAS_BIAS=biases[0] is not None,
-        TILES_PADDED=triton.next_power_of_2(tiles), **_options(launch),
+        TILES_PADDED=_padded(tiles, x.shape[1]), **_options(launch),
     )  # fmt: skip
     return queries
 
@@ -295,7 +295,7 @@ def gated(rows: Rows, eps: float, matrices: Sequence[Weight], launch: MatmulLaun
     out = torch.empty(count, width, dtype=x.dtype, device=x.device)
     _gated_kernel[(triton.cdiv(count, launch.block_columns), triton.cdiv(2 * width, launch.block_outputs))](
         x, rows.squares, *weights, *(weights if biases[0] is None else biases), out, count, tiles, x.shape[1], width, eps,
-        HAS_BIAS=biases[0] is not None, TILES_PADDED=triton.next_power_of_2(tiles), **_options(launch),
+        HAS_BIAS=biases[0] is not None, TILES_PADDED=_padded(tiles, x.shape[1]), **_options(launch),
     )  # fmt: skip
     return out
 
@@ -324,6 +324,11 @@ def added(
         SPLITS=splits, **_options(launch),
     )  # fmt: skip
     return Rows(out, weighted, squares, rows.arrived)
+
+
+def _padded(tiles: int, width: int) -> int:
+    """Pads a number of tiles: usually to the same number behind `weigh` and behind `added`, so to one kernel."""
+    return triton.next_power_of_2(max(tiles, triton.cdiv(width, 64)))
 
 
 def _options(launch: MatmulLaunch) -> dict[str, int]:
