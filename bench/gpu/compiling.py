@@ -43,6 +43,7 @@ MINI_LAYERS, MINI_VISIBLE = (4, 1), (64, 128)
 IMAGES, LAYERS, CAPACITY = (1, 4, 16), 5, 640
 BLOCK_PASSES = ((1, 1), (1, 8), (1, 16), (1, 32), (33, 1), (13, 8))  # slots and windows of the blocks' test
 GROUPED = floor.BlockShape("grouped heads", 2048, 2, 16, 5632)
+GROUPS = 4  # query heads that share a head of keys, as in Emu3
 WIDE = (16, 2, 4, 1)  # slots of the 7B shape in the tests of the engine
 WIDE_LAYERS, WIDE_WINDOWS, WIDE_VISIBLE = (4, 1), (1, 8), (64, 128)
 PLAIN, TRUNCATED = (settings.sampling_params(()) for settings in (DrawSettings(), DrawSettings(top_k=50, top_p=0.9)))
@@ -92,11 +93,6 @@ def recorded(generation: str) -> Iterator[list[Compilation]]:
         JITFunction.run, launch.generation_here, head_triton._sample_codes = run, here, operator
 
 
-def groups(window: int) -> int:
-    """Returns how many query heads share a head of keys in blocks with grouped heads: 4, as Emu3 has, while they fit."""
-    return min(4, 64 // window)
-
-
 def of_correct() -> None:
     """Launches what the quick tests and those of the engines need."""
     for name in SHAPES:
@@ -107,7 +103,7 @@ def of_correct() -> None:
         for slots, window in BLOCK_PASSES:
             _blocks(floor.BLOCKS[name], slots, window, CAPACITY)
     for slots, window in BLOCK_PASSES:
-        _blocks(GROUPED, slots, window, CAPACITY, groups=groups(window))
+        _blocks(GROUPED, slots, window, CAPACITY, groups=GROUPS)
     mini = _head(floor.SHAPES["mini"], torch.float32)
     for slots, window in MINI_PASSES:
         for layers in MINI_LAYERS:

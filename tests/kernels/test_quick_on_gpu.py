@@ -53,7 +53,7 @@ def test_blocks(size, slots, window):
     compiling, generator = bench(), torch.Generator().manual_seed(7)
     shape, groups = (
         compiling.floor.BLOCKS.get(size, compiling.GROUPED),
-        1 if size in SHAPES else compiling.groups(window),
+        1 if size in SHAPES else compiling.GROUPS,
     )
     of = shape.heads, shape.heads // groups, shape.head_size, False, torch.bfloat16
     blocks = [random_block(*of, generator, "cuda", shape.hidden, shape.inner) for _ in range(2)]
