@@ -14,6 +14,7 @@ from janus_dola import DoLaConfig, JanusDoLa
 from janus_dola.batch import RunSettings, run_batch
 from janus_dola.cli import app as cli
 from janus_dola.engine import ordered_images
+from janus_dola.engine.engine import Engine
 from janus_dola.images.recipe import Recipe, read_recipe
 from janus_dola.serve import engine_thread
 from janus_dola.serve.engine_thread import EngineThread
@@ -91,8 +92,9 @@ def test_files_of_batch_and_server_keep_the_slots_of_16_bits(loaded, again, quic
     assert again(tmp_path / "served.png").read_bytes() == served["png"]
 
 
-def test_where_memory_has_no_room_for_the_slots_a_warning_says_so(mini, request):
+def test_where_memory_has_no_room_for_the_slots_a_warning_says_so(mini, request, monkeypatch):
     expected = mini.generate(PROMPT, seed=4).tokens[0, 0]
+    monkeypatch.setattr(mini, "engine", Engine(mini.image_model))  # which keeps the limit that is learnt here
     request.getfixturevalue("room_for_one_slot")
     with pytest.warns(UserWarning, match="memory has no room for 4 slots, as this image was drawn in"):
         (drawn,) = mini.stream(PROMPT, seed=4, slots=4)

@@ -201,7 +201,7 @@ def test_mini_draws_what_its_captions_say(mini):
 
 
 @pytest.fixture
-def memory_for(mini, monkeypatch):
+def memory_for(mini, short, monkeypatch):
     """Memory for so many images at once; returns how many each attempt began with."""
 
     def limit(images):
@@ -214,7 +214,8 @@ def memory_for(mini, monkeypatch):
             make(self, image_model, weights, key, *rest)
 
         monkeypatch.setattr(Decoder, "__init__", counted)
-        monkeypatch.setattr(mini, "engine", Engine(mini.image_model))
+        for pipe in (mini, short):  # neither keeps the limit that is learnt here
+            monkeypatch.setattr(pipe, "engine", Engine(pipe.image_model))
         return begun
 
     return limit

@@ -99,9 +99,9 @@ def test_the_host_waits_for_nothing(model, monkeypatch, dola, temperature, backe
     with Watch() as handing_out:
         drawn = decoder.slots.codes(2)
     assert stepping.seen > 100
-    own = [launches.names.count(f"_{name}_kernel") for name in ("normed", "attention", "combine", "added")]
+    own = [launches.names.count(f"_{name}_kernel") for name in ("projected", "gated", "attention", "combine", "added")]
     blocks = 2 * image_model.num_layers  # in two passes
-    assert own == ([2 * blocks, blocks, blocks, 2 * blocks] if backend == "triton" else [0] * 4)
+    assert own == ([blocks, blocks, blocks, blocks, 2 * blocks] if backend == "triton" else [0] * 5)
     assert stepping.copied == handing_out.copied == 0
     assert admission.bad == stepping.bad == handing_out.bad == []
     assert drawn.tokens.shape == (image_model.image_tokens,)

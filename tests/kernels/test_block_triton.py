@@ -48,7 +48,7 @@ def tiles(seed) -> MatmulLaunch:
         (3, 1, 2, 32, 2, False, torch.bfloat16),
         (1, 1, 1, 8, 1, False, torch.bfloat16),
         (1, 1, 2, 8, 32, True, torch.float32),
-        (10, 1, 1, 8, 16, False, torch.bfloat16),
+        (25, 1, 1, 8, 8, False, torch.bfloat16),
         (65, 1, 1, 8, 1, False, torch.float32),
     ],
 )
