@@ -77,9 +77,8 @@ class Slots:
         self._layer_numbers = layers  # [L], by index into the stack
         positions = raster.length + 2 * window  # guesses go beyond an image's end
         self.seeds = zeros()
-        self.prompt_tokens = torch.stack(
-            [zeros() + self._nowhere] * sampling.rows
-        )  # [rows, S], lengths of each image's rows
+        # [rows, S], lengths of each image's rows
+        self.prompt_tokens = torch.stack([zeros() + self._nowhere] * sampling.rows)
         self.decided = zeros() + raster.length  # [S], number of decided positions
         self.passes = zeros()
         self.sampling = sampling  # [S * W], each image's numbers repeated for the W codes fed
