@@ -1,7 +1,7 @@
 """`JanusDoLa`: the public API. Prompts in; images, codes and what DoLa did at each code out."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,6 @@ from janus_dola.arguments import (
     Quantization,
     Window,
     check_max_images,
-    check_negative,
     check_window,
     integer,
     iterable_of_strings,
@@ -29,13 +28,13 @@ from janus_dola.contrasts import DEFAULT_CONTRAST, Contrast
 from janus_dola.engine.ordered_images import all_of, draw_images, each_of, jobs_of
 from janus_dola.engine.pipeline_base import PipelineBase
 from janus_dola.engine.plan import Sampler, make_plan, resolve_launch
+from janus_dola.engine.policy import Policy, policy_of
 from janus_dola.engine.progress import Callback
-from janus_dola.engine.scoring import CodeScores, check_codes, indices_of_layers, log_probabilities, scores_of_images
+from janus_dola.engine.scoring import CodeScores, log_probabilities, scores_of_images
 from janus_dola.images.outputs import DrawnImage, GenerationOutput
 from janus_dola.images.recipe import Recipe
 from janus_dola.kernels.head import resolve_backend
 from janus_dola.kernels.types import Scores
-from janus_dola.models import PromptRows
 from janus_dola.models.checkpoint.hub import commit_of, public_name, resolve
 from janus_dola.models.checkpoint.load import Checkpoint, load
 from janus_dola.models.contexts import undisturbed
@@ -270,6 +269,7 @@ class JanusDoLa(PipelineBase):
         settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
         *,
         premature_layers: Tensor | None = None,
+        grad: bool = False,
         **changes: Unpack[Changes],
     ) -> Tensor:
         """Returns the log-probability of each code under the distribution that these settings draw it from.
@@ -283,12 +283,15 @@ class JanusDoLa(PipelineBase):
             settings, changes: as for `generate`.
             premature_layers: [P, K, T] int64, as `GenerationOutput.premature_layers`: contrasts with these layers, each a
                 candidate or N (no contrast), as drawn with. None chooses them by the settings.
+            grad: returns them with gradients, as `policy` does.
         Returns:
             [P, K, T] float32 on the CPU, nats, at most 0; -inf for a code that cannot be drawn. Without gradients, but
             fit for a loss: no inference tensor, also where they are computed in `torch.inference_mode()`.
         Raises:
             ValueError: an argument is out of range.
         """
+        if grad:
+            return self.policy(prompts, tokens, settings, premature_layers=premature_layers, **changes).log_probs
         settings = with_changes(settings, changes)
         with undisturbed(self._drawn_with().device):
             scores, _ = self._scores(prompts, tokens, settings, premature_layers)
@@ -297,6 +300,32 @@ class JanusDoLa(PipelineBase):
                 for codes, each in zip(tokens.flatten(0, 1), scores, strict=True)
             ]
             return torch.stack(log_probs).view(tokens.shape).float()
+
+    def policy(
+        self,
+        prompts: str | Sequence[str],
+        tokens: Tensor,
+        settings: DrawSettings = DrawSettings(),  # noqa: B008 (frozen)
+        *,
+        premature_layers: Tensor | None = None,
+        reference: "JanusDoLa | None" = None,
+        **changes: Unpack[Changes],
+    ) -> Policy:
+        """Returns log-probabilities with gradients, entropy, and the divergence from a reference policy, in one pass.
+
+        All images go through the model's own modules together, in the mode they are in and under the caller's autocast; so
+        do adapters and gradient checkpointing. Which layer is contrasted with, and which codes are drawn, has no gradient.
+
+        Args:
+            prompts, tokens, settings, premature_layers, changes: as for `log_probs`; the temperature is above 0.
+            reference: a model of the same kind to compare with; no gradients reach it.
+        Raises:
+            ValueError: an argument is out of range, or the weights are packed.
+        """
+        settings, image_model = with_changes(settings, changes), self._drawn_with()
+        frozen = None if reference is None else reference._drawn_with()
+        rows, layers, params, given = self._given(prompts, tokens, settings, premature_layers)
+        return policy_of(image_model, rows, tokens, layers, params, given, frozen)
 
     def scores(
         self,
@@ -321,20 +350,6 @@ class JanusDoLa(PipelineBase):
         with undisturbed(self._drawn_with().device):
             scores, layers = self._scores(prompts, tokens, settings, premature_layers)
             return CodeScores.of(scores, tokens.shape, layers, settings.temperature)
-
-    def encode(self, prompts: str | Sequence[str], negative_prompt: str | None = None) -> list[PromptRows]:
-        """Returns the token ids that images are drawn from: a conditional and an unconditional row for each prompt.
-
-        With a Janus both rows begin with bos, end with begin-of-image, and are equally long.
-
-        Args:
-            prompts: one or several.
-            negative_prompt: as for `generate`; with a Janus the shorter row of both has pads then.
-        Raises:
-            ValueError: a prompt is no string, or too long for the model.
-        """
-        rows = self._rows_of_prompt(negative_prompt)
-        return [rows(prompt) for prompt in strings(prompts)]
 
     def answer(
         self,
@@ -362,38 +377,15 @@ class JanusDoLa(PipelineBase):
         answer = Answering(self._drawn_with(), self.tokenizer, images, question, contrast, max_new_tokens, temperature)
         return answer.pieces() if stream else answer.text()
 
-    def check_prompt(self, prompt: str) -> None:
-        """Raises ValueError where a prompt is too long for the model."""
-        self._prompt_ids(prompt)
-
     def _scores(
         self, prompts: str | Sequence[str], tokens: Tensor, settings: DrawSettings, premature_layers: Tensor | None
     ) -> tuple[Iterator[Scores], tuple[int, ...]]:
-        """Returns the scores of images, one after the other, and the layers they are read from; checks the arguments."""
-        rows = self.encode(prompts, settings.away_from)
-        check_codes(tokens, len(rows), self.image_model)
-        layers = settings.layers_to_read(self.image_model.num_layers)
-        params, numbers = settings.sampling_params(layers), (*layers, self.image_model.num_layers)
-        given = None if premature_layers is None else indices_of_layers(premature_layers, tokens, numbers, params)
-        weights = self.engine.weights.read()
-        return scores_of_images(self.image_model, weights, rows, tokens, layers, params, given), numbers
+        """Returns the scores of images, one after the other, and the layers they are read from."""
+        rows, layers, params, given = self._given(prompts, tokens, settings, premature_layers)
+        scores = scores_of_images(self.image_model, self.engine.weights.read(), rows, tokens, layers, params, given)
+        return scores, (*layers, self.image_model.num_layers)
 
     def recipe(self, settings: DrawSettings, window: Window = "auto", slots: int | None = None) -> Recipe:
         """Returns the recipe that images drawn now share; prompt and seed are left to each."""
         now = self.image_model.stored_as, self.quantize, window, self.revision, slots, fingerprint(self.image_model)
         return Recipe(self.model_name, "", 0, settings, *now)
-
-    def _rows_of_prompt(self, negative_prompt: str | None) -> Callable[[str], PromptRows]:
-        negative = check_negative(negative_prompt)  # an error comes before anything is drawn
-        negative_ids = None if negative is None else self._prompt_ids(negative, "negative_prompt")
-        return lambda prompt: self.prompts.rows(self._prompt_ids(prompt), negative_ids)
-
-    def _prompt_ids(self, prompt: str, name: str = "prompts") -> list[int]:
-        ids, length = self.prompts.ids(prompt), self.image_model.raster.length
-        room = self.image_model.config.max_position_embeddings - length
-        if len(ids) > room:
-            raise ValueError(
-                f"{name} must leave room for {length} image tokens: at most {room} tokens each, "
-                f"got one of {len(ids)} tokens: {prompt[:40]!r}"
-            )
-        return ids

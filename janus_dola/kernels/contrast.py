@@ -132,7 +132,7 @@ def dola(logits: Tensor, log_alpha: Tensor, premature: Tensor, everywhere: bool 
     if final == 0:  # nothing to contrast with
         scores = log_ratio(log_q[0], torch.zeros_like(log_q[0]), admitted)
         return Contrasted(scores, torch.full((images,), final, device=logits.device), logits.new_zeros(images))
-    divergence = diverge(log_q[final], log_q[:final])
+    divergence = diverge(log_q[final].detach(), log_q[:final].detach())  # it chooses a layer, no more
     layer = torch.where(premature < 0, select_premature(divergence), premature)
     image = torch.arange(images, device=logits.device)
     none = layer == final

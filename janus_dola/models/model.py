@@ -116,7 +116,7 @@ class ImageModel:
 
     @property
     def head(self) -> Head:
-        """Returns the head stage's weights, as they are now. A linear with an adapter or in 8 bits is a ValueError."""
+        """Returns the head stage's parameters, as they are now. A linear with an adapter or in 8 bits is a ValueError."""
         return self.read_head()
 
     @property

@@ -268,7 +268,7 @@ def weight_of(linear: Any) -> Tensor | PackedHalf:
             f"the image head must be made of plain linears, got {type(linear).__module__}.{type(linear).__name__}; "
             "merge adapters into their weights first (merge_and_unload)"
         )
-    return linear.weight.detach()
+    return linear.weight
 
 
 def _is_plain(linear: nn.Module) -> bool:

@@ -111,6 +111,9 @@ def test_dola_follows_the_formulas(pipe, monkeypatch, negative, temperature):
         assert torch.equal(again.tokens, drawn.tokens)
         assert torch.equal(again.premature_layers, drawn.premature_layers)
     log_probs = pipe.log_probs(PROMPT, drawn.tokens[:1], **settings)
+    if temperature:  # rows differ in length, and lines have ends
+        with_gradients = pipe.log_probs(PROMPT, drawn.tokens[:1], grad=True, **settings)
+        assert torch.allclose(with_gradients, log_probs, atol=1e-4)
     wide = JanusDoLa(emu3.model(pipe.tokenizer).double(), pipe.tokenizer)
     for k, seed in enumerate((7, 8)):
         scores, layers, jsd, codes = by_formulas(wide, drawn.tokens[0, k], seed, negative, temperature)

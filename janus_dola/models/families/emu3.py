@@ -39,7 +39,7 @@ def _adapt(model: Emu3ForConditionalGeneration) -> ImageModel:
     def head() -> Head:
         norm, weight = backbone.norm, weight_of(model.lm_head)
         assert isinstance(weight, Tensor)  # never packed
-        return Head(norm.weight.detach(), norm.variance_epsilon, weight[code_rows])
+        return Head(norm.weight, norm.variance_epsilon, weight[code_rows])
 
     def embed_codes(numbers: Tensor) -> Tensor:
         return in_eval_mode(embed_text)(torch.where(numbers < codes, numbers + first, line_end))

@@ -55,12 +55,12 @@ def janus_model(
     def head() -> Head:
         projection, codes = image_head[0], image_head[2]
         return Head(
-            norm_weight=backbone.norm.weight.detach(),
+            norm_weight=backbone.norm.weight,
             norm_eps=backbone.norm.variance_epsilon,
             proj_weight=weight_of(projection),
-            proj_bias=projection.bias.detach(),
+            proj_bias=projection.bias,
             code_weight=weight_of(codes),
-            code_bias=codes.bias.detach(),
+            code_bias=codes.bias,
         )
 
     def embed_codes(codes: Tensor) -> Tensor:
