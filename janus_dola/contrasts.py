@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from janus_dola.arguments import integer, number, several
-from janus_dola.kernels.params import LARGEST, MAX_TOP_K, log_of
+from janus_dola.kernels.params import LARGEST, LARGEST_WEIGHT, MAX_TOP_K, log_of
 
 
 def about(default: Any, help: str, nothing: str | None = None, parse: Callable[[str], Any] | None = None) -> Any:
@@ -116,6 +116,8 @@ class DoLaConfig(Contrast):
         premature_layer: None contrasts with the candidate that diverges most, chosen for each image and token; an integer
             always with that layer (DoLa-static); "final" with none, which leaves the plain distribution on the plausible
             codes, and with alpha = 0 the baseline exactly.
+        beta: how far the scores move away from the premature layer M, in 0 .. 999: F = (1 + beta) log q_N - beta log q_M; 0
+            not at all. None is DoLa's own F = log q_N - log q_M, which a large beta at the temperature beta comes near to.
 
     Raises:
         ValueError: a value is out of range.
@@ -139,6 +141,11 @@ class DoLaConfig(Contrast):
         "the candidate that differs most, by JSD",
         parse_premature,
     )
+    beta: float | None = about(
+        None,
+        "how far scores move away from the premature layer: F = (1 + BETA) log q_N - BETA log q_M, 0 .. 999.",
+        "as in the paper, F = log q_N - log q_M",
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", check_alpha(self.alpha))
@@ -149,14 +156,21 @@ class DoLaConfig(Contrast):
             if layer is None:
                 raise ValueError(f'premature_layer must be None, "final" or an int, got {forced!r}')
             object.__setattr__(self, "premature_layer", layer)
+        if self.beta is not None:
+            object.__setattr__(self, "beta", number("beta", self.beta, f" in 0 .. {LARGEST_WEIGHT - 1:g}, or None"))
+            if not 0 <= self.beta <= LARGEST_WEIGHT - 1:
+                raise ValueError(f"beta must be None or lie in 0 .. {LARGEST_WEIGHT - 1:g}, got {self.beta:g}")
 
     def summary(self) -> str:
         """Describes the contrast in few words, for people."""
         if self.premature_layer == "final":
             return f"no contrast, alpha {self.alpha:g}"
         if self.premature_layer is not None:
-            return f"DoLa alpha {self.alpha:g}, layer {self.premature_layer}"
-        return f"DoLa alpha {self.alpha:g}, layers {_in_words(self.candidate_layers)}"
+            layers = f"layer {self.premature_layer}"
+        else:
+            layers = f"layers {_in_words(self.candidate_layers)}"
+        beta = "" if self.beta is None else f" beta {self.beta:g}"
+        return f"DoLa alpha {self.alpha:g}{beta}, {layers}"
 
     def layers_to_read(self, num_hidden_layers: int) -> list[int]:
         """Returns the candidates; no layer for "final", one for a static layer. ValueError: the model has none of them."""
@@ -180,13 +194,19 @@ class DoLaConfig(Contrast):
         return candidates if set(own) <= set(candidates) else own
 
     def numbers(self, layers: Sequence[int]) -> dict[str, float]:
-        """Returns log alpha and the index of the premature layer in the stack, -1 to choose it by JSD.
+        """Returns log alpha, the index of the premature layer in the stack, -1 to choose it by JSD, and both weights.
 
         `layers` are the candidates, or others that include a forced layer; without it there is a ValueError.
         """
         stack: list[int | str] = [*layers, "final"]
         premature = -1 if self.premature_layer is None else stack.index(self.premature_layer)
-        return {"log_alpha": log_of(self.alpha), "premature": premature}
+        final_weight, premature_weight = (1.0, 1.0) if self.beta is None else (1.0 + self.beta, self.beta)
+        return {
+            "log_alpha": log_of(self.alpha),
+            "premature": premature,
+            "final_weight": final_weight,
+            "premature_weight": premature_weight,
+        }
 
 
 def check_alpha(alpha: object) -> float:

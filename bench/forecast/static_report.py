@@ -56,6 +56,7 @@ POINTERS = {
     "sums_ptr": "*fp32", "parts_ptr": "*fp32", "scores_ptr": "*fp32", "seeds_ptr": "*i64",
     "position_ptr": "*i64", "code_ptr": "*i64", "layer_ptr": "*i64", "finite_ptr": "*i1", "arrived_ptr": "*i32",
     "cfg_weight_ptr": "*fp32", "temperature_ptr": "*fp32", "log_alpha_ptr": "*fp32", "premature_ptr": "*i64",
+    "final_weight_ptr": "*fp32", "premature_weight_ptr": "*fp32",
     "mixed_ptr": "*fp32", "maximum_ptr": "*fp32", "total_ptr": "*fp32", "squares_ptr": "*fp32", "start_ptr": "*i64",
     "top_k_ptr": "*i64", "top_p_ptr": "*fp32", "tokens_ptr": "*i64", "decided_ptr": "*i64", "prompt_tokens_ptr": "*i64",
     "fed_seeds_ptr": "*i64", "layers_ptr": "*i64", "jsds_ptr": "*fp32", "passes_ptr": "*i64", "sampled_finite_ptr": "*i1",

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from janus_dola.kernels.params import LARGEST_WEIGHT
+
 LN2 = math.log(2.0)
 # So many codes at a time stay in a CPU's cache between two steps of a divergence: about four times as fast.
 _CODES_AT_ONCE = 4096
@@ -100,28 +102,50 @@ def plausible(log_q_final: Tensor, log_alpha: float | Tensor) -> Tensor:
     return log_q_final >= log_q_final.amax(-1, keepdim=True) + log_alpha
 
 
-def log_ratio(log_q_final: Tensor, log_q_premature: Tensor, admitted: Tensor) -> Tensor:
-    """Returns F = log q_N - log q_M on the admitted codes and -inf elsewhere, [..., V]; zeros as log q_M: no contrast."""
-    ratio = log_q_final - log_q_premature.clamp(min=torch.finfo(log_q_final.dtype).min)
+def log_ratio(
+    log_q_final: Tensor,
+    log_q_premature: Tensor,
+    admitted: Tensor,
+    final_weight: float | Tensor = 1.0,
+    premature_weight: float | Tensor = 1.0,
+) -> Tensor:
+    """Returns F = w_N log q_N - w_M log q_M on the admitted codes and -inf elsewhere, [..., V].
+
+    Zeros as log q_M: no contrast. The weights, up to `LARGEST_WEIGHT`, are numbers or fit the other tensors.
+    """
+    lowest = torch.finfo(log_q_final.dtype).min / LARGEST_WEIGHT
+    ratio = final_weight * log_q_final - premature_weight * log_q_premature.clamp(min=lowest)
     return ratio.masked_fill(~admitted, -math.inf)
 
 
-def admitted_by_dola(final_logits: Tensor, log_alpha: Tensor, premature: Tensor) -> Tensor:
+def admitted_by_dola(final_logits: Tensor, log_alpha: Tensor, **others: Tensor) -> Tensor:
     """Returns V_head, [B, V] bool, from the final layer's logits [B, V]; a code with the logit -inf does not count."""
     return plausible(final_logits.log_softmax(-1), log_alpha.unsqueeze(-1))
 
 
-def dola(logits: Tensor, log_alpha: Tensor, premature: Tensor, everywhere: bool = False) -> Contrasted:
+def dola(
+    logits: Tensor,
+    log_alpha: Tensor,
+    premature: Tensor,
+    final_weight: Tensor,
+    premature_weight: Tensor,
+    everywhere: bool = False,
+) -> Contrasted:
     """Decodes by contrasting layers: Chuang et al., ICLR 2024, arXiv 2309.03883, sections 2.1 to 2.3.
 
         q_j = softmax(z_j)
         M = argmax_j JSD(q_N, q_j)                     the premature layer
         V_head = {x : q_N(x) >= alpha max q_N}
-        F(x) = log q_N(x) - log q_M(x)                 on V_head, -inf elsewhere
+        F(x) = w_N log q_N(x) - w_M log q_M(x)         on V_head, -inf elsewhere
+
+    Theirs is w_N = w_M = 1. With w_N = 1 + beta and w_M = beta it is a step of finite size from the final distribution away
+    from the premature one, as in contrastive decoding (Li et al., ACL 2023, arXiv 2210.15097) and autoguidance (Karras et
+    al., NeurIPS 2024, arXiv 2406.02507).
 
     Args:
         log_alpha: [B]; -inf admits every code.
         premature: [B] int64: index into the stack; the last means no contrast (F = log q_N), and -1 takes M by JSD.
+        final_weight, premature_weight: [B], w_N and w_M, in 0 .. `LARGEST_WEIGHT`.
         everywhere: gives F for the other codes, too.
     """
     log_q = torch.log_softmax(logits, -1)
@@ -136,7 +160,9 @@ def dola(logits: Tensor, log_alpha: Tensor, premature: Tensor, everywhere: bool 
     layer = torch.where(premature < 0, select_premature(divergence), premature)
     image = torch.arange(images, device=logits.device)
     none = layer == final
-    scores = log_ratio(log_q[final], log_q[layer, image].masked_fill(none.unsqueeze(-1), 0.0), admitted)
+    early = log_q[layer, image].masked_fill(none.unsqueeze(-1), 0.0)
+    weights = final_weight.masked_fill(none, 1.0).unsqueeze(-1), premature_weight.unsqueeze(-1)
+    scores = log_ratio(log_q[final], early, admitted, *weights)
     return Contrasted(scores, layer, divergence.jsd[layer.clamp(max=final - 1), image].masked_fill(none, 0.0))
 
 

@@ -72,8 +72,9 @@ def _sample_codes(
         if sampling.truncates:
             truncate(out, sampling)
         if code is None or sampling.truncates:
-            no_limit = torch.full_like(sampling.temperature, -math.inf)
+            no_limit, one = torch.full_like(sampling.temperature, -math.inf), torch.ones_like(sampling.temperature)
             everything = {"log_alpha": no_limit, "premature": torch.zeros_like(seeds)}
+            everything |= {"final_weight": one, "premature_weight": one}
             drawing = replace(sampling, contrast=everything)
             code = sweep(*as_single_layer_logits(out), drawing, seeds, position, at_sweep).code
     return code, layer, jsd, finite, out if with_scores else logits.new_empty(0)

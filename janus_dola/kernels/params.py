@@ -10,6 +10,7 @@ SMALLEST_TEMPERATURE = 1e-6
 # by the smallest temperature.
 LARGEST = 1e10
 MAX_TOP_K = 2**31 - 1
+LARGEST_WEIGHT = 1000.0  # of a layer in a contrast: its product with any logarithm is a finite float32
 
 
 def log_of(alpha: float) -> float:

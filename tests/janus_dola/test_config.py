@@ -48,6 +48,7 @@ def test_static_layer_outside_the_model(layer):
         ({"candidate_layers": [1.5]}, r'candidate_layers must be "auto" or a list of ints, got \[1.5\]'),
         ({"premature_layer": "last"}, "premature_layer must be None, \"final\" or an int, got 'last'"),
         ({"premature_layer": True}, 'premature_layer must be None, "final" or an int, got True'),
+        ({"beta": -0.1}, "beta must be None or lie in 0 .. 999, got -0.1"),
     ],
 )
 def test_bad_values(arguments, message):

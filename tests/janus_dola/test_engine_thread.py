@@ -287,7 +287,7 @@ LOOKS = [
     {"seed": 1},
     {"seed": 2, "cfg_weight": 2.0, "temperature": 0.5},
     {"seed": 3, "dola": False},
-    {"seed": 4, "premature_layer": 4, "alpha": 0.3},
+    {"seed": 4, "premature_layer": 4, "alpha": 0.3, "beta": 0.5},
     {"seed": 5, "premature_layer": 3},  # not among the candidates
     {"seed": 6, "candidate_layers": [1, 5]},
     {"seed": 7, "temperature": 0.0, "premature_layer": "final"},

@@ -18,9 +18,12 @@ def dola(
     premature: int | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
+    beta: float | None = None,
 ) -> SamplingParams:
     """DoLa's params; `premature` is an index into the stack."""
+    weights = (1.0, 1.0) if beta is None else (1.0 + beta, beta)
     numbers = {"log_alpha": log_of(alpha), "premature": -1 if premature is None else premature}
+    numbers |= zip(("final_weight", "premature_weight"), weights, strict=True)
     return SamplingParams("dola", numbers, cfg_weight, temperature, top_k, top_p)
 
 
@@ -131,6 +134,7 @@ def assert_accurate(
     difference = total_variation(result.scores, expected.scores)[same]
     large = hidden_states.dtype == torch.float32 and hidden_states.shape[-1] >= 2048
     most = TOTAL_VARIATION_OF_LARGE_HEADS if large else TOTAL_VARIATION[hidden_states.dtype]
+    most *= (params.contrast["final_weight"] + params.contrast["premature_weight"]) / 2  # as errors of log q grow in F
     assert (difference <= most).all(), difference.max()
     return int(same.sum())
 

@@ -45,7 +45,8 @@ def assert_agrees(backend, data, shape, weight, seed):
     hidden = random_hidden(shape["layers"], shape["images"], shape["hidden"], dtype, seed)
     if weight is None:
         hidden = hidden[:, 1:]  # an odd number of rows
-    params = dola(weight, 1.0, alpha, premature)
+    beta = data.draw(st.sampled_from([None, 0.0, 0.25, 2.0]))
+    params = dola(weight, 1.0, alpha, premature, beta=beta)
     rounds = backend == "triton" and dtype != torch.float32
     tolerance = JSD_TOLERANCE_OF_SMALL_HEADS if rounds else JSD_TOLERANCE
     assert_accurate(head_scores(hidden, head, params, backend), hidden, head, params, tolerance)
@@ -69,9 +70,9 @@ def test_the_kernels_agree_with_the_float64_reference(poisoned_memory, data, sha
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
-@pytest.mark.parametrize("premature", [None, 0, 2, 3])
-def test_every_backend_agrees_on_hidden_states_of_the_mini_model(mini, mini_hidden_states, backend, premature):
-    params = dola(5.0, 1.0, 0.1, premature)
+@pytest.mark.parametrize(("premature", "beta"), [(None, None), (0, 1.0), (2, None), (3, 1.0)])
+def test_every_backend_agrees_on_hidden_states_of_the_mini_model(mini, mini_hidden_states, backend, premature, beta):
+    params = dola(5.0, 1.0, 0.1, premature, beta=beta)
     scores = head_scores(mini_hidden_states, mini.image_model.head, params, backend)
     assert assert_accurate(scores, mini_hidden_states, mini.image_model.head, params) > 0
 

@@ -87,10 +87,10 @@ def test_contrast_is_the_normalised_ratio_on_the_plausible_codes(array, alpha):
     assert (actual[~admitted] == 0).all()
 
 
-@given(extreme, alphas)
-def test_contrast_never_gives_nan(array, alpha):
+@given(extreme, alphas, st.sampled_from([(1.0, 1.0), (1.0, 0.0), (1000.0, 999.0)]))
+def test_contrast_never_gives_nan(array, alpha, weights):
     log_n, log_m = log_probabilities(array)
-    p_hat = contrast.log_ratio(log_n, log_m, contrast.plausible(log_n, log_of(alpha))).softmax(-1)
+    p_hat = contrast.log_ratio(log_n, log_m, contrast.plausible(log_n, log_of(alpha)), *weights).softmax(-1)
     assert p_hat.isfinite().all()
     assert p_hat.sum().item() == pytest.approx(1, abs=1e-5)
 
@@ -101,6 +101,19 @@ def test_contrast_with_one_hot_distributions():
     for premature in (other, one_hot):
         admitted = contrast.plausible(one_hot, log_of(0.1))
         assert contrast.log_ratio(one_hot, premature, admitted).softmax(-1).tolist() == [1, 0, 0]
+
+
+@given(logits, alphas, st.sampled_from([0.0, 0.25, 3.0]))
+def test_a_finite_weight_moves_the_logarithms_from_the_final_layer_away_from_the_premature_one(array, alpha, beta):
+    log_n, log_m = log_probabilities(array)
+    admitted = contrast.plausible(log_n, log_of(alpha))
+    logits = torch.stack([log_m, log_n]).unsqueeze(1)
+    log_alpha, *weights = (torch.tensor([each]).double() for each in (log_of(alpha), 1 + beta, beta))
+    actual = contrast.dola(logits, log_alpha, torch.tensor([0]), *weights).scores[0]
+    assert torch.allclose(actual[admitted], (log_n + beta * (log_n - log_m))[admitted], atol=1e-4, rtol=1e-6)
+    assert (actual[~admitted] == -math.inf).all()
+    without = contrast.dola(logits, log_alpha, torch.tensor([1]), *weights).scores[0]
+    assert torch.allclose(without[admitted], log_n[admitted], atol=1e-12)
 
 
 @given(logits, alphas)

@@ -1,7 +1,7 @@
 """Last launch of the fused stage: from logits to DoLa's premature layer, its JSD, and the sampled code.
 
     log q_j = z_j - lse_j,  JSD_j of every candidate,  M = argmax_j JSD_j
-    F = (z_N - lse_N) - (z_M - lse_M)  where z_N >= max z_N + log alpha,  else -inf
+    F = w_N (z_N - lse_N) - w_M (z_M - lse_M)  where z_N >= max z_N + log alpha,  else -inf
     code = argmax (F - max F) / T + G   G: Gumbel noise for (image seed, token position, code), see `philox`
 
 Several programs share the codes of an image. The noise of a code is the same for every candidate, so each program can race
@@ -21,12 +21,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from janus_dola.kernels import contrast, philox
+from janus_dola.kernels import philox
+from janus_dola.kernels.contrast import FAR, LN2, LOWEST
 from janus_dola.kernels.gpu.launch import SweepLaunch, sweep_launch_of
 from janus_dola.kernels.types import SampledCodes, SamplingTensors
 
-_LN2, _HALF_LN2 = tl.constexpr(contrast.LN2), tl.constexpr(contrast.LN2 / 2)
-_LOWEST, _FAR = tl.constexpr(contrast.LOWEST), tl.constexpr(contrast.FAR)
+_LN2, _HALF_LN2 = tl.constexpr(LN2), tl.constexpr(LN2 / 2)
+_LOWEST, _FAR = tl.constexpr(LOWEST), tl.constexpr(FAR)
 # The series of k(x) = x tanh x - log cosh x by the powers x^10, x^8 ... x^2, exact to 1e-8 where 2 x is below _NEAR.
 _K10, _K8, _K6, _K4, _K2 = (tl.constexpr(each) for each in (31 / 1575, -17 / 360, 1 / 9, -1 / 4, 1 / 2))
 _NEAR = tl.constexpr(0.5)
@@ -154,6 +155,8 @@ def _sweep_kernel(
     temperature_ptr,  # [B] fp32, T; 0 is greedy
     log_alpha_ptr,  # [B] fp32
     premature_ptr,  # [B] int64, index into the stack; the final layer for no contrast, negative: by JSD
+    final_weight_ptr,  # [B] fp32, w_N
+    premature_weight_ptr,  # [B] fp32, w_M
     parts_ptr,  # [B, max(C, 1), PARTS, 8] fp32, what each program leaves: see `_elect`
     arrived_ptr,  # [B] int32, 0, and again when all is done
     code_ptr,  # [B] int64
@@ -174,6 +177,9 @@ def _sweep_kernel(
     seed, position = tl.load(seeds_ptr + image), tl.load(position_ptr + image)
     temperature, log_alpha = tl.load(temperature_ptr + image), tl.load(log_alpha_ptr + image)
     premature = tl.load(premature_ptr + image).to(tl.int32)
+    if CANDIDATES > 0:
+        final_weight = tl.where(premature == FINAL, 1.0, tl.load(final_weight_ptr + image))
+        premature_weight = tl.load(premature_weight_ptr + image)
     # The final layer's row, once for each race: with a warp for each race, warps exchange nothing until they store.
     final_row = row * 0 + FINAL * images + image
     final_logits = logits_ptr + final_row.to(tl.int64)[:, None] * V
@@ -208,7 +214,7 @@ def _sweep_kernel(
             complement *= tl.exp(scale - next_scale)
             complement += tl.sum(tl.exp(smaller - next_scale[:, None]) * factor_of_complement, 1)
             scale = next_scale
-            score = tl.where(plausible, -d, float("-inf"))
+            score = tl.where(plausible, final_weight * log_p - premature_weight * log_q, float("-inf"))
         else:
             score = tl.where(plausible, log_p, float("-inf"))
         higher = tl.maximum(highest, tl.max(score, 1))
@@ -250,6 +256,8 @@ def _scores_kernel(
     tile_sum_ptr,  # [L, B, TILES] fp32
     layer_ptr,  # [B] int64, M
     log_alpha_ptr,  # [B] fp32
+    final_weight_ptr,  # [B] fp32, w_N
+    premature_weight_ptr,  # [B] fp32, w_M
     scores_ptr,  # [B, V] fp32, F
     images, V, TILES: tl.constexpr, FINAL: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
@@ -263,7 +271,8 @@ def _scores_kernel(
     if layer < FINAL:
         row = layer * images + image
         _, lse = _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, row, TILES)
-        score -= tl.load(logits_ptr + row.to(tl.int64) * V + v, mask=v < V, other=0.0) - lse
+        log_q = tl.load(logits_ptr + row.to(tl.int64) * V + v, mask=v < V, other=0.0) - lse
+        score = tl.load(final_weight_ptr + image) * score - tl.load(premature_weight_ptr + image) * log_q
     score = tl.where(z >= final_max + tl.load(log_alpha_ptr + image), score, float("-inf"))
     tl.store(scores_ptr + image.to(tl.int64) * V + v, score, mask=v < V)
 
@@ -298,7 +307,7 @@ def sweep(
         launch: block shapes; None reads them from the launch table.
     """
     layers, images, codes = logits.shape
-    launch = launch or sweep_launch_of(logits)
+    launch, contrast = launch or sweep_launch_of(logits), sampling.contrast
     constants = sweep_constants(codes, layers - 1, launch)
 
     def new(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -309,8 +318,9 @@ def sweep(
     if arrived is None:
         arrived = torch.zeros(images, dtype=torch.int32, device=logits.device)
     _sweep_kernel[(images, constants["PARTS"])](
-        logits, tile_max, tile_sum, seeds, position, sampling.temperature, sampling.contrast["log_alpha"],
-        sampling.contrast["premature"], parts, arrived, swept.code, swept.layer, swept.jsd, swept.finite, images, codes,
+        logits, tile_max, tile_sum, seeds, position, sampling.temperature, contrast["log_alpha"], contrast["premature"],
+        contrast["final_weight"], contrast["premature_weight"], parts, arrived, swept.code, swept.layer, swept.jsd,
+        swept.finite, images, codes,
         TILES=tile_max.shape[-1], **constants, num_warps=launch.num_warps, enable_fp_fusion=True,
     )  # fmt: skip
     return swept
@@ -326,10 +336,11 @@ def scores(
 ) -> Tensor:
     """Computes DoLa's F, [B, V] float32, -inf outside V_head; `layer` is as `sweep` chose it, the rest as for `sweep`."""
     layers, images, codes = logits.shape
-    launch = launch or sweep_launch_of(logits)
+    launch, contrast = launch or sweep_launch_of(logits), sampling.contrast
     out = torch.empty(images, codes, dtype=torch.float32, device=logits.device)
     _scores_kernel[(images, triton.cdiv(codes, launch.block_codes))](
-        logits, tile_max, tile_sum, layer, sampling.contrast["log_alpha"], out, images, codes,
+        logits, tile_max, tile_sum, layer, contrast["log_alpha"], contrast["final_weight"], contrast["premature_weight"],
+        out, images, codes,
         TILES=tile_max.shape[-1], FINAL=layers - 1, BLOCK_V=launch.block_codes, num_warps=launch.num_warps,
         enable_fp_fusion=True,
     )  # fmt: skip

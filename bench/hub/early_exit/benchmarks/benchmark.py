@@ -14,7 +14,9 @@ class EarlyExit(Benchmark):
         self.hidden_states = torch.randn(5, 8, 2048, device=self.device, dtype=dtype)
         weight = torch.randn(16384, 2048, device=self.device, dtype=dtype) / 45
         self.head = self.kernel.Head(torch.ones(2048, device=self.device, dtype=dtype), 1e-6, weight)
-        self.dola = self.kernel.SamplingParams("dola", {"log_alpha": float("-inf"), "premature": -1})
+        self.dola = self.kernel.SamplingParams(
+            "dola", {"log_alpha": float("-inf"), "premature": -1, "final_weight": 1.0, "premature_weight": 1.0}
+        )
 
     def benchmark_scores(self):
         self.out = self.kernel.head_scores(self.hidden_states, self.head, self.dola).scores

@@ -41,7 +41,11 @@ def test_codes_are_those_of_the_formulas(backend):
     scores = log_q[3] - log_q[layer, torch.arange(3, device=DEVICE)]
     scores[log_q[3] < log_q[3].amax(-1, keepdim=True) + math.log(ALPHA)] = -math.inf
 
-    dola = early_exit.SamplingParams("dola", {"log_alpha": math.log(ALPHA), "premature": -1}, cfg_weight=CFG_WEIGHT)
+    dola = early_exit.SamplingParams(
+        "dola",
+        {"log_alpha": math.log(ALPHA), "premature": -1, "final_weight": 1.0, "premature_weight": 1.0},
+        cfg_weight=CFG_WEIGHT,
+    )
     seeds = torch.tensor([0, 7, 2**40], device=DEVICE)
     drawn = early_exit.sample_codes(hidden_states, head, dola, seeds, position=5, backend=backend)
     assert torch.equal(drawn.layer, layer)
