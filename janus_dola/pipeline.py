@@ -1,6 +1,5 @@
 """`JanusDoLa`: the public API. Prompts in; images, codes and what DoLa did at each code out."""
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -40,7 +39,7 @@ from janus_dola.models.checkpoint.load import Checkpoint, load
 from janus_dola.models.contexts import undisturbed
 from janus_dola.models.storage import check_quantization, device_and_dtype, move_model, pack_for_cpu, quantize_blocks
 from janus_dola.models.weights import fingerprint
-from janus_dola.settings import Changes, DrawSettings, OldName, named_contrast, with_changes
+from janus_dola.settings import Changes, DrawSettings, OldName, named_contrast
 from janus_dola.text.answer import Answering
 
 
@@ -120,10 +119,12 @@ class JanusDoLa(PipelineBase):
         backend: str = "auto",
         launch: str = "auto",
         prompts: Iterable[str] = (),
+        pictures: bool = False,
     ) -> None:
         """Checks what `from_pretrained` and `generate` take against a model's description and against this machine.
 
-        Loads no weights, and raises FileNotFoundError, ValueError or ImportError as they would.
+        Loads no weights, and raises FileNotFoundError, ValueError or ImportError as they would. With `pictures` it demands
+        that the model paints its codes itself.
         """
         check_quantization(quantize)
         on, stored = device_and_dtype(device, dtype)
@@ -131,9 +132,7 @@ class JanusDoLa(PipelineBase):
         resolve_launch(launch, on)
         checkpoint = Checkpoint.open(resolve(model, revision, weights=False))
         pipe = cls(checkpoint.skeleton(), checkpoint.tokenizer())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # drawing says it
-            settings.layers_to_read(pipe.image_model.num_layers)
+        pipe._check(settings, pictures)
         pipe._rows_of_prompt(settings.negative_prompt)
         for prompt in prompts:
             pipe.check_prompt(prompt)
@@ -206,7 +205,7 @@ class JanusDoLa(PipelineBase):
             NonFiniteError: hidden states, logits or pixels became NaN or infinite.
             torch.OutOfMemoryError: not one image fits into memory or, with the sampler "multinomial", not all at once.
         """
-        prompts, settings = strings(prompts), with_changes(settings, changes)
+        prompts, settings = strings(prompts), self.fitted(settings, changes)
         plan = make_plan(self._drawn_with(), settings, sampler, backend, launch)
         window, max_images = check_window(window, sampler), check_max_images(max_images)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
@@ -252,7 +251,7 @@ class JanusDoLa(PipelineBase):
             NonFiniteError: hidden states, logits or pixels became NaN or infinite.
             torch.OutOfMemoryError: not one image fits into memory.
         """
-        settings = with_changes(settings, changes)
+        settings = self.fitted(settings, changes)
         plan = make_plan(self._drawn_with(), settings, "gumbel", backend, launch)
         window, max_images = check_window(window), check_max_images(max_images)
         parallel_size = integer("parallel_size", parallel_size, 1, MAX_PARALLEL_SIZE)
@@ -292,7 +291,7 @@ class JanusDoLa(PipelineBase):
         """
         if grad:
             return self.policy(prompts, tokens, settings, premature_layers=premature_layers, **changes).log_probs
-        settings = with_changes(settings, changes)
+        settings = self.fitted(settings, changes)
         with undisturbed(self._drawn_with().device):
             scores, _ = self._scores(prompts, tokens, settings, premature_layers)
             log_probs = [
@@ -322,7 +321,7 @@ class JanusDoLa(PipelineBase):
         Raises:
             ValueError: an argument is out of range, or the weights are packed.
         """
-        settings, image_model = with_changes(settings, changes), self._drawn_with()
+        settings, image_model = self.fitted(settings, changes), self._drawn_with()
         frozen = None if reference is None else reference._drawn_with()
         rows, layers, params, given = self._given(prompts, tokens, settings, premature_layers)
         return policy_of(image_model, rows, tokens, layers, params, given, frozen)
@@ -346,7 +345,7 @@ class JanusDoLa(PipelineBase):
         Raises:
             ValueError: an argument is out of range.
         """
-        settings = with_changes(settings, changes)
+        settings = self.fitted(settings, changes)
         with undisturbed(self._drawn_with().device):
             scores, layers = self._scores(prompts, tokens, settings, premature_layers)
             return CodeScores.of(scores, tokens.shape, layers, settings.temperature)

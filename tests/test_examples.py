@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from janus_dola import DoLaConfig, SLEDConfig
 from tests.run_readme import with_mini
@@ -137,3 +138,30 @@ def test_nodes_of_comfyui_stop_when_its_user_says_so(comfy):
     with pytest.raises(Interrupted):
         run_workflow(comfy, model="mini", device="cpu", prompt="a red cross")
     assert len(comfy.progress) == 3
+
+
+def test_glm_image_hands_its_codes_to_diffusers(tmp_path, monkeypatch):
+    """A stand-in for diffusers' pipeline has the models, and takes what the real one takes."""
+    pytest.importorskip("transformers.models.glm_image", reason="needs transformers 5")
+    from tests.janus_dola import glm_image
+
+    class Pipeline:
+        def __init__(self, name, torch_dtype):
+            self.processor = glm_image.tokenizer()
+            self.vision_language_encoder = glm_image.model(self.processor).to(torch_dtype)
+
+        def to(self, device):
+            return self
+
+        def __call__(self, prompts, prior_token_ids, height, width):
+            assert prior_token_ids.dtype == torch.int64
+            assert prior_token_ids.shape == (len(prompts), height // 16 * width // 16)
+            assert ((prior_token_ids >= 0) & (prior_token_ids < glm_image.CODES)).all()
+            return SimpleNamespace(images=[Image.new("RGB", (width, height)) for _ in prompts])
+
+    monkeypatch.chdir(tmp_path)
+    pipeline = SimpleNamespace(from_pretrained=Pipeline)
+    monkeypatch.setitem(sys.modules, "diffusers", SimpleNamespace(GlmImagePipeline=pipeline))
+    source = (EXAMPLES / "glm_image.py").read_text(encoding="utf-8")
+    exec(compile(source.replace("cuda", "cpu").replace("1024", "192"), "glm_image.py", "exec"), {})
+    assert [Image.open(tmp_path / f"glm_image_{i}.png").size for i in range(2)] == [(192, 192)] * 2

@@ -79,7 +79,8 @@ class BatchWorker:
     def load(cls, settings: RunSettings, compute: Compute) -> "BatchWorker":
         """Loads the model; one that is not there is a FileNotFoundError, one that cannot draw this a ValueError."""
         place = (settings.model, compute.device, settings.dtype, settings.revision, settings.quantize)
-        JanusDoLa.check(*place, settings=settings.drawing, backend=compute.backend, launch=compute.launch)
+        run_by = {"backend": compute.backend, "launch": compute.launch}
+        JanusDoLa.check(*place, settings=settings.drawing, pictures=True, **run_by)
         return cls(JanusDoLa.from_pretrained(*place), settings, compute)
 
     def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Results]]:

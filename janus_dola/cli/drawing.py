@@ -58,7 +58,8 @@ def draw_to_files(
     refuse_existing((path for each in runs for number in numbers for path in files(each, *number)), overwrite)
     JanusDoLa.check(
         run.model, compute.device, run.dtype, run.revision, run.quantize,
-        settings=run.drawing, backend=compute.backend, launch=compute.launch, prompts=prompts
+        settings=run.drawing, backend=compute.backend, launch=compute.launch, prompts=prompts,
+        pictures=True,
     )  # fmt: skip
     make_folder(outdir)
     hint_at_mini(run.model)

@@ -36,5 +36,5 @@ def profile(
     make_folder(trace.parent, "folder of trace")
     pipe = JanusDoLa.from_pretrained(model, device, dtype, revision)
     (rows,) = pipe.encode(_PROMPT)
-    typer.echo(profile_pass(pipe.engine, rows, parallel_size, settings, backend, launch, trace))
+    typer.echo(profile_pass(pipe.engine, rows, parallel_size, pipe.fitted(settings), backend, launch, trace))
     typer.echo(f"timeline: {trace}")

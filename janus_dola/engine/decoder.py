@@ -170,7 +170,7 @@ class Decoder:
         """
         slots, weights = self.slots, self.weights
         fed = slots.feed(weights.code_table)
-        place = PassStart(fed.start, weights.rotary, visible)
+        place = PassStart(fed.start, weights.rotary, visible, slots.prompt_tokens.flatten())
         states = self._run_blocks(fed.embeddings, weights.blocks, self.keys_values, place, self.plan.layers)
         slots.accept(self._draw(states, slots.sampling, fed.seeds, fed.position))
 

@@ -100,9 +100,8 @@ def _in_order(
     behind = 1 if image_model.device.type == "cuda" else 0
     done: dict[int, Callable[[], MaybeImage]] = {}  # by index
     for job, codes in drawn:
-        done[job.index] = partial(
-            _image, job, codes, start_pixels(image_model, codes.tokens), image_model, plan, recipe
-        )
+        pixels = None if image_model.to_pixels is None else start_pixels(image_model, codes.tokens)
+        done[job.index] = partial(_image, job, codes, pixels, image_model, plan, recipe)
         while following in done and following + behind in done:
             yield done.pop(following)()
             following += 1
@@ -120,16 +119,16 @@ def recipe_of(recipe: Recipe, codes: Codes, image_model: ImageModel, **own: Any)
 def _image(
     job: Job,
     codes: Codes,
-    pixels: Callable[[], Image.Image | None],
+    pixels: Callable[[], Image.Image | None] | None,
     image_model: ImageModel,
     plan: Plan,
     recipe: Recipe,
 ) -> MaybeImage:
-    """Waits for the pixels and codes of an image that is drawn."""
+    """Waits for the pixels, if there are any, and codes of an image that is drawn."""
     with undisturbed():
-        codes, picture = codes.cpu(), pixels()
+        codes, picture = codes.cpu(), pixels and pixels()
         finite, passes = bool(codes.finite), int(codes.passes)
-    if picture is None or not finite:
+    if (pixels is not None and picture is None) or not finite:
         return job, None
     of_codes = codes.tokens, codes.premature_layers, codes.jsd
     own_recipe = recipe_of(recipe, codes, image_model, prompt=job.words, seed=job.seed)

@@ -1,21 +1,23 @@
 """A model with its tokenizer, taken apart for drawing; rows of prompts; how it is copied, and why it cannot be pickled."""
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from typing_extensions import Self
 
-from janus_dola.arguments import check_negative, strings
+from janus_dola.arguments import check_negative, shown, strings
 from janus_dola.engine.engine import Engine
 from janus_dola.engine.scoring import check_codes, indices_of_layers
 from janus_dola.kernels.types import SamplingParams
 from janus_dola.models import ImageModel, PromptRows, adapt
 from janus_dola.models.contexts import undisturbed
 from janus_dola.models.soundness import check_sound
-from janus_dola.settings import DrawSettings
+from janus_dola.settings import Changes, DrawSettings, with_changes
 
 _DERIVED = ("image_model", "prompts", "engine")  # made from model and tokenizer
 
@@ -41,6 +43,31 @@ class PipelineBase:
             self._adapt()
         check_sound(self.image_model.modules)
         return self.image_model
+
+    def fitted(self, settings: DrawSettings, changes: Changes | None = None) -> DrawSettings:
+        """Returns settings with some fields replaced, and `cfg_weight` 1 where nothing guides the model.
+
+        A value out of range is a ValueError, and so is guidance there: a weight other than 1 and the default, or a negative
+        prompt.
+        """
+        settings = with_changes(settings, changes or {})
+        if self.image_model.guided:
+            return settings
+        if settings.cfg_weight not in (1, DrawSettings.cfg_weight):
+            raise ValueError(f"cfg_weight must be 1 for a model that nothing guides, got {settings.cfg_weight}")
+        if settings.negative_prompt is not None:
+            raise ValueError(
+                f"negative_prompt must be None for a model that nothing guides, got {shown(settings.negative_prompt)}"
+            )
+        return replace(settings, cfg_weight=1.0)
+
+    def _check(self, settings: DrawSettings, pictures: bool) -> None:
+        """Raises ValueError where the model cannot draw with these settings, or draws no pictures, where they are needed."""
+        if pictures:
+            self.image_model.check_paints()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # drawing says it
+            self.fitted(settings).layers_to_read(self.image_model.num_layers)
 
     def encode(self, prompts: str | Sequence[str], negative_prompt: str | None = None) -> list[PromptRows]:
         """Returns the token ids that images are drawn from: a conditional and an unconditional row for each prompt.

@@ -14,6 +14,8 @@ from janus_dola.models.model import ImageModel
 def start_pixels(image_model: ImageModel, tokens: Tensor) -> Callable[[], Image.Image | None]:
     """Decodes one image's codes [T]; on a GPU in a stream of its own, so that drawing can go on meanwhile.
 
+    The model must have a pixel decoder.
+
     Images are decoded one at a time: the image decoder needs far more memory than drawing does, and pixels then depend on
     the image's codes alone. Returns a function that waits for the RGB image, or None if pixels are not finite. Pixels in
     [-1, 1] are mapped to 0 .. 255, clipped and cut off as DeepSeek's and transformers' code do.
@@ -38,6 +40,7 @@ def start_pixels(image_model: ImageModel, tokens: Tensor) -> Callable[[], Image.
 
 def _pixels(image_model: ImageModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Returns [H, W, 3] bytes, and whether the pixels were finite before rounding."""
+    assert image_model.to_pixels is not None
     decoded = image_model.to_pixels(tokens.unsqueeze(0))[0].float()
     bytes_ = ((decoded + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
     return bytes_.permute(1, 2, 0).contiguous(), decoded.isfinite().all()

@@ -93,17 +93,23 @@ def _normed(
     fed = image_model.embed_codes(torch.cat([raster.sequence(codes)[:-1] for codes in images])).unflatten(
         0, (len(images), -1)
     )
-    whole, places = [], []
+    whole, places, positions = [], [], []
     for side in range(sides):
         for prompt, both in enumerate(rows):
             words = image_model.embed_text(torch.tensor(both[side], device=device))
             for image in fed[prompt * tokens.shape[1] :][: tokens.shape[1]]:
                 whole.append(torch.cat([words, image]))
                 places.append(len(words) - 1 + raster.places)
+                if image_model.positions is not None:
+                    of_image = len(words) + image_model.positions[:, :-1]
+                    positions.append(torch.cat([torch.arange(len(words)).expand(3, -1), of_image], 1).T)
     at = torch.arange(len(whole), device=device).unsqueeze(1), torch.stack(places).to(device)
     # Shorter rows are followed by zeros, which nothing looks back at.
     output = image_model.backbone(
-        inputs_embeds=pad_sequence(whole, batch_first=True), use_cache=False, output_hidden_states=bool(layers)
+        inputs_embeds=pad_sequence(whole, batch_first=True),
+        position_ids=pad_sequence(positions, batch_first=True).permute(2, 0, 1).to(device) if positions else None,
+        use_cache=False,
+        output_hidden_states=bool(layers),
     )
     early = [image_model.final_norm(output.hidden_states[layer][at]) for layer in layers]
     normed = torch.stack([*early, output.last_hidden_state[at]])

@@ -102,7 +102,8 @@ def scores_of_images(
             fed_back = weights.code_table[image_model.raster.sequence(codes)[:-1]]
             # The shorter row is followed by zeros, which nothing looks back at.
             whole = pad_sequence([torch.cat([row, fed_back]) for row in words], batch_first=True)
-            _, states = run_whole(whole, weights.blocks, weights.rotary, layers)
+            lengths = torch.tensor([len(row) for row in words], device=device)
+            _, states = run_whole(whole, weights.blocks, weights.rotary, layers, lengths)
             at_codes = [states[:, i, len(row) - 1 + image_model.raster.places] for i, row in enumerate(words)]
             at_both = torch.cat(at_codes, 1)
             sampling = SamplingTensors.repeat(params, len(codes), at_both)

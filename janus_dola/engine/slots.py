@@ -87,6 +87,7 @@ class Slots:
         self.jsd = zeros(positions, dtype=sampling.temperature.dtype)
         self.finite = zeros(dtype=torch.bool)
         self._ahead = torch.arange(window, device=layers.device)
+        self._first_guesses = raster.first_guesses(positions).to(layers.device)
         self._code_places = raster.places.to(layers.device)
 
     def admit(
@@ -131,7 +132,8 @@ class Slots:
         """Accepts the codes that a pass decides, of f after each code fed [S * W], and keeps the others as guesses."""
         if self._kernels is not None:
             state = (self.tokens, self.layers, self.jsd, self.decided, self.passes, self.finite)
-            self._kernels.accept(tuple(vars(sampled).values()), *state, self.window, self._raster.length, *self._lines)
+            drawn, length = tuple(vars(sampled).values()), self._raster.length
+            self._kernels.accept(drawn, *state, self._first_guesses, self.window, length, *self._lines)
             return
         places = self.places
         fed = self.fed(places)
@@ -144,9 +146,9 @@ class Slots:
         self.tokens.scatter_(1, places + 1, self._next_guesses(fed, codes, num_accepted) if self.window > 1 else codes)
         self.layers.scatter_(1, places + 1, layers)
         self.jsd.scatter_(1, places + 1, jsd)
-        # Behind the window, the code in the line above is the guess.
+        # Behind the window, a code drawn before is the guess, such as the one above.
         behind = places + 1 + self.window
-        self.tokens.scatter_(1, behind, self.tokens.gather(1, (behind - self._raster.stride).clamp(min=0)))
+        self.tokens.scatter_(1, behind, self.tokens.gather(1, self._first_guesses[behind]))
         self.passes += num_accepted > 0
         self.decided += num_accepted
 

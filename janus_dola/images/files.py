@@ -32,9 +32,7 @@ def check_template(template: str) -> None:
         )
 
 
-def file_name(
-    fields: Mapping[str, object], image_format: ImageFormat, template: str = TEMPLATE, longest: int = 255
-) -> str:
+def file_name(fields: Mapping[str, object], image_format: str, template: str = TEMPLATE, longest: int = 255) -> str:
     """Returns the file name that a template makes from an image's fields, safe for any prompt on any disk.
 
     From `words` (the prompt) and `id` it keeps letters and digits, and cuts `words` where the name has more than `longest`

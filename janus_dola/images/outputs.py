@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, cast
 
 import torch
 from PIL import Image
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from janus_dola.arguments import ImageFormat, shown
-from janus_dola.images.files import file_name, refuse_existing, write_all
+from janus_dola.images.files import file_name, refuse_existing, write_all, write_new
 from janus_dola.images.layer_map import columns_of, layer_map
-from janus_dola.images.recipe import Recipe, encode_image, save_image
+from janus_dola.images.recipe import Recipe, encode_image
 from janus_dola.models.contexts import undisturbed
 
 
@@ -39,7 +41,7 @@ class DrawnImage:
 
     prompt: int  # index of its prompt
     k: int  # which of the prompt's images
-    image: Image.Image  # RGB
+    picture: Image.Image | None  # RGB; None where another model paints the codes
     tokens: Tensor  # [T] int64, the codes in raster order
     premature_layers: Tensor  # [T] int64, the layer contrasted with; N (the final layer) where there was no contrast
     # [T] float32 (float64 if the model is), that layer's Jensen-Shannon divergence from the final layer, in [0, ln 2] nats
@@ -54,7 +56,7 @@ class DrawnImage:
         """Writes the image, with its recipe inside if the recipe draws it again, as `janus-dola again` does.
 
         Args:
-            path: ends with .jpg, .png or .webp.
+            path: ends with .jpg, .png, .webp or, for its codes ("tokens") in place of pixels, .safetensors.
             overwrite: whether an existing file is replaced.
         Returns:
             the path.
@@ -64,8 +66,24 @@ class DrawnImage:
             ValueError: another ending, or a prompt that is too long for the format (JPEG: 64 kB).
         """
         path = Path(path)
-        save_image(self.image, path, self.recipe if self.from_seed else None, overwrite)
+        content = self.encoded(path.suffix[1:])
+        refuse_existing([path], overwrite)
+        write_new(path, content, overwrite)
         return path
+
+    def encoded(self, image_format: str) -> bytes:
+        """Returns the content of a file in a format that `save` writes; errors are as there."""
+        recipe = self.recipe if self.from_seed else None
+        if image_format == "safetensors":
+            return save_tensors({"tokens": self.tokens}, None if recipe is None else {"recipe": recipe.to_json()})
+        return encode_image(self.image, cast(ImageFormat, image_format), recipe)
+
+    @property
+    def image(self) -> Image.Image:
+        """Returns the image, RGB; a ValueError where another model paints the codes."""
+        if self.picture is None:
+            raise ValueError("this model draws codes, which another one paints: save them as .safetensors")
+        return self.picture
 
     @undisturbed()
     def layer_map(self) -> Image.Image:
@@ -89,7 +107,7 @@ class GenerationOutput:
 
     @cached_property
     def images(self) -> list[list[Image.Image]]:
-        """Returns the images, [P][K] RGB."""
+        """Returns the images, [P][K] RGB; a ValueError where another model paints the codes."""
         return [[each.image for each in row] for row in self.drawn]
 
     @cached_property
@@ -117,12 +135,14 @@ class GenerationOutput:
         """Returns the model passes of each image after the prompt's, [P, K] int64; T - 1 if each decides one code."""
         return self._stacked("passes")
 
-    def save(self, folder: str | Path, image_format: ImageFormat = "png", overwrite: bool = False) -> list[Path]:
+    def save(
+        self, folder: str | Path, image_format: ImageFormat | Literal["safetensors"] = "png", overwrite: bool = False
+    ) -> list[Path]:
         """Writes every image with its recipe inside, as `{prompt index}_{words of the prompt}_p{k}.{format}`.
 
         Args:
             folder: made if it is not there.
-            image_format: "jpg", "png" or "webp".
+            image_format: "jpg", "png", "webp" or, for codes in place of pixels, "safetensors".
             overwrite: whether existing files are replaced.
         Returns:
             the files, prompt by prompt.
@@ -139,11 +159,7 @@ class GenerationOutput:
             files.append((each, folder / file_name(fields, image_format)))
         refuse_existing([path for _, path in files], overwrite)
         folder.mkdir(parents=True, exist_ok=True)
-        contents = (
-            (path, encode_image(each.image, image_format, each.recipe if each.from_seed else None))
-            for each, path in files
-        )
-        return write_all(contents, overwrite)
+        return write_all(((path, each.encoded(image_format)) for each, path in files), overwrite)
 
     def layer_map(self, i: int = 0, k: int = 0) -> Image.Image:
         """Draws `DrawnImage.layer_map` for image k of prompt i."""
@@ -166,7 +182,9 @@ class GenerationOutput:
 
 
 def _sizes(drawn: DrawnImage) -> str:
-    image, codes = drawn.image, len(drawn.tokens)
+    image, codes = drawn.picture, len(drawn.tokens)
+    if image is None:
+        return f"{codes} codes"
     columns = columns_of(codes, image)
     return f"{image.width}x{image.height} pixels, {columns}x{codes // columns} codes"
 

@@ -57,7 +57,7 @@ def _on_tensors(
 ) -> Tensor:
     rows, capacity = keys_values.shape[1:3]
     window, together = len(x) // rows, blocks[0].heads_together
-    place = Positions.of(start.start, window, start.rotary, capacity, start.visible, together)
+    place = Positions.of(start.start, window, start.rotary, capacity, start.visible, together, start.prompt_tokens)
     return run_blocks(x, blocks, keys_values, place, layers, run)
 
 

@@ -3,6 +3,7 @@
     y = x + W_o attention(rotate(q, k), v),   q, k, v = [W_q, W_k, W_v] norm(x)
     x'= y + W_d (silu(g) * u),                g, u = [W_g, W_u] norm(y)
 
+In some models (GLM-4) what is added to x, and to y, goes through a norm of its own first.
 Keys and values are written into a buffer of fixed size, each row at its own positions; a position attends to all up to
 itself. Nothing here depends on how far other rows have come, but for how many positions are looked at (`visible`): later
 positions add zeros to a sum. So a row's result depends on that row alone.
@@ -70,7 +71,7 @@ class Beside:
     """Products of the same rows, each with its own weight wherever that lies."""
 
     products: tuple[Callable[[Tensor], Tensor], ...]
-    whole: Matrix | None = None  # all of them as one, where they lie in memory as one: fewer calls
+    whole: Product | None = None  # all of them as one, where they lie in memory as one: fewer calls
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Multiplies rows [N, K] to [N, O_1 + O_2 + ...], the outputs side by side."""
@@ -78,10 +79,10 @@ class Beside:
             return self.whole(rows)
         return torch.cat([product(rows) for product in self.products], -1)
 
-    def apart(self, rows: Tensor) -> Sequence[Tensor]:
-        """Multiplies rows [N, K] to [N, O] each, by products that have the same number of outputs."""
+    def halves(self, rows: Tensor) -> Sequence[Tensor]:
+        """Multiplies rows [N, K] to [N, O] twice, by two products that have the same number of outputs."""
         if self.whole is not None:
-            return self.whole(rows).chunk(len(self.products), -1)
+            return self.whole(rows).chunk(2, -1)
         return [product(rows) for product in self.products]
 
 
@@ -146,6 +147,10 @@ class BlockWeights:
     key_value_heads: int
     head_size: int
     scaling: float  # factor for queries times keys
+    rotated: int | None = None  # of each head only so many numbers are rotated, the first; None for all
+    # What attention, and the MLP, add goes through these first; Llama has neither.
+    attention_norm_after: Norm | None = None
+    mlp_norm_after: Norm | None = None
 
     @property
     def heads_together(self) -> int:
@@ -157,45 +162,60 @@ class BlockWeights:
 class Positions:
     """Where the new positions of all rows are; the same for every block in a pass."""
 
-    cos: Tensor  # [R, W, 1, d], for the rotary embedding
+    cos: Tensor  # [R, W, 1, d], for the rotary embedding; d here is `BlockWeights.rotated` where that is set
     sin: Tensor  # [R, W, 1, d], the first half negated
     index: Tensor  # [R * W] int64, row * capacity + position
     mask: Tensor  # [R, 1, G W, visible], added to the scores; G query heads share a head of keys
 
     @staticmethod
     def of(
-        start: Tensor, window: int, rotary: "Rotary", capacity: int, visible: int, heads_together: int
+        start: Tensor,
+        window: int,
+        rotary: "Rotary",
+        capacity: int,
+        visible: int,
+        heads_together: int,
+        prompt_tokens: Tensor | None = None,
     ) -> "Positions":
         """Prepares rows whose new positions are start .. start + window - 1, in a buffer of `capacity` positions per row.
 
-        `start` is [R] int64; `visible` as in `PassStart`; `heads_together` is G.
+        `start` is [R] int64; `visible` and `prompt_tokens` as in `PassStart`; `heads_together` is G.
         """
         device, dtype = start.device, rotary.cos.dtype
         position = start.unsqueeze(1) + torch.arange(window, device=device)
         row = torch.arange(len(start), device=device).unsqueeze(1)
         ahead = torch.arange(visible, device=device) > position.unsqueeze(-1)
         mask = torch.zeros(ahead.shape, dtype=dtype, device=device).masked_fill_(ahead, -torch.inf)
+        index = (row * capacity + position).flatten()
+        if rotary.image is not None:
+            assert prompt_tokens is not None
+            position = position - prompt_tokens.unsqueeze(1) + rotary.image
         known = position.clamp(max=len(rotary.cos) - 1)  # later positions hold guesses that nobody reads
         return Positions(
             rotary.cos[known].unsqueeze(2),
             rotary.sin[known].unsqueeze(2),
-            (row * capacity + position).flatten(),
+            index,
             mask.repeat(1, heads_together, 1).unsqueeze(1),
         )
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """Tables for the rotary embedding: rotate(x) = x cos + roll(x, d / 2) sin."""
+    """Tables for the rotary embedding: rotate(x) = x cos + roll(x, d / 2) sin.
+
+    Only differences between positions matter. So where an image's codes have positions on several axes, all positions are
+    counted from its first code, and one table serves prompts of any length.
+    """
 
     cos: Tensor  # [positions, d]
     sin: Tensor  # [positions, d], the first half negated
+    image: int | None = None  # the tables' row for an image's first code; None: they begin where each row begins
 
     @staticmethod
-    def of(cos: Tensor, sin: Tensor) -> "Rotary":
+    def of(cos: Tensor, sin: Tensor, image: int | None = None) -> "Rotary":
         """Makes the tables from cosines and sines [positions, d], each half the same."""
         low, high = sin.chunk(2, -1)
-        return Rotary(cos.contiguous(), torch.cat([-low, high], -1))
+        return Rotary(cos.contiguous(), torch.cat([-low, high], -1), image)
 
 
 @dataclass(frozen=True)
@@ -205,6 +225,7 @@ class PassStart:
     start: Tensor  # [R] int64, each row's first new position
     rotary: Rotary
     visible: int  # positions that attention looks at, at least every start + W
+    prompt_tokens: Tensor | None = None  # [R] int64, positions before each row's image; needed with `Rotary.image`
 
 
 def attention(queries: Tensor, keys_values: Tensor, mask: Tensor, scaling: float) -> Tensor:
@@ -237,15 +258,19 @@ def block(x: Tensor, weights: BlockWeights, keys_values: Tensor, place: Position
     size, rows, visible = weights.head_size, keys_values.shape[0], place.mask.shape[-1]
     heads = weights.query_heads + 2 * weights.key_value_heads
     qkv = weights.qkv(weights.attention_norm(x)).view(rows, -1, heads, size)
-    rotated = qkv[:, :, : weights.query_heads + weights.key_value_heads]
-    rolled = rotated.roll(size // 2, -1)
+    rotated = qkv[:, :, : weights.query_heads + weights.key_value_heads, : weights.rotated]
+    rolled = rotated.roll(rotated.shape[-1] // 2, -1)
     rotated.mul_(place.cos).addcmul_(rolled, place.sin)
     new = qkv[:, :, weights.query_heads :].flatten(0, 1).unflatten(1, keys_values.shape[2:4])
     keys_values.flatten(0, 1).index_copy_(0, place.index, new)
     mixed = attention(qkv[:, :, : weights.query_heads], keys_values[:, :visible], place.mask, weights.scaling)
-    y = weights.output.added_to(x, mixed)
-    gate, up = weights.gate_up.apart(weights.mlp_norm(y))
-    return weights.down.added_to(y, F.silu(gate).mul_(up))
+    y = _added(x, mixed, weights.output, weights.attention_norm_after)
+    gate, up = weights.gate_up.halves(weights.mlp_norm(y))
+    return _added(y, F.silu(gate).mul_(up), weights.down, weights.mlp_norm_after)
+
+
+def _added(residual: Tensor, rows: Tensor, product: Product, norm: Norm | None) -> Tensor:
+    return product.added_to(residual, rows) if norm is None else residual + norm(product(rows))
 
 
 def run_blocks(
@@ -275,9 +300,15 @@ def run_blocks(
 
 
 def run_whole(
-    embeddings: Tensor, blocks: Sequence[BlockWeights], rotary: Rotary, layers: Sequence[int]
+    embeddings: Tensor,
+    blocks: Sequence[BlockWeights],
+    rotary: Rotary,
+    layers: Sequence[int],
+    prompt_tokens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Runs rows of embeddings [R, W, D] from their first position to their last, in one pass.
+
+    `prompt_tokens` is as in `PassStart`; None where the rows are prompts as a whole.
 
     Returns:
         keys and values [N, R, W, 2, H_kv, d], and the layers' hidden states [len(layers) + 1, R, W, D].
@@ -285,7 +316,8 @@ def run_whole(
     rows, length, _ = embeddings.shape
     keys_values = embeddings.new_zeros(buffer_shape(blocks, rows, length))
     start = torch.zeros(rows, dtype=torch.int64, device=embeddings.device)
-    place = Positions.of(start, length, rotary, length, length, blocks[0].heads_together)
+    prompt_tokens = start + length if prompt_tokens is None else prompt_tokens
+    place = Positions.of(start, length, rotary, length, length, blocks[0].heads_together, prompt_tokens)
     states = run_blocks(embeddings.flatten(0, 1), blocks, keys_values, place, layers)
     return keys_values, states.unflatten(1, (rows, length))
 

@@ -26,6 +26,10 @@ def why_not(blocks: Sequence[BlockWeights]) -> str | None:
     if dtype == torch.float16:
         return "bfloat16 or float32, got float16"
     for weights in blocks:
+        if weights.attention_norm_after or weights.mlp_norm_after:
+            return "no norms behind attention and MLP, got some"
+        if weights.rotated is not None:
+            return f"heads rotated as a whole, got {weights.rotated} numbers of {weights.head_size}"
         if weights.head_size > _MOST_HEAD_SIZE:
             return f"heads of size up to {_MOST_HEAD_SIZE}, got {weights.head_size}"
         for name in ("qkv", "output", "gate_up", "down"):

@@ -37,16 +37,25 @@ class Prompts(Protocol):
 
 @dataclass(frozen=True)
 class Raster:
-    """Where an image's codes stand in its sequence: row by row, with a fixed token, or none, between two rows."""
+    """Where an image's codes stand in its sequence: row by row, with a fixed token, or none, between two rows.
+
+    Some models draw the whole image small first. Its codes stand before the others, row by row; no token ends lines then.
+    """
 
     rows: int
     columns: int
     line_end: int | None = None  # row of the code table that the fixed token is fed back as
+    small: tuple[int, int] = (0, 0)  # rows and columns of the small image, where there is one
+
+    @property
+    def small_tokens(self) -> int:
+        """Returns how many codes the small image has."""
+        return self.small[0] * self.small[1]
 
     @property
     def image_tokens(self) -> int:
         """Returns T, the number of codes per image."""
-        return self.rows * self.columns
+        return self.small_tokens + self.rows * self.columns
 
     @property
     def stride(self) -> int:
@@ -56,7 +65,20 @@ class Raster:
     @property
     def length(self) -> int:
         """Returns T', the number of positions per image: its codes and the fixed tokens among them."""
-        return self.rows * self.stride - (self.line_end is not None)
+        return self.small_tokens + self.rows * self.stride - (self.line_end is not None)
+
+    def first_guesses(self, positions: int) -> Tensor:
+        """Returns for each place which code before it is its first guess, [positions] int64; guesses go beyond the image.
+
+        It is the code above, or the one in the small image that shows the same part of the picture.
+        """
+        places = torch.arange(positions)
+        if not self.small_tokens:
+            return (places - self.stride).clamp(min=0)
+        rows, columns = self.small
+        large = (places - self.small_tokens).clamp(0, self.rows * self.columns - 1)
+        row, column = large // self.columns * rows // self.rows, large % self.columns * columns // self.columns
+        return torch.where(places < self.small_tokens, (places - columns).clamp(min=0), row * columns + column)
 
     def with_line_ends(self, places: Tensor, codes: Tensor) -> Tensor:
         """Returns the codes at these places in the sequence, with the fixed token wherever a line ends."""
@@ -73,6 +95,8 @@ class Raster:
     @cached_property
     def places(self) -> Tensor:
         """Returns where in the sequence the codes are, [T] int64."""
+        if self.line_end is None:
+            return torch.arange(self.image_tokens)
         return (torch.arange(self.rows).unsqueeze(1) * self.stride + torch.arange(self.columns)).flatten()
 
 
@@ -102,22 +126,35 @@ class ImageModel:
     embed_codes: Callable[[Tensor], Tensor]  # rows of the code table [R] to the embeddings [R, D] that are fed next
     # All tensors that `embed_codes` reads; None where it has more than tensors.
     code_weights: Callable[[], list[Tensor] | None]
-    pixel_decoder: nn.Module
-    to_pixels: Callable[[Tensor], Tensor]  # by it: [B, T] codes to [B, 3, H, W] pixels, in [-1, 1] but for overshoot
+    # By the decoder: [B, T] codes to [B, 3, H, W] pixels, in [-1, 1] but for overshoot. None where another model paints.
+    pixel_decoder: nn.Module | None
+    to_pixels: Callable[[Tensor], Tensor] | None
     raster: Raster
     image_size: tuple[int, int]  # width and height, in pixels
     prompts: Callable[[PreTrainedTokenizerBase], Prompts]
+    # [3, T'] int64, where an image's tokens stand on three axes of positions, counted from the first; None: in a row
+    positions: Tensor | None = None
+    guided: bool = True  # whether images have a row without their words, so that guidance is possible
     vision: Vision | None = None  # where the model answers questions about pictures
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
         """Returns the modules that drawing takes its weights from."""
-        return self.backbone, self.embed_text, *self.image_head, *self.code_modules, self.pixel_decoder
+        pixel_decoder = () if self.pixel_decoder is None else (self.pixel_decoder,)
+        return self.backbone, self.embed_text, *self.image_head, *self.code_modules, *pixel_decoder
 
     @property
     def head(self) -> Head:
         """Returns the head stage's parameters, as they are now. A linear with an adapter or in 8 bits is a ValueError."""
         return self.read_head()
+
+    def check_paints(self) -> None:
+        """Raises ValueError where another model paints the codes."""
+        if self.to_pixels is None:
+            raise ValueError(
+                f"model must paint pictures itself, got one of the family {self.family}, whose codes another model paints: "
+                "draw codes from Python, by JanusDoLa.generate"
+            )
 
     @property
     def image_tokens(self) -> int:

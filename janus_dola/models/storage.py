@@ -91,7 +91,7 @@ def pack_for_cpu(model: Any) -> None:
     for block in family.adapt(model).blocks:
         pack(block.self_attn, "q_proj", "k_proj", "v_proj")
         pack(block.self_attn, "o_proj")
-        pack(block.mlp, "gate_proj", "up_proj")
+        pack(block.mlp, *(name for name in ("gate_proj", "up_proj", "gate_up_proj") if hasattr(block.mlp, name)))
         pack(block.mlp, "down_proj")
     for linear in family.packed:
         parent, _, name = linear.rpartition(".")

@@ -28,10 +28,16 @@ _AS_ONE = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
 }
-_MEMBERS = {
+_LLAMA = {
     "": {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
     "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
     "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
+}
+_NORMS_AFTER = ("post_self_attn_layernorm", "post_mlp_layernorm")
+_GLM = {
+    "": _LLAMA[""].union(_NORMS_AFTER),
+    "self_attn": _LLAMA["self_attn"],
+    "mlp": {"gate_up_proj", "down_proj", "activation_fn"},
 }
 
 
@@ -108,7 +114,7 @@ class WeightReader:
             for name in _AS_ONE:
                 linears = _linears(block, name)
                 biases = [linear.bias for linear in linears if linear.bias is not None]
-                if all(map(_is_plain, linears)) and len(biases) in (0, len(linears)):
+                if len(linears) > 1 and all(map(_is_plain, linears)) and len(biases) in (0, len(linears)):
                     whole = Matrix(_lay([linear.weight for linear in linears]), _lay(biases) if biases else None)
                     self._laid[index, name] = whole, _addresses(tuple(map(_product, linears)))
         if self._image_model.device.type == "cuda":
@@ -122,8 +128,10 @@ class WeightReader:
         image_model = self._image_model
         check_sound(image_model.modules)
         with undisturbed(image_model.device):
-            blocks = tuple(self._block(block, index) for index, block in enumerate(image_model.blocks))
-            weights = Weights(blocks, self._rotary_table(), image_model.head, self._table())
+            rotary = self._rotary_table()
+            rotated = rotary.cos.shape[1]
+            blocks = tuple(self._block(block, index, rotated) for index, block in enumerate(image_model.blocks))
+            weights = Weights(blocks, rotary, image_model.head, self._table())
         embeddings = getattr(image_model.embed_text, "weight", ())
         dtypes = {image_model.dtype, *_dtypes((blocks, weights.code_table, embeddings))}
         if len(dtypes) > 1:
@@ -133,12 +141,11 @@ class WeightReader:
             )
         return weights
 
-    def _block(self, block: Any, index: int) -> BlockWeights:
+    def _block(self, block: Any, index: int, rotated: int) -> BlockWeights:
         _check_block(block, index)
         attention, mlp = block.self_attn, block.mlp
-        before_attention, before_mlp = (
-            Norm(norm.weight.detach(), norm.variance_epsilon)
-            for norm in (block.input_layernorm, block.post_attention_layernorm)
+        before_attention, before_mlp, *after = (
+            Norm(norm.weight.detach(), norm.variance_epsilon) for norm in _norms(block)
         )
         heads = attention.config.num_attention_heads
         return BlockWeights(
@@ -152,6 +159,9 @@ class WeightReader:
             key_value_heads=heads // attention.num_key_value_groups,
             head_size=attention.head_dim,
             scaling=attention.scaling,
+            rotated=None if rotated == attention.head_dim else rotated,
+            attention_norm_after=after[0] if after else None,
+            mlp_norm_after=after[1] if after else None,
         )
 
     def _beside(self, block: Any, index: int, name: str) -> Beside:
@@ -161,6 +171,8 @@ class WeightReader:
             whole = Matrix(linears[0].packed, torch.cat(biases) if biases else None)
             return Beside(tuple(linears), whole if len(biases) in (0, len(linears)) else None)
         products = tuple(map(_product, linears))
+        if len(products) == 1:  # one Linear for all
+            return Beside(products, products[0])
         laid = self._laid.get((index, name))
         if laid is not None and _addresses(products) == laid[1]:
             return Beside(products, laid[0])
@@ -176,9 +188,14 @@ class WeightReader:
         like = torch.empty(0, dtype=image_model.dtype, device=image_model.device)
         now = [module.inv_freq * module.attention_scaling, like]
         if self._rotary is None or not _equal(self._rotary[1], now):
-            positions = torch.arange(image_model.config.max_position_embeddings, device=image_model.device).unsqueeze(0)
+            length, image = image_model.config.max_position_embeddings, None
+            positions = torch.arange(length, device=like.device).unsqueeze(0)
+            if image_model.positions is not None:  # of a prompt they are the same on all axes
+                image = length - image_model.positions.shape[1]
+                before = positions[:, :image] - image
+                positions = torch.cat([before.expand(3, -1), image_model.positions.to(like.device)], 1).unsqueeze(1)
             cos, sin = eval_copy(module)(like, positions)
-            self._rotary = Rotary.of(cos[0], sin[0]), now
+            self._rotary = Rotary.of(cos[0], sin[0], image), now
         return self._rotary[0]
 
     def _table(self) -> Tensor:
@@ -220,20 +237,26 @@ def _dtypes(thing: object) -> set[torch.dtype]:
     return {dtype for each in inside for dtype in _dtypes(each)}
 
 
+def _norms(block: Any) -> list[Any]:
+    """Returns a block's norms: before attention and MLP, then those behind both, where it has them."""
+    after = [getattr(block, name) for name in _NORMS_AFTER if hasattr(block, name)]
+    return [block.input_layernorm, block.post_attention_layernorm, *after]
+
+
 def _check_block(block: Any, index: int) -> None:
-    """Raises ValueError where a block is not a Llama's, or something changes what it computes."""
-    for name, expected in _MEMBERS.items():
+    """Raises ValueError where a block is neither a Llama's nor a GLM's, or something changes what it computes."""
+    kind, members_of_kind = ("GLM", _GLM) if hasattr(block, _NORMS_AFTER[0]) else ("Llama", _LLAMA)
+    for name, expected in members_of_kind.items():
         module = block.get_submodule(name)
         children = {child for child, submodule in module.named_children() if not isinstance(submodule, nn.Dropout)}
         members = children | {parameter for parameter, _ in module.named_parameters(recurse=False)}
         if members != expected:
             raise ValueError(
-                f"block {index} of the language model must be a Llama's, with {sorted(expected)} in "
+                f"block {index} of the language model must be a {kind}'s, with {sorted(expected)} in "
                 f"{name or 'it'!r}, got {sorted(members)}"
             )
     attention, mlp = block.self_attn, block.mlp
-    norms = block.input_layernorm, block.post_attention_layernorm
-    for module in (block, attention, mlp, *norms):
+    for module in (block, attention, mlp, *_norms(block)):
         # What changes results without changing weights would be left out in silence.
         if any(getattr(hook, "__module__", "") not in _ONLY_LOOK for hook in _hooks(module)) or _has_own_forward(
             module
@@ -243,12 +266,14 @@ def _check_block(block: Any, index: int) -> None:
                 f"got a changed {type(module).__name__}; remove what was put there before drawing"
             )
     x = torch.linspace(-3, 3, 13, dtype=torch.float32)
-    if not torch.allclose(mlp.act_fn(x), nn.functional.silu(x), atol=1e-6):
-        raise ValueError(f"hidden_act of the language model must be silu, got {mlp.act_fn}")
+    activation = mlp.activation_fn if kind == "GLM" else mlp.act_fn
+    if not torch.allclose(activation(x), nn.functional.silu(x), atol=1e-6):
+        raise ValueError(f"hidden_act of the language model must be silu, got {activation}")
 
 
 def _linears(block: Any, name: str) -> list[Any]:
-    return [block.get_submodule(path) for path in _AS_ONE[name]]
+    paths = ("mlp.gate_up_proj",) if name == "gate_up" and hasattr(block.mlp, "gate_up_proj") else _AS_ONE[name]
+    return [block.get_submodule(path) for path in paths]
 
 
 def _lay(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -14,6 +14,7 @@ from janus_dola.models.checkpoint.reading import read_json
 
 # By tokenizer, as long as it lives; then by its number of tokens and what frames.
 _patterns = WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, frozenset[str]], re.Pattern[str]]]()
+_MARK = "\ue000"  # stands for the words while a template is rendered
 _MOST_CHARACTERS = 200_000  # far more than any model has room for, and tokenized in a second
 
 
@@ -66,6 +67,28 @@ def named_token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
     if number is None:
         raise ValueError(f"tokenizer must have a {name}; is it the tokenizer of this model?")
     return number
+
+
+def around_words(tokenizer: PreTrainedTokenizerBase, template: str, answers: bool = True) -> tuple[str, str]:
+    """Returns what a chat template writes before and after a user's words: a string for some templates, or in a list.
+
+    With `answers` the model's answer begins behind them. A template that does not print them once is a ValueError.
+    """
+    fault: object = "a text without them"
+    content: Any
+    for content in (_MARK, [{"type": "text", "text": _MARK}]):
+        chat = [{"role": "user", "content": content}]
+        try:
+            text = tokenizer.apply_chat_template(
+                chat, chat_template=template, add_generation_prompt=answers, tokenize=False
+            )
+        except Exception as error:  # whatever a template does
+            fault = " ".join(str(error).split())
+            continue
+        if text.count(_MARK) == 1:
+            before, after = text.split(_MARK)
+            return before, after
+    raise ValueError(f"tokenizer must have a chat template that prints the words of a user once, got {fault}")
 
 
 def settings_beside(tokenizer: PreTrainedTokenizerBase, name: str) -> dict[str, Any]:

@@ -113,6 +113,7 @@ class Reader:
 
     def __init__(self, pipe: JanusDoLa, names: Sequence[str]) -> None:
         self.pipe, self.image_model, self.names = pipe, pipe.image_model, names
+        self.image_model.check_paints()
         self._recipe = pipe.recipe(DrawSettings())
         self._prompts = self.image_model.prompts(pipe.tokenizer)
         self._numbers = itertools.count()

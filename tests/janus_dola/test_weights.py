@@ -148,7 +148,13 @@ def test_weights_of_a_real_shape_are_held_once():
     checkpoint = sum(parameter.nbytes for parameter in pipe.model.parameters())
     reader = pipe.engine.weights
     weights = reader.read()
-    held = [*pipe.model.parameters(), weights.code_table, *weights.rotary.__dict__.values(), *reader._code_table[1]]
+    held = [
+        *pipe.model.parameters(),
+        weights.code_table,
+        weights.rotary.cos,
+        weights.rotary.sin,
+        *reader._code_table[1],
+    ]
     for each in weights.blocks:
         held += [each.output.weight, each.down.weight]
         held += [matrix.weight for beside in (each.qkv, each.gate_up) for matrix in (beside.whole, *beside.products)]

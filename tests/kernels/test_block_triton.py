@@ -164,6 +164,8 @@ OTHERS = {
         BLOCK, gate_up=Beside((Matrix(torch.zeros(80, 72)), Matrix(torch.zeros(80, 72), torch.zeros(80))))
     ),
     "heads of size up to 128, got 256": replace(BLOCK, head_size=256),
+    "heads rotated as a whole, got 4 numbers of 8": replace(BLOCK, rotated=4),
+    "no norms behind attention and MLP, got some": replace(BLOCK, mlp_norm_after=BLOCK.mlp_norm),
     "bfloat16 or float32, got float16": random_block(4, 2, 8, False, torch.float16, torch.Generator()),
 }
 

@@ -28,7 +28,10 @@ def random_slots(slots: int, window: int, raster: Raster, g: torch.Generator, fu
     return result
 
 
-@pytest.mark.parametrize("raster", [Raster(4, 6), Raster(3, 5, line_end=CODES)], ids=["plain", "with line ends"])
+@pytest.mark.parametrize(
+    "raster", [Raster(4, 6), Raster(3, 5, line_end=CODES), Raster(4, 5, small=(2, 3))],
+    ids=["plain", "with line ends", "small first"],
+)  # fmt: skip
 @pytest.mark.parametrize(("slots", "window"), [(1, 1), (5, 1), (4, 2), (5, 5), (7, 8), (3, 32)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_feeding_and_accepting_are_those_on_tensors_to_the_bit(raster, slots, window, dtype):

@@ -53,6 +53,7 @@ def _accept_kernel(
     decided_ptr,  # [S] int64
     passes_ptr,  # [S] int64
     finite_ptr,  # [S] bool
+    guesses_ptr,  # [P] int64, which place's code is each one's first guess
     positions, length, stride, columns, LINE_END: tl.constexpr, WINDOW: tl.constexpr,
     PADDED: tl.constexpr,  # WINDOW, to a power of two
 ):  # fmt: skip
@@ -65,8 +66,8 @@ def _accept_kernel(
     guess = _with_line_ends(tl.load(tokens_ptr + place, mask=i < WINDOW - 1, other=0), place, stride, columns, LINE_END)
     sampled = slot * WINDOW + i
     codes = _with_line_ends(tl.load(code_ptr + sampled, mask=inside, other=0), place, stride, columns, LINE_END)
-    above = tl.maximum(place + WINDOW - stride, 0)  # of the places behind the window
-    code_above = tl.load(tokens_ptr + above, mask=inside, other=0)
+    before = tl.load(guesses_ptr + place + WINDOW, mask=inside, other=0)  # for the places behind the window
+    first_guess = tl.load(tokens_ptr + before, mask=inside, other=0)
     finite = tl.load(sampled_finite_ptr + sampled, mask=inside, other=1) != 0
 
     # The right guesses up to the first wrong one, and the code behind them; nothing beyond the image's end.
@@ -78,15 +79,15 @@ def _accept_kernel(
     replacement = tl.sum(tl.where(i == tl.maximum(accepted - 1, 0), codes, 0), 0)
     end = tl.min(tl.where(rejected & (codes != wrong), i, PADDED), 0)
     codes = tl.where(rejected & (i < end), replacement, codes)
-    # Behind the window, the code in the line above is the guess; it may be one that is written here.
-    is_new = (above - decided)[:, None] == i[None, :]
-    code_above = tl.where(
-        (above >= decided) & (above < decided + WINDOW), tl.sum(tl.where(is_new, codes[None, :], 0), 1), code_above
+    # Behind the window, a code drawn before is the guess; it may be one that is written here.
+    is_new = (before - decided)[:, None] == i[None, :]
+    first_guess = tl.where(
+        (before >= decided) & (before < decided + WINDOW), tl.sum(tl.where(is_new, codes[None, :], 0), 1), first_guess
     )
 
     tl.debug_barrier()  # all threads have read before one of them writes
     tl.store(tokens_ptr + place, codes, mask=inside)
-    tl.store(tokens_ptr + place + WINDOW, code_above, mask=inside)
+    tl.store(tokens_ptr + place + WINDOW, first_guess, mask=inside)
     tl.store(layers_ptr + slot * positions + place, tl.load(layer_ptr + sampled, mask=inside), mask=inside)
     tl.store(jsds_ptr + slot * positions + place, tl.load(jsd_ptr + sampled, mask=inside), mask=inside)
     whole = tl.min((finite | rejected).to(tl.int32), 0) == 1
@@ -137,6 +138,7 @@ def accept(
     decided: Tensor,
     passes: Tensor,
     finite: Tensor,
+    first_guesses: Tensor,
     window: int,
     length: int,
     stride: int,
@@ -148,11 +150,12 @@ def accept(
     Args:
         sampled: code, layer, jsd and finite of each code fed, [S * W] each.
         tokens, layers, jsd, decided, passes, finite: as in `Slots`; written.
+        first_guesses: [P] int64, as `Raster.first_guesses` gives them.
         window, length, stride, columns, line_end: W, and as in `Raster`.
     """
     with torch.cuda.device_of(tokens):  # where Triton launches
         _accept_kernel[(len(tokens),)](
-            *sampled, tokens, layers, jsd, decided, passes, finite, tokens.shape[1], length, stride,
+            *sampled, tokens, layers, jsd, decided, passes, finite, first_guesses, tokens.shape[1], length, stride,
             columns, LINE_END=-1 if line_end is None else line_end, WINDOW=window,
             PADDED=triton.next_power_of_2(window), num_warps=1,
         )  # fmt: skip

@@ -12,6 +12,11 @@ from janus_dola.arguments import MINI
 from janus_dola.models.checkpoint.reading import reason
 
 _DESCRIPTION, _WEIGHTS = ["*.json", "*.jinja"], ["*.safetensors", "pytorch_model*.bin"]
+# A repository of diffusers' has the model that draws codes in a folder of its own, beside those that paint them.
+_DRAWS_CODES, _PAINTS = (
+    "vision_language_encoder",
+    ["scheduler/*", "text_encoder/*", "tokenizer/*", "transformer/*", "vae/*"],
+)
 _UNREACHABLE = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
 
 
@@ -43,7 +48,8 @@ def resolve(model: str | Path, revision: str | None = None, weights: bool = True
         )
     patterns = _DESCRIPTION + (_WEIGHTS if weights else [])
     try:
-        return Path(snapshot_download(str(model), revision=revision, allow_patterns=patterns))
+        downloaded = snapshot_download(str(model), revision=revision, allow_patterns=patterns, ignore_patterns=_PAINTS)
+        return _that_draws_codes(Path(downloaded))
     except Exception as error:  # whichever HTTP library the hub's client is built on
         folder = _cached(str(model), revision or constants.DEFAULT_REVISION)
         if not isinstance(error, _UNREACHABLE) or not folder.is_dir():
@@ -58,7 +64,12 @@ def resolve(model: str | Path, revision: str | None = None, weights: bool = True
     return _with_config(folder)
 
 
+def _that_draws_codes(folder: Path) -> Path:
+    return folder / _DRAWS_CODES if (folder / _DRAWS_CODES / "config.json").is_file() else folder
+
+
 def _with_config(folder: Path) -> Path:
+    folder = _that_draws_codes(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"model folder {folder} has no config.json{_if_gguf(folder.iterdir())}")
     return folder

@@ -75,7 +75,9 @@ class Checkpoint:
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Loads the tokenizer, exactly as `tokenizer.json` describes it, with the chat template of its processor."""
-        folder = self.folder
+        folder, beside = self.folder, self.folder.parent / "processor"  # where diffusers' repositories keep it
+        if not (folder / "tokenizer.json").is_file() and (beside / "tokenizer.json").is_file():
+            folder = beside
         if not (folder / "tokenizer.json").is_file():
             raise FileNotFoundError(
                 f"model folder {folder} has no tokenizer.json: copy tokenizer.json, tokenizer_config.json and "

@@ -1,5 +1,7 @@
 """Lists the families that the package knows: a new one is a file here and a name in `FAMILIES`."""
 
+from importlib.util import find_spec
+
 from transformers import PreTrainedModel
 
 from janus_dola.models.contexts import undisturbed
@@ -7,6 +9,10 @@ from janus_dola.models.families import emu3, janus
 from janus_dola.models.model import Family, ImageModel
 
 FAMILIES: tuple[Family, ...] = (janus.JANUS, janus.DEEPSEEK_JANUS, emu3.EMU3)
+if find_spec("transformers.models.glm_image") is not None:  # since transformers 5
+    from janus_dola.models.families.glm_image import GLM_IMAGE
+
+    FAMILIES += (GLM_IMAGE,)
 
 
 def family_of(model: PreTrainedModel) -> Family:

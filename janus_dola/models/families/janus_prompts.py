@@ -3,13 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
 from janus_dola.models.model import PromptRows
-from janus_dola.models.words import check_words, named_token_id, settings_beside, spelled_out, token_id
+from janus_dola.models.words import (
+    around_words,
+    check_words,
+    named_token_id,
+    settings_beside,
+    spelled_out,
+    token_id,
+)
 
 BEGIN_OF_IMAGE = "<begin_of_image>"
 PAD = "<｜▁pad▁｜>"  # stands in for words in the unconditional row, whatever the tokenizer's own pad is
@@ -19,7 +25,6 @@ _FRAMING_TOKENS = frozenset({BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE_PLACEHOLDER, PA
 _PROCESSOR = "processor_config.json"
 _OLD_SFT_FORMAT = "deepseek_old"  # so DeepSeek's processor_config.json names the roles of the first Janus
 _FIRST_JANUS = "janus-1.3b"
-_MARK = "\ue000"  # stands for the words while the template is rendered
 
 
 @dataclass(frozen=True)
@@ -117,28 +122,8 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase, sft_format: str | None = 
 
 def _framed_pieces(words: str, tokenizer: PreTrainedTokenizerBase, before: str = "", after: str = "") -> list[str]:
     """Puts the chat template around the words, in pieces to be tokenized one by one."""
-    start, end = _frame(tokenizer)
+    start, end = around_words(tokenizer, tokenizer.chat_template or _chat_template(tokenizer))
     first, *others = spelled_out(words.strip(), tokenizer, _FRAMING_TOKENS)
     pieces = [start + before + first, *others]
     pieces[-1] += end + after
     return pieces
-
-
-def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Returns what the chat template writes before and after a user's words: a string for some templates, or in a list."""
-    template = tokenizer.chat_template or _chat_template(tokenizer)
-    fault: object = "a text without them"
-    content: Any
-    for content in (_MARK, [{"type": "text", "text": _MARK}]):
-        chat = [{"role": "user", "content": content}]
-        try:
-            text = tokenizer.apply_chat_template(
-                chat, chat_template=template, add_generation_prompt=True, tokenize=False
-            )
-        except Exception as error:  # whatever a template does
-            fault = " ".join(str(error).split())
-            continue
-        if text.count(_MARK) == 1:
-            before, after = text.split(_MARK)
-            return before, after
-    raise ValueError(f"tokenizer must have a chat template that prints the words of a user once, got {fault}")

@@ -1,0 +1,230 @@
+"""A family that draws an image small and then in full, in one row, with norms behind attention and MLP: GLM-Image."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("transformers.models.glm_image", reason="needs transformers 5")
+
+from transformers import GlmImageProcessor
+from transformers.models.glm_image.image_processing_pil_glm_image import GlmImageImageProcessorPil
+
+from janus_dola import DoLaConfig, JanusDoLa
+from janus_dola.cli import app as cli
+from janus_dola.kernels.contrast import jensen_shannon
+from janus_dola.kernels.sampling import gumbel_max
+from janus_dola.models import adapt
+from janus_dola.models.families.glm_image import prior_token_ids
+from janus_dola.models.model import Raster
+from janus_dola.serve.requests import Reader
+from tests.janus_dola import glm_image
+from tests.janus_dola.glm_image import CODES
+
+PROMPTS = ["a red circle", " a large blue square,  赤い円 "]
+DOLA = DoLaConfig(candidate_layers=[1, 2], alpha=0.1)
+
+
+def pipe_of(height: int, width: int) -> JanusDoLa:
+    tokenizer = glm_image.tokenizer()
+    return JanusDoLa(glm_image.model(tokenizer, height, width), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> JanusDoLa:
+    return pipe_of(128, 256)
+
+
+def by_its_processor(pipe: JanusDoLa, *prompts: str):
+    """What transformers' own processor makes of prompts, with the arguments that diffusers' pipeline gives it."""
+    height, width = pipe.model.config.target_h, pipe.model.config.target_w
+    processor = GlmImageProcessor(
+        GlmImageImageProcessorPil(), pipe.tokenizer, chat_template=pipe.tokenizer.chat_template
+    )
+    chats = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
+    return processor.apply_chat_template(
+        chats, tokenize=True, padding=len(prompts) > 1, target_h=height, target_w=width, return_dict=True,
+        return_tensors="pt",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "windows"), [(128, 128, (1, 4, 8, 16)), (256, 160, (8,)), (64, 576, (16,))]
+)
+def test_greedy_tokens_are_those_of_its_own_generate(height, width, windows):
+    pipe = pipe_of(height, width)
+    given, length = by_its_processor(pipe, *PROMPTS), pipe.image_model.raster.length
+    sequences = pipe.model.generate(
+        **given, max_new_tokens=length, do_sample=False, prefix_allowed_tokens_fn=lambda *_: list(range(CODES))
+    )
+    expected = sequences[:, given["input_ids"].shape[1] :]
+    assert all(len(each.unique()) > 10 for each in expected)
+    for window in windows:
+        drawn = pipe.generate(PROMPTS, contrast=None, temperature=0.0, window=window)
+        assert torch.equal(drawn.tokens[:, 0], expected)
+        assert (drawn.passes == length - 1 if window == 1 else drawn.passes < length - 1).all()
+
+
+def test_prompts_and_positions_are_its_own(pipe):
+    for prompt in PROMPTS:
+        given = by_its_processor(pipe, prompt)
+        assert pipe.encode(prompt)[0].conditional == given["input_ids"][0].tolist()
+        positions, _ = pipe.model.model.get_rope_index(
+            given["input_ids"], given["image_grid_thw"], given["images_per_sample"]
+        )
+        length = positions.shape[-1]
+        assert torch.equal(positions, torch.arange(length).expand(3, 1, length))
+        assert torch.equal(pipe.model.model._cached_decode_position_ids[0, :, :-1] - length, pipe.image_model.positions)
+    ids = pipe.encode("<|image|> and <|dit_token_3|>")[0].conditional
+    assert pipe.tokenizer.decode(ids).startswith("<|image|> and <|dit_token_3|><sop>4 8<eop><sop>11 22<eop>")
+    assert sum(number < CODES + 2 or number >= CODES + 2 + 256 for number in ids) == 5  # those of the frame
+
+
+def by_formulas(model, ids, codes, seed, temperature):
+    """From transformers' modules in float64: F [T, V] of each code, the layers and their JSD, and the codes drawn."""
+    text, ids = model.model.language_model, torch.tensor(ids)
+    raster = adapt(model).raster
+    grids = torch.tensor([[1, raster.rows, raster.columns], [1, *raster.small]])
+    model.model.get_rope_index(ids.unsqueeze(0), grids, torch.tensor([2]))
+    positions = torch.cat(
+        [torch.arange(len(ids)).expand(3, 1, -1), model.model._cached_decode_position_ids.transpose(0, 1)], -1
+    )[..., : len(ids) + len(codes) - 1]
+    states = text.embed_tokens(torch.cat([ids, codes[:-1]]).unsqueeze(0))
+    around, causal, layers = (
+        text.rotary_emb(states, positions),
+        torch.full((states.shape[1],) * 2, -math.inf).triu(1),
+        [],
+    )
+    for block in text.layers:
+        states = block(states, position_embeddings=around, attention_mask=causal.to(states)[None, None])
+        layers.append(states[0, len(ids) - 1 :])
+    norm = text.norm
+    hidden = torch.stack([layers[layer - 1] for layer in (*DOLA.candidate_layers, len(layers))])
+    hidden = hidden * (hidden.square().mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt() * norm.weight
+    *early, final = torch.log_softmax(model.lm_head(hidden)[..., :CODES], -1)
+    jsd = torch.stack([jensen_shannon(final, each) for each in early])
+    chosen, places = jsd.argmax(0), torch.arange(len(codes))
+    plausible = final >= final.amax(-1, keepdim=True) + math.log(DOLA.alpha)
+    scores = torch.where(plausible, final - torch.stack(early)[chosen, places], -math.inf)
+    drawn = gumbel_max(scores, temperature, torch.full((len(codes),), seed), places)
+    return scores, torch.tensor(DOLA.candidate_layers)[chosen], jsd.amax(0), drawn
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_dola_follows_the_formulas(pipe, temperature):
+    """Whatever the window, and whoever draws beside it; given its codes, in float64."""
+    settings = {"contrast": DOLA, "temperature": temperature}
+    drawn = pipe.generate(PROMPTS, 2, seed=[7, 8, 9, 7], window=4, **settings)
+    for window in (1, 16):
+        again = pipe.generate(PROMPTS, 2, seed=[7, 8, 9, 7], window=window, **settings)
+        assert torch.equal(again.tokens, drawn.tokens)
+        assert torch.equal(again.premature_layers, drawn.premature_layers)
+    log_probs = pipe.log_probs(PROMPTS, drawn.tokens, **settings)
+    if temperature:
+        policy = pipe.policy(PROMPTS, drawn.tokens, premature_layers=drawn.premature_layers, **settings)
+        assert torch.allclose(policy.log_probs, log_probs, atol=1e-3)
+    wide = glm_image.model(pipe.tokenizer, 128, 256).double()
+    for prompt, (i, k), seed in ((PROMPTS[0], (0, 0), 7), (PROMPTS[1], (1, 0), 9)):
+        tokens = drawn.tokens[i, k]
+        scores, layers, jsd, codes = by_formulas(wide, pipe.encode(prompt)[0].conditional, tokens, seed, temperature)
+        assert torch.equal(tokens, codes)
+        assert torch.equal(drawn.premature_layers[i, k], layers)
+        assert torch.allclose(drawn.jsd[i, k].double(), jsd, atol=1e-4)
+        if temperature:
+            expected = torch.log_softmax(scores, -1).gather(1, codes.unsqueeze(1)).squeeze(1)
+            assert torch.allclose(log_probs[i, k].double(), expected, atol=1e-3)
+    assert len(drawn.premature_layers.unique()) > 1
+
+
+def test_the_small_image_is_the_first_guess_of_the_large_one():
+    small, raster = torch.arange(6).view(2, 3), Raster(4, 6, small=(2, 3))
+    enlarged = small.repeat_interleave(2, 0).repeat_interleave(2, 1).flatten()
+    assert torch.equal(raster.first_guesses(30), torch.cat([torch.tensor([0, 0, 0, 0, 1, 2]), enlarged]))
+    assert raster.first_guesses(46)[30:].tolist() == [5] * 16  # beyond the image
+    for rows, columns, of in ((36, 24, (19, 13)), (4, 4, (16, 16)), (2, 18, (5, 48))):
+        large = Raster(rows, columns, small=of)
+        guesses = large.first_guesses(large.length)[large.small_tokens :].view(rows, columns)
+        assert torch.equal(guesses // of[1], (torch.arange(rows) * of[0] // rows).unsqueeze(1).expand(-1, columns))
+        assert torch.equal(guesses % of[1], (torch.arange(columns) * of[1] // columns).expand(rows, -1))
+
+
+def test_nothing_guides(pipe):
+    """So the default weight is 1 here; and an image is one row."""
+    drawn = pipe.generate(PROMPTS[0])
+    assert drawn.drawn[0][0].recipe.settings.cfg_weight == 1
+    assert torch.equal(drawn.tokens, pipe.generate(PROMPTS[0], cfg_weight=1.0).tokens)
+    with pytest.raises(ValueError, match="model must paint pictures itself, got one of the family glm_image"):
+        Reader(pipe, ["glm"])
+    for draw in (pipe.generate, pipe.stream, lambda *args, **changes: pipe.log_probs(*args, drawn.tokens, **changes)):
+        with pytest.raises(ValueError, match="cfg_weight must be 1 for a model that nothing guides, got 3.0"):
+            draw(PROMPTS[0], cfg_weight=3.0)
+    with pytest.raises(ValueError, match="negative_prompt must be None for a model that nothing guides, got 'blurry'"):
+        pipe.generate(PROMPTS[0], negative_prompt="blurry")
+
+
+def test_codes_are_kept_where_another_model_paints(pipe, tmp_path):
+    out = pipe.generate(PROMPTS, 2, window=16)
+    with pytest.raises(
+        ValueError, match=r"this model draws codes, which another one paints: save them as \.safetensors"
+    ):
+        out.save(tmp_path)
+    for path, tokens in zip(out.save(tmp_path, "safetensors"), out.tokens.flatten(0, 1), strict=True):
+        assert torch.equal(load_file(path)["tokens"], tokens)
+    raster = pipe.image_model.raster
+    prior = prior_token_ids(out.tokens, raster)
+    assert prior.shape == (4, 4 * raster.rows * raster.columns)
+    assert torch.equal(prior.view(4, 8, 16)[:, ::2, ::2].flatten(1), out.tokens.flatten(0, 1)[:, 11 * 22 :])
+    theirs = pytest.importorskip("diffusers.pipelines.glm_image.pipeline_glm_image").GlmImagePipeline
+    for ids, tokens in zip(prior, out.tokens.flatten(0, 1), strict=True):
+        sequence = torch.cat([torch.zeros(5, dtype=torch.int64), tokens]).unsqueeze(0)
+        grids = torch.tensor([[1, raster.rows, raster.columns], [1, *raster.small]])
+        length, offset, height, width = theirs._compute_generation_params(grids, is_text_to_image=True)
+        assert length == len(tokens) + 1
+        large = theirs._extract_large_image_tokens(sequence, 5, offset, height * width)
+        assert torch.equal(theirs._upsample_token_ids(large, height, width)[0], ids)
+
+
+def test_a_folder_draws_what_the_model_in_memory_draws(pipe, tmp_path, monkeypatch, capsys):
+    """Alone, or as diffusers lays it beside the models that paint. Commands that write pictures refuse it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("x")
+    of_model, of_words = tmp_path / "all" / "vision_language_encoder", tmp_path / "all" / "processor"
+    for parameter in pipe.model.parameters():  # its weights fit into float16
+        parameter.data = parameter.half().float()
+    expected = pipe.generate(PROMPTS, seed=5).tokens
+    for model, words, folder in ((tmp_path / "one",) * 3, (of_model, of_words, tmp_path / "all")):
+        pipe.model.save_pretrained(model)
+        pipe.tokenizer.save_pretrained(words)
+        JanusDoLa.check(folder, "cpu", prompts=PROMPTS)
+        for dtype in ("float32", "float16"):  # packed on a CPU that can
+            loaded = JanusDoLa.from_pretrained(folder, device="cpu", dtype=dtype)
+            assert torch.equal(loaded.generate(PROMPTS, seed=5).tokens, expected)
+    for command in (["generate", "x"], ["batch", "--prompts", tmp_path / "prompts.txt"], ["profile"]):
+        monkeypatch.setattr("sys.argv", ["janus-dola", *map(str, command), "--model", str(folder)])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(cli.app)
+        assert (stop.value.code or 0) == (0 if command == ["profile"] else 2)
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("one of the family glm_image, whose codes another model paints" in said) == (command != ["profile"])
+    quantized = JanusDoLa.from_pretrained(folder, device="cpu", quantize="int8")
+    assert quantized.generate("x", seed=5).tokens.shape == expected[:1, :1].shape
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"target_h": "large"}, "target_h must be an int in 32 .. 16384, got 'large'"),
+        ({"target_w": 100}, "target_w must be a multiple of 32, got 100"),
+        (
+            {"target_h": 32, "target_w": 32 * 257},
+            "target_h and target_w must differ by less than 256 times, got 1 x 257",
+        ),
+    ],
+)
+def test_sizes_that_cannot_be_drawn(pipe, edit, message):
+    other = glm_image.model(pipe.tokenizer)
+    for name, value in edit.items():
+        setattr(other.config, name, value)
+    with pytest.raises(ValueError, match=message):
+        adapt(other)
