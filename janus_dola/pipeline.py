@@ -29,10 +29,11 @@ from janus_dola.engine.pipeline_base import PipelineBase
 from janus_dola.engine.plan import Sampler, make_plan, resolve_launch
 from janus_dola.engine.policy import Policy, policy_of
 from janus_dola.engine.progress import Callback
-from janus_dola.engine.scoring import CodeScores, log_probabilities, scores_of_images
+from janus_dola.engine.scoring import CodeScores, scores_of_images
 from janus_dola.images.outputs import DrawnImage, GenerationOutput
 from janus_dola.images.recipe import Recipe
 from janus_dola.kernels.head import resolve_backend
+from janus_dola.kernels.sampling import log_probabilities
 from janus_dola.kernels.types import Scores
 from janus_dola.models.checkpoint.hub import commit_of, public_name, resolve
 from janus_dola.models.checkpoint.load import Checkpoint, load
@@ -295,7 +296,7 @@ class JanusDoLa(PipelineBase):
         with undisturbed(self._drawn_with().device):
             scores, _ = self._scores(prompts, tokens, settings, premature_layers)
             log_probs = [
-                log_probabilities(each.scores, codes.to(each.scores.device), settings.temperature).cpu()
+                log_probabilities(each.scores, settings.temperature, codes.to(each.scores.device)).cpu()
                 for codes, each in zip(tokens.flatten(0, 1), scores, strict=True)
             ]
             return torch.stack(log_probs).view(tokens.shape).float()

@@ -1,4 +1,4 @@
-"""What lies in examples/ runs, with the mini model in the place of a large one: the notebook, and the nodes of ComfyUI.
+"""What lies in examples/ runs, with the mini model in the place of a large one: the notebook, GRPO, the nodes of ComfyUI.
 
 No package on PyPI brings ComfyUI's own loader, so a stand-in of its interface loads and runs the nodes.
 """
@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from examples import grpo
 from janus_dola import DoLaConfig, SLEDConfig
 from tests.run_readme import with_mini
 
@@ -48,6 +49,16 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     assert not torch.equal(names["baseline"].tokens, names["dola"].tokens)
     assert len(list((tmp_path / "teapots").iterdir())) == 4
     assert commands[0][1:] == ["-m", "janus_dola", "info", "mini"]
+
+
+def test_two_steps_of_grpo():
+    """What is trained is what was drawn from, after an update, too; and something is learnt."""
+    record = grpo.train(0, steps=2, words=2, images=4, evaluated=4, dtype="float64")
+    for step in record["steps"]:
+        assert step["ratio"] == pytest.approx(1, abs=1e-6)
+        assert step["largest |delta log p|"] <= 1e-5
+    assert record["steps"][0]["entropy"] != record["steps"][1]["entropy"]
+    assert record["right"].keys() == {0, 2}
 
 
 class Interrupted(Exception):

@@ -103,7 +103,7 @@ def test_links_lead_somewhere(page):
             assert place in {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}, place
 
 
-@pytest.mark.parametrize("name", ["drawing.md", "batch.md"])
+@pytest.mark.parametrize("name", ["drawing.md", "batch.md", "training.md"])
 def test_python_of_the_pages_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page, names = (ROOT / "docs" / name).read_text(encoding="utf-8"), {}

@@ -240,7 +240,7 @@ def _blocks(
         slots, Raster(24, 24), window, number, SamplingTensors.repeat(PLAIN, slots * window, jsd), fused=True
     )
     around.feed(new(16384, hidden))
-    around.accept(SampledCodes(number, number, jsd, number.bool()))
+    around.accept(SampledCodes(number, number, jsd, number.bool(), jsd))
 
 
 def _empty(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

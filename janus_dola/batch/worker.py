@@ -141,6 +141,7 @@ class BatchWorker:
             buffer = io.BytesIO()
             small_map(image.premature_layers, image.jsd).save(buffer, format="png")
             png = buffer.getvalue()
-        jsd = {"mean_jsd": round(image.jsd.mean().item(), 4), "max_jsd": round(image.jsd.max().item(), 4)}
+        numbers = {"log_prob": image.log_probs.sum(), "mean_jsd": image.jsd.mean(), "max_jsd": image.jsd.max()}
+        rounded: dict[str, Any] = {name: round(number.item(), 4) for name, number in numbers.items()}
         layers = {str(layer): count for layer, count in counts_of(image.premature_layers).items()}
-        return EncodedImage(content, png, {**jsd, "layers": layers, "seconds": round(seconds, 4)})
+        return EncodedImage(content, png, rounded | {"layers": layers, "seconds": round(seconds, 4)})

@@ -20,7 +20,7 @@ from janus_dola.engine.slots import Slots
 from janus_dola.kernels.block import CANNOT_RUN, resolve_blocks
 from janus_dola.kernels.block_torch import PassStart, buffer_shape, run_whole
 from janus_dola.kernels.head import head_scores, sample_codes
-from janus_dola.kernels.sampling import multinomial
+from janus_dola.kernels.sampling import log_probabilities, multinomial
 from janus_dola.kernels.types import SampledCodes, SamplingParams, SamplingTensors
 from janus_dola.models.eval_copy import in_eval_mode
 from janus_dola.models.model import ImageModel
@@ -180,4 +180,5 @@ class Decoder:
             return sample_codes(hidden_states, head, sampling, seeds, position, backend)
         scores = head_scores(hidden_states, head, sampling, backend)
         code = multinomial(scores.scores, sampling.temperature, scores.finite, self.key.generator)
-        return SampledCodes(code, scores.layer, scores.jsd, scores.finite)
+        log_prob = log_probabilities(scores.scores, sampling.temperature, code)
+        return SampledCodes(code, scores.layer, scores.jsd, scores.finite, log_prob)

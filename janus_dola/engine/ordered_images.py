@@ -130,7 +130,7 @@ def _image(
         finite, passes = bool(codes.finite), int(codes.passes)
     if (pixels is not None and picture is None) or not finite:
         return job, None
-    of_codes = codes.tokens, codes.premature_layers, codes.jsd
+    of_codes = codes.tokens, codes.premature_layers, codes.jsd, codes.log_probs
     own_recipe = recipe_of(recipe, codes, image_model, prompt=job.words, seed=job.seed)
     drawn_by_seed = plan.sampler == "gumbel"
     return job, DrawnImage(

@@ -118,8 +118,3 @@ def log_distributions(scores: Tensor, temperature: float) -> Tensor:
     if temperature == 0:
         return torch.full_like(scores, -torch.inf).scatter_(-1, scores.argmax(-1, keepdim=True), 0.0)
     return torch.log_softmax(tempered(scores, temperature)[0], -1)
-
-
-def log_probabilities(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
-    """Returns `log_distributions` at codes [N], given scores [N, V]: [N]."""
-    return log_distributions(scores, temperature).gather(-1, codes.unsqueeze(-1)).squeeze(-1)

@@ -35,6 +35,7 @@ class Codes:
     tokens: Tensor  # [T] int64
     premature_layers: Tensor  # [T] int64, the layer contrasted with; N where there was no contrast
     jsd: Tensor  # [T], that layer's divergence from the final one in nats; 0 where there was no contrast
+    log_probs: Tensor  # [T], log-probabilities of the codes in nats
     finite: Tensor  # [] bool, False if hidden states or logits were not finite at some token
     passes: Tensor  # [] int64, number of passes after the prompt's
     slots: int  # S
@@ -84,7 +85,7 @@ class Slots:
         self.sampling = sampling  # [S * W], each image's numbers repeated for the W codes fed
         self.tokens = zeros(positions)  # decided codes, then guesses
         self.layers = zeros(positions)  # indices into the stack
-        self.jsd = zeros(positions, dtype=sampling.temperature.dtype)
+        self.jsd, self.log_probs = (zeros(positions, dtype=sampling.temperature.dtype) for _ in range(2))
         self.finite = zeros(dtype=torch.bool)
         self._ahead = torch.arange(window, device=layers.device)
         self._first_guesses = raster.first_guesses(positions).to(layers.device)
@@ -102,6 +103,7 @@ class Slots:
         self.tokens[slots] = first.code.unsqueeze(1)  # and the first guesses
         self.layers[slots, 0] = first.layer
         self.jsd[slots, 0] = first.jsd
+        self.log_probs[slots, 0] = first.log_prob
         self.finite[slots] = first.finite
 
     def leave(self, slot: int) -> None:
@@ -131,13 +133,15 @@ class Slots:
     def accept(self, sampled: SampledCodes) -> None:
         """Accepts the codes that a pass decides, of f after each code fed [S * W], and keeps the others as guesses."""
         if self._kernels is not None:
-            state = (self.tokens, self.layers, self.jsd, self.decided, self.passes, self.finite)
+            state = (self.tokens, self.layers, self.jsd, self.log_probs, self.decided, self.passes, self.finite)
             drawn, length = tuple(vars(sampled).values()), self._raster.length
             self._kernels.accept(drawn, *state, self._first_guesses, self.window, length, *self._lines)
             return
         places = self.places
         fed = self.fed(places)
-        codes, layers, jsd, finite = (getattr(sampled, field.name).view(fed.shape) for field in fields(sampled))
+        codes, layers, jsd, finite, log_probs = (
+            getattr(sampled, field.name).view(fed.shape) for field in fields(sampled)
+        )
         codes = self._raster.with_line_ends(places + 1, codes)
         # The right guesses up to the first wrong one, and the code behind them; nothing beyond the image's end.
         num_right = (fed[:, 1:] == codes[:, :-1]).long().cumprod(1).sum(1) + 1
@@ -146,6 +150,7 @@ class Slots:
         self.tokens.scatter_(1, places + 1, self._next_guesses(fed, codes, num_accepted) if self.window > 1 else codes)
         self.layers.scatter_(1, places + 1, layers)
         self.jsd.scatter_(1, places + 1, jsd)
+        self.log_probs.scatter_(1, places + 1, log_probs)
         # Behind the window, a code drawn before is the guess, such as the one above.
         behind = places + 1 + self.window
         self.tokens.scatter_(1, behind, self.tokens.gather(1, self._first_guesses[behind]))
@@ -163,6 +168,7 @@ class Slots:
 
     def codes(self, slot: int) -> Codes:
         """Returns the codes in a slot; the next image there does not change them."""
-        tokens, layers, jsd = (each[slot][self._code_places] for each in (self.tokens, self.layers, self.jsd))
+        of_codes = self.tokens, self.layers, self.jsd, self.log_probs
+        tokens, layers, jsd, log_probs = (each[slot][self._code_places] for each in of_codes)
         finite, passes = self.finite[slot].clone(), self.passes[slot].clone()
-        return Codes(tokens, self._layer_numbers[layers], jsd, finite, passes, len(self.seeds), self.window)
+        return Codes(tokens, self._layer_numbers[layers], jsd, log_probs, finite, passes, len(self.seeds), self.window)

@@ -46,6 +46,8 @@ class DrawnImage:
     premature_layers: Tensor  # [T] int64, the layer contrasted with; N (the final layer) where there was no contrast
     # [T] float32 (float64 if the model is), that layer's Jensen-Shannon divergence from the final layer, in [0, ln 2] nats
     jsd: Tensor
+    # [T], in the same dtype, nats: log softmax(F / T) of each code, the distribution that it was drawn from; 0 at T = 0
+    log_probs: Tensor
     seed: int  # -1 for torch's global generator
     passes: int  # model passes after the prompt's; T - 1 if each decides one code
     recipe: Recipe  # prompt and settings
@@ -124,6 +126,11 @@ class GenerationOutput:
     def jsd(self) -> Tensor:
         """Returns these layers' Jensen-Shannon divergences from the final layer, [P, K, T] float32, in [0, ln 2] nats."""
         return self._stacked("jsd")
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """Returns log softmax(F / T) of each code, the distribution that it was drawn from, [P, K, T] float32, nats."""
+        return self._stacked("log_probs")
 
     @cached_property
     def seeds(self) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from janus_dola.kernels import head_torch, reference
-from janus_dola.kernels.sampling import gumbel_max
+from janus_dola.kernels.sampling import gumbel_max, log_probabilities
 from janus_dola.kernels.types import Head, SampledCodes, SamplingParams, SamplingTensors, Scores
 
 try:
@@ -99,7 +99,8 @@ def sample_codes(
         return head_triton.sample_codes(hidden_states, head, sampling, seeds, position)
     scores = _SCORES[backend](hidden_states, head, sampling)
     code = gumbel_max(scores.scores, sampling.temperature, seeds, position)
-    return SampledCodes(code, scores.layer, scores.jsd, scores.finite)
+    log_prob = log_probabilities(scores.scores, sampling.temperature, code)
+    return SampledCodes(code, scores.layer, scores.jsd, scores.finite, log_prob)
 
 
 def _checked(hidden_states: Tensor, head: Head, params: SamplingParams | SamplingTensors) -> SamplingTensors:

@@ -47,7 +47,7 @@ def _sample_codes(
     seeds: Tensor,
     position: Tensor,
     with_scores: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     head = Head(norm_weight, norm_eps, code_weight, code_bias, proj_weight, proj_bias)
     sampling = SamplingTensors.from_flat(method, dict(zip(names.split(), tensors, strict=True)))
     # Triton launches on the current device, which need not be where the tensors are.
@@ -60,10 +60,10 @@ def _sample_codes(
         else:
             x = project(normalise(hidden_states, head, None, arrived), head, sampling.cfg_weight, arrived)
         logits, tile_max, tile_sum = codebook(x, head)
-        code, out = None, logits.new_empty(0)
+        drawn, out = None, logits.new_empty(0)
         if method == _SWEPT:
-            swept = sweep(logits, tile_max, tile_sum, sampling, seeds, position, at_sweep)
-            code, layer, jsd, finite = swept.code, swept.layer, swept.jsd, swept.finite
+            drawn = sweep(logits, tile_max, tile_sum, sampling, seeds, position, at_sweep)
+            layer, jsd, finite = drawn.layer, drawn.jsd, drawn.finite
             if with_scores or sampling.truncates:
                 out = scores(logits, tile_max, tile_sum, layer, sampling)
         else:
@@ -71,13 +71,13 @@ def _sample_codes(
             finite = tile_sum.sum((0, 2)).isfinite()
         if sampling.truncates:
             truncate(out, sampling)
-        if code is None or sampling.truncates:
+        if drawn is None or sampling.truncates:
             no_limit, one = torch.full_like(sampling.temperature, -math.inf), torch.ones_like(sampling.temperature)
             everything = {"log_alpha": no_limit, "premature": torch.zeros_like(seeds)}
             everything |= {"final_weight": one, "premature_weight": one}
             drawing = replace(sampling, contrast=everything)
-            code = sweep(*as_single_layer_logits(out), drawing, seeds, position, at_sweep).code
-    return code, layer, jsd, finite, out if with_scores else logits.new_empty(0)
+            drawn = sweep(*as_single_layer_logits(out), drawing, seeds, position, at_sweep)
+    return drawn.code, layer, jsd, finite, drawn.log_prob, out if with_scores else logits.new_empty(0)
 
 
 @_sample_codes.register_fake
@@ -91,6 +91,7 @@ def _(
         hidden_states.new_empty(images, dtype=torch.int64),
         hidden_states.new_empty(images, dtype=torch.float32),
         hidden_states.new_empty(images, dtype=torch.bool),
+        hidden_states.new_empty(images, dtype=torch.float32),
         hidden_states.new_empty((images, code_weight.shape[0]) if with_scores else 0, dtype=torch.float32),
     )
 
@@ -119,7 +120,7 @@ def _run(
 def head_scores(hidden_states: Tensor, head: Head, sampling: SamplingTensors) -> Scores:
     """Computes the contrasted scores. See `janus_dola.kernels.head` for the arguments."""
     nothing = torch.zeros_like(sampling.temperature, dtype=torch.int64)  # the code that it draws is not used
-    _, layer, jsd, finite, scores = _run(hidden_states, head, sampling, nothing, nothing, with_scores=True)
+    _, layer, jsd, finite, _, scores = _run(hidden_states, head, sampling, nothing, nothing, with_scores=True)
     return Scores(scores, layer, jsd, finite)
 
 
@@ -129,4 +130,4 @@ def sample_codes(
     """Draws the next codes. See `janus_dola.kernels.head` for the arguments."""
     if not isinstance(position, Tensor):
         position = torch.full_like(seeds, position)
-    return SampledCodes(*_run(hidden_states, head, sampling, seeds, position, with_scores=False)[:4])
+    return SampledCodes(*_run(hidden_states, head, sampling, seeds, position, with_scores=False)[:5])

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from janus_dola.kernels.contrast import SMALLEST_LOG
 from janus_dola.kernels.philox import gumbel_noise
 
 
@@ -29,6 +30,17 @@ def gumbel_max(scores: Tensor, temperature: float | Tensor, seeds: Tensor, posit
     logits, greedy = tempered(scores, temperature)
     noise = gumbel_noise(seeds, position, scores.shape[-1]).masked_fill(greedy, 0.0)
     return (logits + noise).argmax(-1)
+
+
+def log_probabilities(scores: Tensor, temperature: float | Tensor, codes: Tensor) -> Tensor:
+    """Returns log softmax(F / T) of codes [...] in nats; at T = 0 it is 0 for the first of the highest scores, else -inf.
+
+    Args:
+        scores, temperature: as for `tempered`.
+    """
+    logits, greedy = tempered(scores, temperature)
+    log_p = logits.gather(-1, codes.unsqueeze(-1)).squeeze(-1) - logits.clamp(min=SMALLEST_LOG).exp_().sum(-1).log_()
+    return torch.where(greedy.squeeze(-1), torch.where(scores.argmax(-1) == codes, 0.0, -torch.inf), log_p)
 
 
 def multinomial(

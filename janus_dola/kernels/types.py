@@ -171,9 +171,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class SampledCodes:
-    """The code drawn for each image; the rest as in `Scores`."""
+    """The code drawn for each image, and its log-probability; the rest as in `Scores`."""
 
     code: Tensor  # [B] int64
     layer: Tensor
     jsd: Tensor
     finite: Tensor
+    log_prob: Tensor  # [B], log softmax(F / T) of the code in nats, in the dtype of jsd; 0 at T = 0

@@ -33,6 +33,7 @@ class FastPipe(JanusDoLa):
                 torch.zeros(4, dtype=torch.int64),
                 torch.tensor([2, 4, 6, 8]),
                 torch.tensor([0.1, 0.2, 0.3, 0.0]),
+                torch.tensor([-1.0, -0.5, 0.0, 0.0]),
                 each,
                 passes=4,
                 recipe=Recipe("mini", prompts[i], each, settings, "float32"),

@@ -113,8 +113,8 @@ JSON = st.recursive(
     max_leaves=4,
 )
 LINE_KEYS = (
-    "file", "map", "image", "index", "k", "id", "prompt", "seed", "settings", "mean_jsd", "max_jsd", "layers", "seconds",
-    "digest", "map_digest", "checksum", "extra", "error",
+    "file", "map", "image", "index", "k", "id", "prompt", "seed", "settings", "log_prob", "mean_jsd", "max_jsd", "layers",
+    "seconds", "digest", "map_digest", "checksum", "extra", "error",
 )  # fmt: skip
 ODD_LINES = st.sampled_from(
     [b"[" * 50_000, b"9" * 5000, b"\xff\xfe", b"{}", b"null", b'{"image": 999}', b'{"image": 0}']

@@ -45,6 +45,7 @@ def test_a_run_writes_what_stream_draws_and_says_how(mini, tmp_path):
         assert line["prompt"] == prompts[i]
         assert (line["index"], line["k"], line["seed"]) == (i // 2, i % 2, drawn.seed)
         assert line["mean_jsd"] == pytest.approx(drawn.jsd.mean().item(), abs=1e-4)
+        assert line["log_prob"] == pytest.approx(drawn.log_probs.sum().item(), abs=1e-4)
         layers = {int(layer): count for layer, count in line["layers"].items()}
         assert layers == {layer: int((drawn.premature_layers == layer).sum()) for layer in layers}
         assert sum(layers.values()) == 64

@@ -13,9 +13,9 @@ from bench.mini.pictures import BACKGROUNDS, COLOURS, SHAPES, SIZES
 from janus_dola import DoLaConfig, JanusDoLa, NonFiniteError
 from janus_dola.engine.decoder import Decoder
 from janus_dola.engine.engine import Engine
-from janus_dola.engine.scoring import log_probabilities
 from janus_dola.kernels import block as blocks
 from janus_dola.kernels.head import head_scores
+from janus_dola.kernels.sampling import log_probabilities
 from janus_dola.settings import DrawSettings
 from tests.kernels.cases import CPU_BACKENDS
 
@@ -366,7 +366,7 @@ def _by_transformers(model, pipe, prompt, codes, dola, temperature, negative=Non
     stack = torch.stack([*(states[layer] for layer in layers), raw[0]])[:, :, len(ids) - 1 :].flatten(1, 2)
     params = DrawSettings(5.0, temperature, dola).sampling_params(tuple(layers))
     scores = head_scores(stack, JanusDoLa(model, pipe.tokenizer).image_model.head, params, "reference").scores
-    return log_probabilities(scores, codes, temperature)
+    return log_probabilities(scores, temperature, codes)
 
 
 def test_top_k_and_top_p_leave_the_most_probable_codes(short):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import peft
 import pytest
@@ -48,14 +49,21 @@ def naive(pipe, words, codes, settings) -> torch.Tensor:
         sides.append(inner.generation_head(torch.stack(states)[:, 0, len(ids) - 1 :]))
     logits = sides[0] if len(sides) == 1 else sides[1] + settings.cfg_weight * (sides[0] - sides[1])
     log_q = logits.log_softmax(-1)
-    if settings.contrast is None:
-        return (log_q[-1] / settings.temperature).log_softmax(-1)
-    q, (p, *_) = log_q[:-1].exp(), log_q[-1:].exp()
-    m = (p + q) / 2
-    jsd = ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)) / 2
-    premature = log_q[jsd.argmax(0), torch.arange(len(codes))]
-    admitted = p >= settings.contrast.alpha * p.amax(-1, keepdim=True)
-    return ((log_q[-1] - premature).masked_fill(~admitted, -math.inf) / settings.temperature).log_softmax(-1)
+    scores = log_q[-1]
+    if settings.contrast is not None:
+        q, (p, *_) = log_q[:-1].exp(), log_q[-1:].exp()
+        m = (p + q) / 2
+        jsd = ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)) / 2
+        admitted = p >= settings.contrast.alpha * p.amax(-1, keepdim=True)
+        scores = (scores - log_q[jsd.argmax(0), torch.arange(len(codes))]).masked_fill(~admitted, -math.inf)
+    log_p = (scores / settings.temperature).log_softmax(-1)
+    if settings.top_k or settings.top_p < 1:
+        for row in log_p:
+            order, most = row.sort(descending=True).indices, settings.top_k or len(row)
+            row[order[most:]] = -math.inf
+            below = row.softmax(-1)[order].cumsum(-1) >= settings.top_p
+            row[order[1:][below[:-1]]] = -math.inf
+    return log_p.log_softmax(-1)
 
 
 def gradients(value, model) -> dict[str, torch.Tensor]:
@@ -164,3 +172,30 @@ def test_the_callers_contexts_act_and_what_cannot_be_trained_is_refused(short):
     packed = JanusDoLa.from_pretrained("mini", "cpu", "float16")
     with pytest.raises(ValueError, match="packed as float16"):
         packed.policy("a", torch.zeros(1, 1, 64, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DrawSettings(1, 1.0, None),
+        DrawSettings(3, 0.5, None, top_k=40, top_p=0.9),
+        DrawSettings(3, 1.5, DoLaConfig(alpha=0.01), top_p=0.99),
+        DrawSettings(3, 0, DoLaConfig()),
+    ],
+    ids=lambda settings: settings.summary(),
+)
+def test_images_come_with_the_log_probabilities_of_their_codes(pipe, short, backend, settings):
+    """Those of a loop in float64, to five digits where the model is float64; whatever the window."""
+    out = pipe.generate(WORDS[0], 2, settings, seed=3, backend=backend, window=1)
+    with torch.no_grad():
+        expected = naive(pipe, WORDS[0], out.tokens[0, 1], replace(settings, temperature=settings.temperature or 1e-6))
+    expected = expected.gather(1, out.tokens[0, 1, :, None])[:, 0]
+    assert torch.allclose(out.log_probs[0, 1], expected, atol=1e-5)
+    assert settings.temperature == 0 or expected.min() < -1
+    (streamed,) = pipe.stream(WORDS[0], 1, settings, seed=4, backend=backend)
+    assert torch.allclose(streamed.log_probs, expected, atol=1e-5)
+    out = short.generate(WORDS[0], 2, settings, seed=3, backend=backend, window=8)
+    assert out.log_probs.dtype == torch.float32
+    assert torch.allclose(out.log_probs, short.log_probs(WORDS[0], out.tokens, settings), atol=1e-4)
+    assert (out.log_probs <= 0).all()

@@ -33,6 +33,7 @@ def test_images_are_those_drawn_on_tensors(small, images, window, monkeypatch):
     assert torch.equal(out.tokens, expected.tokens)
     assert torch.equal(out.premature_layers, expected.premature_layers)
     assert torch.allclose(out.jsd, expected.jsd, atol=1e-5)
+    assert torch.allclose(out.log_probs, expected.log_probs, atol=1e-5)
     assert len(expected.tokens.unique()) > 6
     passes = launched["_attention_kernel"] // 2
     assert launched.total() == 2 * passes * 6 + 3 * passes  # six a block; feed, weigh, accept

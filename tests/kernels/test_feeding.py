@@ -49,13 +49,13 @@ def test_feeding_and_accepting_are_those_on_tensors_to_the_bit(raster, slots, wi
         other = torch.randint(0, CODES, (count,), generator=g)
         sampled = SampledCodes(
             torch.where(torch.rand(count, generator=g) < 0.8, guesses, other), torch.randint(0, 3, (count,), generator=g),
-            torch.rand(count, generator=g), torch.rand(count, generator=g) < 0.95,
+            torch.rand(count, generator=g), torch.rand(count, generator=g) < 0.95, torch.randn(count, generator=g),
         )  # fmt: skip
         before = on_tensors.decided.clone()
         on_tensors.accept(sampled)
         fused.accept(sampled)
         numbers_accepted.update((on_tensors.decided - before).tolist())
-        for name in ("tokens", "layers", "jsd", "decided", "passes", "finite", "seeds", "prompt_tokens"):
+        for name in ("tokens", "layers", "jsd", "log_probs", "decided", "passes", "finite", "seeds", "prompt_tokens"):
             assert torch.equal(getattr(fused, name), getattr(on_tensors, name)), name
     assert numbers_accepted >= ({0, 1} if slots > 1 else {1})
     assert window == 1 or max(numbers_accepted) > 1
@@ -69,6 +69,6 @@ def test_the_example_in_the_docstring_of_slots(fused, drawn, guesses):
     slots = Slots(1, Raster(4, 8), 4, torch.tensor([8]), sampling, fused)
     slots.decided[0], slots.tokens[0, 9:13] = 10, torch.tensor(list(map(ord, "xabc")))
     nothing, zeros, finite = torch.zeros(4, dtype=torch.int64), torch.zeros(4), torch.ones(4, dtype=torch.bool)
-    slots.accept(SampledCodes(torch.tensor(list(map(ord, drawn))), nothing, zeros, finite))
+    slots.accept(SampledCodes(torch.tensor(list(map(ord, drawn))), nothing, zeros, finite, zeros))
     assert slots.decided.tolist() == [12]
     assert "".join(map(chr, slots.tokens[0, 10:14])) == "ap" + guesses

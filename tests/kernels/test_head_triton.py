@@ -14,6 +14,7 @@ from janus_dola.kernels import philox, reference
 from janus_dola.kernels.gpu import codebook, launch, project, sweep
 from janus_dola.kernels.head import head_scores, resolve_backend, sample_codes
 from janus_dola.kernels.head_torch import linear
+from janus_dola.kernels.sampling import log_probabilities
 from janus_dola.kernels.types import SamplingTensors
 from tests.kernels.cases import (
     CPU_BACKENDS,
@@ -128,6 +129,7 @@ def test_all_block_sizes_draw_the_same(monkeypatch, block):
         assert torch.equal(sampled.code, expected.code)
         assert torch.equal(sampled.layer, expected.layer)
         assert torch.allclose(sampled.jsd, expected.jsd, atol=1e-6)
+        assert torch.allclose(sampled.log_prob, expected.log_prob, atol=1e-5)
 
 
 @pytest.mark.parametrize(("layers", "rows"), [(1, 1), (1, 65), (16, 1), (16, 5)])
@@ -183,6 +185,8 @@ def test_codes_are_those_of_the_reference_wherever_the_choice_is_clear(temperatu
         clear = best[:, 0] - best[:, 1] > 1e-3
         assert clear.any()
         assert torch.equal(codes.code[clear], race.argmax(-1)[clear])
+        log_p = log_probabilities(expected.scores, temperature, codes.code)
+        assert torch.allclose(codes.log_prob[clear].double(), log_p[clear], atol=1e-5 / (temperature or 1))
 
 
 def test_noise_is_that_of_philox_bit_for_bit_in_its_words():

@@ -68,7 +68,10 @@ OF_EACH = [
 
 @BACKEND
 def test_every_backend_truncates_each_image_as_it_says(backend):
-    """Layer and divergence stay what they are without; the code is drawn, by the same noise, from what is left."""
+    """Layer and divergence stay what they are without; the code is drawn, by the same noise, from what is left.
+
+    Its log-probability is that of what is left, too.
+    """
     images = len(OF_EACH)
     head, hidden = random_head(16, 16, 4200, torch.float32, seed=3), random_hidden(3, images, 16, torch.float32, seed=3)
     together, seeds = SamplingTensors.of(OF_EACH, hidden), torch.arange(images) + 5
@@ -82,6 +85,8 @@ def test_every_backend_truncates_each_image_as_it_says(backend):
     assert torch.equal(actual.scores[0], whole.scores[0])
     for image, params in enumerate(OF_EACH):
         assert_truncated(actual.scores[image], whole.scores[image], params.temperature, params.top_k, params.top_p)
+        expected = (actual.scores[image].double() / (params.temperature or 1e-9)).log_softmax(-1)[drawn.code[image]]
+        assert drawn.log_prob[image].item() == pytest.approx(expected.item(), abs=1e-5)
     assert [int((row > -torch.inf).sum()) for row in actual.scores[[1, 2, 8]]] == [1, 7, 5]
     assert torch.equal(drawn.code, gumbel_max(actual.scores, together.temperature, seeds, 3))
     assert drawn.code[[1, 7]].tolist() == whole.scores.argmax(-1)[[1, 7]].tolist()

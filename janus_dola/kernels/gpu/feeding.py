@@ -45,11 +45,12 @@ def _feed_kernel(
 
 @triton.jit
 def _accept_kernel(
-    code_ptr,  # [S * W] int64, drawn after each code fed; the next three as `SampledCodes` says
-    layer_ptr, jsd_ptr, sampled_finite_ptr,
+    code_ptr,  # [S * W] int64, drawn after each code fed; the next four as `SampledCodes` says
+    layer_ptr, jsd_ptr, sampled_finite_ptr, log_prob_ptr,
     tokens_ptr,  # [S, P] int64
     layers_ptr,  # [S, P] int64
     jsds_ptr,  # [S, P], in the dtype of jsd
+    log_probs_ptr,  # [S, P], in the same
     decided_ptr,  # [S] int64
     passes_ptr,  # [S] int64
     finite_ptr,  # [S] bool
@@ -90,6 +91,7 @@ def _accept_kernel(
     tl.store(tokens_ptr + place + WINDOW, first_guess, mask=inside)
     tl.store(layers_ptr + slot * positions + place, tl.load(layer_ptr + sampled, mask=inside), mask=inside)
     tl.store(jsds_ptr + slot * positions + place, tl.load(jsd_ptr + sampled, mask=inside), mask=inside)
+    tl.store(log_probs_ptr + slot * positions + place, tl.load(log_prob_ptr + sampled, mask=inside), mask=inside)
     whole = tl.min((finite | rejected).to(tl.int32), 0) == 1
     tl.store(finite_ptr + slot, (tl.load(finite_ptr + slot) != 0) & whole)
     tl.store(passes_ptr + slot, tl.load(passes_ptr + slot) + (accepted > 0).to(tl.int64))
@@ -135,6 +137,7 @@ def accept(
     tokens: Tensor,
     layers: Tensor,
     jsd: Tensor,
+    log_probs: Tensor,
     decided: Tensor,
     passes: Tensor,
     finite: Tensor,
@@ -148,14 +151,14 @@ def accept(
     """Accepts the codes that a pass decides, in place.
 
     Args:
-        sampled: code, layer, jsd and finite of each code fed, [S * W] each.
-        tokens, layers, jsd, decided, passes, finite: as in `Slots`; written.
+        sampled: code, layer, jsd, finite and log_prob of each code fed, [S * W] each.
+        tokens, layers, jsd, log_probs, decided, passes, finite: as in `Slots`; written.
         first_guesses: [P] int64, as `Raster.first_guesses` gives them.
         window, length, stride, columns, line_end: W, and as in `Raster`.
     """
     with torch.cuda.device_of(tokens):  # where Triton launches
         _accept_kernel[(len(tokens),)](
-            *sampled, tokens, layers, jsd, decided, passes, finite, first_guesses, tokens.shape[1], length, stride,
-            columns, LINE_END=-1 if line_end is None else line_end, WINDOW=window,
+            *sampled, tokens, layers, jsd, log_probs, decided, passes, finite, first_guesses, tokens.shape[1], length,
+            stride, columns, LINE_END=-1 if line_end is None else line_end, WINDOW=window,
             PADDED=triton.next_power_of_2(window), num_warps=1,
         )  # fmt: skip

@@ -3,14 +3,15 @@
     log q_j = z_j - lse_j,  JSD_j of every candidate,  M = argmax_j JSD_j
     F = w_N (z_N - lse_N) - w_M (z_M - lse_M)  where z_N >= max z_N + log alpha,  else -inf
     code = argmax (F - max F) / T + G   G: Gumbel noise for (image seed, token position, code), see `philox`
+    log p = (F - max F) / T - log sum exp (F - max F) / T   of this code; 0 at T = 0
 
 Several programs share the codes of an image. The noise of a code is the same for every candidate, so each program can race
 its codes once for each of them before M is known. It leaves the winners beside its parts of the JSD sums; the program that
 arrives last adds the parts up, always in the same order, and picks M and the best of its winners. So no program goes over
 all codes alone, and the result has the same bits whichever is last.
 
-What is relative to a maximum (the complement of `contrast.diverge`, and F) is relative to that of the codes seen so far,
-and is shifted when a larger one comes.
+What is relative to a maximum (the complement of `contrast.diverge`, F, the sum of exponentials) is relative to that of the
+codes seen so far, and is shifted when a larger one comes.
 
 Scores F that are there already (truncated, or from a method without a sweep of its own) are drawn from by a second call, as
 the logits of a single layer: `as_single_layer_logits`.
@@ -104,12 +105,14 @@ def _shift(best, from_, to, temperature):
 
 @triton.jit
 def _elect(
-    image, race, lse, final_lse, premature, temperature, parts_ptr, code_ptr, layer_ptr, jsd_ptr, finite_ptr, V,
+    image, race, final_logits, logits, lse, final_lse, premature, final_weight, premature_weight, temperature, greedy,
+    parts_ptr, code_ptr, layer_ptr, jsd_ptr, finite_ptr, log_prob_ptr, V,
     CANDIDATES: tl.constexpr, RACES: tl.constexpr, PARTS: tl.constexpr, PARTS_PADDED: tl.constexpr,
 ):  # fmt: skip
     # What the last program of an image does: adds up the parts, and stores M and the best of its winners.
     # Names as in `_sweep_kernel`; race, lse and final_lse are [RACES_PADDED]. A part is the largest F of its codes, its
-    # winner's (F - that) / T + G and code (an int32's bits), and its share of 2 JSD, of the complement, and their scale.
+    # winner's (F - that) / T + G and code (an int32's bits), its share of 2 JSD, of the complement, and their scale, and its
+    # sum of exp((F - that) / T).
     # Loads with .cg go past the first-level cache, which does not see what other programs store.
     part = tl.arange(0, PARTS_PADDED)[None, :]
     mask = part < PARTS
@@ -121,9 +124,17 @@ def _elect(
         twice = tl.load(parts_ptr + 3, mask=mask, other=0.0, cache_modifier=".cg")
         complements = tl.load(parts_ptr + 4, mask=mask, other=0.0, cache_modifier=".cg")
         scales = tl.load(parts_ptr + 5, mask=mask, other=_LOWEST, cache_modifier=".cg")
+    totals = tl.load(parts_ptr + 6, mask=mask, other=0.0, cache_modifier=".cg")
 
-    bests = _shift(bests, tops, tl.max(tops, 1)[:, None], temperature)
-    code = tl.min(tl.where(bests == tl.max(bests, 1)[:, None], codes, V), 1)
+    top = tl.max(tops, 1)
+    bests = _shift(bests, tops, top[:, None], temperature)
+    code = tl.minimum(tl.min(tl.where(bests == tl.max(bests, 1)[:, None], codes, V), 1), V - 1)
+    score = tl.load(final_logits + code[:, None]) - final_lse[:, None]
+    if CANDIDATES > 0:
+        log_q = tl.where(premature == CANDIDATES, 0.0, tl.load(logits + code[:, None]) - lse[:, None])
+        score = final_weight * score - premature_weight * log_q
+    total = tl.sum(totals * tl.exp(_shift(0.0, tops, top[:, None], temperature)), 1)
+    log_prob = tl.sum((score - top[:, None]) / temperature, 1) - tl.log(total)
     finite = (tl.abs(lse) < float("inf")) & (tl.abs(final_lse) < float("inf"))
     if CANDIDATES > 0:
         # M = argmax JSD as in `contrast.select_premature`, the lowest layer on a tie
@@ -135,14 +146,16 @@ def _elect(
         most_diverging = tl.min(tl.where(order == tl.max(order, 0), race, RACES - 1), 0)
         layer = tl.where(premature < 0, most_diverging, premature)
         jsd = tl.max(tl.where(race == layer, jsds, 0.0), 0)
-        code = tl.min(tl.where(race == tl.minimum(layer, RACES - 1), code, V), 0)  # without contrast all are the same
+        drawn = race == tl.minimum(layer, RACES - 1)  # without contrast all are the same
+        code, log_prob = tl.min(tl.where(drawn, code, V), 0), tl.max(tl.where(drawn, log_prob, float("-inf")), 0)
     else:
-        layer, jsd, code = CANDIDATES, 0.0, tl.min(code, 0)
+        layer, jsd, code, log_prob = CANDIDATES, 0.0, tl.min(code, 0), tl.max(log_prob, 0)
     tl.store(layer_ptr + image, layer)
     tl.store(jsd_ptr + image, jsd)
     # A sum of exponentials is NaN where a logit was not finite.
     tl.store(finite_ptr + image, tl.min(finite.to(tl.int32), 0) == 1)
-    tl.store(code_ptr + image, tl.minimum(code, V - 1).to(tl.int64))
+    tl.store(code_ptr + image, code.to(tl.int64))
+    tl.store(log_prob_ptr + image, tl.where(greedy, 0.0, tl.minimum(log_prob, 0.0)))
 
 
 @triton.jit
@@ -163,6 +176,7 @@ def _sweep_kernel(
     layer_ptr,  # [B] int64
     jsd_ptr,  # [B] fp32
     finite_ptr,  # [B] bool
+    log_prob_ptr,  # [B] fp32
     images, V, TILES: tl.constexpr,
     CANDIDATES: tl.constexpr,  # C = L - 1
     PARTS: tl.constexpr,  # programs per image
@@ -177,9 +191,8 @@ def _sweep_kernel(
     seed, position = tl.load(seeds_ptr + image), tl.load(position_ptr + image)
     temperature, log_alpha = tl.load(temperature_ptr + image), tl.load(log_alpha_ptr + image)
     premature = tl.load(premature_ptr + image).to(tl.int32)
-    if CANDIDATES > 0:
-        final_weight = tl.where(premature == FINAL, 1.0, tl.load(final_weight_ptr + image))
-        premature_weight = tl.load(premature_weight_ptr + image)
+    final_weight = tl.where(premature == FINAL, 1.0, tl.load(final_weight_ptr + image))
+    premature_weight = tl.load(premature_weight_ptr + image)
     # The final layer's row, once for each race: with a warp for each race, warps exchange nothing until they store.
     final_row = row * 0 + FINAL * images + image
     final_logits = logits_ptr + final_row.to(tl.int64)[:, None] * V
@@ -197,7 +210,7 @@ def _sweep_kernel(
     twice, complement = tl.zeros([RACES_PADDED], tl.float32), tl.zeros([RACES_PADDED], tl.float32)
     highest = tl.full([RACES_PADDED], float("-inf"), tl.float32)
     best = tl.full([RACES_PADDED], float("-inf"), tl.float32)
-    winner = tl.zeros([RACES_PADDED], tl.int32)
+    winner, total = tl.zeros([RACES_PADDED], tl.int32), tl.zeros([RACES_PADDED], tl.float32)
     for start in range(part * BLOCK_V, V, PARTS * BLOCK_V):
         noise = _gumbel(seed, position, start // 4 + tl.arange(0, BLOCK_V // 4))
         noise = tl.where(temperature > 0, noise, 0.0)[None, :]
@@ -218,8 +231,12 @@ def _sweep_kernel(
         else:
             score = tl.where(plausible, log_p, float("-inf"))
         higher = tl.maximum(highest, tl.max(score, 1))
-        best = _shift(best, highest, higher, divisor)
-        score = _shift(noise, score, higher[:, None], divisor)
+        lower = _shift(0.0, highest, higher, divisor)
+        best += lower
+        total *= tl.exp(lower)
+        score = _shift(0.0, score, higher[:, None], divisor)
+        total += tl.sum(tl.exp(score), 1)
+        score += noise
         highest = higher
         # the lowest code on a tie
         top = tl.max(score, 1)
@@ -237,6 +254,7 @@ def _sweep_kernel(
         left = tl.where(number == 3, twice[:, None], left)
         left = tl.where(number == 4, complement[:, None], left)
         left = tl.where(number == 5, scale[:, None], left)
+    left = tl.where(number == 6, total[:, None], left)
     mine = parts_ptr + ((image * RACES + race) * PARTS + part)[:, None] * 8 + number
     tl.store(mine, left, mask=(tl.arange(0, RACES_PADDED) < RACES)[:, None])
 
@@ -244,7 +262,8 @@ def _sweep_kernel(
     if tl.atomic_add(arrived_ptr + image, 1, sem="acq_rel", scope="gpu") == PARTS - 1:
         tl.store(arrived_ptr + image, 0)  # for the next launch
         _elect(
-            image, race, lse, final_lse, premature, divisor, parts_ptr, code_ptr, layer_ptr, jsd_ptr, finite_ptr, V,
+            image, race, final_logits, logits, lse, final_lse, premature, final_weight, premature_weight, divisor,
+            temperature == 0, parts_ptr, code_ptr, layer_ptr, jsd_ptr, finite_ptr, log_prob_ptr, V,
             CANDIDATES, RACES, PARTS, PARTS_PADDED,
         )  # fmt: skip
 
@@ -313,14 +332,15 @@ def sweep(
     def new(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
-    swept = SampledCodes(*(new(images, dtype=each) for each in (torch.int64, torch.int64, torch.float32, torch.bool)))
+    dtypes = torch.int64, torch.int64, torch.float32, torch.bool, torch.float32
+    swept = SampledCodes(*(new(images, dtype=each) for each in dtypes))
     parts = new(images, max(1, layers - 1), constants["PARTS"], 8, dtype=torch.float32)
     if arrived is None:
         arrived = torch.zeros(images, dtype=torch.int32, device=logits.device)
     _sweep_kernel[(images, constants["PARTS"])](
         logits, tile_max, tile_sum, seeds, position, sampling.temperature, contrast["log_alpha"], contrast["premature"],
         contrast["final_weight"], contrast["premature_weight"], parts, arrived, swept.code, swept.layer, swept.jsd,
-        swept.finite, images, codes,
+        swept.finite, swept.log_prob, images, codes,
         TILES=tile_max.shape[-1], **constants, num_warps=launch.num_warps, enable_fp_fusion=True,
     )  # fmt: skip
     return swept
@@ -350,7 +370,7 @@ def scores(
 def as_single_layer_logits(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Turns scores F [B, V] into what `sweep` draws from: logits [1, B, V], tile_max and tile_sum [1, B, 1].
 
-    The exponentials are said to sum to 1, which need not be true: what is common to all codes decides nothing. The sweep's
+    The exponentials are said to sum to 1, which need not be true: what is common to all codes changes nothing. The sweep's
     own contrast must admit all codes.
     """
     tiles = torch.zeros(2, 1, len(scores), 1, dtype=torch.float32, device=scores.device)

@@ -32,7 +32,7 @@ def _adapt(model: GlmImageForConditionalGeneration) -> ImageModel:
     def head() -> Head:
         norm, weight = backbone.norm, weight_of(model.lm_head)
         assert isinstance(weight, Tensor)  # never packed
-        return Head(norm.weight.detach(), norm.variance_epsilon, weight[:codes])
+        return Head(norm.weight, norm.variance_epsilon, weight[:codes])
 
     return ImageModel(
         family="glm_image",
