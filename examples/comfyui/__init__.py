@@ -103,7 +103,8 @@ def settings_of(values):
         setting = SETTINGS[name]
         if value == "" or (setting.methods and values["contrast"] not in setting.methods):
             continue
-        given[name] = setting.parse(value) if setting.parse is not None else value
+        parse = float if setting.type == float | None else setting.parse
+        given[name] = parse(value) if parse is not None else value
     return DrawSettings().changed(given)
 
 
