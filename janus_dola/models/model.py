@@ -68,17 +68,9 @@ class Raster:
         return self.small_tokens + self.rows * self.stride - (self.line_end is not None)
 
     def first_guesses(self, positions: int) -> Tensor:
-        """Returns for each place which code before it is its first guess, [positions] int64; guesses go beyond the image.
-
-        It is the code above, or the one in the small image that shows the same part of the picture.
-        """
+        """Returns for each place which code is its first guess, the one above: [positions] int64, also beyond the image."""
         places = torch.arange(positions)
-        if not self.small_tokens:
-            return (places - self.stride).clamp(min=0)
-        rows, columns = self.small
-        large = (places - self.small_tokens).clamp(0, self.rows * self.columns - 1)
-        row, column = large // self.columns * rows // self.rows, large % self.columns * columns // self.columns
-        return torch.where(places < self.small_tokens, (places - columns).clamp(min=0), row * columns + column)
+        return (places - torch.where(places < self.small_tokens, self.small[1], self.stride)).clamp(min=0)
 
     def with_line_ends(self, places: Tensor, codes: Tensor) -> Tensor:
         """Returns the codes at these places in the sequence, with the fixed token wherever a line ends."""
