@@ -62,8 +62,8 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
 
 
 def named_token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
-    """Returns the id that the tokenizer gives to `bos_token` or `pad_token`; none is a ValueError."""
-    number = getattr(tokenizer, f"{name}_id")
+    """Returns the id that the tokenizer gives to a named token, such as `bos_token`; none is a ValueError."""
+    number = getattr(tokenizer, f"{name}_id", None)
     if number is None:
         raise ValueError(f"tokenizer must have a {name}; is it the tokenizer of this model?")
     return number

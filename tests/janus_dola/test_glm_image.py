@@ -141,6 +141,11 @@ def test_the_code_above_is_the_first_guess_in_both_images():
     assert raster.first_guesses(36).tolist() == [0, 0, 0, 0, 1, 2, *range(30)]
 
 
+def test_a_tokenizer_of_another_family_is_refused(pipe, mini):
+    with pytest.raises(ValueError, match="tokenizer must have a grid_bos_token; is it the tokenizer of this model?"):
+        JanusDoLa(pipe.model, mini.tokenizer)
+
+
 def test_nothing_guides(pipe):
     """So the default weight is 1 here; and an image is one row."""
     drawn = pipe.generate(PROMPTS[0], window=16)
