@@ -8,9 +8,19 @@ if TYPE_CHECKING:
     from janus_dola.contrasts import DoLaConfig, SLEDConfig
     from janus_dola.images.outputs import DrawnImage, GenerationOutput, NonFiniteError
     from janus_dola.pipeline import JanusDoLa
+    from janus_dola.training.lens_run import train_lens
 
 __version__ = version("janus-dola")
-__all__ = ["DoLaConfig", "DrawnImage", "GenerationOutput", "JanusDoLa", "NonFiniteError", "SLEDConfig", "__version__"]
+__all__ = [
+    "DoLaConfig",
+    "DrawnImage",
+    "GenerationOutput",
+    "JanusDoLa",
+    "NonFiniteError",
+    "SLEDConfig",
+    "__version__",
+    "train_lens",
+]
 _MODULES = {
     "DoLaConfig": "contrasts",
     "DrawnImage": "images.outputs",
@@ -18,6 +28,7 @@ _MODULES = {
     "JanusDoLa": "pipeline",
     "NonFiniteError": "images.outputs",
     "SLEDConfig": "contrasts",
+    "train_lens": "training.lens_run",
 }
 
 

@@ -118,6 +118,8 @@ class DoLaConfig(Contrast):
             codes, and with alpha = 0 the baseline exactly.
         beta: how far the scores move away from the premature layer M, in 0 .. 999: F = (1 + beta) log q_N - beta log q_M; 0
             not at all. None is DoLa's own F = log q_N - log q_M, which a large beta at the temperature beta comes near to.
+        lens: reads the early layers through a lens (`JanusDoLa.train_lens`): "auto" for the one that lies beside the
+            model's weights, or a file's name. None is none, as in the paper.
 
     Raises:
         ValueError: a value is out of range.
@@ -146,6 +148,9 @@ class DoLaConfig(Contrast):
         "how far scores move away from the premature layer: F = (1 + BETA) log q_N - BETA log q_M, 0 .. 999.",
         "as in the paper, F = log q_N - log q_M",
     )
+    lens: str | None = about(
+        None, "read early layers through a lens, trained by `janus-dola lens`: auto is the model's own.", "none"
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", check_alpha(self.alpha))
@@ -156,6 +161,8 @@ class DoLaConfig(Contrast):
             if layer is None:
                 raise ValueError(f'premature_layer must be None, "final" or an int, got {forced!r}')
             object.__setattr__(self, "premature_layer", layer)
+        if not (self.lens is None or (isinstance(self.lens, str) and self.lens)):
+            raise ValueError(f'lens must be None, "auto" or the name of a file, got {self.lens!r}')
         if self.beta is not None:
             object.__setattr__(self, "beta", number("beta", self.beta, f" in 0 .. {LARGEST_WEIGHT - 1:g}, or None"))
             if not 0 <= self.beta <= LARGEST_WEIGHT - 1:
@@ -188,10 +195,13 @@ class DoLaConfig(Contrast):
         return sanitize_candidate_layers(layers, num_hidden_layers)  # type: ignore[arg-type]
 
     def layers_to_share(self, num_hidden_layers: int) -> list[int]:
-        """Returns the candidates, so that most images share passes; a forced layer outside them is read alone."""
+        """Returns the candidates, so that most images share passes; a forced layer outside them is read alone.
+
+        So is one that is read through a lens, which need not have others.
+        """
         candidates = replace(self, premature_layer=None).layers_to_read(num_hidden_layers)
         own = self.layers_to_read(num_hidden_layers)
-        return candidates if set(own) <= set(candidates) else own
+        return candidates if self.lens is None and set(own) <= set(candidates) else own
 
     def numbers(self, layers: Sequence[int]) -> dict[str, float]:
         """Returns log alpha, the index of the premature layer in the stack, -1 to choose it by JSD, and both weights.

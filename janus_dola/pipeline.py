@@ -26,7 +26,7 @@ from janus_dola.arguments import (
 from janus_dola.contrasts import DEFAULT_CONTRAST, Contrast
 from janus_dola.engine.ordered_images import all_of, draw_images, each_of, jobs_of
 from janus_dola.engine.pipeline_base import PipelineBase
-from janus_dola.engine.plan import Sampler, make_plan, resolve_launch
+from janus_dola.engine.plan import Sampler, lens_of, make_plan, resolve_launch, weights_named
 from janus_dola.engine.policy import Policy, policy_of
 from janus_dola.engine.progress import Callback
 from janus_dola.engine.scoring import CodeScores, scores_of_images
@@ -39,7 +39,6 @@ from janus_dola.models.checkpoint.hub import commit_of, public_name, resolve
 from janus_dola.models.checkpoint.load import Checkpoint, load
 from janus_dola.models.contexts import undisturbed
 from janus_dola.models.storage import check_quantization, device_and_dtype, move_model, pack_for_cpu, quantize_blocks
-from janus_dola.models.weights import fingerprint
 from janus_dola.settings import Changes, DrawSettings, OldName, named_contrast
 from janus_dola.text.answer import Answering
 
@@ -323,6 +322,8 @@ class JanusDoLa(PipelineBase):
             ValueError: an argument is out of range, or the weights are packed.
         """
         settings, image_model = self.fitted(settings, changes), self._drawn_with()
+        if settings.lens is not None:
+            raise ValueError(f"lens must be None for gradients, which change its weights, got {settings.lens!r}")
         frozen = None if reference is None else reference._drawn_with()
         rows, layers, params, given = self._given(prompts, tokens, settings, premature_layers)
         return policy_of(image_model, rows, tokens, layers, params, given, frozen)
@@ -382,10 +383,10 @@ class JanusDoLa(PipelineBase):
     ) -> tuple[Iterator[Scores], tuple[int, ...]]:
         """Returns the scores of images, one after the other, and the layers they are read from."""
         rows, layers, params, given = self._given(prompts, tokens, settings, premature_layers)
-        scores = scores_of_images(self.image_model, self.engine.weights.read(), rows, tokens, layers, params, given)
-        return scores, (*layers, self.image_model.num_layers)
+        read = self.image_model, self.engine.weights.read(), rows, tokens, layers, params, given
+        return scores_of_images(*read, lens_of(self.image_model, settings)), (*layers, self.image_model.num_layers)
 
     def recipe(self, settings: DrawSettings, window: Window = "auto", slots: int | None = None) -> Recipe:
         """Returns the recipe that images drawn now share; prompt and seed are left to each."""
-        now = self.image_model.stored_as, self.quantize, window, self.revision, slots, fingerprint(self.image_model)
-        return Recipe(self.model_name, "", 0, settings, *now)
+        now = self.image_model.stored_as, self.quantize, window, self.revision, slots
+        return Recipe(self.model_name, "", 0, settings, *now, weights_named(self.image_model, settings))

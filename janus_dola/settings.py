@@ -79,6 +79,11 @@ class DrawSettings:
         return self.negative_prompt if self.guided else None
 
     @property
+    def lens(self) -> str | None:
+        """Returns the lens that early layers are read through, as `DoLaConfig` names it."""
+        return self.contrast.lens if isinstance(self.contrast, DoLaConfig) else None
+
+    @property
     def _in_kernels(self) -> Contrast:
         return self.contrast or BASELINE
 

@@ -23,6 +23,7 @@ ROOMS = (
     "engine",
     "text",
     "pipeline",
+    "training",
     "compute",
     "dola_runtime",
     "generation_inference",
@@ -48,8 +49,8 @@ _VERBS = """
     Quantizes Queues Raises Ranks Reads Record Records Refuses Registers Releases Removes Renders Repeats Replaces
     Replays Reports Requests Resolves Restores Resumes Returns Rewrites Rotates Rounds Runs Samples Saves Says Scales
     Score Scores Selects Sends Serve Serves Sets Shares Shortens Show Shows Shuts Signals Skips Softens Sorts Splits
-    Stacks Starts Stops Stores Submits Sums Swaps Sweeps Takes Tells Tests Tokenizes Traces Tries Truncates Turns
-    Unpacks Updates Uploads Uses Validates Waits Walks Warns Widens Wraps Writes Yields
+    Stacks Starts Stops Stores Submits Sums Swaps Sweeps Takes Tells Tests Tokenizes Traces Train Trains Tries Truncates
+    Turns Unpacks Updates Uploads Uses Validates Waits Walks Warns Widens Wraps Writes Yields
 """
 VERBS = frozenset(_VERBS.split())
 

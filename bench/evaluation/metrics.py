@@ -76,6 +76,10 @@ class Bootstrap:
         ]
         self._weights = np.concatenate(counts) / prompts
 
+    def resampled(self, values: np.ndarray) -> np.ndarray:
+        """Returns the mean of [P] numbers, then that of each resample: [1 + resamples]."""
+        return np.concatenate([[values.mean()], self._weights @ values])
+
     def estimate(self, values: np.ndarray) -> Estimate:
         """Estimates the mean of [P] numbers, or of the differences of two such arrays, and its interval."""
         low, high = np.percentile(self._weights @ values, [2.5, 97.5])

@@ -73,8 +73,8 @@ def read(path: Path) -> Record:
             rates = ceilings["operations_per_second"]
             rate = rates.get(facts["dtype"], rates["float32"])  # packed float16 is multiplied in float32
             least = floor.Work(facts["bytes"], facts["operations"]).seconds(ceilings["bytes_per_second"], rate)
-        seconds = [stats[key] / calls for key in ("median", "q1", "q3")]
-        rows.append(Row(benchmark["name"], benchmark["name"].split("[")[0], facts, *seconds, least))
+        median, low, high = (stats[key] / calls for key in ("median", "q1", "q3"))
+        rows.append(Row(benchmark["name"], benchmark["name"].split("[")[0], facts, median, low, high, least))
     return Record(content["machine_info"], ceilings, rows)
 
 

@@ -60,14 +60,14 @@ def encode(model: JanusVQVAE, batch: Tensor) -> Tensor:
 @torch.no_grad()
 def start_codebook(model: JanusVQVAE, rng: random.Random) -> None:
     """Clusters the latents by spherical k-means; plain background, most of every picture, is thinned out first."""
-    points = []
+    parts = []
     for _ in range(64):
         batch = pictures(32, rng)
         flat = latents(model, batch).flatten(2).transpose(1, 2).reshape(-1, CODE_DIM)
         patches = F.unfold(batch, 8, stride=8).transpose(1, 2).reshape(len(flat), -1)
         plain = patches.std(-1) < 1e-3
-        points.append(flat[~plain | (torch.rand(len(flat)) < 0.05)])
-    points = torch.cat(points)
+        parts.append(flat[~plain | (torch.rand(len(flat)) < 0.05)])
+    points = torch.cat(parts)
     codes = points[torch.randperm(len(points))[:CODES]]
     for _ in range(30):
         assigned = (points @ codes.T).argmax(-1)

@@ -16,13 +16,14 @@ from janus_dola.cli.demo import demo
 from janus_dola.cli.generate import generate
 from janus_dola.cli.geneval import geneval
 from janus_dola.cli.info import info
+from janus_dola.cli.lens import lens
 from janus_dola.cli.options import ListsOfWords
 from janus_dola.cli.profile import profile
 from janus_dola.cli.serve import serve
 from janus_dola.cli.startup import import_libraries
 from janus_dola.cli.terminal import complain, prepare_streams
 
-_COMMANDS = (generate, again, batch, serve, answer, info, demo, clip, geneval, profile)
+_COMMANDS = (generate, again, batch, serve, answer, info, demo, clip, geneval, profile, lens)
 
 
 def _spelling(token: str) -> str:

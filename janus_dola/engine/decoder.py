@@ -176,6 +176,8 @@ class Decoder:
 
     def _draw(self, hidden_states: Tensor, sampling: SamplingTensors, seeds: Tensor, position: Tensor) -> SampledCodes:
         head, backend = self.weights.head, self.plan.backend
+        if self.plan.lens is not None:
+            hidden_states = self.plan.lens(hidden_states, self.plan.layers)
         if self.plan.sampler == "gumbel":
             return sample_codes(hidden_states, head, sampling, seeds, position, backend)
         scores = head_scores(hidden_states, head, sampling, backend)

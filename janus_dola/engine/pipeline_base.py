@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from janus_dola.arguments import check_negative, shown, strings
 from janus_dola.engine.engine import Engine
+from janus_dola.engine.plan import lens_of
 from janus_dola.engine.scoring import check_codes, indices_of_layers
 from janus_dola.kernels.types import SamplingParams
 from janus_dola.models import ImageModel, PromptRows, adapt
@@ -67,7 +68,9 @@ class PipelineBase:
             self.image_model.check_paints()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # drawing says it
-            self.fitted(settings).layers_to_read(self.image_model.num_layers)
+            fitted = self.fitted(settings)
+            fitted.layers_to_read(self.image_model.num_layers)
+            lens_of(self.image_model, fitted)
 
     def encode(self, prompts: str | Sequence[str], negative_prompt: str | None = None) -> list[PromptRows]:
         """Returns the token ids that images are drawn from: a conditional and an unconditional row for each prompt.

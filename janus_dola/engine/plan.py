@@ -8,8 +8,11 @@ import torch
 from janus_dola.arguments import LaunchName
 from janus_dola.engine.devices import has_graphs
 from janus_dola.kernels.head import resolve_backend
+from janus_dola.kernels.lens_map import Lens
 from janus_dola.kernels.params import Kind
+from janus_dola.models.lens_file import read_lens
 from janus_dola.models.model import ImageModel
+from janus_dola.models.weights import fingerprint
 from janus_dola.settings import DrawSettings
 
 Sampler = Literal["gumbel", "multinomial"]
@@ -25,6 +28,7 @@ class Plan:
     backend: str  # runs the head stage: "reference", "torch" or "triton"; and the blocks, if it is "triton"
     launch: str  # "graph", "compile" or "eager"
     window: int = 1  # W, codes fed per image and pass
+    lens: Lens | None = None  # that early layers are read through
 
     @property
     def rows(self) -> int:
@@ -49,7 +53,20 @@ def make_plan(
         raise ValueError(f"sampler must be one of {list(get_args(Sampler))}, got {sampler!r}")
     layers, device = settings.layers_to_read(image_model.num_layers), image_model.device
     kind, backend = settings.sampling_params(layers).kind, resolve_backend(backend, device, image_model.dtype)
-    return Plan(layers, kind, sampler, backend, resolve_launch(launch, device))
+    return Plan(layers, kind, sampler, backend, resolve_launch(launch, device), lens=lens_of(image_model, settings))
+
+
+def lens_of(image_model: ImageModel, settings: DrawSettings) -> Lens | None:
+    """Returns the lens that a model's early layers are read through with these settings; errors are those of `read_lens`."""
+    if settings.lens is None or not (layers := settings.layers_to_read(image_model.num_layers)):
+        return None
+    return read_lens(image_model, settings.lens, layers)
+
+
+def weights_named(image_model: ImageModel, settings: DrawSettings) -> str:
+    """Returns what tells apart the weights that images are drawn with: the model's `fingerprint`, and the lens's digest."""
+    lens = lens_of(image_model, settings)
+    return fingerprint(image_model) if lens is None else f"{fingerprint(image_model)} {lens.digest}"
 
 
 def resolve_launch(launch: str, device: torch.device) -> str:

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from janus_dola.kernels.block_torch import run_whole
 from janus_dola.kernels.head import head_scores
+from janus_dola.kernels.lens_map import Lens
 from janus_dola.kernels.sampling import tempered
 from janus_dola.kernels.types import SamplingParams, SamplingTensors, Scores
 from janus_dola.models.contexts import undisturbed
@@ -81,6 +82,24 @@ def indices_of_layers(
     return matches.int().argmax(-1)
 
 
+def states_at_codes(
+    image_model: ImageModel, weights: Weights, rows: Sequence[list[int]], codes: Tensor, layers: Sequence[int]
+) -> Tensor:
+    """Returns the hidden states that an image's codes [T] are drawn from, given the codes before each.
+
+    `rows` are the token ids of a prompt's rows. [L, R T, D], before the final norm: of `layers`, then the final one;
+    row after row.
+    """
+    embed = in_eval_mode(image_model.embed_text)
+    words = [embed(torch.tensor(row, device=image_model.device)) for row in rows]
+    fed_back = weights.code_table[image_model.raster.sequence(codes)[:-1]]
+    # The shorter row is followed by zeros, which nothing looks back at.
+    whole = pad_sequence([torch.cat([row, fed_back]) for row in words], batch_first=True)
+    lengths = torch.tensor([len(row) for row in words], device=image_model.device)
+    _, states = run_whole(whole, weights.blocks, weights.rotary, layers, lengths)
+    return torch.cat([states[:, i, len(row) - 1 + image_model.raster.places] for i, row in enumerate(words)], 1)
+
+
 def scores_of_images(
     image_model: ImageModel,
     weights: Weights,
@@ -89,28 +108,25 @@ def scores_of_images(
     layers: Sequence[int],
     params: SamplingParams,
     premature: Tensor | None = None,
+    lens: Lens | None = None,
 ) -> Iterator[Scores]:
     """Yields for each image in tokens [P, K, T] the contrasted scores at its T codes, given the codes before each.
 
-    The scores are on the model's device. `layers` are read below the final one, in ascending order. `premature` [P, K, T],
-    from `indices_of_layers`, says which is contrasted with at each code; None leaves that to `params`. Run it `undisturbed`.
+    The scores are on the model's device. `layers` are read below the final one, in ascending order, through the `lens` if
+    there is one. `premature` [P, K, T], from `indices_of_layers`, says which is contrasted with at each code; None leaves
+    that to `params`. Run it `undisturbed`.
     """
-    device, embed = image_model.device, in_eval_mode(image_model.embed_text)
+    device = image_model.device
     for prompt, (both, images) in enumerate(zip(rows, tokens.to(device), strict=True)):
-        words = [embed(torch.tensor(row, device=device)) for row in both[: params.rows]]
         for image, codes in enumerate(images):
-            fed_back = weights.code_table[image_model.raster.sequence(codes)[:-1]]
-            # The shorter row is followed by zeros, which nothing looks back at.
-            whole = pad_sequence([torch.cat([row, fed_back]) for row in words], batch_first=True)
-            lengths = torch.tensor([len(row) for row in words], device=device)
-            _, states = run_whole(whole, weights.blocks, weights.rotary, layers, lengths)
-            at_codes = [states[:, i, len(row) - 1 + image_model.raster.places] for i, row in enumerate(words)]
-            at_both = torch.cat(at_codes, 1)
-            sampling = SamplingTensors.repeat(params, len(codes), at_both)
+            states = states_at_codes(image_model, weights, both[: params.rows], codes, layers)
+            if lens is not None:
+                states = lens(states, layers)
+            sampling = SamplingTensors.repeat(params, len(codes), states)
             if premature is not None:
                 given = premature[prompt, image].to(device)
                 sampling = replace(sampling, contrast=sampling.contrast | {"premature": given})
-            yield head_scores(at_both, weights.head, sampling, "torch")
+            yield head_scores(states, weights.head, sampling, "torch")
 
 
 def log_distributions(scores: Tensor, temperature: float) -> Tensor:

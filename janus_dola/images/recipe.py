@@ -54,12 +54,15 @@ class Recipe:
     window: Window = "auto"  # codes per pass; in 16 bits as it was, since it decides an image's last bits
     revision: str | None = None  # branch, tag or commit in the model's repository, where one was named
     slots: int | None = None  # images per pass, in 16 bits; None where the image is the same for any
-    weights: str | None = None  # 8 hex digits that tell weights apart
+    weights: str | None = None  # 8 hex digits that tell weights apart, and 8 more for a lens
 
     def to_json(self) -> str:
-        """Writes the recipe as one line of JSON."""
+        """Writes the recipe as one line of JSON; a lens's file is named without the folders above it."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return json.dumps(own | own.pop("settings").to_json(), ensure_ascii=False)
+        settings = own.pop("settings").to_json()
+        if settings.get("lens") is not None:
+            settings["lens"] = Path(settings["lens"]).name
+        return json.dumps(own | settings, ensure_ascii=False)
 
     def summary(self) -> str:
         """Describes seed and settings in few words, for people."""

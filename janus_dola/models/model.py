@@ -128,6 +128,7 @@ class ImageModel:
     positions: Tensor | None = None
     guided: bool = True  # whether images have a row without their words, so that guidance is possible
     vision: Vision | None = None  # where the model answers questions about pictures
+    folder: Path | None = None  # that the model was loaded from
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:

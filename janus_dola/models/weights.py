@@ -70,16 +70,18 @@ class Weights:
         return _addresses(self) == _addresses(others)
 
 
-def fingerprint(image_model: ImageModel) -> str:
+def fingerprint(image_model: ImageModel, dtype: torch.dtype | None = None) -> str:
     """Returns 8 hex digits that weights have in common which draw the same codes; training and rounding change them.
 
     They stand for a sample of each weight, the same on any device and however it is stored. Weights in 8 bits are left out.
+    With a dtype they are those of the weights rounded to it.
     """
     modules = (image_model.embed_text, *image_model.blocks, image_model.final_norm, *image_model.image_head)
     with undisturbed():
         samples = [sample for module in modules for each in module.modules() for sample in _samples(each)]
         samples += map(sample_of, image_model.code_weights() or ())
-        return f"{zlib.crc32(torch.cat(samples).cpu().numpy().tobytes()):08x}"
+        numbers = torch.cat(samples)
+        return f"{zlib.crc32(numbers.to(dtype or numbers.dtype).float().cpu().numpy().tobytes()):08x}"
 
 
 def _samples(module: nn.Module) -> Iterator[Tensor]:

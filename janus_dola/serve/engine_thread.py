@@ -21,6 +21,7 @@ from janus_dola.engine.plan import make_plan
 from janus_dola.engine.slot_runner import SlotRunner
 from janus_dola.engine.slots import Codes
 from janus_dola.images.outputs import NonFiniteError
+from janus_dola.kernels.lens_map import Lens
 from janus_dola.serve.metrics import Metrics
 from janus_dola.serve.pictures import PictureThread
 from janus_dola.serve.queue import FairQueue
@@ -68,6 +69,7 @@ class ImageRequest:
 
     job: Job  # `k` counts the images of the client's request
     layers: tuple[int, ...]  # read by the passes that draw it
+    lens: Lens | None  # that they are read through
     partials: int  # how many partial pictures to send
     tell: Callable[[Event], object]  # gets each event in another thread; the last is no `PartialImage`
     client: Hashable = None  # who asks: clients have equal shares
@@ -79,7 +81,7 @@ class ImageRequest:
     @property
     def kind(self) -> Hashable:
         """Returns a key that images which can share passes have in common."""
-        return self.layers, self.job.params.kind
+        return self.layers, self.lens, self.job.params.kind
 
 
 class EngineThread:
@@ -175,7 +177,7 @@ class EngineThread:
         if first is None:  # given up meanwhile
             return
         params = first.job.params
-        plan = replace(self._plan, layers=first.layers, kind=params.kind)
+        plan = replace(self._plan, layers=first.layers, lens=first.lens, kind=params.kind)
         try:
             with self.engine.runner(plan, slots, self.longest, params) as runner:
                 runner.admit([first.job])

@@ -11,7 +11,9 @@ from pydantic import ConfigDict, Field, create_model, model_validator
 
 from janus_dola.arguments import MAX_SEED, ImageFormat, last_seed, shown
 from janus_dola.engine.jobs import Job
+from janus_dola.engine.plan import lens_of, weights_named
 from janus_dola.images.recipe import Recipe, encode_image
+from janus_dola.kernels.lens_map import Lens
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.engine_thread import Event, ImageRequest
 from janus_dola.settings import SETTINGS, DrawSettings, Setting
@@ -138,11 +140,12 @@ class Reader:
         ids = self._token_ids("prompt", body.prompt)
         rows = self._prompts.rows(ids, None if negative is None else self._token_ids("negative_prompt", negative))
         layers = settings.layers_to_share(self.image_model.num_layers)
-        params = settings.sampling_params(layers)
+        lens, params = self._lens(settings), settings.sampling_params(layers)
         seed = random.randint(0, _MAX_RANDOM_SEED - MAX_IMAGES) if body.seed == -1 else body.seed
         if seed > last_seed(body.n):
             raise InvalidError("seed", f"seed must lie in 0 .. {last_seed(body.n)} for {body.n} image(s), got {seed}")
-        recipe = replace(self._recipe, prompt=body.prompt, settings=settings)
+        weights = self._recipe.weights if lens is None else weights_named(self.image_model, settings)
+        recipe = replace(self._recipe, prompt=body.prompt, settings=settings, weights=weights)
         image_format: ImageFormat = "jpg" if body.output_format == "jpeg" else body.output_format
         try:
             encode_image(Image.new("RGB", (1, 1)), image_format, replace(recipe, seed=seed + body.n - 1))
@@ -150,7 +153,7 @@ class Reader:
             raise InvalidError("output_format", f"output_format must be 'png' or 'webp': {error}") from None
         jobs = [Job(next(self._numbers), 0, k, rows, seed + k, params) for k in range(body.n)]
         return ParsedRequest(
-            [ImageRequest(job, layers, body.partial_images, tell) for job in jobs],
+            [ImageRequest(job, layers, lens, body.partial_images, tell) for job in jobs],
             [replace(recipe, seed=job.seed) for job in jobs],
             image_format,
             body.output_compression,
@@ -171,6 +174,14 @@ class Reader:
             return DrawSettings().changed(given)
         except ValueError as error:  # its text begins with the field's name
             raise InvalidError(str(error).partition(" ")[0], str(error)) from None
+
+    def _lens(self, settings: DrawSettings) -> Lens | None:
+        if settings.lens not in (None, "auto"):  # clients name no files of this machine
+            raise InvalidError("lens", f'lens must be null or "auto", got {shown(settings.lens)}')
+        try:
+            return lens_of(self.image_model, settings)
+        except ValueError as error:
+            raise InvalidError("lens", str(error)) from None
 
     def _token_ids(self, field: str, prompt: str) -> list[int]:
         try:

@@ -79,6 +79,8 @@ def dola_generate(
         layers = named_layers(dola_layers, blocks, text_model.tied)
         given = DoLaConfig([layer for layer in layers if layer > 0] or [0])
     given = given or DoLaConfig()
+    if isinstance(given, DoLaConfig) and given.lens is not None:
+        raise ValueError(f"lens must be None for text, since lenses are for image codes, got {given.lens!r}")
     read = given.layers_to_read(blocks)
     params = SamplingParams(given.name, given.numbers(read), cfg_weight=None)
     config = copy.copy(generation_config)

@@ -3,7 +3,7 @@
 `python -m tests.janus_dola.recorded` records them anew, which a change of the mini model calls for, or of a formula.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -34,6 +34,14 @@ SETTINGS = {
     f"{name}, T {temperature}, cfg {weight}": {"dola": dola, "temperature": temperature, "cfg_weight": weight}
     for (name, dola), temperature, weight in product(DOLA.items(), (0.0, 0.5, 1.0), (1.0, 5.0))
 }
+FINITE = DoLaConfig(alpha=0.02, premature_layer=2, beta=1.0)
+SETTINGS["finite, T 1.0, cfg 5.0"] = {"dola": FINITE, "temperature": 1.0, "cfg_weight": 5.0}
+SETTINGS |= {
+    f"lens, T {temperature}, cfg {weight}": {
+        "dola": replace(FINITE, lens="auto"), "temperature": temperature, "cfg_weight": weight
+    }
+    for temperature, weight in ((1.0, 1.0), (0.5, 5.0))
+}  # fmt: skip
 
 
 MULTINOMIAL = {"dola": None, "sampler": "multinomial", "parallel_size": 2}

@@ -14,6 +14,8 @@ from tests.janus_dola.recorded import MULTINOMIAL, PROMPTS, SEED, SETTINGS, reco
         "alpha 0.1, T 1.0, cfg 5.0",
         "alpha 0.1, T 0.0, cfg 5.0",
         "static, T 0.5, cfg 1.0",
+        "finite, T 1.0, cfg 5.0",
+        "lens, T 1.0, cfg 1.0",
     ],
 )
 def test_tokens_are_those_recorded(mini, name):

@@ -22,7 +22,7 @@ def test_json_gives_the_settings_back(settings):
 
 
 def test_json_is_flat_and_has_all_keys_of_the_method():
-    own = {"candidate_layers": [2, 4], "alpha": 0.1, "premature_layer": None, "beta": None}
+    own = {"candidate_layers": [2, 4], "alpha": 0.1, "premature_layer": None, "beta": None, "lens": None}
     others = {"cfg_weight": 5.0, "temperature": 1.0, "negative_prompt": None, "top_k": 0, "top_p": 1.0}
     assert DrawSettings(contrast=DoLaConfig([2, 4])).to_json() == {"contrast": "dola", **own, **others}
     assert DrawSettings(contrast=None).to_json() == {"contrast": None, **others}

@@ -113,6 +113,7 @@ class Checkpoint:
                 output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
         report(folder, family, **loading)
+        model.name_or_path = str(folder)
         rows, highest = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values(), default=0)
         if highest >= rows:
             raise UnreadableModelError(

@@ -1,6 +1,8 @@
 """Lists the families that the package knows: a new one is a file here and a name in `FAMILIES`."""
 
+from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
@@ -55,7 +57,8 @@ def _adapt(model: PreTrainedModel) -> ImageModel:
         if model.active_peft_config.is_prompt_learning:
             raise ValueError(f"model must have no adapter that adds tokens, got {model.active_peft_config.peft_type}")
         model = model.get_base_model()
-    image_model = family_of(model).adapt(model)
+    folder = Path(getattr(model, "name_or_path", "") or "/").absolute()
+    image_model = replace(family_of(model).adapt(model), folder=folder if (folder / "config.json").is_file() else None)
     for kind in map(type, image_model.image_head):  # bitsandbytes quantizes it, too, unless it is asked to leave it out
         if kind.__module__.startswith("bitsandbytes"):
             raise ValueError(

@@ -1,0 +1,1 @@
+"""What is trained for a model: lenses for its early layers."""
