@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench import ROOT
 from bench.evaluation.figures import check_available
 from bench.evaluation.front import FOLDER, Cell
 from bench.evaluation.metrics import Bootstrap
@@ -19,6 +20,7 @@ from janus_dola.images.whole_files import write_whole
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+PAGE, MARKERS = ROOT / "docs" / "evaluation.md", ("<!-- front -->\n", "<!-- end of front -->\n")
 _NAMES = {"mini": "the mini model", "early": "the mini model half trained"}
 # How cells are drawn: colour, marker, whether points are joined.
 _STYLES = {
@@ -83,6 +85,31 @@ def tables(known: Sequence[Measured], bootstrap: Bootstrap) -> str:
         head = ["", "right, %", "differ, %", "distance", "right, against temperatures", "against truncation"]
         parts.append(f"## cfg {cfg:g}, {_NAMES[model]}\n\n" + markdown(head, lines))
     return "\n\n".join(parts) + "\n"
+
+
+def short_table(known: Sequence[Measured], bootstrap: Bootstrap) -> str:
+    """Makes the table of docs/evaluation.md: a row per model and guidance."""
+    lines = []
+    for (model, cfg), cells in _places(known).items():
+        plain = next(each for each in cells if _label(each.cell) == "plain")
+        for each in (each for each in cells if each.cell == Cell(model, cfg, 1.0, 0.1, 2, 0.5, each.cell.lens)):
+            if each.cell.lens is None:
+                continue
+            gain = at_equal_variety(each, _front(cells, "temperature"), bootstrap)
+            lines.append(
+                [
+                    f"{cfg:g}, {_NAMES[model]}" + (f", lens of seed {each.cell.lens}" if each.cell.lens else ""),
+                    *(_shown(bootstrap.resampled(x.right)) for x in (plain, each)),
+                    *(f"{100 * x.differing.mean():.1f}" for x in (plain, each)),
+                    "" if gain is None else _shown(gain, signed=True),
+                    *(f"{x.distance:.3g}" for x in (plain, each)),
+                ]
+            )
+    head = [
+        "cfg", "right, %, plain", "with the lens", "codes that differ, %, plain", "with the lens",
+        "right at equal variety, points", "distance, plain", "with the lens",
+    ]  # fmt: skip
+    return markdown(head, lines)
 
 
 def figure(known: Sequence[Measured], bootstrap: Bootstrap, places: Sequence[tuple[str, float]]) -> bytes:
@@ -157,6 +184,10 @@ def main() -> None:
     text = tables(known, bootstrap)
     write_whole(FOLDER / "tables.md", text.encode())
     print(text)
+    page = PAGE.read_text(encoding="utf-8")
+    begin, end = (page.index(marker) for marker in MARKERS)
+    table = short_table(known, bootstrap)
+    write_whole(PAGE, f"{page[: begin + len(MARKERS[0])]}{table}{page[end:]}".encode())
     places = list(_places(known))
     write_whole(FOLDER / "front.png", figure(known, bootstrap, [place for place in places if place[0] == "mini"]))
     write_whole(
