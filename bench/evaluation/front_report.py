@@ -12,16 +12,21 @@ import numpy as np
 
 from bench import ROOT
 from bench.evaluation.figures import check_available
-from bench.evaluation.front import FOLDER, Cell
+from bench.evaluation.front import EARLY, FOLDER, LENS_SEEDS, Cell
 from bench.evaluation.metrics import Bootstrap
 from bench.report.tables import markdown
+from janus_dola.arguments import MINI
 from janus_dola.images.whole_files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PAGE, MARKERS = ROOT / "docs" / "evaluation.md", ("<!-- front -->\n", "<!-- end of front -->\n")
-_NAMES = {"mini": "the mini model", "early": "the mini model half trained"}
+FIGURES = {
+    "front.png": [(MINI, cfg) for cfg in (1.0, 1.5, 2.0, 5.0)],
+    "front_early.png": [(EARLY, cfg) for cfg in (1.0, 2.0, 5.0)],
+}
+_NAMES = {MINI: "the mini model", EARLY: "the mini model half trained"}
 # How cells are drawn: colour, marker, whether points are joined.
 _STYLES = {
     "temperature": ("#777777", "o", True),
@@ -88,26 +93,24 @@ def tables(known: Sequence[Measured], bootstrap: Bootstrap) -> str:
 
 
 def short_table(known: Sequence[Measured], bootstrap: Bootstrap) -> str:
-    """Makes the table of docs/evaluation.md: a row per model and guidance."""
+    """Makes the table of docs/evaluation.md: a row per model, guidance and lens."""
     lines = []
     for (model, cfg), cells in _places(known).items():
         plain = next(each for each in cells if _label(each.cell) == "plain")
-        for each in (each for each in cells if each.cell == Cell(model, cfg, 1.0, 0.1, 2, 0.5, each.cell.lens)):
-            if each.cell.lens is None:
-                continue
-            gain = at_equal_variety(each, _front(cells, "temperature"), bootstrap)
-            lines.append(
-                [
-                    f"{cfg:g}, {_NAMES[model]}" + (f", lens of seed {each.cell.lens}" if each.cell.lens else ""),
-                    *(_shown(bootstrap.resampled(x.right)) for x in (plain, each)),
-                    *(f"{100 * x.differing.mean():.1f}" for x in (plain, each)),
-                    "" if gain is None else _shown(gain, signed=True),
-                    *(f"{x.distance:.3g}" for x in (plain, each)),
-                ]
-            )
+        cooler = _front(cells, "temperature")
+        for seed in LENS_SEEDS:
+            cell = Cell(model, cfg, 1.0, 0.1, 2, 0.5, seed)
+            for each in (each for each in cells if each.cell == cell):
+                gain = at_equal_variety(each, cooler, bootstrap)
+                varieties, distances = zip(*((x.differing.mean(), x.distance) for x in cooler), strict=True)
+                line = [f"{cfg:g}, {_NAMES[model]}" + (f", seed {seed}" if seed else "")]
+                line += [f"{100 * x.right.mean():.1f} / {100 * x.differing.mean():.1f}" for x in (plain, each)]
+                line.append("" if gain is None else _shown(gain, signed=True))
+                line.append(f"{each.distance:.3g} / {np.interp(each.differing.mean(), varieties, distances):.3g}")
+                lines.append(line)
     head = [
-        "cfg", "right, %, plain", "with the lens", "codes that differ, %, plain", "with the lens",
-        "right at equal variety, points", "distance, plain", "with the lens",
+        "cfg", "plain: right, % / codes that differ, %", "with the lens", "right at equal variety, points",
+        "distance with the lens / of a temperature at equal variety",
     ]  # fmt: skip
     return markdown(head, lines)
 
@@ -120,7 +123,7 @@ def figure(known: Sequence[Measured], bootstrap: Bootstrap, places: Sequence[tup
     axes = drawn.subplots(1, len(places), squeeze=False)[0]
     cells = _places(known)
     for place, axis in zip(places, axes, strict=True):
-        _panel(axis, cells[place], bootstrap)
+        _panel(axis, cells.get(place, []), bootstrap)
         axis.set_title(f"cfg {place[1]:g}, {_NAMES[place[0]]}", fontsize=10)
     axes[0].set_ylabel("images right in all four attributes, %")
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
@@ -188,11 +191,8 @@ def main() -> None:
     begin, end = (page.index(marker) for marker in MARKERS)
     table = short_table(known, bootstrap)
     write_whole(PAGE, f"{page[: begin + len(MARKERS[0])]}{table}{page[end:]}".encode())
-    places = list(_places(known))
-    write_whole(FOLDER / "front.png", figure(known, bootstrap, [place for place in places if place[0] == "mini"]))
-    write_whole(
-        FOLDER / "front_early.png", figure(known, bootstrap, [place for place in places if place[0] == "early"])
-    )
+    for name, places in FIGURES.items():
+        write_whole(FOLDER / name, figure(known, bootstrap, places))
 
 
 if __name__ == "__main__":

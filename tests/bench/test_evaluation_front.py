@@ -81,3 +81,11 @@ def test_the_distance_is_that_of_two_normal_distributions(mini):
     pictures = mini.generate("a red circle", 2).images[0]
     assert features.features(mini, pictures).shape == (2, 192)
     assert torch.equal(features.features(mini, pictures), features.features(mini, pictures))
+
+
+def test_the_table_of_the_page_is_that_of_the_record():
+    record = json.loads((front.FOLDER / "front.json").read_text(encoding="utf-8"))
+    known = [front_report.Measured(entry, record["images"]) for entry in record["cells"]]
+    table = front_report.short_table(known, Bootstrap(72, resamples=2000))
+    begin, end = front_report.MARKERS
+    assert f"{begin}{table}{end}" in front_report.PAGE.read_text(encoding="utf-8")
