@@ -128,7 +128,7 @@ def test_a_lens_goes_with_weights_that_were_only_rounded(mini):
         assert rounded.generate("x", contrast=THROUGH_LENS).tokens.shape == (1, 1, 64)
 
 
-def test_the_command_line_trains_and_draws(call, tmp_path):
+def test_the_command_line_trains_and_draws(call, tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     path = tmp_path / "lens.safetensors"
     words = ["--prompts", tmp_path / "prompts.txt", "--outfile", path, "--layers", "2", "--images", 2, "--steps", 5]
@@ -138,3 +138,8 @@ def test_the_command_line_trains_and_draws(call, tmp_path):
     recipe = read_recipe(tmp_path / image)
     assert (recipe.settings.contrast.beta, recipe.settings.contrast.lens) == (0.5, path.name)
     assert len(recipe.weights.split()) == 2
+    monkeypatch.chdir(tmp_path)
+    assert "this is not the image again" not in call("again", image, "--outdir", tmp_path / "again")[2]
+    call("lens", "mini", *words, "--seed", 1, "--overwrite")
+    with pytest.warns(UserWarning, match="this is not the image again: it was drawn with other weights"):
+        call("again", image, "--outdir", tmp_path / "other")

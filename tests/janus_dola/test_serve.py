@@ -114,6 +114,13 @@ def test_openai_streams_partial_images(server):
         ({"candidate_layers": [2, 8]}, openai.BadRequestError, "candidate_layers", "must lie in 1 .. 7, got [2, 8]"),
         ({"premature_layer": 8}, openai.BadRequestError, "premature_layer", "must lie in 1 .. 7, or be"),
         ({"premature_layer": "x"}, openai.BadRequestError, "premature_layer", "or be 'final', got 'x'"),
+        ({"lens": "/etc/passwd"}, openai.BadRequestError, "lens", "lens must be null or \"auto\", got '/etc/passwd'"),
+        (
+            {"lens": "auto", "premature_layer": 5},
+            openai.BadRequestError,
+            "lens",
+            "is for the layers 2, 4, 6, not for 5",
+        ),
         ({"partial_images": 1}, openai.BadRequestError, "partial_images", "must be 0 without stream, got 1"),
         ({"colour": "red"}, openai.BadRequestError, "colour", "colour is not known to this server"),
         ({"seed": -2}, openai.BadRequestError, "seed", "seed must be greater than or equal to -1, got -2"),
@@ -157,6 +164,10 @@ LOOKS = [
     ({"seed": 2, "dola": False, "temperature": 0.5}, ["--no-dola", "--temperature", 0.5]),
     ({"seed": 3, "candidate_layers": [1, 5]}, ["--candidate-layers", "1,5"]),
     ({"seed": 4, "premature_layer": 4, "alpha": 0.3}, ["--premature-layer", 4, "--alpha", 0.3]),
+    (
+        {"seed": 5, "lens": "auto", "premature_layer": 2, "beta": 0.5},
+        ["--lens", "auto", "--premature-layer", 2, "--beta", 0.5],
+    ),
 ]
 
 

@@ -95,7 +95,9 @@ class Checkpoint:
 
     def skeleton(self) -> PreTrainedModel:
         """Builds the model on the device "meta"."""
-        return self._skeleton(self._config(), _MOST_LAYERS)
+        model = self._skeleton(self._config(), _MOST_LAYERS)
+        model.name_or_path = str(self.folder)
+        return model
 
     def model(self, dtype: torch.dtype, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
         """Loads the weights, on the CPU. They must be the model's, each and all, and it must embed all tokens."""
