@@ -77,7 +77,8 @@ def read_lens(image_model: ImageModel, lens: str, layers: Sequence[int]) -> Lens
         weights, loaded = _load(path, stamp, image_model.device, image_model.dtype)
     sizes = {each.up.weight.shape[0] for each in loaded.layers.values()}
     if sizes != {image_model.head.hidden_size}:
-        raise ValueError(f"lens {path} is of a model with {sizes} hidden states, not {image_model.head.hidden_size}")
+        own_size = image_model.head.hidden_size
+        raise ValueError(f"lens {path} is for a hidden size of {shown(sorted(sizes))[1:-1]}, not {own_size}")
     if missing := [layer for layer in layers if layer not in loaded.layers]:
         have, lacks = (", ".join(map(str, each)) for each in (loaded.layers, missing))
         raise ValueError(f"lens {path} is for the layers {have}, not for {lacks}")
@@ -94,8 +95,9 @@ def _load(path: Path, stamp: object, device: torch.device, dtype: torch.dtype) -
     """Returns the `fingerprint`s that a lens's weights may have, and the lens; `stamp` tells versions of the file apart."""
     check_content(path)
     with safe_open(path, "pt") as file:
-        weights = json.loads(file.metadata()[_ABOUT])["weights"]
-        tensors = {name: file.get_tensor(name).to(device, dtype) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        weights = list(map(str, json.loads(file.metadata()[_ABOUT])["weights"]))
+        # Copied: what is mapped from a file ends with it.
+        tensors = {name: file.get_tensor(name).to(device, dtype, copy=True) for name in file.keys()}  # noqa: SIM118
     layers = sorted({int(name.partition(".")[0]) for name in tensors})
     if tensors.keys() != {f"{layer}.{part}" for layer in layers for part in _PARTS}:
         raise ValueError(f"its tensors are {shown(sorted(tensors))}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from janus_dola.arguments import strings
+from janus_dola.arguments import integer, strings
 from janus_dola.contrasts import DoLaConfig
 from janus_dola.engine.scoring import states_at_codes
 from janus_dola.images.files import refuse_existing, write_new
+from janus_dola.models.checkpoint.reading import reading
 from janus_dola.models.contexts import undisturbed
 from janus_dola.models.lens_file import LENS_FILE, lens_bytes
 from janus_dola.models.model import ImageModel
@@ -58,7 +60,7 @@ def train_lens(
     Returns:
         by layer the mean KL(q_N || q_j) without the lens and with it, nats, on positions that were left out of training.
     Raises:
-        ValueError: an argument is out of range, or a part beside the file is of another training.
+        ValueError: an argument is out of range, or the part beside the file is damaged or of another training.
         FileExistsError: the file is there.
     """
     image_model, given = pipe.image_model, strings(prompts)
@@ -67,7 +69,8 @@ def train_lens(
         raise ValueError("outfile must be given for a model that was not loaded from a folder")
     path = Path(outfile) if outfile is not None else image_model.folder / LENS_FILE  # type: ignore[operator]
     refuse_existing([path], overwrite)
-    count = images if images is not None else -(-_POSITIONS // (_rows(image_model) * image_model.image_tokens))
+    enough = -(-_POSITIONS // (_rows(image_model) * image_model.image_tokens))
+    count = enough if images is None else integer("images", images, 1, 2**20)
     named = [given[number % len(given)] for number in range(count)]
     part = path.with_name(f"{path.name}.part")
     about = asdict(settings) | {"layers": read, "images": count, "weights": fingerprint(image_model)}
@@ -86,6 +89,10 @@ def train_lens(
                 note["training"] = training.state()
                 _write_note(part, note)
         before, after = training.divergence(trained=False), training.divergence()
+    if not all(map(math.isfinite, (*before, *after))):
+        raise ValueError(
+            f"learning_rate must be smaller for this model, got {settings.learning_rate:g}: the loss became NaN"
+        )
     nats = {layer: (round(b, 4), round(a, 4)) for layer, b, a in zip(read, before, after, strict=True)}
     maps = dict(zip(read, training.maps(), strict=True))
     write_new(path, lens_bytes(maps, image_model, about | {"nats": nats}), overwrite)
@@ -132,7 +139,8 @@ def _read_note(part: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Returns what a training that was stopped has left, or the begin of a new one."""
     if not part.exists():
         return {"about": about}
-    note = torch.load(part, map_location="cpu", weights_only=True)
+    with reading(part, "is no training that was stopped, and can be deleted"):
+        note = torch.load(part, map_location="cpu", weights_only=True)
     if different := [name for name in about if note["about"].get(name) != about[name]]:
         name = different[0]
         raise ValueError(

@@ -83,6 +83,11 @@ def test_training_that_was_stopped_goes_on_to_the_same_lens(short, tmp_path, mon
         ValueError, match=r"seed must be 0 to go on with the training in .*parts.safetensors.part, got 1;"
     ):
         train_lens(short, PROMPTS, parts, images=6, settings=LensSettings(8, 20, 64, seed=1))
+    kept = (tmp_path / "parts.safetensors.part").read_bytes()
+    (tmp_path / "parts.safetensors.part").write_bytes(kept[:100])
+    with pytest.raises(ValueError, match=r"parts.safetensors.part is no training that was stopped"):
+        train_lens(short, PROMPTS, parts, images=6, settings=QUICK)
+    (tmp_path / "parts.safetensors.part").write_bytes(kept)
     monkeypatch.setattr(type(short), "generate", None)  # its images are there
     train_lens(short, PROMPTS, parts, images=6, settings=QUICK)
     assert parts.read_bytes() == whole.read_bytes()
