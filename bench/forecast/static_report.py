@@ -60,7 +60,7 @@ POINTERS = {
     "mixed_ptr": "*fp32", "maximum_ptr": "*fp32", "total_ptr": "*fp32", "squares_ptr": "*fp32", "start_ptr": "*i64",
     "top_k_ptr": "*i64", "top_p_ptr": "*fp32", "tokens_ptr": "*i64", "decided_ptr": "*i64", "prompt_tokens_ptr": "*i64",
     "fed_seeds_ptr": "*i64", "layers_ptr": "*i64", "jsds_ptr": "*fp32", "log_prob_ptr": "*fp32", "log_probs_ptr": "*fp32",
-    "passes_ptr": "*i64", "sampled_finite_ptr": "*i1",
+    "passes_ptr": "*i64", "sampled_finite_ptr": "*i1", "guesses_ptr": "*i64",
 }  # fmt: skip
 FLOATS = ("eps", "scaling")
 ALIGNED_SIZES = (

@@ -39,7 +39,9 @@ def log_probabilities(scores: Tensor, temperature: float | Tensor, codes: Tensor
         scores, temperature: as for `tempered`.
     """
     logits, greedy = tempered(scores, temperature)
-    log_p = logits.gather(-1, codes.unsqueeze(-1)).squeeze(-1) - logits.clamp(min=SMALLEST_LOG).exp_().sum(-1).log_()
+    at_codes = logits.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
+    # In place, since new memory is what takes time on a CPU.
+    log_p = at_codes - logits.clamp_(min=SMALLEST_LOG).exp_().sum(-1).log_()
     return torch.where(greedy.squeeze(-1), torch.where(scores.argmax(-1) == codes, 0.0, -torch.inf), log_p)
 
 

@@ -299,7 +299,7 @@ def _scores_kernel(
 def sweep_constants(codes: int, candidates: int, launch: SweepLaunch) -> dict[str, int]:
     """Returns what a sweep is compiled for. With many candidates it has fewer codes and parts: registers end."""
     races = triton.next_power_of_2(max(1, candidates))
-    most = 512 * launch.num_warps // races
+    most = (512 if races < 32 else 256) * launch.num_warps // races
     block = max(4, min(launch.block_codes, most))
     parts = min(triton.cdiv(codes, block), launch.max_parts, most)
     padded = {"RACES_PADDED": races, "PARTS_PADDED": triton.next_power_of_2(parts)}
