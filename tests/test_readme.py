@@ -66,6 +66,19 @@ def test_what_is_said_of_dola_is_what_was_measured():
     assert len(rows) == len(CELLS)
 
 
+def test_the_page_for_those_who_train_says_what_was_measured():
+    runs = json.loads((ROOT / "bench" / "results" / "grpo.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    for run in runs:
+        steps, after = run["steps"], run["right"].get(str(len(run["steps"])))
+        last = sum(step["right"] for step in steps[-5:]) / 5
+        shown = "" if after is None else f"{after:.0%}"
+        assert f"| {run['seed']} | {len(steps)} | {run['right']['0']:.0%} | {shown} | {last:.0%} |" in page
+        assert all(abs(step["ratio"] - 1) <= 2e-7 for step in steps)
+    largest = max(step["largest |delta log p|"] for run in runs for step in run["steps"])
+    assert f"the largest |delta log p| of any code is {largest:.1e} in" in " ".join(page.split())
+
+
 @pytest.mark.parametrize("name", ["evaluation", "evaluation_1000", "evaluation_temperatures"])
 def test_tables_are_those_of_the_committed_results(name):
     folder = ROOT / "bench" / "results" / name

@@ -1,5 +1,6 @@
 """`make report`: committed records into tables and plots, in bench/README.md and docs/speed.md, between markers."""
 
+import json
 import re
 from pathlib import Path
 
@@ -47,8 +48,9 @@ def results(records: list[Record]) -> str:
 
 def main() -> None:
     """Rewrites both files and all plots."""
-    from bench.report.plots import draw
+    from bench.report.plots import draw, learning
 
+    learning(json.loads((RESULTS / "grpo.json").read_text(encoding="utf-8")), PLOTS / "grpo.svg")
     records = committed()
     for record in records:
         draw(record, PLOTS, file_name(record))

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -99,17 +100,35 @@ PLOTS = (latency_by_images, cost_by_candidates, cost_by_vocabulary, images_per_s
 
 
 def draw(record: Record, folder: Path, name: str, ending: str = "svg") -> list[Path]:
-    """Writes all plots of a record as `{name}_{plot}.svg`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for plot in PLOTS:
-        with plt.rc_context(STYLE):
-            figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
-            plot(record, axes)
-            path = folder / f"{name}_{plot.__name__}.{ending}"
-            metadata, content = {"Date": None} if ending == "svg" else None, io.BytesIO()
-            figure.savefig(content, format=ending, transparent=True, metadata=metadata, dpi=110)
-            write_whole(path, content.getvalue())
-            plt.close(figure)
-        paths.append(path)
-    return paths
+    """Writes all plots of a record as `{name}_{plot}.{ending}`."""
+    return [_drawn(partial(plot, record), folder / f"{name}_{plot.__name__}.{ending}") for plot in PLOTS]
+
+
+def learning(runs: list[dict], path: Path) -> Path:
+    """Writes how often the images of `examples/grpo.py` are right: at both ends of each run, and in each step."""
+
+    def plot(axes: Axes) -> None:
+        for run in runs:
+            own = [step["right"] for step in run["steps"]]
+            means = [sum(own[max(0, i - 4) : i + 1]) / len(own[max(0, i - 4) : i + 1]) for i in range(len(own))]
+            (line,) = axes.plot(range(1, len(own) + 1), means, label=f"seed {run['seed']}, mean of five steps")
+            ends = {int(step): right for step, right in run["right"].items()}
+            axes.plot(list(ends), list(ends.values()), "o", color=line.get_color())
+        axes.set_xlabel("step")
+        axes.set_ylabel("share of right images")
+        axes.set_title("The mini model without guidance, trained by GRPO")
+        axes.legend()
+
+    return _drawn(plot, path)
+
+
+def _drawn(plot: Callable[[Axes], None], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+        plot(axes)
+        metadata, content = {"Date": None} if path.suffix == ".svg" else None, io.BytesIO()
+        figure.savefig(content, format=path.suffix[1:], transparent=True, metadata=metadata, dpi=110)
+        write_whole(path, content.getvalue())
+        plt.close(figure)
+    return path

@@ -115,6 +115,8 @@ def test_plots_are_drawn_from_either_kind_of_record(gpu, tmp_path):
     for record in (*records.committed(), gpu):
         for path in plots.draw(record, tmp_path, pages.file_name(record)):
             assert "</svg>" in path.read_text(encoding="utf-8")
+    runs = json.loads((RESULTS / "grpo.json").read_text(encoding="utf-8"))
+    assert plots.learning(runs, tmp_path / "grpo.png").stat().st_size > 0
 
 
 def run_compare(before, after):
