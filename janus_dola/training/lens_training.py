@@ -81,7 +81,7 @@ class LensTraining:
             with torch.enable_grad():
                 loss = self._divergence(chosen, self._maps).sum()
             self._optimizer.zero_grad()
-            loss.backward()
+            loss.backward(inputs=self._maps)  # no gradient is left in the model
             self._optimizer.step()
             self.step += 1
             progress()

@@ -13,6 +13,7 @@ from janus_dola.images.recipe import read_recipe
 from janus_dola.kernels import reference
 from janus_dola.models.lens_file import read_lens
 from janus_dola.training.lens_training import LensSettings, LensTraining
+from tests.janus_dola.fingerprint import fingerprint
 
 PROMPTS = ["a large red circle on white", "a small blue square on grey"]
 QUICK = LensSettings(rank=8, steps=20, batch_size=64)
@@ -53,7 +54,11 @@ def test_an_image_through_a_lens_is_the_same_in_every_window_and_its_scores_are_
 
 def test_a_lens_is_trained_written_and_used(short, tmp_path):
     path = tmp_path / "own.safetensors"
+    assert all(weight.requires_grad for weight in short.model.model.language_model.parameters())
+    before = fingerprint(short.model)
     nats = train_lens(short, PROMPTS, path, layers=[3, 5], images=12, settings=QUICK)
+    assert fingerprint(short.model) == before
+    assert all(weight.grad is None for weight in short.model.parameters())
     assert list(nats) == [3, 5]
     assert all(after < before for before, after in nats.values())
     assert [each.name for each in tmp_path.iterdir()] == ["own.safetensors"]
