@@ -42,7 +42,8 @@ def log_probabilities(scores: Tensor, temperature: float | Tensor, codes: Tensor
     at_codes = logits.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
     # In place, since new memory is what takes time on a CPU.
     log_p = at_codes - logits.clamp_(min=SMALLEST_LOG).exp_().sum(-1).log_()
-    return torch.where(greedy.squeeze(-1), torch.where(scores.argmax(-1) == codes, 0.0, -torch.inf), log_p)
+    certain = torch.zeros_like(log_p).masked_fill(scores.argmax(-1) != codes, -torch.inf)
+    return torch.where(greedy.squeeze(-1), certain, log_p)
 
 
 def multinomial(
