@@ -73,7 +73,7 @@ def test_every_backend_truncates_each_image_as_it_says(backend):
     Its log-probability is that of what is left, too.
     """
     images = len(OF_EACH)
-    head, hidden = random_head(16, 16, 4200, torch.float32, seed=3), random_hidden(3, images, 16, torch.float32, seed=3)
+    head, hidden = random_head(16, 16, 2200, torch.float32, seed=3), random_hidden(3, images, 16, torch.float32, seed=3)
     together, seeds = SamplingTensors.of(OF_EACH, hidden), torch.arange(images) + 5
     actual, drawn = (
         head_scores(hidden, head, together, backend),
