@@ -5,7 +5,7 @@
     python -m bench.evaluation.front draw           # 1,008 images a cell, on captions that they never saw
 
 Each goes on where it was stopped; cells that are there are kept. Half of the mini model's 144 scenes are for training lenses
-and choosing settings, the other half for the result. The second model is the mini model after half of its training.
+and choosing settings, the other half for the result. The second model is the mini model 3,000 steps before its end.
 """
 
 import itertools

@@ -26,7 +26,7 @@ FIGURES = {
     "front.png": [(MINI, cfg) for cfg in (1.0, 1.5, 2.0, 5.0)],
     "front_early.png": [(EARLY, cfg) for cfg in (1.0, 2.0, 5.0)],
 }
-_NAMES = {MINI: "the mini model", EARLY: "the mini model half trained"}
+_NAMES = {MINI: "the mini model", EARLY: "the mini model less trained"}
 # How cells are drawn: colour, marker, whether points are joined.
 _STYLES = {
     "temperature": ("#777777", "o", True),
