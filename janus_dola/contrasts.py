@@ -118,7 +118,7 @@ class DoLaConfig(Contrast):
             codes, and with alpha = 0 the baseline exactly.
         beta: how far the scores move away from the premature layer M, in 0 .. 999: F = (1 + beta) log q_N - beta log q_M; 0
             not at all. None is DoLa's own F = log q_N - log q_M, which a large beta at the temperature beta comes near to.
-        lens: reads the early layers through a lens (`JanusDoLa.train_lens`): "auto" for the one that lies beside the
+        lens: reads the early layers through a lens (`janus_dola.train_lens`): "auto" for the one that lies beside the
             model's weights, or a file's name. None is none, as in the paper.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy as np
 from bench import ROOT
 from bench.evaluation.figures import check_available
 from bench.evaluation.front import EARLY, FOLDER, LENS_SEEDS, Cell
-from bench.evaluation.metrics import Bootstrap
+from bench.evaluation.metrics import Bootstrap, Metric, shown
 from bench.report.tables import markdown
 from janus_dola.arguments import MINI
 from janus_dola.images.whole_files import write_whole
@@ -27,6 +27,7 @@ FIGURES = {
     "front_early.png": [(EARLY, cfg) for cfg in (1.0, 5.0)],
 }
 _NAMES = {MINI: "the mini model", EARLY: "the mini model less trained"}
+_PERCENT = Metric("", "%", 1)
 # How cells are drawn: colour, marker, whether points are joined.
 _STYLES = {
     "temperature": ("#777777", "o", True),
@@ -174,8 +175,7 @@ def _label(cell: Cell) -> str:
 
 def _shown(resampled: np.ndarray, signed: bool = False) -> str:
     low, high = np.percentile(resampled, [2.5, 97.5])
-    sign = "+" if signed else ""
-    return f"{100 * resampled[0]:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+    return shown(_PERCENT, {"mean": resampled[0], "low": low, "high": high}, signed)
 
 
 def main() -> None:

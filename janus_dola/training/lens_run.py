@@ -65,9 +65,11 @@ def train_lens(
     """
     image_model, given = pipe.image_model, strings(prompts)
     read = DoLaConfig(layers).layers_to_read(image_model.num_layers)
-    if outfile is None and image_model.folder is None:
-        raise ValueError("outfile must be given for a model that was not loaded from a folder")
-    path = Path(outfile) if outfile is not None else image_model.folder / LENS_FILE  # type: ignore[operator]
+    if outfile is None:
+        if image_model.folder is None:
+            raise ValueError("outfile must be given for a model that was not loaded from a folder")
+        outfile = image_model.folder / LENS_FILE
+    path = Path(outfile)
     refuse_existing([path], overwrite)
     enough = -(-_POSITIONS // (_rows(image_model) * image_model.image_tokens))
     count = enough if images is None else integer("images", images, 1, 2**20)
