@@ -20,7 +20,7 @@ HINT_AT_MINI = (
 BackendName = Literal["auto", "reference", "torch", "triton"]
 DtypeName = Literal["float32", "bfloat16", "float16", "float64", "fp32", "bf16", "fp16", "fp64"]
 LaunchName = Literal["auto", "graph", "compile", "eager"]
-ImageFormat = Literal["jpg", "png", "webp"]
+ImageFormat = Literal["jpg", "png", "webp", "safetensors"]  # pictures, and codes in place of them
 Quantization = Literal["int8", "fp8"]
 WindowName = Literal["auto", "1", "2", "4", "8", "16", "32"]
 

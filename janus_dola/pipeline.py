@@ -119,12 +119,12 @@ class JanusDoLa(PipelineBase):
         backend: str = "auto",
         launch: str = "auto",
         prompts: Iterable[str] = (),
-        pictures: bool = False,
+        pictures_for: str | None = None,
     ) -> None:
         """Checks what `from_pretrained` and `generate` take against a model's description and against this machine.
 
-        Loads no weights, and raises FileNotFoundError, ValueError or ImportError as they would. With `pictures` it demands
-        that the model paints its codes itself.
+        Loads no weights, and raises FileNotFoundError, ValueError or ImportError as they would; a ValueError, too, if the
+        model does not paint its codes itself, where `pictures_for` names something that needs pictures.
         """
         check_quantization(quantize)
         on, stored = device_and_dtype(device, dtype)
@@ -132,7 +132,9 @@ class JanusDoLa(PipelineBase):
         resolve_launch(launch, on)
         checkpoint = Checkpoint.open(resolve(model, revision, weights=False))
         pipe = cls(checkpoint.skeleton(), checkpoint.tokenizer())
-        pipe._check(settings, pictures)
+        if pictures_for is not None:
+            pipe.image_model.check_paints(pictures_for)
+        pipe._check(settings)
         pipe._rows_of_prompt(settings.negative_prompt)
         for prompt in prompts:
             pipe.check_prompt(prompt)

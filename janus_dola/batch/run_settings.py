@@ -16,6 +16,7 @@ from janus_dola.arguments import (
 )
 from janus_dola.batch.folder import PARTIAL, checked, with_checksum
 from janus_dola.images.files import check_template
+from janus_dola.images.recipe import CODES
 from janus_dola.images.whole_files import sync_folder, write_whole
 from janus_dola.models.storage import Quantization, parse_dtype
 from janus_dola.settings import DrawSettings
@@ -33,7 +34,7 @@ class RunSettings:
         drawing: how codes are chosen; a prompt may have settings of its own.
         parallel_size: images per prompt, 1 .. 65536.
         seed: the first image's seed; the n-th image of the run has the seed `seed + n`.
-        image_format: "jpg", "png" or "webp".
+        image_format: "jpg", "png", "webp" or, for codes in place of pixels, "safetensors".
         dtype: None is float32 on a CPU and bfloat16 elsewhere.
         quantize: None, "int8" or "fp8", as for `JanusDoLa.from_pretrained`.
         window: codes per pass, as for `JanusDoLa.generate`.
@@ -69,6 +70,11 @@ class RunSettings:
             raise ValueError(f"image_format must be one of {list(get_args(ImageFormat))}, got {self.image_format!r}")
         if self.dtype is not None:  # one name for "bf16" and "bfloat16"
             object.__setattr__(self, "dtype", str(parse_dtype(self.dtype)).removeprefix("torch."))
+
+    @property
+    def pictures_for(self) -> str | None:
+        """Returns what needs pictures, the format, in words; None for codes."""
+        return None if self.image_format == CODES else f"format {self.image_format!r}"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as JSON holds them, flat, under the names that they have on the command line."""

@@ -17,7 +17,6 @@ from janus_dola.batch.run_settings import RunSettings
 from janus_dola.compute import Compute
 from janus_dola.images.layer_map import counts_of, small_map
 from janus_dola.images.outputs import DrawnImage, NonFiniteError
-from janus_dola.images.recipe import encode_image
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.settings import DrawSettings
 
@@ -71,6 +70,8 @@ class BatchWorker:
     def __init__(self, pipe: JanusDoLa, settings: RunSettings, compute: Compute) -> None:
         self._pipe, self._compute, self._settings = pipe, compute, settings
         self.dtype = pipe.image_model.stored_as
+        if settings.pictures_for is not None:
+            pipe.image_model.check_paints(settings.pictures_for)
         # Checks the settings; without a prompt there is nothing to draw.
         pipe.stream((), settings=settings.drawing, backend=compute.backend, launch=compute.launch)
         self.batch_size = pipe.engine.fit(_USUAL_PROMPT)  # images that fit into memory
@@ -80,7 +81,7 @@ class BatchWorker:
         """Loads the model; one that is not there is a FileNotFoundError, one that cannot draw this a ValueError."""
         place = (settings.model, compute.device, settings.dtype, settings.revision, settings.quantize)
         run_by = {"backend": compute.backend, "launch": compute.launch}
-        JanusDoLa.check(*place, settings=settings.drawing, pictures=True, **run_by)
+        JanusDoLa.check(*place, settings=settings.drawing, pictures_for=settings.pictures_for, **run_by)
         return cls(JanusDoLa.from_pretrained(*place), settings, compute)
 
     def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Results]]:
@@ -131,9 +132,8 @@ class BatchWorker:
     def _encoded(self, task: ImageTask, image: DrawnImage | str, seconds: float) -> EncodedImage | str:
         if isinstance(image, str):
             return image
-        recipe = image.recipe if self._settings.metadata else None
         try:
-            content = encode_image(image.image, self._settings.image_format, recipe)
+            content = image.encoded(self._settings.image_format, self._settings.metadata)
         except ValueError as error:
             return str(error)
         png = None

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def again(
-    image: Annotated[Path, typer.Argument(metavar="FILE", help="An image that janus-dola drew.")],
+    image: Annotated[Path, typer.Argument(metavar="FILE", help="An image, or codes, that janus-dola drew.")],
     compare: options.Compare = False,
     layer_map: options.LayerMap = False,
     outdir: options.OutDir = Path("generated_samples"),
-    image_format: options.Format = "png",
+    image_format: options.Format = None,
     metadata: options.Metadata = True,
     overwrite: options.Overwrite = False,
     model: Annotated[
@@ -48,14 +48,15 @@ def again(
     model = _model_of(recipe, model)
     if model == recipe.model:  # not a folder that stands for it
         revision = revision or recipe.revision
+    chosen = options.format_for(image_format, "png", model, revision)
     run = RunSettings(
-        model, recipe.settings, 1, recipe.seed, image_format, recipe.dtype, recipe.quantize, recipe.window, metadata,
+        model, recipe.settings, 1, recipe.seed, chosen, recipe.dtype, recipe.quantize, recipe.window, metadata,
         revision=revision,
     )  # fmt: skip
 
     def name(run: "RunSettings", index: int, k: int) -> str:
         is_baseline = compare and run.drawing.contrast is None
-        return name_beside(image, "no-dola_again" if is_baseline else "again", image_format)
+        return name_beside(image, "no-dola_again" if is_baseline else "again", chosen)
 
     compute = Compute(device, backend, launch)
     draw_to_files([recipe.prompt], run, compute, name, outdir, overwrite, compare, layer_map, recipe)

@@ -53,7 +53,7 @@ def batch(
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
     size: options.Size = None,
-    image_format: options.Format = "jpg",
+    image_format: options.BatchFormat = None,
     metadata: options.Metadata = True,
     name_template: Annotated[
         str | None,
@@ -91,8 +91,9 @@ def batch(
     from janus_dola.batch.manifest import MANIFEST
 
     base, codes = options.parse_seed(seed, outdir), options.parse_window(window)
+    chosen = options.format_for(image_format, "jpg", model, revision)
     run = RunSettings(
-        model, settings, parallel_size, base, image_format, dtype, quantize, codes, metadata, name_template, revision
+        model, settings, parallel_size, base, chosen, dtype, quantize, codes, metadata, name_template, revision
     )
     compute = Compute(device, backend, launch, workers, ray_address, batch_size)
     summary = run_batch(

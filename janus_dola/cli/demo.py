@@ -40,7 +40,7 @@ def demo(
     sheet = outdir / "contact_sheet.png"
     maps = {outdir / f"map_{i}_p{k}.png": (i, k) for i in range(len(PROMPTS)) for k in range(_COLUMNS)}
     refuse_existing([sheet, *maps], overwrite)
-    JanusDoLa.check(model, device, revision=revision, prompts=PROMPTS, pictures=True)
+    JanusDoLa.check(model, device, revision=revision, prompts=PROMPTS, pictures_for="demo")
     make_folder(outdir)
     pipe = JanusDoLa.from_pretrained(model, device, revision=revision)
     progress = sys.stderr.isatty()

@@ -59,7 +59,7 @@ def draw_to_files(
     JanusDoLa.check(
         run.model, compute.device, run.dtype, run.revision, run.quantize,
         settings=run.drawing, backend=compute.backend, launch=compute.launch, prompts=prompts,
-        pictures=True,
+        pictures_for="--map" if layer_map else run.pictures_for,
     )  # fmt: skip
     make_folder(outdir)
     hint_at_mini(run.model)
@@ -74,7 +74,7 @@ def draw_to_files(
         )  # fmt: skip
         for drawn in images:
             path, *maps = files(each, drawn.prompt, drawn.k)
-            write(path, encode_image(drawn.image, each.image_format, drawn.recipe if each.metadata else None))
+            write(path, drawn.encoded(each.image_format, each.metadata))
             for map_path in maps:
                 write(map_path, encode_image(drawn.layer_map(), "png", None))
 

@@ -34,7 +34,7 @@ def generate(
     layer_map: options.LayerMap = False,
     outdir: options.OutDir = Path("generated_samples"),
     from_image: Annotated[Path | None, typer.Option("--from", hidden=True)] = None,
-    image_format: options.Format = "png",
+    image_format: options.Format = None,
     metadata: options.Metadata = True,
     overwrite: options.Overwrite = False,
     size: options.Size = None,
@@ -73,9 +73,8 @@ def generate(
     if not prompts:
         raise typer.BadParameter("give a prompt; `janus-dola again FILE` draws an image again")
     base, codes = options.parse_seed(seed), options.parse_window(window)
-    run = RunSettings(
-        model, settings, parallel_size, base, image_format, dtype, quantize, codes, metadata, revision=revision
-    )
+    chosen = options.format_for(image_format, "png", model, revision)
+    run = RunSettings(model, settings, parallel_size, base, chosen, dtype, quantize, codes, metadata, revision=revision)
     values = {name: value for name, value in context.params.items() if name not in SETTINGS}
     values |= {"seed": str(run.seed), "model": public_name(run.model)}
     defaults = {each.name: each.default for each in context.command.params if each.name}

@@ -61,7 +61,11 @@ Dtype = Annotated[
 Metadata = Annotated[
     bool, file_option("--metadata/--no-metadata", help="Write prompt, model and settings into each image.")
 ]
-Format = Annotated[arguments.ImageFormat, file_option("--format", help="File format of the images.")]
+_format_option = functools.partial(file_option, "--format", help="File format; safetensors holds codes, not pixels.")
+Format = Annotated[arguments.ImageFormat | None, _format_option(show_default="png, or safetensors if codes are all")]
+BatchFormat = Annotated[
+    arguments.ImageFormat | None, _format_option(show_default="jpg, or safetensors if codes are all")
+]
 Overwrite = Annotated[bool, file_option("--overwrite", help="Replace files that exist.")]
 Compare = Annotated[bool, contrast_option("--compare", help="Also draw the baseline, from the same seeds.")]
 LayerMap = Annotated[bool, contrast_option("--map", help="Write a map of what the contrast did beside each image.")]
@@ -170,6 +174,19 @@ def _option(name: str, setting: Setting) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Annotated[kind | None, option]
     )
+
+
+def format_for(
+    given: arguments.ImageFormat | None, usual: arguments.ImageFormat, model: str, revision: str | None
+) -> arguments.ImageFormat:
+    """Returns the format that a user gave, else the usual one, or codes, and says so, where another model paints them."""
+    from janus_dola.images.recipe import CODES
+    from janus_dola.models.checkpoint.load import paints
+
+    if given is not None or paints(model, revision):
+        return given or usual
+    typer.echo(f"{model} draws codes, which another model paints: each image is a file .{CODES}", err=True)
+    return CODES
 
 
 def hint_at_mini(model: str) -> None:

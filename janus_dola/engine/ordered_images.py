@@ -100,7 +100,7 @@ def _in_order(
     behind = 1 if image_model.device.type == "cuda" else 0
     done: dict[int, Callable[[], MaybeImage]] = {}  # by index
     for job, codes in drawn:
-        pixels = None if image_model.to_pixels is None else start_pixels(image_model, codes.tokens)
+        pixels = start_pixels(image_model, codes.tokens) if image_model.paints else None
         done[job.index] = partial(_image, job, codes, pixels, image_model, plan, recipe)
         while following in done and following + behind in done:
             yield done.pop(following)()
@@ -133,8 +133,9 @@ def _image(
     of_codes = codes.tokens, codes.premature_layers, codes.jsd, codes.log_probs
     own_recipe = recipe_of(recipe, codes, image_model, prompt=job.words, seed=job.seed)
     drawn_by_seed = plan.sampler == "gumbel"
+    painter_inputs = image_model.painter_inputs(codes.tokens)
     return job, DrawnImage(
-        job.prompt, job.k, picture, *of_codes, job.seed, passes, own_recipe, plan.layers, drawn_by_seed
+        job.prompt, job.k, picture, *of_codes, job.seed, passes, own_recipe, plan.layers, drawn_by_seed, painter_inputs
     )
 
 

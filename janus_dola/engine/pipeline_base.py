@@ -62,10 +62,8 @@ class PipelineBase:
             )
         return replace(settings, cfg_weight=1.0)
 
-    def _check(self, settings: DrawSettings, pictures: bool) -> None:
-        """Raises ValueError where the model cannot draw with these settings, or draws no pictures, where they are needed."""
-        if pictures:
-            self.image_model.check_paints()
+    def _check(self, settings: DrawSettings) -> None:
+        """Raises ValueError where the model cannot draw with these settings."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # drawing says it
             fitted = self.fitted(settings)

@@ -1,21 +1,20 @@
 """Holds what drawing returns: images with their codes, what DoLa did at each code, and the recipe that draws them again."""
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from PIL import Image
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from janus_dola.arguments import ImageFormat, shown
 from janus_dola.images.files import file_name, refuse_existing, write_all, write_new
 from janus_dola.images.layer_map import columns_of, layer_map
-from janus_dola.images.recipe import Recipe, encode_image
+from janus_dola.images.recipe import CODES, Recipe, encode_codes, encode_image
 from janus_dola.models.contexts import undisturbed
 
 
@@ -53,12 +52,15 @@ class DrawnImage:
     recipe: Recipe  # prompt and settings
     candidate_layers: tuple[int, ...] = ()  # layers that were compared with the final one
     from_seed: bool = True  # whether the recipe draws it again; the sampler "multinomial" does not
+    # What another model that paints takes, by name; for a GLM-Image "prior_token_ids", [1, 4 rows columns] int64
+    painter_inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Writes the image, with its recipe inside if the recipe draws it again, as `janus-dola again` does.
 
         Args:
-            path: ends with .jpg, .png, .webp or, for its codes ("tokens") in place of pixels, .safetensors.
+            path: ends with .jpg, .png, .webp or, for its codes in place of pixels, .safetensors: "tokens", and
+                `painter_inputs`.
             overwrite: whether an existing file is replaced.
         Returns:
             the path.
@@ -73,11 +75,11 @@ class DrawnImage:
         write_new(path, content, overwrite)
         return path
 
-    def encoded(self, image_format: str) -> bytes:
-        """Returns the content of a file in a format that `save` writes; errors are as there."""
-        recipe = self.recipe if self.from_seed else None
-        if image_format == "safetensors":
-            return save_tensors({"tokens": self.tokens}, None if recipe is None else {"recipe": recipe.to_json()})
+    def encoded(self, image_format: str, metadata: bool = True) -> bytes:
+        """Returns what `save` writes into a file of a format, by `metadata` with the recipe; errors are as there."""
+        recipe = self.recipe if self.from_seed and metadata else None
+        if image_format == CODES:
+            return encode_codes(self.tokens, self.painter_inputs, recipe)
         return encode_image(self.image, cast(ImageFormat, image_format), recipe)
 
     @property
@@ -142,9 +144,7 @@ class GenerationOutput:
         """Returns the model passes of each image after the prompt's, [P, K] int64; T - 1 if each decides one code."""
         return self._stacked("passes")
 
-    def save(
-        self, folder: str | Path, image_format: ImageFormat | Literal["safetensors"] = "png", overwrite: bool = False
-    ) -> list[Path]:
+    def save(self, folder: str | Path, image_format: ImageFormat = "png", overwrite: bool = False) -> list[Path]:
         """Writes every image with its recipe inside, as `{prompt index}_{words of the prompt}_p{k}.{format}`.
 
         Args:

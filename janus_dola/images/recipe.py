@@ -1,6 +1,7 @@
-"""Image files that carry their own recipe: name, format and metadata.
+"""Files of images, or of codes, that carry their own recipe: format and metadata.
 
-The recipe is JSON in the EXIF field ImageDescription, which JPEG, PNG and WebP all have.
+The recipe is JSON in the EXIF field ImageDescription, which JPEG, PNG and WebP all have. A file of codes (safetensors) has
+it in its metadata.
 """
 
 import io
@@ -8,11 +9,15 @@ import json
 import stat
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any, cast, get_args
+from typing import IO, Any, cast
 
 from PIL import ExifTags, Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from janus_dola.arguments import (
     ImageFormat,
@@ -28,6 +33,8 @@ from janus_dola.images.files import refuse_existing, write_new
 from janus_dola.models.storage import check_name, parse_dtype
 from janus_dola.settings import SETTINGS, DrawSettings
 
+CODES: ImageFormat = "safetensors"  # the format that holds codes
+_RECIPE = "recipe"  # in the metadata of a file of codes
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "jpg": {"quality": 95, "subsampling": 0},
     "png": {},
@@ -37,7 +44,7 @@ _MOST_BYTES, _MOST_PIXELS, _MOST_CHARACTERS = 2**26, 2**24, 2**20  # what is rea
 # What Pillow raises for files that are not whole, or made to do harm.
 _FAULTS = (
     Image.DecompressionBombError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError,
-    RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error,
+    RuntimeError, SafetensorError, SyntaxError, TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
 
 
@@ -116,8 +123,8 @@ def encode_image(
     A recipe that is too long for the format (JPEG: 64 kB) is a ValueError; None writes no metadata. A `quality` in 0 .. 100
     makes JPEG and WebP smaller; WebP is lossless at 100.
     """
-    if image_format not in get_args(ImageFormat):
-        raise ValueError(f"format must be one of {list(get_args(ImageFormat))}, got {image_format!r}")
+    if image_format not in _SAVE_OPTIONS:
+        raise ValueError(f"format must be one of {[*_SAVE_OPTIONS, CODES]}, got {image_format!r}")
     exif = Image.Exif()
     if recipe is not None:
         exif[ExifTags.Base.ImageDescription] = recipe.to_json().encode("utf-8")
@@ -130,6 +137,12 @@ def encode_image(
     return content.getvalue()
 
 
+def encode_codes(tokens: Tensor, painter_inputs: Mapping[str, Tensor], recipe: Recipe | None) -> bytes:
+    """Encodes codes [T], and what a model that paints them takes, as the content of a .safetensors file."""
+    metadata = None if recipe is None else {_RECIPE: recipe.to_json()}
+    return save_tensors({"tokens": tokens, **painter_inputs}, metadata)
+
+
 def save_image(image: Image.Image, path: Path, recipe: Recipe | None, overwrite: bool = True) -> None:
     """Writes an image with its recipe. The format follows from the ending of `path`; errors are as for `DrawnImage.save`."""
     content = encode_image(image, cast(ImageFormat, path.suffix[1:]), recipe)
@@ -138,13 +151,13 @@ def save_image(image: Image.Image, path: Path, recipe: Recipe | None, overwrite:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Reads the recipe an image was drawn by; a ValueError if the file is not an image or carries no recipe."""
+    """Reads the recipe an image was drawn by; a ValueError if the file is no image, nor one of codes, or carries none."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
         raise ValueError(f"{path} carries no recipe of janus-dola: it is no file of at most {_MOST_BYTES} bytes")
     with path.open("rb") as file:
         try:
-            description = _description(file)
+            description = _of_codes(path) if path.suffix == f".{CODES}" else _of_image(file)
         except Image.UnidentifiedImageError as error:
             raise ValueError(f"{path} is not an image") from error
         except _FAULTS as error:
@@ -157,7 +170,12 @@ def read_recipe(path: Path) -> Recipe:
         raise ValueError(f"{path} carries {error}") from error
 
 
-def _description(file: IO[bytes]) -> str | None:
+def _of_codes(path: Path) -> str | None:
+    with safe_open(path, "pt") as codes:
+        return (codes.metadata() or {}).get(_RECIPE)
+
+
+def _of_image(file: IO[bytes]) -> str | None:
     with Image.open(file, formats=["JPEG", "PNG", "WEBP"]) as image:
         if image.width * image.height > _MOST_PIXELS:
             raise ValueError(f"it has {image.width} x {image.height} pixels")

@@ -127,6 +127,8 @@ class ImageModel:
     # [3, T'] int64, where an image's tokens stand on three axes of positions, counted from the first; None: in a row
     positions: Tensor | None = None
     guided: bool = True  # whether images have a row without their words, so that guidance is possible
+    # What another model that paints takes, by name, from codes [T]; files of codes hold it.
+    painter_inputs: Callable[[Tensor], dict[str, Tensor]] = lambda codes: {}
     vision: Vision | None = None  # where the model answers questions about pictures
     folder: Path | None = None  # that the model was loaded from
 
@@ -141,12 +143,17 @@ class ImageModel:
         """Returns the head stage's parameters, as they are now. A linear with an adapter or in 8 bits is a ValueError."""
         return self.read_head()
 
-    def check_paints(self) -> None:
-        """Raises ValueError where another model paints the codes."""
-        if self.to_pixels is None:
+    @property
+    def paints(self) -> bool:
+        """Returns whether the model makes pictures of its codes itself."""
+        return self.to_pixels is not None
+
+    def check_paints(self, what: str) -> None:
+        """Raises ValueError where another model paints the codes; it names what needs pictures."""
+        if not self.paints:
             raise ValueError(
-                f"model must paint pictures itself, got one of the family {self.family}, whose codes another model paints: "
-                "draw codes from Python, by JanusDoLa.generate"
+                f"{what} must go with a model that paints its codes itself, got one of the family {self.family}, "
+                "whose images are files of the format safetensors"
             )
 
     @property
@@ -200,6 +207,7 @@ class Family:
     model_class: type[PreTrainedModel]  # what a checkpoint is loaded into
     # Raises ValueError where a config of `model_class` cannot draw, such as one whose image size does not fit its codes.
     check_config: Callable[[Any], None]
+    paints: bool = True  # whether these models make pictures of their codes themselves
     # The config from a checkpoint's folder and its config.json; None where that is transformers' own format.
     read_config: Callable[[Path, dict[str, Any]], PretrainedConfig] | None = None
     # A checkpoint's tensors, by the names in `model_class`.

@@ -48,7 +48,7 @@ class FinishedImage:
     """An image that is drawn. T image tokens; tensors are on the CPU."""
 
     k: int
-    picture: Image.Image
+    picture: Image.Image | None  # None where another model paints the codes
     codes: Codes  # [T]
 
 
@@ -250,8 +250,9 @@ class EngineThread:
         return self.most if self._on_gpu else min(self.most, _ROOM_ON_CPU)
 
     def _finished(self, image: ImageRequest, codes: Codes) -> FinishedImage:
-        picture, on_cpu = start_pixels(self.image_model, codes.tokens)(), codes.cpu()
-        if picture is None or not on_cpu.finite:
+        paints = self.image_model.paints
+        picture, on_cpu = start_pixels(self.image_model, codes.tokens)() if paints else None, codes.cpu()
+        if (paints and picture is None) or not on_cpu.finite:
             raise NonFiniteError([image.job.k])
         self._metrics.images.inc()
         self._metrics.codes.inc(self.image_model.image_tokens)

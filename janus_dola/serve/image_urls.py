@@ -8,7 +8,9 @@ from starlette.responses import Response
 
 SECONDS = 3600
 MAX_BYTES = 512 * 2**20  # of all images
-_MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+_MEDIA_TYPES = {
+    "png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "safetensors": "application/octet-stream",
+}  # fmt: skip
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private"}
 
 

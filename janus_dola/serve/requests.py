@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, create_model, model_validator
 from janus_dola.arguments import MAX_SEED, ImageFormat, last_seed, shown
 from janus_dola.engine.jobs import Job
 from janus_dola.engine.plan import lens_of, weights_named
-from janus_dola.images.recipe import Recipe, encode_image
+from janus_dola.images.recipe import CODES, Recipe, encode_image
 from janus_dola.kernels.lens_map import Lens
 from janus_dola.pipeline import JanusDoLa
 from janus_dola.serve.engine_thread import Event, ImageRequest
@@ -56,7 +56,12 @@ class ImagesRequest(_Settings):
         Literal["b64_json", "url"] | None,
         Field(description="The image itself, or a URL that serves it for an hour, which DALL-E has as default."),
     ] = None
-    output_format: Literal["png", "jpeg", "webp"] = "png"
+    output_format: Annotated[
+        Literal["png", "jpeg", "webp", "safetensors"] | None,
+        Field(
+            description="safetensors holds codes, not pixels: the default where another model paints them, else png."
+        ),
+    ] = None
     output_compression: Annotated[
         int | None, Field(ge=0, le=100, description="Quality of a JPEG or WebP file; WebP is lossless at 100.")
     ] = None
@@ -115,7 +120,6 @@ class Reader:
 
     def __init__(self, pipe: JanusDoLa, names: Sequence[str]) -> None:
         self.pipe, self.image_model, self.names = pipe, pipe.image_model, names
-        self.image_model.check_paints()
         self._recipe = pipe.recipe(DrawSettings())
         self._prompts = self.image_model.prompts(pipe.tokenizer)
         self._numbers = itertools.count()
@@ -135,6 +139,7 @@ class Reader:
             raise InvalidError("response_format", 'response_format must be "b64_json" with stream, got "url"')
         if body.partial_images and not body.stream:
             raise InvalidError("partial_images", f"partial_images must be 0 without stream, got {body.partial_images}")
+        image_format = self._format(body)
         settings = self._settings(body)
         negative = settings.away_from
         ids = self._token_ids("prompt", body.prompt)
@@ -146,9 +151,9 @@ class Reader:
             raise InvalidError("seed", f"seed must lie in 0 .. {last_seed(body.n)} for {body.n} image(s), got {seed}")
         weights = self._recipe.weights if lens is None else weights_named(self.image_model, settings)
         recipe = replace(self._recipe, prompt=body.prompt, settings=settings, weights=weights)
-        image_format: ImageFormat = "jpg" if body.output_format == "jpeg" else body.output_format
         try:
-            encode_image(Image.new("RGB", (1, 1)), image_format, replace(recipe, seed=seed + body.n - 1))
+            if image_format != CODES:
+                encode_image(Image.new("RGB", (1, 1)), image_format, replace(recipe, seed=seed + body.n - 1))
         except ValueError as error:  # the recipe is too long for the format
             raise InvalidError("output_format", f"output_format must be 'png' or 'webp': {error}") from None
         jobs = [Job(next(self._numbers), 0, k, rows, seed + k, params) for k in range(body.n)]
@@ -161,6 +166,16 @@ class Reader:
             body.layer_map,
         )
 
+    def _format(self, body: ImagesRequest) -> ImageFormat:
+        name = body.output_format or ("png" if self.image_model.paints else CODES)
+        if name != CODES and not self.image_model.paints:
+            message = f'output_format must be "{CODES}" for this model, whose codes another one paints, got "{name}"'
+            raise InvalidError("output_format", message)
+        if name == CODES and body.partial_images:
+            message = f"partial_images must be 0 where an image is its codes ({CODES}), got {body.partial_images}"
+            raise InvalidError("partial_images", message)
+        return "jpg" if name == "jpeg" else name
+
     def _settings(self, body: ImagesRequest) -> DrawSettings:
         given = body.model_dump(include=set(SETTINGS), exclude_unset=True)
         last = self.image_model.num_layers - 1
@@ -171,7 +186,7 @@ class Reader:
             message = f'premature_layer must lie in 1 .. {last}, or be "final", got {forced}'
             raise InvalidError("premature_layer", message)
         try:
-            return DrawSettings().changed(given)
+            return self.pipe.fitted(DrawSettings().changed(given))
         except ValueError as error:  # its text begins with the field's name
             raise InvalidError(str(error).partition(" ")[0], str(error)) from None
 

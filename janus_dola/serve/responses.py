@@ -6,11 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from PIL import Image
-
 from janus_dola.engine.ordered_images import recipe_of
 from janus_dola.images.layer_map import counts_of, small_map
-from janus_dola.images.recipe import Recipe, encode_image
+from janus_dola.images.recipe import CODES, encode_codes, encode_image
 from janus_dola.models import ImageModel
 from janus_dola.serve.engine_thread import FinishedImage, PartialImage
 from janus_dola.serve.requests import ParsedRequest
@@ -31,16 +29,21 @@ class ResponseWriter:
         `keep` takes the file and its format, and returns a URL for it; None puts the file itself into the answer.
         """
         recipe = recipe_of(self._request.recipes[image.k], image.codes, self._image_model)
-        content = self._encode(image.picture, recipe)
+        request, tokens = self._request, image.codes.tokens
+        if request.image_format == CODES:
+            content = encode_codes(tokens, self._image_model.painter_inputs(tokens), recipe)
+        else:
+            assert image.picture is not None  # the reader lets no other request through
+            content = encode_image(image.picture, request.image_format, recipe, request.quality)
         entry: dict[str, Any] = {
-            **({"b64_json": _base64(content)} if keep is None else {"url": keep(content, self._request.image_format)}),
+            **({"b64_json": _base64(content)} if keep is None else {"url": keep(content, request.image_format)}),
             "seed": recipe.seed,
             "settings": recipe.settings.to_json(),
             "layers": {str(layer): count for layer, count in counts_of(image.codes.premature_layers).items()},
             "mean_jsd": round(float(image.codes.jsd.mean()), 6),
             "passes": int(image.codes.passes),
         }
-        if self._request.layer_map:
+        if request.layer_map:
             picture = small_map(image.codes.premature_layers, image.codes.jsd)
             entry["layer_map_b64_png"] = _base64(encode_image(picture, "png", None))
         return entry
@@ -51,7 +54,7 @@ class ResponseWriter:
 
     def partial(self, image: PartialImage) -> str:
         """Returns the event for an image that is half drawn."""
-        content = self._encode(image.picture, None)
+        content = encode_image(image.picture, self._request.image_format, None, self._request.quality)
         more = {"partial_image_index": image.number, "index": image.k, "b64_json": _base64(content)}
         return self._event("image_generation.partial_image", more)
 
@@ -59,9 +62,6 @@ class ResponseWriter:
         """Returns the event for an image that is done."""
         more = {**self.entry(image, None), "index": image.k, "usage": self._usage(1)}
         return self._event("image_generation.completed", more)
-
-    def _encode(self, picture: Image.Image, recipe: Recipe | None) -> bytes:
-        return encode_image(picture, self._request.image_format, recipe, self._request.quality)
 
     def _event(self, kind: str, more: dict[str, Any]) -> str:
         return event(kind, {"type": kind, **more, **self._common("created_at")})

@@ -1,10 +1,13 @@
 """A family that draws an image small and then in full, in one row, with norms behind attention and MLP: GLM-Image."""
 
+import base64
+import json
 import math
 
+import httpx
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 pytest.importorskip("transformers.models.glm_image", reason="needs transformers 5")
 
@@ -12,15 +15,19 @@ from transformers import GlmImageProcessor
 from transformers.models.glm_image.image_processing_pil_glm_image import GlmImageImageProcessorPil
 
 from janus_dola import DoLaConfig, JanusDoLa
+from janus_dola.batch import RunSettings, run_batch
 from janus_dola.cli import app as cli
+from janus_dola.images.recipe import read_recipe
 from janus_dola.kernels.contrast import jensen_shannon
 from janus_dola.kernels.sampling import gumbel_max
-from janus_dola.models import adapt
+from janus_dola.models import adapt, families
 from janus_dola.models.families.glm_image import prior_token_ids
 from janus_dola.models.model import Raster
-from janus_dola.serve.requests import Reader
+from janus_dola.serve.service import ServerOptions, Service
 from tests.janus_dola import glm_image
+from tests.janus_dola.batch_helpers import lines, without_seconds
 from tests.janus_dola.glm_image import CODES
+from tests.janus_dola.server import running, until
 
 PROMPTS = ["a red circle", " a large blue square,  赤い円 "]
 DOLA = DoLaConfig(candidate_layers=[1, 2], alpha=0.1)
@@ -34,6 +41,13 @@ def pipe_of(height: int, width: int) -> JanusDoLa:
 @pytest.fixture(scope="module")
 def pipe() -> JanusDoLa:
     return pipe_of(128, 256)
+
+
+@pytest.fixture
+def tiny(monkeypatch) -> JanusDoLa:
+    """One of 2 x 5 and 2 x 4 codes, where the small image would have some 256."""
+    monkeypatch.setattr(families.glm_image, "_SMALL", 4)
+    return pipe_of(64, 128)
 
 
 def by_its_processor(pipe: JanusDoLa, *prompts: str):
@@ -151,8 +165,6 @@ def test_nothing_guides(pipe):
     drawn = pipe.generate(PROMPTS[0], window=16)
     assert drawn.drawn[0][0].recipe.settings.cfg_weight == 1
     assert torch.equal(drawn.tokens, pipe.generate(PROMPTS[0], cfg_weight=1.0, window=16).tokens)
-    with pytest.raises(ValueError, match="model must paint pictures itself, got one of the family glm_image"):
-        Reader(pipe, ["glm"])
     for draw in (pipe.generate, pipe.stream, lambda *args, **changes: pipe.log_probs(*args, drawn.tokens, **changes)):
         with pytest.raises(ValueError, match="cfg_weight must be 1 for a model that nothing guides, got 3.0"):
             draw(PROMPTS[0], cfg_weight=3.0)
@@ -182,28 +194,102 @@ def test_codes_are_kept_where_another_model_paints(pipe, tmp_path):
         assert torch.equal(theirs._upsample_token_ids(large, height, width)[0], ids)
 
 
-def test_a_folder_draws_what_the_model_in_memory_draws(pipe, tmp_path, monkeypatch, capsys):
-    """Alone, or as diffusers lays it beside the models that paint. Commands that write pictures refuse it."""
+def test_every_door_gives_the_same_codes(tiny, tmp_path):
+    """Of a batch and of a server, by all contrasts; a folder that lost some of them ends as it was."""
+    bare = {"dola": False, "top_p": 0.5, "top_k": 9}
+    dola = {"candidate_layers": [1, 2], "alpha": 0.3}
+    asked = [{"prompt": PROMPTS[0], "seed": 7, **own} for own in ({}, bare, {"contrast": "sled"}, dola)]
+    run = RunSettings(parallel_size=1, image_format="safetensors")
+    assert run_batch(asked, tmp_path, run, pipe=tiny).drawn == 4
+    files = sorted(tmp_path.glob("*.safetensors"))
+    whole, manifest = [file.read_bytes() for file in files], without_seconds(tmp_path)
+    for content, file, own, line in zip(whole, files, asked, lines(tmp_path), strict=True):
+        (drawn,) = tiny.generate(own["prompt"], seed=7, settings=read_recipe(file).settings).drawn[0]
+        assert content == drawn.encoded("safetensors")
+        assert read_recipe(file) == drawn.recipe
+        assert line["log_prob"] == pytest.approx(drawn.log_probs.sum().item(), abs=1e-3)
+        held = load(content)
+        assert held.keys() == {"tokens", "prior_token_ids"}
+        assert torch.equal(held["prior_token_ids"], prior_token_ids(drawn.tokens, tiny.image_model.raster))
+    assert len(set(whole)) == 4
+    files[1].unlink()
+    files[2].write_bytes(whole[2][:-1])
+    with (tmp_path / "manifest.jsonl").open("r+b") as file:
+        file.truncate(len(file.read()) - 1)  # the last line is no line
+    files[3].unlink()
+    summary = run_batch(asked, tmp_path, run, pipe=tiny)
+    assert (summary.drawn, summary.kept) == (3, 1)
+    assert [file.read_bytes() for file in files] == whole
+    assert without_seconds(tmp_path) == manifest
+    service = Service(ServerOptions("glm"), lambda: tiny)
+    with running(service) as url:
+        until(lambda: service.ready())
+
+        def ask(status=200, **fields):
+            answer = httpx.post(f"{url}/v1/images/generations", json=fields, timeout=60)
+            assert answer.status_code == status, answer.text
+            return answer
+
+        for fields, content in zip(asked, whole, strict=True):
+            answer = ask(**fields).json()
+            assert base64.b64decode(answer["data"][0]["b64_json"]) == content
+            assert (answer["output_format"], answer["data"][0]["settings"]["cfg_weight"]) == ("safetensors", 1)
+        streamed = ask(**asked[0], stream=True, layer_map=True, output_format="safetensors").text
+        event = json.loads(streamed.partition("data: ")[2])
+        assert base64.b64decode(event["b64_json"]) == whole[0]
+        there = httpx.get(ask(**asked[0], response_format="url").json()["data"][0]["url"])
+        assert (there.content, there.headers["content-type"]) == (whole[0], "application/octet-stream")
+        for fields, message in (
+            (
+                {"output_format": "png"},
+                'must be \\"safetensors\\" for this model, whose codes another one paints, got \\"png',
+            ),
+            ({"partial_images": 2, "stream": True}, "partial_images must be 0 where an image is its codes"),
+            ({"cfg_weight": 3}, "cfg_weight must be 1 for a model that nothing guides, got 3"),
+        ):
+            assert message in ask(400, prompt="x", **fields).text
+
+
+def test_a_folder_draws_what_the_model_in_memory_draws(tiny, tmp_path, monkeypatch, capsys):
+    """Alone, or as diffusers lays it beside the models that paint. So do the commands, which write codes."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "prompts.txt").write_text("x")
+    (tmp_path / "prompts.txt").write_text(f"{PROMPTS[0]}\n")
     of_model, of_words = tmp_path / "all" / "vision_language_encoder", tmp_path / "all" / "processor"
-    for parameter in pipe.model.parameters():  # its weights fit into float16
+    for parameter in tiny.model.parameters():  # its weights fit into float16
         parameter.data = parameter.half().float()
-    expected = pipe.generate(PROMPTS, seed=5).tokens
+    expected = tiny.generate(PROMPTS, seed=5).tokens
     for model, words, folder in ((tmp_path / "one",) * 3, (of_model, of_words, tmp_path / "all")):
-        pipe.model.save_pretrained(model)
-        pipe.tokenizer.save_pretrained(words)
+        tiny.model.save_pretrained(model)
+        tiny.tokenizer.save_pretrained(words)
         JanusDoLa.check(folder, "cpu", prompts=PROMPTS)
         for dtype in ("float32", "float16"):  # packed on a CPU that can
             loaded = JanusDoLa.from_pretrained(folder, device="cpu", dtype=dtype)
             assert torch.equal(loaded.generate(PROMPTS, seed=5).tokens, expected)
-    for command in (["generate", "x"], ["batch", "--prompts", tmp_path / "prompts.txt"], ["profile"]):
-        monkeypatch.setattr("sys.argv", ["janus-dola", *map(str, command), "--model", str(folder)])
+
+    def command(*words):
+        monkeypatch.setattr("sys.argv", ["janus-dola", *map(str, words)])
         with pytest.raises(SystemExit) as stop:
             cli.run(cli.app)
-        assert (stop.value.code or 0) == (0 if command == ["profile"] else 2)
-        said = " ".join(capsys.readouterr().err.split())
-        assert ("one of the family glm_image, whose codes another model paints" in said) == (command != ["profile"])
+        return stop.value.code or 0, " ".join(capsys.readouterr().err.split())
+
+    given = "--model", folder, "--seed", 5
+    again = "again", "generated_samples/0_a_red_circle_seed-5_model-all_p0.safetensors", "--model", folder
+    for words in (("generate", PROMPTS[0], *given), ("batch", "--prompts", "prompts.txt", *given), again):
+        status, said = command(*words)
+        assert status == 0
+        assert "draws codes, which another model paints: each image is a file .safetensors" in said
+    files = sorted(tmp_path.glob("generated_samples/*")) + sorted(tmp_path.glob("out_dola/*.safetensors"))
+    assert [file.stem for file in files] == [
+        "0_a_red_circle_seed-5_model-all_p0", "0_a_red_circle_seed-5_model-all_p0_again",
+        *(f"0_a_red_circle_p{k}" for k in range(4)),
+    ]  # fmt: skip
+    assert all(torch.equal(load_file(file)["tokens"], expected[0, 0]) for file in files[:3])
+    assert files[0].read_bytes() == files[1].read_bytes() == files[2].read_bytes()
+    refusal = "must go with a model that paints its codes itself, got one of the family glm_image"
+    for words in (("demo",), ("generate", "x", "--map"), ("batch", "--prompts", "prompts.txt", "--format", "png")):
+        assert refusal in command(*words, "--model", folder, "--outdir", "other")[1]
+    assert not list(tmp_path.glob("other/*.*ng"))
+    assert command("profile", "--model", folder)[0] == 0
     quantized = JanusDoLa.from_pretrained(folder, device="cpu", quantize="int8")
     assert quantized.generate("x", seed=5).tokens.shape == expected[:1, :1].shape
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,7 +16,7 @@ from PIL import Image
 from janus_dola import DoLaConfig
 from janus_dola.cli import app as cli
 from janus_dola.images.files import file_name, name_beside
-from janus_dola.images.recipe import Recipe, read_recipe, save_image
+from janus_dola.images.recipe import CODES, Recipe, encode_codes, read_recipe, save_image
 from janus_dola.settings import DrawSettings
 from tests.bounds import bounded
 
@@ -51,7 +52,7 @@ def test_file_names_are_readable():
 
 
 def test_unknown_format(tmp_path):
-    with pytest.raises(ValueError, match=r"format must be one of \['jpg', 'png', 'webp'\], got 'gif'"):
+    with pytest.raises(ValueError, match=r"format must be one of \['jpg', 'png', 'webp', 'safetensors'\], got 'gif'"):
         save_image(Image.new("RGB", (8, 8)), tmp_path / "a.gif", RECIPE)
 
 
@@ -156,10 +157,12 @@ def test_texts_that_are_no_recipe(text):
 
 
 @settings(max_examples=150)
-@given(ending=st.sampled_from(["jpg", "png", "webp"]), data=st.data())
+@given(ending=st.sampled_from(["jpg", "png", "webp", "safetensors"]), data=st.data())
 def test_every_truncation_and_flip_of_an_image_is_read_or_refused(ending, data, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / f"whole.{ending}"
-    if not path.exists():
+    if not path.exists() and ending == CODES:
+        path.write_bytes(encode_codes(torch.arange(64), {}, RECIPE))
+    elif not path.exists():
         save_image(Image.radial_gradient("L").resize((64, 64)).convert("RGB"), path, RECIPE)
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans()):

@@ -172,9 +172,9 @@ def test_a_revision_is_what_is_asked_of_the_hub_and_loaded(call, tmp_path, descr
     (tmp_path / "p.txt").write_text("x\n")
     more = {"generate": ["x"], "batch": ["--prompts", "p.txt"]}.get(command, [])
     status, _, err = call(command, *more, "--model", "some/janus", "--revision", "v2")
-    assert (status, downloaded, loaded) == (
+    assert (status, set(downloaded), loaded) == (
         2 if command == "demo" else 0,
-        [("some/janus", "v2")],
+        {("some/janus", "v2")},
         [("some/janus", "v2")],
     ), err
     if command == "batch":
@@ -183,7 +183,7 @@ def test_a_revision_is_what_is_asked_of_the_hub_and_loaded(call, tmp_path, descr
     if command == "generate":
         drawn = tmp_path / "generated_samples" / "0_x_model-some_janus_revision-v2_p0.png"
         assert call(command, "--from", drawn)[0] == 0
-        assert (downloaded[1:], loaded[1:]) == ([("some/janus", "v2")], [("some/janus", "v2")])
+        assert (set(downloaded), loaded[1:]) == ({("some/janus", "v2")}, [("some/janus", "v2")])
 
 
 def test_a_revision_goes_with_a_repository_only(call, tmp_path, description):

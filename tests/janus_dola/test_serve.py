@@ -107,7 +107,12 @@ def test_openai_streams_partial_images(server):
         ({"prompt": ""}, openai.BadRequestError, "prompt", "prompt must have at least 1 character, got ''"),
         ({"prompt": "a " * 600}, openai.BadRequestError, "prompt", "prompt must have at most 448 tokens, got 608"),
         ({"size": "1024x1024"}, openai.BadRequestError, "size", 'size must be "auto" or "64x64"'),
-        ({"output_format": "gif"}, openai.BadRequestError, "output_format", "must be 'png', 'jpeg' or 'webp'"),
+        (
+            {"output_format": "gif"},
+            openai.BadRequestError,
+            "output_format",
+            "must be 'png', 'jpeg', 'webp' or 'safetensors'",
+        ),
         ({"model": "dall-e-3"}, openai.NotFoundError, "model", "model must be 'mini', got 'dall-e-3'"),
         ({"alpha": 2}, openai.BadRequestError, "alpha", "alpha must be less than or equal to 1, got 2"),
         ({"temperature": 1e-9}, openai.BadRequestError, "temperature", "temperature must be 0 (greedy) or at least"),

@@ -106,7 +106,7 @@ def test_fields_of_openai_that_mean_nothing_here_change_nothing(named, plain, bo
         ({"style": "anime"}, "style must be 'vivid' or 'natural', got 'anime'"),
         ({"moderation": "none"}, "moderation must be 'auto' or 'low', got 'none'"),
         ({"output_compression": 101}, "output_compression must be less than or equal to 100, got 101"),
-        ({"output_format": "gif"}, "output_format must be 'png', 'jpeg' or 'webp', got 'gif'"),
+        ({"output_format": "gif"}, "output_format must be 'png', 'jpeg', 'webp' or 'safetensors', got 'gif'"),
         ({"frame_count": 4}, "frame_count is not known to this server: leave it out"),
         ({"prompt": None}, "prompt must be given"),
         ({"seed": -2}, "seed must be greater than or equal to -1, got -2"),

@@ -54,6 +54,14 @@ def load_skeleton(model: str | Path, revision: str | None = None) -> PreTrainedM
     return Checkpoint.open(resolve(model, revision, weights=False)).skeleton()
 
 
+def paints(model: str | Path, revision: str | None = None) -> bool:
+    """Tells by a model's config.json whether it makes pictures of its codes itself; true, too, where none can be read."""
+    try:
+        return Checkpoint.open(resolve(model, revision, weights=False)).family.paints
+    except (OSError, ValueError):  # loading the model says it
+        return True
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A folder with a model whose family is known."""

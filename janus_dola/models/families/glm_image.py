@@ -54,6 +54,7 @@ def _adapt(model: GlmImageForConditionalGeneration) -> ImageModel:
         prompts=partial(_GlmImagePrompts, raster),
         positions=_positions(raster),
         guided=False,
+        painter_inputs=lambda tokens: {"prior_token_ids": prior_token_ids(tokens, raster)},
     )
 
 
@@ -152,4 +153,5 @@ GLM_IMAGE = Family(
     model_type="glm_image",
     model_class=GlmImageForConditionalGeneration,
     check_config=_check_config,
+    paints=False,
 )
