@@ -9,11 +9,13 @@ a small model cannot be guided: at w = 5 the errors of c - u in codes that are a
 import json
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -64,15 +66,23 @@ def build_model(tokenizer, vq: JanusVQVAE) -> JanusForConditionalGeneration:
     return model
 
 
-def codes_of_pictures(vq: JanusVQVAE, count: int, rng: random.Random) -> tuple[list[Scene], Tensor]:
-    """Draws so many pictures and encodes them: their scenes, and [count, 64] codes."""
+def codes_of_pictures(
+    vq: JanusVQVAE, count: int, rng: random.Random, sides: Sequence[int] = (IMAGE_SIZE,)
+) -> tuple[list[Scene], Tensor]:
+    """Draws so many pictures and encodes them: their scenes, and [count, T] codes, of each as large as `sides` says in turn.
+
+    A picture with a side of `IMAGE_SIZE` pixels has 64 codes.
+    """
     scenes, codes, chunk = [], [], 64
     for _ in range(count // chunk):
         drawn = [random_scene(rng) for _ in range(chunk)]
-        arrays = np.stack([np.asarray(draw(scene, rng)) for scene in drawn])
-        batch = torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            codes.append(encode(vq, batch))
+        images, parts = [draw(scene, rng) for scene in drawn], []
+        for side in sides:
+            arrays = np.stack([np.asarray(image.resize((side, side), Image.Resampling.BOX)) for image in images])
+            batch = torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                parts.append(encode(vq, batch))
+        codes.append(torch.cat(parts, 1))
         scenes += drawn
     return scenes, torch.cat(codes)
 
