@@ -198,12 +198,12 @@ def test_every_door_gives_the_same_codes(tiny, tmp_path):
     """Of a batch and of a server, by all contrasts; a folder that lost some of them ends as it was."""
     bare = {"dola": False, "top_p": 0.5, "top_k": 9}
     dola = {"candidate_layers": [1, 2], "alpha": 0.3}
-    asked = [{"prompt": PROMPTS[0], "seed": 7, **own} for own in ({}, bare, {"contrast": "sled"}, dola)]
+    given = [{"prompt": PROMPTS[0], "seed": 7, **own} for own in ({}, bare, {"contrast": "sled"}, dola)]
     run = RunSettings(parallel_size=1, image_format="safetensors")
-    assert run_batch(asked, tmp_path, run, pipe=tiny).drawn == 4
+    assert run_batch(given, tmp_path, run, pipe=tiny).drawn == 4
     files = sorted(tmp_path.glob("*.safetensors"))
     whole, manifest = [file.read_bytes() for file in files], without_seconds(tmp_path)
-    for content, file, own, line in zip(whole, files, asked, lines(tmp_path), strict=True):
+    for content, file, own, line in zip(whole, files, given, lines(tmp_path), strict=True):
         (drawn,) = tiny.generate(own["prompt"], seed=7, settings=read_recipe(file).settings).drawn[0]
         assert content == drawn.encoded("safetensors")
         assert read_recipe(file) == drawn.recipe
@@ -217,7 +217,7 @@ def test_every_door_gives_the_same_codes(tiny, tmp_path):
     with (tmp_path / "manifest.jsonl").open("r+b") as file:
         file.truncate(len(file.read()) - 1)  # the last line is no line
     files[3].unlink()
-    summary = run_batch(asked, tmp_path, run, pipe=tiny)
+    summary = run_batch(given, tmp_path, run, pipe=tiny)
     assert (summary.drawn, summary.kept) == (3, 1)
     assert [file.read_bytes() for file in files] == whole
     assert without_seconds(tmp_path) == manifest
@@ -230,14 +230,14 @@ def test_every_door_gives_the_same_codes(tiny, tmp_path):
             assert answer.status_code == status, answer.text
             return answer
 
-        for fields, content in zip(asked, whole, strict=True):
+        for fields, content in zip(given, whole, strict=True):
             answer = ask(**fields).json()
             assert base64.b64decode(answer["data"][0]["b64_json"]) == content
             assert (answer["output_format"], answer["data"][0]["settings"]["cfg_weight"]) == ("safetensors", 1)
-        streamed = ask(**asked[0], stream=True, layer_map=True, output_format="safetensors").text
+        streamed = ask(**given[0], stream=True, layer_map=True, output_format="safetensors").text
         event = json.loads(streamed.partition("data: ")[2])
         assert base64.b64decode(event["b64_json"]) == whole[0]
-        there = httpx.get(ask(**asked[0], response_format="url").json()["data"][0]["url"])
+        there = httpx.get(ask(**given[0], response_format="url").json()["data"][0]["url"])
         assert (there.content, there.headers["content-type"]) == (whole[0], "application/octet-stream")
         for fields, message in (
             (
