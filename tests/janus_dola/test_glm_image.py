@@ -63,10 +63,8 @@ def by_its_processor(pipe: JanusDoLa, *prompts: str):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "windows"), [(128, 128, (1, 4, 8, 16)), (256, 160, (8,)), (64, 576, (16,))]
-)
-def test_greedy_tokens_are_those_of_its_own_generate(height, width, windows):
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (256, 160), (64, 576)])
+def test_greedy_tokens_are_those_of_its_own_generate(height, width):
     pipe = pipe_of(height, width)
     given, length = by_its_processor(pipe, *PROMPTS), pipe.image_model.raster.length
     sequences = pipe.model.generate(
@@ -74,7 +72,7 @@ def test_greedy_tokens_are_those_of_its_own_generate(height, width, windows):
     )
     expected = sequences[:, given["input_ids"].shape[1] :]
     assert all(len(each.unique()) > 10 for each in expected)
-    for window in windows:
+    for window in (1, 4, 8, 16):
         drawn = pipe.generate(PROMPTS, contrast=None, temperature=0.0, window=window)
         assert torch.equal(drawn.tokens[:, 0], expected)
         assert (drawn.passes == length - 1 if window == 1 else drawn.passes < length - 1).all()
