@@ -18,7 +18,15 @@ def tokenizer(codes: int = CODES) -> PreTrainedTokenizerFast:
     made.add_special_tokens([AddedToken(name, special=True) for name in (*tokens, *named.values(), *_OTHERS.values())])
     return PreTrainedTokenizerFast(
         tokenizer_object=made, padding_side="left", **named, extra_special_tokens=_OTHERS,
-        chat_template="{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}",
+        chat_template=f"""{{%- for message in messages -%}}
+{{%- if message.content is string -%}}
+{{{{ message.content }}}}
+{{%- else -%}}
+{{%- for part in message.content -%}}
+{{%- if part.type == "image" -%}}{tokens[-2]}<|image|>{tokens[-1]}{{%- else -%}}{{{{ part.text }}}}{{%- endif -%}}
+{{%- endfor -%}}
+{{%- endif -%}}
+{{%- endfor -%}}""",  # nothing around the words
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import math
 import httpx
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load, load_file
 
 pytest.importorskip("transformers.models.glm_image", reason="needs transformers 5")
@@ -290,6 +291,53 @@ def test_a_folder_draws_what_the_model_in_memory_draws(tiny, tmp_path, monkeypat
     assert command("profile", "--model", folder)[0] == 0
     quantized = JanusDoLa.from_pretrained(folder, device="cpu", quantize="int8")
     assert quantized.generate("x", seed=5).tokens.shape == expected[:1, :1].shape
+
+
+# What the published repository holds beside the stage that draws codes and its processor.
+OF_THE_PAINTER = (
+    "README.md", "model_index.json", "processor/preprocessor_config.json", "scheduler/scheduler_config.json",
+    "text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/added_tokens.json",
+    "tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json", "transformer/config.json",
+    "transformer/diffusion_pytorch_model-00001-of-00003.safetensors", "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+)  # fmt: skip
+
+
+def test_the_published_repository_is_loaded_by_its_name(tiny, tmp_path, monkeypatch):
+    """Its files and names of tensors, as other projects' loaders name them; what is the painter's is not downloaded."""
+    there, here = tmp_path / "hub", tmp_path / "cache"
+    tiny.model.save_pretrained(there / "vision_language_encoder", max_shard_size="100KB")
+    tiny.tokenizer.save_pretrained(there / "processor")
+    for name in OF_THE_PAINTER:
+        (there / name).parent.mkdir(exist_ok=True)
+        (there / name).write_text("{}")
+    names = json.loads((there / "vision_language_encoder" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert {".".join(name.split(".")[:2]) for name in names} == {
+        "lm_head.weight", "model.language_model", "model.visual", "model.vqmodel",
+    }  # fmt: skip
+    assert len(set(names.values())) > 3
+    block = "model.language_model.layers.0."
+    assert {name.removeprefix(block) for name in names if name.startswith(block)} == {
+        *(f"self_attn.{each}_proj.{kind}" for each in "qkv" for kind in ("weight", "bias")), "self_attn.o_proj.weight",
+        "mlp.gate_up_proj.weight", "mlp.down_proj.weight", "input_layernorm.weight", "post_self_attn_layernorm.weight",
+        "post_attention_layernorm.weight", "post_mlp_layernorm.weight",
+    }  # fmt: skip
+
+    def download(repository, revision=None, allow_patterns=None, ignore_patterns=None):
+        assert repository == "zai-org/GLM-Image"
+        files = [str(file.relative_to(there)) for file in there.rglob("*") if file.is_file()]
+        for name in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (here / name).parent.mkdir(parents=True, exist_ok=True)
+            (here / name).write_bytes((there / name).read_bytes())
+        return here
+
+    monkeypatch.setattr("janus_dola.models.checkpoint.hub.snapshot_download", download)
+    JanusDoLa.check("zai-org/GLM-Image", "cpu", prompts=PROMPTS)
+    assert not list(here.rglob("*.safetensors"))
+    loaded = JanusDoLa.from_pretrained("zai-org/GLM-Image", device="cpu")
+    assert {file.name for file in here.iterdir()} == {"model_index.json", "processor", "vision_language_encoder"}
+    assert torch.equal(loaded.generate(PROMPTS, seed=5).tokens, tiny.generate(PROMPTS, seed=5).tokens)
+    assert loaded.encode(PROMPTS) == tiny.encode(PROMPTS)
 
 
 @pytest.mark.parametrize(
