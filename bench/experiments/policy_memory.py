@@ -32,7 +32,7 @@ def peak_of(settings: DrawSettings) -> float:
     layers = settings.layers_to_read(2)
     params = settings.sampling_params(layers)
     head = Head(torch.ones(WIDTH), 1e-6, torch.randn(CODES, WIDTH).mul_(0.05).requires_grad_())
-    model = SimpleNamespace(stored_dtype=torch.float32, dtype=torch.float32, device=torch.device("cpu"), head=head)
+    model = SimpleNamespace(is_packed=False, device=torch.device("cpu"), head=head)
     states = torch.randn(len(layers) + 1, params.rows, IMAGES * TOKENS, WIDTH, requires_grad=True)
     tokens, most, done = torch.randint(CODES, (1, IMAGES, TOKENS)), [resident()], threading.Event()
 

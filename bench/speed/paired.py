@@ -21,6 +21,7 @@ from bench.speed import models, peers
 from bench.speed.conftest import made_with
 from janus_dola import JanusDoLa
 from janus_dola.images.whole_files import write_whole
+from janus_dola.models.packed_linear import unpack
 
 FILE = RESULTS / "paired_cpu.json"
 PROMPT = "a large red circle on white"
@@ -32,12 +33,13 @@ def contenders(name: str, images: int, dtypes: Sequence[str] = DTYPES) -> dict[s
     calls: dict[str, Callable[[], object]] = {}
     dola = models.DOLA["DoLa"]
     for dtype in dtypes:
-        pipe = models.load(name, "cpu", dtype)
+        pipe, plain = models.load(name, "cpu", dtype), models.load(name, "cpu", dtype)
+        unpack(plain.model)  # theirs takes modules as they are
         for window in (1, "auto"):
             calls[f"ours, {dtype}, window {window}"] = _ours(pipe, images, dola, window)
         if dtype != "float16":  # packed weights are ours; torch's own float16 is far slower
-            calls[f"transformers, {dtype}"] = _theirs(pipe, lambda p: peers.transformers_generate(p, PROMPT, images))
-            calls[f"plain loop, {dtype}"] = _theirs(pipe, lambda p: peers.seed_loop(p, PROMPT, images, dola))
+            calls[f"transformers, {dtype}"] = _theirs(plain, lambda p: peers.transformers_generate(p, PROMPT, images))
+            calls[f"plain loop, {dtype}"] = _theirs(plain, lambda p: peers.seed_loop(p, PROMPT, images, dola))
     return calls
 
 

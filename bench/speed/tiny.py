@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from bench.speed import cases, floor, models, test_generation, test_pieces, test_text
+from bench.speed import widened as widened_models
 from bench.speed.widened import widened
 
 CODES, SIDE, IMAGES = 512, 2, 2
@@ -27,6 +28,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
         patch.setitem(models.MODELS, name, partial(widened, "1B", 8, SIDE))
     for module, name, value in (
         (test_pieces, "CODES", CODES), (test_generation, "CUT", SIDE), (cases, "MOST", 1),
+        (widened_models, "pack_for_cpu", lambda model: None),  # a GPU's cases, too, which are compiled
     ):  # fmt: skip
         patch.setattr(module, name, value)
 

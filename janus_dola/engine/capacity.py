@@ -7,7 +7,7 @@ import torch
 from janus_dola.arguments import WINDOWS
 from janus_dola.engine.decoder import visible_length
 from janus_dola.engine.devices import free_memory
-from janus_dola.kernels.block_torch import has_amx
+from janus_dola.kernels.packed import has_amx
 from janus_dola.models.model import ImageModel
 
 # Images: more make a pass longer, not an image cheaper.
@@ -57,5 +57,5 @@ def window_of(rows: int, image_model: ImageModel) -> int:
     else:
         small = image_model.device.type != "cpu" or image_model.head.hidden_size <= 512
         in_tiles = image_model.dtype == torch.bfloat16 and has_amx()
-        most = 32 if small or in_tiles else 8 if image_model.stored_dtype == image_model.dtype else 4
+        most = 32 if small else 16 if in_tiles else 8 if not image_model.is_packed else 4
     return next(window for window in (16, 8, 4, 2, 1) if rows * window <= most or window == 1)

@@ -40,8 +40,10 @@ def policy_of(
     frozen: ImageModel | None = None,
 ) -> Policy:
     """Computes the policy at tokens [P, K, T]; `frozen` is the reference policy's model, the rest as `scores_of_images`."""
-    if image_model.stored_dtype != image_model.dtype:
-        raise ValueError("model must hold weights that can be trained, got ones packed as float16: load it as float32")
+    if image_model.is_packed:
+        raise ValueError(
+            f"model must hold weights that can be trained, got ones packed as {image_model.stored_as}: load it as float32"
+        )
     if params.temperature == 0:
         raise ValueError("temperature must be above 0 for gradients, got 0")
     states, other_states = _normed(image_model, rows, tokens, layers, params.rows), None

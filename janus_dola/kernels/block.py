@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from janus_dola.kernels.block_torch import BlockWeights, PassStart, Positions, block, run_blocks
+from janus_dola.kernels.packed import Packed
 
 try:
     from triton.errors import TritonError
@@ -36,9 +37,13 @@ def resolve_blocks(backend: str, blocks: Sequence[BlockWeights], window: int, co
         compiled: run on tensors, compiled by torch.compile.
     Returns:
         a function like `block_torch.run_blocks` that takes a `PassStart` in place of `Positions`.
+    Raises:
+        RuntimeError: packed weights shall be compiled.
     """
     if compiled:
         first = blocks[0]
+        if isinstance(getattr(first.output, "weight", None), Packed):
+            raise RuntimeError("torch compiles no block whose weights lie packed for a CPU")
         sizes = first.attention_norm.weight.shape, first.query_heads, first.key_value_heads, first.head_size
         stored = first.attention_norm.weight.dtype, type(first.output), type(getattr(first.output, "weight", None))
         return partial(_on_tensors, run=_compiled_block((window, sizes, stored)))

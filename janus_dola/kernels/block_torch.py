@@ -13,18 +13,16 @@ Letters: R rows, W new positions per row, D hidden size, H heads (H_q for querie
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from janus_dola.kernels.packed import PackedHalf
+from janus_dola.kernels.packed import HAS_ONEDNN, Packed
 
 # Below these sizes oneDNN's start takes a good part of a product.
 _SMALL_WEIGHT, _FEW_ROWS = 1 << 20, 4
-_HAS_ONEDNN = torch.backends.mkldnn.is_available()  # asked here, since torch's compiler cannot look into the question
 
 
 class Product(Protocol):
@@ -41,28 +39,26 @@ class Product(Protocol):
 class Matrix:
     """A weight, plain or packed, to multiply rows with: rows W^T + b."""
 
-    weight: Tensor | PackedHalf  # [O, K]
+    weight: Tensor | Packed  # [O, K]
     bias: Tensor | None = None  # [O]
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Multiplies rows [N, K] to [N, O]."""
-        if isinstance(self.weight, PackedHalf):
-            return self._biased(self.weight(rows))
+        if isinstance(self.weight, Packed):
+            return self.weight(rows, self.bias)
         if _by_onednn(rows, self.weight):
-            return _onednn(rows, self.weight, self.bias)
+            return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
         return F.linear(rows, self.weight, self.bias)
 
     def added_to(self, residual: Tensor, rows: Tensor) -> Tensor:
         """Adds the product of rows [N, K] to a residual [N, O], in a new tensor."""
-        if isinstance(self.weight, PackedHalf):
-            return self(rows).add_(residual)
+        if isinstance(self.weight, Packed):
+            return self.weight.added_to(residual, rows, self.bias)
         if _by_onednn(rows, self.weight):
             if torch.compiler.is_compiling():  # the compiler does not know that product, and fuses the sum itself
                 return residual + self(rows)
-            return onednn_added(residual, rows, self.weight, self.bias)
-        return self._biased(torch.addmm(residual, rows, self.weight.T))
-
-    def _biased(self, product: Tensor) -> Tensor:
+            return torch.ops.mkldnn._linear_pointwise.binary(rows, residual, self.weight, self.bias, "add")
+        product = torch.addmm(residual, rows, self.weight.T)
         return product if self.bias is None else product.add_(self.bias)
 
 
@@ -86,21 +82,6 @@ class Beside:
         return [product(rows) for product in self.products]
 
 
-@cache
-def has_amx() -> bool:
-    """Returns whether oneDNN multiplies bfloat16 by this processor's tiles (AMX): many rows in about the time of few."""
-    return _HAS_ONEDNN and torch.cpu._is_amx_tile_supported()
-
-
-def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-
-
-def onednn_added(residual: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns residual [N, O] + rows [N, K] W^T + b, added before anything is rounded to their dtype."""
-    return torch.ops.mkldnn._linear_pointwise.binary(rows, residual, weight, bias, "add")
-
-
 def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
     """Decides whether oneDNN computes a product: a float32 one on a CPU.
 
@@ -108,7 +89,7 @@ def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
     two threads a row's bits depend on its place (bench/findings.md).
     """
     large = weight.numel() >= _SMALL_WEIGHT or len(rows) > _FEW_ROWS
-    return large and rows.device.type == "cpu" and rows.dtype == torch.float32 and _HAS_ONEDNN
+    return large and rows.device.type == "cpu" and rows.dtype == torch.float32 and HAS_ONEDNN
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from janus_dola.kernels.contrast import METHODS
-from janus_dola.kernels.packed import PackedHalf
+from janus_dola.kernels.packed import Packed
 from janus_dola.kernels.sampling import tempered
 from janus_dola.kernels.types import Head, SamplingTensors, Scores
 
@@ -43,8 +43,8 @@ def apply_head(normed: Tensor, head: Head) -> Tensor:
     return _linear(projected, head.code_weight, head.code_bias)
 
 
-def _linear(x: Tensor, weight: Tensor | PackedHalf, bias: Tensor | None) -> Tensor:
-    weight = weight.unpack() if isinstance(weight, PackedHalf) else weight
+def _linear(x: Tensor, weight: Tensor | Packed, bias: Tensor | None) -> Tensor:
+    weight = weight.unpack() if isinstance(weight, Packed) else weight
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from janus_dola.kernels.packed import PackedHalf
+from janus_dola.kernels.packed import Packed
 from janus_dola.kernels.params import SamplingParams
 
 
@@ -26,9 +26,9 @@ class Head:
 
     norm_weight: Tensor  # [D]
     norm_eps: float
-    code_weight: Tensor | PackedHalf  # [V, E]
+    code_weight: Tensor | Packed  # [V, E]
     code_bias: Tensor | None = None  # [V]
-    proj_weight: Tensor | PackedHalf | None = None  # [E, D]
+    proj_weight: Tensor | Packed | None = None  # [E, D]
     proj_bias: Tensor | None = None  # [E], given with proj_weight
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from janus_dola.kernels.packed import Packed
 from janus_dola.kernels.types import Head
 from janus_dola.models.packed_linear import PackedLinear
 
@@ -178,9 +179,18 @@ class ImageModel:
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """Returns the weights' dtype: float16 where they are packed, otherwise that in which hidden states are computed."""
-        packed = any(isinstance(module, PackedLinear) for module in self.blocks.modules())
-        return torch.float16 if packed else self.dtype
+        """Returns the weights' dtype: that of packed ones, otherwise that in which hidden states are computed."""
+        packed = self._packed
+        return self.dtype if packed is None else packed.stored_dtype
+
+    @property
+    def is_packed(self) -> bool:
+        """Tells whether weights lie packed for a CPU, so that nobody can train them."""
+        return self._packed is not None
+
+    @property
+    def _packed(self) -> Packed | None:
+        return next((module.packed for module in self.blocks.modules() if isinstance(module, PackedLinear)), None)
 
     @property
     def stored_as(self) -> str:
@@ -213,7 +223,7 @@ class Family:
     # A checkpoint's tensors, by the names in `model_class`.
     rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
     unused: re.Pattern[str] = re.compile(COMPUTED_BUFFERS)  # names of tensors in checkpoints that are left out
-    packed: tuple[str, ...] = ()  # linears that are packed beside the blocks', in float16 on a CPU
+    packed: tuple[str, ...] = ()  # linears that are packed beside the blocks', where a CPU packs
     # What a loaded tokenizer or model still lacks, because the format keeps it elsewhere.
     prepare_tokenizer: Callable[[PreTrainedTokenizerFast], None] = lambda tokenizer: None
     prepare_model: Callable[[Any, PreTrainedTokenizerBase], None] = lambda model, tokenizer: None

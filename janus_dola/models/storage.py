@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from janus_dola.arguments import DtypeName, Quantization
-from janus_dola.kernels.block_torch import has_amx
-from janus_dola.kernels.packed import can_pack
+from janus_dola.kernels.packed import can_pack, has_amx, packing_of
 from janus_dola.models.families import family_of
 from janus_dola.models.model import ImageModel
 from janus_dola.models.packed_linear import pack, unpack
@@ -79,25 +78,29 @@ def device_and_dtype(
 
 
 def pack_for_cpu(model: Any) -> None:
-    """Packs the blocks and what else its family packs, in place, if a model lies in float16 on a CPU whose torch can.
+    """Packs the blocks and what else its family packs, in place, if a model lies on a CPU that packs its dtype.
 
-    The rest becomes float32. Weights are held once: as each is packed, the plain one goes. Elsewhere (ARM) the model stays
-    as it is, and its products are torch's own in float16. A weight that is not finite in float16 is a ValueError.
+    With float16 the rest becomes float32. Weights are held once: as each is packed, the plain one goes. Elsewhere the model
+    stays as it is, and its products are torch's own. A weight that is not finite in float16 is a ValueError.
     """
-    if model.device.type != "cpu" or model.dtype != torch.float16 or not can_pack():
+    packing = packing_of(model.dtype) if model.device.type == "cpu" else None
+    if packing is None:
         return
     family = family_of(model)
     block: Any
     for block in family.adapt(model).blocks:
-        pack(block.self_attn, "q_proj", "k_proj", "v_proj")
-        pack(block.self_attn, "o_proj")
-        pack(block.mlp, *(name for name in ("gate_proj", "up_proj", "gate_up_proj") if hasattr(block.mlp, name)))
-        pack(block.mlp, "down_proj")
+        pack(packing, block.self_attn, "q_proj", "k_proj", "v_proj")
+        pack(packing, block.self_attn, "o_proj")
+        pack(
+            packing, block.mlp, *(name for name in ("gate_proj", "up_proj", "gate_up_proj") if hasattr(block.mlp, name))
+        )
+        pack(packing, block.mlp, "down_proj")
     for linear in family.packed:
         parent, _, name = linear.rpartition(".")
         if model.get_submodule(linear).weight is not model.get_input_embeddings().weight:  # tied
-            pack(model.get_submodule(parent), name)
-    model.float()
+            pack(packing, model.get_submodule(parent), name)
+    if packing.dtype != packing.stored_dtype:
+        model.to(packing.dtype)
 
 
 def check_name(how: str | None) -> None:

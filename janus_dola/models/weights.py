@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from janus_dola.kernels.block_torch import Beside, BlockWeights, Matrix, Norm, Rotary
-from janus_dola.kernels.packed import PackedHalf
+from janus_dola.kernels.packed import Packed
 from janus_dola.kernels.types import Head
 from janus_dola.models.contexts import undisturbed
 from janus_dola.models.eval_copy import eval_copy, in_eval_mode
@@ -233,7 +233,7 @@ def _addresses(thing: object) -> list[object]:
 
 def _dtypes(thing: object) -> set[torch.dtype]:
     """Collects the dtypes of all tensors in what a step computes with."""
-    if isinstance(thing, Tensor | PackedHalf):
+    if isinstance(thing, Tensor | Packed):
         return {thing.dtype}
     inside = thing if isinstance(thing, tuple) else vars(thing).values() if is_dataclass(thing) else ()
     return {dtype for each in inside for dtype in _dtypes(each)}
@@ -286,7 +286,7 @@ def _lay(parameters: Sequence[nn.Parameter]) -> Tensor:
     return whole
 
 
-def weight_of(linear: Any) -> Tensor | PackedHalf:
+def weight_of(linear: Any) -> Tensor | Packed:
     """Returns the weight that a Linear in the image head multiplies with, as it lies in memory; else raises ValueError."""
     if isinstance(linear, PackedLinear):
         return linear.packed

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from janus_dola.kernels.packed import PackedHalf
+from janus_dola.kernels.packed import Packed
 from janus_dola.kernels.reference import rms_norm
 from janus_dola.kernels.types import Head
 from janus_dola.models.packed_linear import PackedLinear
@@ -55,7 +55,7 @@ def text_head(model: PreTrainedModel, parts: TextModel) -> Head:
     weight: Any = head.packed if isinstance(head, PackedLinear) else getattr(head, "weight", None)
     if isinstance(weight, Tensor) and weight.is_floating_point() and weight.ndim == 2:
         weight = weight.detach()
-    elif not isinstance(weight, PackedHalf):
+    elif not isinstance(weight, Packed):
         raise ValueError(f"DoLa needs a head that is one dense matrix, and {name} has a {type(head).__name__}")
     scale, eps = _rms_norm(parts.norm, name)
     bias = getattr(head, "bias", None)

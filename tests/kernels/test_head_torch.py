@@ -4,7 +4,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from janus_dola.kernels import head_torch
-from janus_dola.kernels.block_torch import Matrix, has_amx
+from janus_dola.kernels.block_torch import Matrix
+from janus_dola.kernels.packed import PackedBfloat16, has_amx
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -64,15 +65,19 @@ def test_bfloat16_products_find_what_rounding_took(rows, inputs, outputs):
 
 @needs_amx
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 6, 7, 10, 16, 17, 31, 40, 64, 80, 130])
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("outputs", "inputs"), [(512, 192), (77, 45), (1200, 1000)])
-def test_the_bits_of_a_row_depend_on_no_other_row_in_bfloat16(rows, outputs, inputs):
+def test_the_bits_of_a_row_depend_on_no_other_row_in_bfloat16(rows, outputs, inputs, packed):
     g = torch.Generator().manual_seed(rows)
     weight = torch.randn(outputs, inputs, generator=g).bfloat16()
     x, order = torch.randn(rows, inputs, generator=g), torch.randperm(rows, generator=g)
     others = torch.randn(rows, inputs, generator=g)
     others[-1] = x[-1]
     residual = torch.randn(outputs, generator=g).bfloat16().expand(rows, -1).contiguous()
+    plain, weight = Matrix(weight), PackedBfloat16(weight) if packed else weight
     matrix = Matrix(weight)
+    assert torch.equal(matrix(x.bfloat16()), plain(x.bfloat16()))
+    assert torch.equal(matrix.added_to(residual, x.bfloat16()), plain.added_to(residual, x.bfloat16()))
     for product in (
         lambda x: head_torch.linear(x, weight, None),
         lambda x: matrix(x.bfloat16()),

@@ -1,6 +1,7 @@
 """Packed float16 weights: as exact as float32 for what float16 holds, and each row by itself."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from janus_dola.kernels.block_torch import Matrix
 from janus_dola.kernels.head import head_scores
-from janus_dola.kernels.packed import PackedHalf, can_pack
+from janus_dola.kernels.packed import PackedHalf, can_pack, packing_of
 from janus_dola.kernels.types import Head
 from tests.kernels.cases import dola
 
@@ -53,9 +54,15 @@ def test_what_float16_does_not_hold_is_refused():
         PackedHalf(torch.full((2, 3), 7e4))
 
 
-def test_a_copy_is_the_same():
-    packed = PackedHalf(torch.randn(20, 30))
-    assert torch.equal(copy.deepcopy(packed).unpack(), packed.unpack())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_copy_is_the_same(dtype):
+    packing = packing_of(dtype)
+    if packing is None:
+        pytest.skip(f"this machine packs no {dtype}")
+    weight = torch.randn(20, 30).to(dtype)
+    packed = packing(weight)
+    for copied in (packed, copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        assert torch.equal(copied.unpack(), weight)
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
