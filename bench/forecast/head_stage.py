@@ -53,12 +53,8 @@ class Launch:
 def launches(shape: str, images: int) -> list[Launch]:
     """Forecasts the launches of the stage with 4 candidates and guidance, in order."""
     sizes, table = floor.SHAPES[shape], json.loads(TABLE.read_text(encoding="utf-8"))[GPU]
-    assert sizes.width is not None
-    rows, pairs = 2 * LAYERS * images, LAYERS * images
-    project = matmul_launch("project", GPU, 16, rows, sizes.width)
-    codebook = matmul_launch("codebook", GPU, 16, pairs, sizes.codes)
-    splits = project.splits
-    entries = {"project": asdict(project), "codebook": asdict(codebook)}
+    pairs = LAYERS * images
+    rows = pairs if sizes.width is None else 2 * pairs  # a head of one matrix is one that nothing guides here
     forecasts: list[Launch] = []
 
     def small(case: Case, programs: int, moved: int, turns: int = 1) -> None:
@@ -69,7 +65,8 @@ def launches(shape: str, images: int) -> list[Launch]:
         forecasts.append(Launch(shape, images, case.kernel, case.what, 0.0, moved / CACHE, took))
 
     def product(kernel: str, columns: int, outputs: int, inputs: int, work: floor.Work, written: int) -> None:
-        entry = entries[kernel] | {"bits": 16, "max_columns": columns, "max_outputs": None}
+        launch = matmul_launch(kernel, GPU, 16, columns, outputs)
+        entry = asdict(launch) | {"bits": 16, "max_columns": columns, "max_outputs": None}
         case = static_report.matmul_case(GPU, kernel, entry)
         code = static_report.machine_code(static_report.compiled(case).asm)
         body = next(loop for loop in cycles.loops(code) if any(each.kind in ("HMMA", "HGMMA") for each in loop))
@@ -88,10 +85,12 @@ def launches(shape: str, images: int) -> list[Launch]:
         Case(GPU, "normalise", f"{rows} rows", 16, {"GUIDED": False, "BLOCK_D": sizes.hidden}, 8),
         rows, 2 * rows * sizes.hidden * DTYPE.itemsize,
     )  # fmt: skip
-    work = floor.project(sizes, LAYERS, images, DTYPE)
-    product("project", rows, sizes.width, sizes.hidden, work, 4 * splits * rows * sizes.width)
+    if sizes.width is not None:
+        work = floor.project(sizes, LAYERS, images, DTYPE)
+        splits = matmul_launch("project", GPU, 16, rows, sizes.width).splits
+        product("project", rows, sizes.width, sizes.hidden, work, 4 * splits * rows * sizes.width)
     work = floor.codebook(sizes, LAYERS, images, DTYPE)
-    product("codebook", pairs, sizes.codes, sizes.width, work, 4 * pairs * sizes.codes)
+    product("codebook", pairs, sizes.codes, sizes.width or sizes.hidden, work, 4 * pairs * sizes.codes)
     entry = next(entry for entry in table["sweep"] if images <= (entry["max_images"] or images))
     case = static_report.sweep_case(GPU, entry, "4 candidates", LAYERS - 1)
     parts = case.constants["PARTS"]

@@ -21,6 +21,7 @@ from bench.speed import floor
 from janus_dola.kernels.gpu import (
     attention,
     block_matmul,
+    block_rows,
     codebook,
     feeding,
     matmul,
@@ -63,6 +64,7 @@ POINTERS = {
     "passes_ptr": "*i64", "sampled_finite_ptr": "*i1", "guesses_ptr": "*i64",
 }  # fmt: skip
 FLOATS = ("eps", "scaling")
+NOT_GIVEN = {"prompt_tokens_ptr": None, "image": None}  # for tables that begin where each row begins
 ALIGNED_SIZES = (
     "D", "E", "V", "tiles", "inputs_per_split", "stride", "K", "width", "positions", "capacity",
 )  # fmt: skip
@@ -77,7 +79,7 @@ class Case:
     kernel: str
     what: str  # the configuration in words
     bits: int
-    constants: dict[str, int]
+    constants: dict[str, int | None]
     num_warps: int
     num_stages: int = 3
     aligned: bool = True  # whether all sizes are multiples of 16
@@ -119,19 +121,21 @@ def cases(generation: str, table: dict) -> list[Case]:
 
 
 def block_configurations(generation: str, table: dict) -> list[Case]:
-    """Lists what users can reach of the blocks: all tiles, windows of 1 to 32, 1 to 8 heads that share keys."""
-    shape = floor.BLOCKS["7B"]
+    """Lists what users can reach of the blocks: all tiles, windows of 1 to 32, 1 to 16 heads that share keys."""
+    shape, glm = floor.BLOCKS["7B"], floor.BLOCKS["GLM-Image"]
     listed = [Case(generation, "weigh", shape.name, 16, {"BLOCK_D": shape.hidden, "COUNTERS": shape.hidden // 16}, 8)]
     for kernel, which in {"qkv": "qkv", "gate_up": "gate and up", "added": "output"}.items():
         for entry in table[kernel]:
             launch = MatmulLaunch(
                 **{field: entry[field] for field in MatmulLaunch.__dataclass_fields__ if field in entry}
             )
-            listed.append(block_product(generation, shape, which, launch, entry["bits"]))
+            for each in (shape, glm) if which != "gate and up" else (shape,):
+                listed.append(block_product(generation, each, which, launch, entry["bits"]))
     for bits in (16, 32):
-        for window, groups in ((1, 1), (8, 1), (16, 4), (32, 1), (32, 8)):
-            listed += attention_cases(generation, shape, window, groups, bits)[: 2 if groups == 1 else 1]
-    return listed
+        for window, groups in ((1, 1), (8, 1), (16, 4), (32, 1), (32, 8), (1, 16), (16, 16)):
+            grouped = replace(shape, groups=groups)
+            listed += attention_cases(generation, grouped, window, bits)[: 2 if groups == 1 else 1]
+    return [*listed, norm_behind(generation, glm)]
 
 
 def block_product(generation: str, shape: floor.BlockShape, which: str, launch: MatmulLaunch, bits: int = 16) -> Case:
@@ -142,23 +146,30 @@ def block_product(generation: str, shape: floor.BlockShape, which: str, launch: 
     if kernel == "added":
         turns = triton.cdiv(inner if which == "down" else hidden, launch.block_inputs)
         splits = triton.cdiv(turns, triton.cdiv(turns, launch.splits))
-        constants |= {"HAS_BIAS": False, "HAS_NORM": True, "SPLITS": splits}
+        constants |= {"HAS_BIAS": False, "HAS_NORM": not shape.glm, "SPLITS": splits}
+        constants |= {"residual_ptr": None} if shape.glm else {}
     else:
         tiles = triton.cdiv(hidden, 64)  # of `added`, at the most
-        constants |= {"HAS_BIAS": False, "TILES_PADDED": triton.next_power_of_2(tiles)}
+        has_bias = shape.glm and kernel == "projected"
+        constants |= {"HAS_BIAS": has_bias, "TILES_PADDED": triton.next_power_of_2(tiles)}
     if kernel == "projected":
-        constants |= {"HEADS": shape.heads, "GROUPS": 1, "SIZE": shape.head_size}
+        heads = {"HEADS": shape.heads // shape.groups, "GROUPS": shape.groups, "SIZE": shape.head_size}
+        constants |= heads | {"ROTATED": shape.rotated} | ({} if shape.glm else NOT_GIVEN)
     what = f"{which}, {shape.name}, {launch.block_outputs} x {launch.block_columns} x {launch.block_inputs}"
     what += f", {launch.num_warps} warps, {launch.num_stages} stages"
     what += f", {launch.splits} splits" if launch.splits > 1 else ""
     return Case(generation, kernel, what, bits, constants, launch.num_warps, launch.num_stages)
 
 
-def attention_cases(
-    generation: str, shape: floor.BlockShape, window: int, groups: int = 1, bits: int = 16
-) -> list[Case]:
-    """Lists the two launches of attention, with `groups` query heads for each head of keys."""
-    size, queries, most = shape.head_size, window * groups, attention.MOST_QUERIES[bits // 8]
+def norm_behind(generation: str, shape: floor.BlockShape) -> Case:
+    """Returns the launch that adds a product behind its norm."""
+    return Case(generation, "add_normed", shape.name, 16, {"BLOCK_D": shape.hidden}, 8)
+
+
+def attention_cases(generation: str, shape: floor.BlockShape, window: int, bits: int = 16) -> list[Case]:
+    """Lists the two launches of attention."""
+    groups, size = shape.groups, shape.head_size
+    queries, most = window * groups, attention.MOST_QUERIES[bits // 8]
     block = min(max(16, triton.next_power_of_2(queries)), most)
     heads, chunk = shape.heads // groups, attention.CHUNK[bits // 8]
     constants = {"WINDOW": window, "SIZE": size, "BLOCK_SIZE": size, "CHUNK": chunk}
@@ -178,12 +189,15 @@ def block_cases(generation: str, shape: floor.BlockShape, rows: int, window: int
         launch = matmul_launch(kernel, generation, 16, rows, outputs)
         return block_product(generation, shape, which, launch)
 
+    behind = [norm_behind(generation, shape)] if shape.glm else []
     return [
-        case("qkv", "qkv", 3 * hidden),
+        case("qkv", "qkv", hidden + 2 * shape.keys),
         *attention_cases(generation, shape, window),
         case("output", "added", hidden),
+        *behind,
         case("gate and up", "gate_up", 2 * inner),
         case("down", "added", hidden),
+        *behind,
     ]
 
 
@@ -226,7 +240,8 @@ KERNELS = {
     "attention": attention._attention_kernel,
     "combine": attention._combine_kernel,
     "added": block_matmul._added_kernel,
-    "weigh": block_matmul._weigh_kernel,
+    "weigh": block_rows._weigh_kernel,
+    "add_normed": block_rows._add_normed_kernel,
 }
 PRODUCTS = ("project", "codebook", "projected", "gated", "added")
 
@@ -245,7 +260,7 @@ def compiled(case: Case) -> triton.compiler.CompiledKernel:
             signature[name] = POINTERS.get(name, multiplied if name in ("x_ptr", "out_ptr") else weights)
         else:
             signature[name] = "fp32" if name in FLOATS else "i32"
-        if name.endswith("_ptr") or (case.aligned and name in ALIGNED_SIZES):
+        if signature[name].startswith("*") or (case.aligned and name in ALIGNED_SIZES):
             aligned.append(index)
     source = ASTSource(
         fn=kernel,
@@ -307,11 +322,14 @@ def weight_load_bytes(assembly: str) -> int:
     """Returns the narrowest load by the line that loads the weights of a matrix product."""
     lines = inspect.getsource(matmul).splitlines()
     loading = [number for number, line in enumerate(lines, 1) if re.search(r"tl\.load\((weight|second)_rows", line)]
+    file = next(re.finditer(r'\.file\s+(\d+)\s.*[/"]matmul\.py"', assembly)).group(
+        1
+    )  # lines of other files have numbers, too
     widths, here = [], 0
     for line in assembly.splitlines():
-        location = re.match(r"\s*\.loc\s+\d+\s+(\d+)", line)
+        location = re.match(r"\s*\.loc\s+(\d+)\s+(\d+)", line)
         if location:
-            here = int(location.group(1))
+            here = int(location.group(2)) if location.group(1) == file else 0
         elif here in loading:
             widths += load_bytes(line)
     return min(widths)

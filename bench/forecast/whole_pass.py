@@ -1,6 +1,6 @@
 """Forecasts a whole pass on an H100 with the block kernels, from compiled code alone. Nothing is measured.
 
-    pass = blocks x (six launches, with a microsecond after each) + head stage + small launches
+    pass = blocks x (six launches, or GLM's eight, with a microsecond after each) + head stage + small launches
 
 Times of launches are made as in `head_stage.py`: the longest of memory, cache and instructions. A product has a beginning
 and an end besides, the instructions around its loop; and its weights come no faster than the loads under way allow.
@@ -28,6 +28,7 @@ LATENCY = 0.8e-6  # seconds until a number comes from memory that others read, t
 CASES = [
     ("1B", 1, 1), ("1B", 4, 1), ("1B", 1, 16), ("1B", 4, 8), ("1B", 16, 1), ("1B", 16, 8), ("1B", 64, 1),
     ("7B", 1, 1), ("7B", 4, 1), ("7B", 1, 16), ("7B", 4, 8), ("7B", 16, 1), ("7B", 16, 8), ("7B", 64, 1),
+    ("GLM-Image", 1, 1), ("GLM-Image", 1, 8), ("GLM-Image", 1, 16), ("GLM-Image", 16, 8),
 ]  # fmt: skip
 """Shape, images, window."""
 
@@ -52,14 +53,17 @@ class Step:
 
 
 def step(name: str, images: int, window: int) -> Step:
-    """Forecasts a pass over images half way drawn, with DoLa and guidance."""
-    shape, rows = floor.BLOCKS[name], 2 * images * window
+    """Forecasts a pass over images half way drawn, with DoLa, and guidance where the model has it."""
+    shape = floor.BLOCKS[name]
+    rows = shape.rows * images * window
     launches = [_launch(case, shape, images, window) for case in static_report.block_cases(GPU, shape, rows, window)]
     head = sum(launch.seconds + GAP for launch in head_stage.launches(name, images * window))
     hidden, inner = shape.hidden, shape.inner
-    weights = shape.number * (4 * hidden * hidden + 3 * hidden * inner)
-    key_values = shape.number * 2 * hidden * VISIBLE
-    least = floor.decode_pass(weights, key_values, floor.SHAPES[name], head_stage.LAYERS, images, window, DTYPE)
+    weights = shape.number * hidden * (2 * hidden + 2 * shape.keys + 3 * inner)
+    key_values = shape.number * 2 * shape.keys * VISIBLE
+    least = floor.decode_pass(
+        weights, key_values, floor.SHAPES[name], head_stage.LAYERS, images, window, DTYPE, rows=shape.rows
+    )
     return Step(name, images, window, shape.number, launches, head, least.bytes / MEMORY)
 
 
@@ -67,11 +71,11 @@ def _launch(case: Case, shape: floor.BlockShape, images: int, window: int) -> La
     compiled = static_report.compiled(case)
     code = static_report.machine_code(compiled.asm)
     registers, _ = static_report.resources(GPU, compiled.asm)
-    threads, rows, hidden = 32 * case.num_warps, 2 * images, shape.hidden
+    threads, rows, hidden = 32 * case.num_warps, shape.rows * images, shape.hidden
     resident = min(REGISTERS // (registers * threads), SHARED // (compiled.metadata.shared + 1024))
     if case.kernel in static_report.PRODUCTS:
         outputs, inputs = {
-            "qkv": (3 * hidden, hidden),
+            "qkv": (hidden + 2 * shape.keys, hidden),
             "output": (hidden, hidden),
             "gate and up": (2 * shape.inner, hidden),
             "down": (hidden, shape.inner),
@@ -100,12 +104,17 @@ def _launch(case: Case, shape: floor.BlockShape, images: int, window: int) -> La
         around = [line for line in code if not body[0].address <= line.address <= body[-1].address]
         ends = cycles.warp_cycles(around) / CLOCK + AROUND
         return Launch(shape.name, images, case.kernel, case.what, memory + ends, requested / CACHE + ends, took + ends)
+    if case.kernel == "add_normed":
+        issued = triton.cdiv(rows * window, MULTIPROCESSORS) * len(code) * case.num_warps // 4
+        took = max(cycles.warp_cycles(code), issued) / CLOCK + AROUND
+        moved = 4 * rows * window * hidden * DTYPE.itemsize
+        return Launch(shape.name, images, case.kernel, case.what, 0.0, moved / CACHE, took)
     chunks = VISIBLE // CHUNK[2]
     partial = 4 * rows * window * hidden * chunks
     programs, memory = rows * window * shape.heads, 0.0
     if case.kernel == "attention":
-        programs = rows * shape.heads * chunks * case.constants["QUERY_BLOCKS"]
-        memory = rows * 2 * hidden * VISIBLE * DTYPE.itemsize / MEMORY
+        programs = rows * shape.heads // shape.groups * chunks * case.constants["QUERY_BLOCKS"]
+        memory = rows * 2 * shape.keys * VISIBLE * DTYPE.itemsize / MEMORY
     issued = triton.cdiv(programs, MULTIPROCESSORS) * len(code) * case.num_warps // 4
     # keys come from memory, which takes longer than the latency that `cycles` counts; programs beside hide it
     waves = triton.cdiv(programs, MULTIPROCESSORS * resident)

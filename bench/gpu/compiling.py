@@ -42,8 +42,8 @@ MINI_PASSES = ((1, 1), (2, 8), (6, 1), (16, 1), (4, 1), (4, 8), *((8, window) fo
 MINI_LAYERS, MINI_VISIBLE = (4, 1), (64, 128)
 IMAGES, LAYERS, CAPACITY = (1, 4, 16), 5, 640
 BLOCK_PASSES = ((1, 1), (1, 8), (1, 16), (1, 32), (33, 1), (13, 8))  # slots and windows of the blocks' test
-GROUPED = floor.BlockShape("grouped heads", 2048, 2, 16, 5632)
-GROUPS = 4  # query heads that share a head of keys, as in Emu3
+# Shapes of the blocks' test; Emu3 has as many heads a head of keys as the last.
+OF_BLOCKS = floor.BLOCKS | {"grouped heads": floor.BlockShape("grouped heads", 2048, 2, 16, 5632, groups=4)}
 WIDE = (16, 2, 4, 1)  # slots of the 7B shape in the tests of the engine
 WIDE_LAYERS, WIDE_WINDOWS, WIDE_VISIBLE = (4, 1), (1, 8), (64, 128)
 PLAIN, TRUNCATED = (settings.sampling_params(()) for settings in (DrawSettings(), DrawSettings(top_k=50, top_p=0.9)))
@@ -100,10 +100,9 @@ def of_correct() -> None:
         for images in IMAGES:
             _head_stage(head, images, LAYERS)
         _head_stage(head, 4, LAYERS, TRUNCATED)
+    for shape in OF_BLOCKS.values():
         for slots, window in BLOCK_PASSES:
-            _blocks(floor.BLOCKS[name], slots, window, CAPACITY)
-    for slots, window in BLOCK_PASSES:
-        _blocks(GROUPED, slots, window, CAPACITY, groups=GROUPS)
+            _blocks(shape, slots, window, CAPACITY)
     mini = _head(floor.SHAPES["mini"], torch.float32)
     for slots, window in MINI_PASSES:
         for layers in MINI_LAYERS:
@@ -212,27 +211,29 @@ def _blocks(
     window: int,
     visible: int,
     dtype: torch.dtype = torch.bfloat16,
-    groups: int = 1,
 ) -> None:
     """Launches two blocks, and what feeds them and accepts codes.
 
     The first block has other sums of squares before it, and none follows the last.
     """
     hidden, heads, size, rows = shape.hidden, shape.heads, shape.head_size, 2 * slots
-    keys = heads // groups
+    keys = heads // shape.groups
 
     def new(*sizes: int) -> Tensor:
         return _empty(*sizes, dtype=dtype)
 
-    def beside(*outputs: int) -> Beside:
-        return Beside(tuple(Matrix(new(each, hidden)) for each in outputs))
+    def beside(*outputs: int, bias: bool = False) -> Beside:
+        return Beside(tuple(Matrix(new(each, hidden), new(each) if bias else None) for each in outputs))
 
+    norm = Norm(new(hidden), 1e-6)
+    behind = norm if shape.glm else None
     weights = BlockWeights(
-        Norm(new(hidden), 1e-6), beside(hidden, keys * size, keys * size), Matrix(new(hidden, hidden)),
-        Norm(new(hidden), 1e-6), beside(shape.inner, shape.inner), Matrix(new(hidden, shape.inner)),
-        heads, keys, size, size**-0.5,
+        norm, beside(hidden, shape.keys, shape.keys, bias=shape.glm), Matrix(new(hidden, hidden)),
+        norm, beside(shape.inner, shape.inner), Matrix(new(hidden, shape.inner)),
+        heads, keys, size, size**-0.5, shape.rotated, behind, behind,
     )  # fmt: skip
-    start = PassStart(_empty(rows, dtype=torch.int64), Rotary(new(2048, size), new(2048, size)), visible)
+    rotary = Rotary(new(2048, shape.rotated), new(2048, shape.rotated), image=1000 if shape.glm else None)
+    start = PassStart(_empty(rows, dtype=torch.int64), rotary, visible, _empty(rows, dtype=torch.int64))
     keys_values = new(2, rows, max(visible, CAPACITY), 2, keys, size)
     block_triton.run_blocks(new(rows * window, hidden), [weights] * 2, keys_values, start, [])
     number, jsd = _empty(slots * window, dtype=torch.int64), _empty(slots * window, dtype=torch.float32)

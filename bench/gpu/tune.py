@@ -30,6 +30,7 @@ from bench.speed.timing import seconds as seconds_of
 from janus_dola.images.whole_files import write_whole
 from janus_dola.kernels.block_torch import PassStart, Rotary
 from janus_dola.kernels.gpu import block_matmul
+from janus_dola.kernels.gpu.block_rows import weigh
 from janus_dola.kernels.gpu.codebook import codebook
 from janus_dola.kernels.gpu.launch import TABLE, MatmulLaunch, SweepLaunch, generation_of
 from janus_dola.kernels.gpu.normalise import normalise
@@ -139,7 +140,7 @@ def block_products(kernel: str, name: str, count: int, device: str) -> list[list
         copies = number_of_cases(torch.bfloat16.itemsize * sum(map(math.prod, sizes)), device)
         return [[(new(*size), None) for size in sizes] for _ in range(copies)]
 
-    rows = block_matmul.weigh(new(count, hidden), new(hidden))
+    rows = weigh(new(count, hidden), new(hidden))
     if kernel == "added":
         of_output_and_down = ((new(count, inputs), several((hidden, inputs))) for inputs in (hidden, inner))
         return [

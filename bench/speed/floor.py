@@ -21,29 +21,50 @@ SHAPES = {
     "2048 x 4096": HeadShape(2048, None, 4096),  # one matrix, with as many codes as the second number says
     "2048 x 16384": HeadShape(2048, None, 16384),
     "2048 x 65536": HeadShape(2048, None, 65536),
+    "GLM-Image": HeadShape(4096, None, 16384),
     "text 8B": HeadShape(4096, None, 128256),  # the language head of an 8B text model
 }
 
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Sizes of a language model's blocks: hidden size, blocks, heads with keys of their own, width of the MLP."""
+    """Sizes of a language model's blocks: hidden size, blocks, query heads, width of the MLP; and how they are made."""
 
     name: str
     hidden: int
     number: int
     heads: int
     inner: int
+    groups: int = 1  # query heads that share a head of keys
+    # As in GLM-Image: biases of queries, keys and values, norms behind attention and MLP, half of each head rotated, by
+    # positions counted from an image's first code; no guidance.
+    glm: bool = False
 
     @property
     def head_size(self) -> int:
         """Returns d."""
         return self.hidden // self.heads
 
+    @property
+    def rows(self) -> int:
+        """Returns how many rows an image has: two with guidance."""
+        return 1 if self.glm else 2
+
+    @property
+    def keys(self) -> int:
+        """Returns how many numbers keys have, and values."""
+        return self.hidden // self.groups
+
+    @property
+    def rotated(self) -> int:
+        """Returns how many numbers of each head are rotated."""
+        return self.head_size // 2 if self.glm else self.head_size
+
 
 BLOCKS = {
     "1B": BlockShape("1B", 2048, 24, 16, 5632),
     "7B": BlockShape("7B", 4096, 30, 32, 11008),
+    "GLM-Image": BlockShape("GLM-Image", 4096, 40, 32, 13696, groups=16, glm=True),
 }
 
 
@@ -112,6 +133,7 @@ def decode_pass(
     window: int,
     dtype: torch.dtype,
     stored: torch.dtype | None = None,
+    rows: int = 2,
 ) -> Work:
     """Counts a whole pass: blocks' weights once, visible keys and values, and what the head stage reads.
 
@@ -120,7 +142,8 @@ def decode_pass(
         key_values: numbers in the visible keys and values of one row, all blocks.
         shape, layers, dtype, stored: of the head stage.
         window: codes fed for each image.
+        rows: of an image.
     """
-    head, rows = head_stage(shape, layers, images * window, dtype, stored), 2 * images
+    head, rows = head_stage(shape, layers, images * window, dtype, stored), rows * images
     moved = weights * (stored or dtype).itemsize + rows * key_values * dtype.itemsize
     return Work(moved + head.bytes, 2 * rows * window * (weights + key_values) + head.operations)

@@ -1,4 +1,4 @@
-"""The triton backend of the blocks, on a GPU: six launches per block.
+"""The triton backend of the blocks, on a GPU: six launches per block, and one more for each norm behind attention or MLP.
 
 `block_torch` is their reference. A row's result has the same bits for the same number of rows, whichever the others are and
 wherever it stands; for another number of rows the launch table may have other tiles.
@@ -13,6 +13,7 @@ from torch import Tensor
 from janus_dola.kernels.block_torch import Beside, BlockWeights, Matrix, PassStart
 from janus_dola.kernels.gpu import block_matmul
 from janus_dola.kernels.gpu.attention import attend
+from janus_dola.kernels.gpu.block_rows import Rows, weigh
 
 _MOST_HEAD_SIZE = 128  # numbers per head that one program of the attention kernel holds
 
@@ -26,10 +27,8 @@ def why_not(blocks: Sequence[BlockWeights]) -> str | None:
     if dtype == torch.float16:
         return "bfloat16 or float32, got float16"
     for weights in blocks:
-        if weights.attention_norm_after or weights.mlp_norm_after:
-            return "no norms behind attention and MLP, got some"
-        if weights.rotated is not None:
-            return f"heads rotated as a whole, got {weights.rotated} numbers of {weights.head_size}"
+        if weights.rotated is not None and weights.head_size % weights.rotated:
+            return f"heads of a multiple of the numbers rotated, got {weights.rotated} of {weights.head_size}"
         if weights.head_size > _MOST_HEAD_SIZE:
             return f"heads of size up to {_MOST_HEAD_SIZE}, got {weights.head_size}"
         for name in ("qkv", "output", "gate_up", "down"):
@@ -54,27 +53,37 @@ def run_blocks(
     states = []
     following = [*(weights.attention_norm.weight for weights in blocks[1:]), None]
     with torch.cuda.device_of(x):
-        rows = block_matmul.weigh(x, blocks[0].attention_norm.weight)
+        rows = weigh(x, blocks[0].attention_norm.weight)
         each = zip(blocks, keys_values.unbind(0), following, strict=True)
-        for number, (weights, own, norm_after) in enumerate(each, 1):
-            rows = _block(rows, weights, own, place, norm_after)
+        for number, (weights, own, norm_weight) in enumerate(each, 1):
+            rows = _block(rows, weights, own, place, norm_weight)
             if number in layers:
                 states.append(rows.x)
     return torch.stack([*states, rows.x])
 
 
 def _block(
-    rows: block_matmul.Rows, weights: BlockWeights, keys_values: Tensor, place: PassStart, norm_after: Tensor | None
-) -> block_matmul.Rows:
-    qkv, gate_up = ([_plain(each) for each in beside.products] for beside in (weights.qkv, weights.gate_up))
+    rows: Rows, weights: BlockWeights, keys_values: Tensor, place: PassStart, norm_weight: Tensor | None
+) -> Rows:
+    qkv = [_plain(each) for each in weights.qkv.products]
     queries = block_matmul.projected(rows, weights.attention_norm.eps, qkv, keys_values, place)
     mixed = attend(queries, keys_values, place.start, place.visible, weights.scaling)
-    rows = block_matmul.added(rows, mixed, _plain(weights.output), weights.mlp_norm.weight)
-    gated = block_matmul.gated(rows, weights.mlp_norm.eps, gate_up)
-    return block_matmul.added(rows, gated, _plain(weights.down), norm_after)
+    behind = weights.attention_norm_after
+    rows = block_matmul.added(rows, mixed, _plain(weights.output), weights.mlp_norm.weight, behind)
+    gated = block_matmul.gated(rows, weights.mlp_norm.eps, _halves(weights.gate_up))
+    return block_matmul.added(rows, gated, _plain(weights.down), norm_weight, weights.mlp_norm_after)
 
 
-def _plain(product: object) -> tuple[Tensor, Tensor | None]:
+def _halves(gate_up: Beside) -> list[block_matmul.Weight]:
+    """Returns the gate's weight and the other, which some models have in one."""
+    matrices = [_plain(each) for each in gate_up.products]
+    if len(matrices) > 1:
+        return matrices
+    ((weight, bias),) = matrices
+    return list(zip(weight.chunk(2), (None, None) if bias is None else bias.chunk(2), strict=True))
+
+
+def _plain(product: object) -> block_matmul.Weight:
     assert isinstance(product, Matrix)
     assert isinstance(product.weight, Tensor)  # `why_not` says so
     return product.weight, product.bias

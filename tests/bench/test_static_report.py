@@ -16,7 +16,7 @@ from bench import ROOT
 pytest.importorskip("triton")
 PRODUCTS = ("project", "codebook", "projected", "gated", "added")
 EVERYTHING = {
-    *PRODUCTS, "attention", "combine", "weigh", "normalise", "sweep", "scores", "truncate", "feed", "accept",
+    *PRODUCTS, "attention", "combine", "weigh", "add_normed", "normalise", "sweep", "scores", "truncate", "feed", "accept",
 }  # fmt: skip
 GENERATIONS = {"sm_80", "sm_89", "sm_90", "sm_100", "gfx942"}
 

@@ -13,24 +13,40 @@ HIDDEN, INNER = 72, 80
 
 
 def random_block(
-    heads, key_value_heads, size, bias, dtype, generator, device="cpu", hidden=HIDDEN, inner=INNER
+    heads,
+    key_value_heads,
+    size,
+    bias,
+    dtype,
+    generator,
+    device="cpu",
+    hidden=HIDDEN,
+    inner=INNER,
+    rotated=None,
+    behind=(),
 ) -> BlockWeights:
-    """A block of random weights whose products are about as large as what goes in."""
+    """A block of random weights whose products are about as large as what goes in.
+
+    `bias` is "qkv" where only these have one; `behind` names what has a norm there.
+    """
 
     def normal(*shape, scale=1.0):
         return (torch.randn(*shape, generator=generator) * scale).to(dtype).to(device)
 
-    def matrix(outputs, inputs):
-        return Matrix(normal(outputs, inputs, scale=inputs**-0.5), normal(outputs) if bias else None)
+    def matrix(outputs, inputs, biased=bias is True):
+        return Matrix(normal(outputs, inputs, scale=inputs**-0.5), normal(outputs) if biased else None)
 
-    def beside(*outputs):
-        return Beside(tuple(matrix(each, hidden) for each in outputs))
+    def beside(*outputs, biased=bias is True):
+        return Beside(tuple(matrix(each, hidden, biased) for each in outputs))
+
+    def norm():
+        return Norm(1 + normal(hidden, scale=0.2), 1e-6)
 
     keys = key_value_heads * size
     return BlockWeights(
-        Norm(1 + normal(hidden, scale=0.2), 1e-6), beside(heads * size, keys, keys),
-        matrix(hidden, heads * size), Norm(1 + normal(hidden, scale=0.2), 1e-6), beside(inner, inner),
-        matrix(hidden, inner), heads, key_value_heads, size, size**-0.5,
+        norm(), beside(heads * size, keys, keys, biased=bool(bias)), matrix(hidden, heads * size), norm(),
+        beside(inner, inner), matrix(hidden, inner), heads, key_value_heads, size, size**-0.5, rotated,
+        **{f"{name}_norm_after": norm() for name in behind},
     )  # fmt: skip
 
 
@@ -44,19 +60,20 @@ def in_double(weights: BlockWeights) -> BlockWeights:
         return Beside(tuple(map(matrix, products.products)))
 
     def norm(n):
-        return Norm(n.weight.double(), n.eps)
+        return None if n is None else Norm(n.weight.double(), n.eps)
 
     return replace(
         weights, attention_norm=norm(weights.attention_norm), qkv=beside(weights.qkv), output=matrix(weights.output),
         mlp_norm=norm(weights.mlp_norm), gate_up=beside(weights.gate_up), down=matrix(weights.down),
+        attention_norm_after=norm(weights.attention_norm_after), mlp_norm_after=norm(weights.mlp_norm_after),
     )  # fmt: skip
 
 
 def _kernels():
     """All kernels of the blocks, and those around a pass: modules and names."""
-    from janus_dola.kernels.gpu import attention, block_matmul, feeding
+    from janus_dola.kernels.gpu import attention, block_matmul, block_rows, feeding
 
-    for module in (attention, block_matmul, feeding):
+    for module in (attention, block_matmul, block_rows, feeding):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             yield module, name
 

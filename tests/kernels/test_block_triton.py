@@ -27,9 +27,9 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 4e-2}
 CAPACITY = 320
 
 
-def rotary_of(size, dtype=torch.float64) -> Rotary:
+def rotary_of(size, dtype=torch.float64, image=None) -> Rotary:
     angles = torch.outer(torch.arange(float(CAPACITY)), 100.0 ** -(torch.arange(size // 2) * 2 / size)).repeat(1, 2)
-    return Rotary.of(angles.cos().to(dtype), angles.sin().to(dtype))
+    return Rotary.of(angles.cos().to(dtype), angles.sin().to(dtype), image)
 
 
 def tiles(seed) -> MatmulLaunch:
@@ -39,30 +39,41 @@ def tiles(seed) -> MatmulLaunch:
     return MatmulLaunch(outputs, columns, inputs, 4, 1, draw.choice((1, 2, 4)))
 
 
+BOTH = ("attention", "mlp")
+
+
 @pytest.mark.parametrize(
-    ("rows", "heads", "groups", "size", "window", "bias", "dtype"),
+    ("rows", "heads", "groups", "size", "window", "bias", "dtype", "rotated", "behind"),
     [
-        (3, 3, 1, 12, 1, False, torch.float32),
-        (5, 2, 2, 10, 3, True, torch.float32),
-        (3, 2, 4, 16, 8, False, torch.float16),
-        (3, 1, 2, 32, 2, False, torch.bfloat16),
-        (1, 1, 1, 8, 1, False, torch.bfloat16),
-        (1, 1, 2, 8, 32, True, torch.float32),
-        (25, 1, 1, 8, 8, False, torch.bfloat16),
-        (65, 1, 1, 8, 1, False, torch.float32),
+        (3, 3, 1, 12, 1, False, torch.float32, None, ()),
+        (5, 2, 2, 10, 3, True, torch.float32, None, ()),
+        (3, 2, 4, 16, 8, False, torch.float16, None, ()),
+        (3, 1, 2, 32, 2, False, torch.bfloat16, None, ()),
+        (1, 1, 1, 8, 1, False, torch.bfloat16, None, ()),
+        (1, 1, 2, 8, 32, True, torch.float32, None, ()),
+        (25, 1, 1, 8, 8, False, torch.bfloat16, None, ()),
+        (65, 1, 1, 8, 1, False, torch.float32, None, ()),
+        (1, 1, 16, 16, 16, True, torch.bfloat16, 8, BOTH),  # as GLM-Image
+        (5, 2, 3, 12, 3, True, torch.float32, 4, BOTH),
+        (3, 1, 2, 10, 2, False, torch.float32, 2, BOTH[:1]),
+        (33, 1, 1, 8, 1, False, torch.float32, None, BOTH[1:]),
     ],
 )
-def test_blocks_are_those_on_tensors(rows, heads, groups, size, window, bias, dtype, monkeypatch):
-    """With the tiles of the table, and with others."""
+def test_blocks_are_those_on_tensors(rows, heads, groups, size, window, bias, dtype, rotated, behind, monkeypatch):
+    """With the tiles of the table, and with others; where few numbers are rotated, by positions counted from an image."""
     generator = torch.Generator().manual_seed(rows)
-    blocks = [random_block(groups * heads, heads, size, bias, dtype, generator) for _ in range(2)]
+    blocks = [
+        random_block(groups * heads, heads, size, bias, dtype, generator, rotated=rotated, behind=behind)
+        for _ in range(2)
+    ]
     visible = 270 if rows <= 3 else 40
     start = torch.randint(0, visible - window + 1, (rows,), generator=generator)
     x = torch.randn(rows * window, HIDDEN, generator=generator).to(dtype)
     before = torch.randn(2, rows, CAPACITY, 2, heads, size, generator=generator).to(dtype)
-    rotary, expected_buffer = rotary_of(size, dtype), before.double()
-    in_full = Rotary(rotary.cos.double(), rotary.sin.double())
-    place = Positions.of(start, window, in_full, CAPACITY, visible, groups)
+    rotary, expected_buffer = rotary_of(rotated or size, dtype, image=100 if rotated else None), before.double()
+    prompt_tokens = torch.randint(0, 101, (rows,), generator=generator)
+    in_full = Rotary(rotary.cos.double(), rotary.sin.double(), rotary.image)
+    place = Positions.of(start, window, in_full, CAPACITY, visible, groups, prompt_tokens)
     expected = run_blocks(x.double(), [in_double(each) for each in blocks], expected_buffer, place, [1])
 
     assert (block_triton.why_not(blocks) is None) == (dtype != torch.float16)
@@ -70,7 +81,7 @@ def test_blocks_are_those_on_tensors(rows, heads, groups, size, window, bias, dt
         if seed is not None:
             monkeypatch.setattr(block_matmul, "launch_of", lambda *_, seed=seed: tiles(seed))
         buffer = before.clone()
-        actual = block_triton.run_blocks(x, blocks, buffer, PassStart(start, rotary, visible), [1])
+        actual = block_triton.run_blocks(x, blocks, buffer, PassStart(start, rotary, visible, prompt_tokens), [1])
         assert actual.dtype == buffer.dtype == dtype
         for ours, theirs in ((actual, expected), (buffer, expected_buffer)):
             assert (ours.double() - theirs).abs().max() <= TOLERANCE[dtype] * theirs.abs().max()
@@ -121,11 +132,19 @@ def sums_in_order(monkeypatch):
 
 
 @pytest.mark.usefixtures("sums_in_order")
-@pytest.mark.parametrize(("window", "dtype"), [(1, torch.float32), (3, torch.float16)])
-def test_the_bits_of_a_row_do_not_depend_on_the_others_nor_on_where_it_stands(window, dtype):
+@pytest.mark.parametrize(
+    ("window", "dtype", "kind"),
+    [
+        (1, torch.float32, {}),
+        (3, torch.float16, {}),
+        (3, torch.float32, {"rotated": 4, "behind": BOTH}),
+    ],
+)
+def test_the_bits_of_a_row_do_not_depend_on_the_others_nor_on_where_it_stands(window, dtype, kind):
     """Up to as many rows as one entry of the launch table is for, not even on how many others there are."""
     generator = torch.Generator().manual_seed(1)
-    blocks = [random_block(2, 1, 8, False, dtype, generator) for _ in range(2)]
+    blocks = [random_block(2, 1, 8, False, dtype, generator, **kind) for _ in range(2)]
+    rotary = rotary_of(kind.get("rotated", 8), dtype, image=90 if kind else None)
     mine = torch.randn(window, HIDDEN, generator=generator).to(dtype)
     history = torch.randn(2, CAPACITY, 2, 1, 8, generator=generator).to(dtype)
     results = []
@@ -133,18 +152,19 @@ def test_the_bits_of_a_row_do_not_depend_on_the_others_nor_on_where_it_stands(wi
         start = torch.randint(0, visible - window, (others + 1,), generator=generator)
         x = torch.randn(others + 1, window, HIDDEN, generator=generator).to(dtype)
         buffer = torch.randn(2, others + 1, CAPACITY, 2, 1, 8, generator=generator).to(dtype)
-        start[at], x[at], buffer[:, at] = 70, mine, history
-        states = block_triton.run_blocks(
-            x.flatten(0, 1), blocks, buffer, PassStart(start, rotary_of(8, dtype), visible), [1]
-        )
+        prompt_tokens = torch.randint(0, 90, (others + 1,), generator=generator)
+        start[at], prompt_tokens[at], x[at], buffer[:, at] = 70, 60, mine, history
+        place = PassStart(start, rotary, visible, prompt_tokens)
+        states = block_triton.run_blocks(x.flatten(0, 1), blocks, buffer, place, [1])
         results.append(states.unflatten(1, (-1, window))[:, at])
     for states in results[1:]:
         assert torch.equal(states, results[0])
 
 
-def test_launches_of_a_block(monkeypatch):
+@pytest.mark.parametrize("behind", [(), BOTH])
+def test_launches_of_a_block(behind, monkeypatch):
     """On tensors without a device, at any number of blocks; before the first and after the last there is one each."""
-    blocks = [random_block(8, 2, 16, False, torch.bfloat16, None, "meta") for _ in range(5)]
+    blocks = [random_block(8, 2, 16, False, torch.bfloat16, None, "meta", behind=behind) for _ in range(5)]
     x = torch.empty(8, HIDDEN, dtype=torch.bfloat16, device="meta")
     buffer = torch.empty(5, 4, CAPACITY, 2, 2, 16, dtype=torch.bfloat16, device="meta")
     start = torch.empty(4, dtype=torch.int64, device="meta")
@@ -152,7 +172,7 @@ def test_launches_of_a_block(monkeypatch):
     with Launches(monkeypatch) as launches:
         actual = block_triton.run_blocks(x, blocks, buffer, PassStart(start, rotary, 320), [2, 3])
     assert actual.shape == (3, 8, HIDDEN)
-    assert len(launches.names) <= 5 * 6 + 2, launches.names
+    assert len(launches.names) <= 5 * (6 + len(behind)) + 2, launches.names
 
 
 BLOCK = random_block(4, 2, 8, False, torch.float32, torch.Generator())
@@ -164,8 +184,7 @@ OTHERS = {
         BLOCK, gate_up=Beside((Matrix(torch.zeros(80, 72)), Matrix(torch.zeros(80, 72), torch.zeros(80))))
     ),
     "heads of size up to 128, got 256": replace(BLOCK, head_size=256),
-    "heads rotated as a whole, got 4 numbers of 8": replace(BLOCK, rotated=4),
-    "no norms behind attention and MLP, got some": replace(BLOCK, mlp_norm_after=BLOCK.mlp_norm),
+    "heads of a multiple of the numbers rotated, got 6 of 8": replace(BLOCK, rotated=6),
     "bfloat16 or float32, got float16": random_block(4, 2, 8, False, torch.float16, torch.Generator()),
 }
 

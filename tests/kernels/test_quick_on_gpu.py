@@ -45,34 +45,33 @@ def test_head_stage(size, sharpness):
 
 
 @pytest.mark.parametrize(("slots", "window"), [(1, 1), (1, 8), (1, 16), (1, 32), (33, 1), (13, 8)])
-@pytest.mark.parametrize("size", [*SHAPES, "grouped heads"])
+@pytest.mark.parametrize("size", [*SHAPES, "GLM-Image", "grouped heads"])
 def test_blocks(size, slots, window):
     """Two blocks of ours in bfloat16, no further from float64 than those on tensors are, twice over: 2 to 208 rows."""
     from janus_dola.kernels import block_triton
 
     compiling, generator = bench(), torch.Generator().manual_seed(7)
-    shape, groups = (
-        compiling.floor.BLOCKS.get(size, compiling.GROUPED),
-        1 if size in SHAPES else compiling.GROUPS,
-    )
-    of = shape.heads, shape.heads // groups, shape.head_size, False, torch.bfloat16
-    blocks = [random_block(*of, generator, "cuda", shape.hidden, shape.inner) for _ in range(2)]
+    shape = compiling.OF_BLOCKS[size]
+    of = shape.heads, shape.heads // shape.groups, shape.head_size, "qkv" if shape.glm else False, torch.bfloat16
+    behind = ("attention", "mlp") if shape.glm else ()
+    more = shape.hidden, shape.inner, shape.rotated, behind
+    blocks = [random_block(*of, generator, "cuda", *more) for _ in range(2)]
     assert block_triton.why_not(blocks) is None
-    size_of_head, capacity, rows = shape.head_size, compiling.CAPACITY, 2 * slots
+    rotated, capacity, rows = shape.rotated, compiling.CAPACITY, 2 * slots
     start = torch.randint(0, capacity - window, (rows,), generator=generator).cuda()
-    angles = torch.outer(torch.arange(2048.0), 1e4 ** -(torch.arange(size_of_head // 2) * 2 / size_of_head)).repeat(
-        1, 2
-    )
-    rotary = Rotary.of(angles.cos().bfloat16().cuda(), angles.sin().bfloat16().cuda())
-    in_full = Rotary(rotary.cos.double(), rotary.sin.double())
+    prompt_tokens = torch.randint(0, 500, (rows,), generator=generator).cuda()
+    angles = torch.outer(torch.arange(2048.0), 1e4 ** -(torch.arange(rotated // 2) * 2 / rotated)).repeat(1, 2)
+    rotary = Rotary.of(angles.cos().bfloat16().cuda(), angles.sin().bfloat16().cuda(), 1000 if shape.glm else None)
+    in_full = Rotary(rotary.cos.double(), rotary.sin.double(), rotary.image)
     x = torch.randn(rows * window, shape.hidden, generator=generator).bfloat16().cuda()
     cuda = torch.Generator("cuda").manual_seed(7)
-    buffer = torch.randn(2, rows, capacity, 2, of[1], size_of_head, generator=cuda, device="cuda").bfloat16()
+    buffer = torch.randn(2, rows, capacity, 2, of[1], shape.head_size, generator=cuda, device="cuda").bfloat16()
 
     def on_tensors(x, blocks, rotary, buffer):
-        return run_blocks(x, blocks, buffer, Positions.of(start, window, rotary, capacity, capacity, groups), [])
+        place = Positions.of(start, window, rotary, capacity, capacity, shape.groups, prompt_tokens)
+        return run_blocks(x, blocks, buffer, place, [])
 
     exact = on_tensors(x.double(), [in_double(each) for each in blocks], in_full, buffer.double())
     plain = on_tensors(x, blocks, rotary, buffer.clone())
-    ours = block_triton.run_blocks(x, blocks, buffer, PassStart(start, rotary, capacity), [])
+    ours = block_triton.run_blocks(x, blocks, buffer, PassStart(start, rotary, capacity, prompt_tokens), [])
     assert (ours - exact).abs().max() <= 2 * (plain - exact).abs().max()

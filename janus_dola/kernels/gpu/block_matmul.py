@@ -6,7 +6,8 @@
     x'      = y + W_d out                                    `added`
 
 Every weight is read where it lies. `gated` multiplies by W_g and W_u at once, and `projected` by two parts of one weight,
-for the numbers i and i + d / 2 in a head, which the rotation mixes. A program picks W_q, W_k or W_v by its number.
+for the numbers i and i + d' / 2 in a head, which the rotation mixes; d' is d, or less where only the first d' numbers of a
+head are rotated: then the others go in pairs of the same distance. A program picks W_q, W_k or W_v by its number.
 
 The norm costs no launch and nothing in the loop: a product of norm(x) = x / r * weight, r = sqrt(mean(x^2) + eps), is the
 product of x * weight, divided by r when all is summed. Whatever writes x writes x * weight too, and sums of squares, one per
@@ -17,55 +18,23 @@ launch table): a weight is read from memory once, and from the cache once per 12
 number alone, not on the other rows, nor on where a row stands: no library promises that.
 
 `added` has fewer outputs than it takes to keep a GPU busy. So several programs share a tile, each with a part of the inputs.
-They leave sums, and the one that arrives last adds them up, always in the same order.
+They leave sums, and the one that arrives last adds them up, always in the same order. No program has a whole row: what goes
+through a norm of its own before it is added takes a second launch (`block_rows`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from janus_dola.kernels.block_torch import PassStart
+from janus_dola.kernels.block_torch import Norm, PassStart
+from janus_dola.kernels.gpu.block_rows import Rows, add_normed
 from janus_dola.kernels.gpu.launch import MatmulLaunch, launch_of
 from janus_dola.kernels.gpu.matmul import product, two_products
 
 Weight = tuple[Tensor, Tensor | None]  # [O, K] and a bias [O], contiguous and of the rows' dtype
-
-
-_SMALLEST_TILE = 16  # outputs of a tile, at the least
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Hidden states, ready to be normalised by the product that reads them."""
-
-    x: Tensor  # [N, D]
-    weighted: Tensor  # [N, D], x times the norm's weight
-    squares: Tensor  # [TILES, N] fp32, sums of x^2 over the outputs of a tile; the tiles together cover D
-    arrived: Tensor  # [tiles or more] int32, 0: programs of `added` that have left their sums
-
-
-@triton.jit
-def _weigh_kernel(
-    x_ptr,  # [N, D]
-    norm_weight_ptr,  # [D]
-    weighted_ptr,  # [N, D]
-    squares_ptr,  # [1, N] fp32
-    arrived_ptr,  # [N, COUNTERS] int32
-    D,
-    BLOCK_D: tl.constexpr,  # >= D
-    COUNTERS: tl.constexpr,
-):
-    row, d = tl.program_id(0), tl.arange(0, BLOCK_D)
-    x = tl.load(x_ptr + row.to(tl.int64) * D + d, mask=d < D, other=0.0).to(tl.float32)
-    weight = tl.load(norm_weight_ptr + d, mask=d < D, other=0.0).to(tl.float32)
-    weighted = (x * weight).to(weighted_ptr.dtype.element_ty)
-    tl.store(weighted_ptr + row.to(tl.int64) * D + d, weighted, mask=d < D)
-    tl.store(squares_ptr + row, tl.sum(x * x, 0))
-    tl.store(arrived_ptr + row * COUNTERS + tl.arange(0, COUNTERS), 0)
 
 
 @triton.jit
@@ -85,7 +54,7 @@ def _finished(total, squares, D, eps, bias_ptr, output, outputs, HAS_BIAS: tl.co
     return total
 
 
-@triton.jit(do_not_specialize=["rows", "window", "tiles"])  # another number needs no kernel of its own
+@triton.jit(do_not_specialize=["rows", "window", "tiles", "image"])  # another number needs no kernel of its own
 def _projected_kernel(
     x_ptr,  # [N, D], x times the norm's weight; N = R W
     squares_ptr,  # [TILES, N] fp32
@@ -95,29 +64,33 @@ def _projected_kernel(
     q_bias_ptr,  # [H_q d], or anything without a bias; the same for the next two
     k_bias_ptr,
     v_bias_ptr,
-    cos_ptr,  # [POSITIONS, d], the second half as the first
-    sin_ptr,  # [POSITIONS, d], the first half negated
+    cos_ptr,  # [POSITIONS, d'], the second half as the first
+    sin_ptr,  # [POSITIONS, d'], the first half negated
     start_ptr,  # [R] int64
+    prompt_tokens_ptr,  # [R] int64; None where the tables begin where each row begins
     queries_ptr,  # [N, H_q, d]
     buffer_ptr,  # [R, CAPACITY, 2, H_kv, d]
     rows,  # N
     window,  # W
-    tiles, D, positions, capacity, eps,
+    tiles, D, positions,
+    image,  # the tables' row for an image's first code, or None
+    capacity, eps,
     HEADS: tl.constexpr,  # H_kv
     GROUPS: tl.constexpr,  # query heads that share a head of keys
     SIZE: tl.constexpr,  # d
+    ROTATED: tl.constexpr,  # d', of which d is a multiple
     HAS_BIAS: tl.constexpr, TILES_PADDED: tl.constexpr,
     BLOCK_O: tl.constexpr,  # rows of weights
     BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    HALF: tl.constexpr = SIZE // 2
+    HALF: tl.constexpr = ROTATED // 2
     PAIRS: tl.constexpr = BLOCK_O // 2
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     squares = _squares(squares_ptr, tiles, row, rows, TILES_PADDED)
 
     # each weight has tiles of its own
-    key_tile = tl.cdiv(GROUPS * HEADS * HALF, PAIRS)
-    value_tile = key_tile + tl.cdiv(HEADS * HALF, PAIRS)
+    key_tile = tl.cdiv(GROUPS * HEADS * (SIZE // 2), PAIRS)
+    value_tile = key_tile + tl.cdiv(HEADS * (SIZE // 2), PAIRS)
     tile = tl.program_id(1)
     is_query, is_value = tile < key_tile, tile >= value_tile
     weight_ptr = tl.where(is_query, q_weight_ptr, tl.where(is_value, v_weight_ptr, k_weight_ptr))
@@ -125,20 +98,26 @@ def _projected_kernel(
     outputs = tl.where(is_query, GROUPS * HEADS * SIZE, HEADS * SIZE)
     pair = (tile - tl.where(is_query, 0, tl.where(is_value, value_tile, key_tile))) * PAIRS + tl.arange(0, PAIRS)
 
-    # numbers i < d / 2 of a head, and i + d / 2
+    # numbers i < d' / 2 of d' in a row, and i + d' / 2
     i = pair % HALF
-    o = pair // HALF * SIZE + i
+    o = pair // HALF * ROTATED + i
     low, high = two_products(
         weight_ptr, weight_ptr + HALF * D, x_ptr, o, row, outputs, rows, D, PAIRS, BLOCK_ROWS, BLOCK_D
     )
     low = _finished(low, squares, D, eps, bias_ptr, o, outputs, HAS_BIAS)
     high = _finished(high, squares, D, eps, bias_ptr, o + HALF, outputs, HAS_BIAS)
 
-    # x cos + roll(x, d / 2) sin; values are not rotated
+    # x cos + roll(x, d' / 2) sin; values are not rotated
     position = tl.load(start_ptr + row // window, mask=row < rows, other=0).to(tl.int32) + row % window
-    angle = tl.minimum(position, positions - 1)[None, :] * SIZE + i[:, None]  # beyond lie guesses that nobody reads
-    cos = tl.where(is_value, 1.0, tl.load(cos_ptr + angle).to(tl.float32))
-    sin = tl.where(is_value, 0.0, tl.load(sin_ptr + angle + HALF).to(tl.float32))
+    known = position
+    if prompt_tokens_ptr is not None:  # counted from the image's first code
+        known += image - tl.load(prompt_tokens_ptr + row // window, mask=row < rows, other=0).to(tl.int32)
+    angle = tl.minimum(known, positions - 1)[None, :] * ROTATED + i[:, None]  # beyond lie guesses that nobody reads
+    straight = is_value
+    if ROTATED < SIZE:
+        straight = is_value | (o % SIZE >= ROTATED)[:, None]
+    cos = tl.where(straight, 1.0, tl.load(cos_ptr + angle).to(tl.float32))
+    sin = tl.where(straight, 0.0, tl.load(sin_ptr + angle + HALF).to(tl.float32))
     low, high = low * cos - high * sin, high * cos + low * sin
 
     low, high = low.to(queries_ptr.dtype.element_ty), high.to(queries_ptr.dtype.element_ty)
@@ -187,7 +166,7 @@ def _added_kernel(
     x_ptr,  # [N, K]
     weight_ptr,  # [D, K]
     bias_ptr,  # [D], or anything without a bias
-    residual_ptr,  # [N, D]
+    residual_ptr,  # [N, D]; None where the product is not added here
     norm_weight_ptr,  # [D], weight of the norm that follows, or anything without one
     out_ptr,  # [N, D]
     weighted_ptr,  # [N, D], the output times the norm's weight
@@ -223,7 +202,8 @@ def _added_kernel(
         y += tl.load(bias_ptr + o, mask=o < D, other=0.0).to(tl.float32)[:, None]
     at = row.to(tl.int64)[None, :] * D + o[:, None]
     mask = (o < D)[:, None] & (row < rows)[None, :]
-    y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if residual_ptr is not None:
+        y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
     y = y.to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + at, y, mask=mask)
     if HAS_NORM:
@@ -232,20 +212,6 @@ def _added_kernel(
         tl.store(weighted_ptr + at, (y * weight).to(weighted_ptr.dtype.element_ty), mask=mask)
         y = tl.where(mask, y, 0.0)
         tl.store(squares_ptr + tile * rows + row, tl.sum(y * y, 0), mask=row < rows)
-
-
-def weigh(x: Tensor, norm_weight: Tensor) -> Rows:
-    """Prepares rows [N, D] for the first block's norm."""
-    rows, width = x.shape
-    block = triton.next_power_of_2(width)
-    squares = torch.empty(1, rows, dtype=torch.float32, device=x.device)
-    arrived = torch.empty(rows, block // _SMALLEST_TILE, dtype=torch.int32, device=x.device)
-    weighed = Rows(x, torch.empty_like(x), squares, arrived)
-    _weigh_kernel[(rows,)](
-        x, norm_weight, weighed.weighted, squares, arrived, width, BLOCK_D=block, COUNTERS=arrived.shape[1], num_warps=8,
-        enable_fp_fusion=True,
-    )  # fmt: skip
-    return weighed
 
 
 def projected(
@@ -259,23 +225,25 @@ def projected(
         matrices: of queries, keys and values; either all have a bias or none.
         keys_values: [R, CAPACITY, 2, H_kv, d], contiguous; keys and values are written at the rows' new positions, but for
             positions from CAPACITY on.
-        place: where these are.
+        place: where these are. Where its tables are narrower than a head, they rotate the first numbers of each.
         launch: tiles; None reads them from the launch table.
     Returns:
         queries, [N, H_q d].
     """
     x, (tiles, count) = rows.weighted, rows.squares.shape
     (number, capacity, _, heads, size), rotary = keys_values.shape, place.rotary
+    assert rotary.image is None or place.prompt_tokens is not None
     weights, biases = zip(*matrices, strict=True)
     width = len(weights[0])
     launch = launch or launch_of("qkv", x, count, width + 2 * heads * size)
     programs = sum(triton.cdiv(len(weight), launch.block_outputs) for weight in weights)
     queries = torch.empty(count, width, dtype=x.dtype, device=x.device)
     _projected_kernel[(triton.cdiv(count, launch.block_columns), programs)](
-        x, rows.squares, *weights, *(weights if biases[0] is None else biases), rotary.cos, rotary.sin, place.start, queries,
-        keys_values, count, count // number, tiles, x.shape[1], len(rotary.cos), capacity, eps, HEADS=heads,
-        GROUPS=width // (heads * size), SIZE=size, HAS_BIAS=biases[0] is not None,
-        TILES_PADDED=_padded(tiles, x.shape[1]), **_options(launch),
+        x, rows.squares, *weights, *(weights if biases[0] is None else biases), rotary.cos, rotary.sin, place.start,
+        None if rotary.image is None else place.prompt_tokens, queries, keys_values, count, count // number, tiles,
+        x.shape[1], len(rotary.cos), rotary.image, capacity, eps, HEADS=heads, GROUPS=width // (heads * size), SIZE=size,
+        ROTATED=rotary.cos.shape[1], HAS_BIAS=biases[0] is not None, TILES_PADDED=_padded(tiles, x.shape[1]),
+        **_options(launch),
     )  # fmt: skip
     return queries
 
@@ -301,12 +269,17 @@ def gated(rows: Rows, eps: float, matrices: Sequence[Weight], launch: MatmulLaun
 
 
 def added(
-    rows: Rows, x: Tensor, matrix: Weight, norm_weight: Tensor | None = None, launch: MatmulLaunch | None = None
-) -> Rows:
+    rows: Rows, x: Tensor, matrix: Weight, norm_weight: Tensor | None = None, behind: Norm | None = None,
+    launch: MatmulLaunch | None = None,
+) -> Rows:  # fmt: skip
     """Adds the product of x [N, K] to the rows [N, D], ready for the norm that follows.
 
-    `norm_weight` is [D]; None where none of our norms follows: then only `x` is filled in the result. `launch` are tiles;
-    None reads them from the launch table.
+    Args:
+        rows: as `weigh` or `added` made them.
+        x, matrix: inputs, and a weight [D, K] with its bias or None.
+        norm_weight: [D]; None where none of our norms follows: then only `x` is filled in the result.
+        behind: a norm that the product goes through before it is added, in a second launch.
+        launch: tiles; None reads them from the launch table.
     """
     (count, width), inputs, (weight, bias) = rows.x.shape, x.shape[1], matrix
     launch = launch or launch_of("added", x, count, width)
@@ -314,15 +287,17 @@ def added(
     turns = triton.cdiv(triton.cdiv(inputs, launch.block_inputs), launch.splits)
     splits = triton.cdiv(inputs, turns * launch.block_inputs)
     sums_of_all = row_tiles * tiles * splits * launch.block_outputs * launch.block_columns if splits > 1 else 0
-    out, has_norm = torch.empty_like(rows.x), norm_weight is not None
+    out, has_norm = torch.empty_like(rows.x), norm_weight is not None and behind is None
     weighted = torch.empty_like(out) if has_norm else out
     squares = torch.empty(tiles, count, dtype=torch.float32, device=x.device)
     sums = torch.empty(sums_of_all, dtype=torch.float32, device=x.device)
     _added_kernel[(row_tiles, tiles, splits)](
-        x, weight, x if bias is None else bias, rows.x, x if norm_weight is None else norm_weight, out, weighted, squares,
-        sums, rows.arrived, count, inputs, width, turns * launch.block_inputs, HAS_BIAS=bias is not None, HAS_NORM=has_norm,
-        SPLITS=splits, **_options(launch),
+        x, weight, x if bias is None else bias, rows.x if behind is None else None, norm_weight if has_norm else x, out,
+        weighted, squares, sums, rows.arrived, count, inputs, width, turns * launch.block_inputs, HAS_BIAS=bias is not None,
+        HAS_NORM=has_norm, SPLITS=splits, **_options(launch),
     )  # fmt: skip
+    if behind is not None:
+        return add_normed(rows, out, behind, norm_weight)
     return Rows(out, weighted, squares, rows.arrived)
 
 
