@@ -1,9 +1,15 @@
 """Images drawn with all passes by our own kernels, under Triton's interpreter."""
 
+import copy
+
 import pytest
 import torch
 
 from janus_dola import DoLaConfig, JanusDoLa
+from janus_dola.kernels.block import resolve_blocks
+from janus_dola.kernels.block_torch import PassStart, buffer_shape
+from janus_dola.models import adapt
+from janus_dola.models.weights import WeightReader
 from tests import deepseek_stand_in
 from tests.kernels.blocks import count_launches
 from tests.kernels.cases import CPU_BACKENDS
@@ -57,3 +63,24 @@ def test_images_are_those_drawn_on_tensors(name, prompts, images, window, monkey
     assert launched.total() == blocks * passes * launches + 3 * passes  # feed, weigh, accept
     assert passes >= out.passes.max() >= most // window
     assert (passes < most) == (window > 1)
+
+
+@pytest.mark.usefixtures("remembered_builtins")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 4e-2)])
+def test_each_block_of_a_glm_is_that_on_tensors(glm, dtype, tolerance):
+    """Its own weights and tables: gate and the other in one, positions on three axes, prompts of different length."""
+
+    def states(backend, dtype):
+        weights = WeightReader(adapt(copy.deepcopy(rounded).to(dtype))).read()
+        run = resolve_blocks(backend, weights.blocks, window=3)
+        assert (run.__module__ == "janus_dola.kernels.block_triton") == (backend == "triton")
+        start = PassStart(prompt_tokens + torch.tensor([0, 4]), weights.rotary, 64, prompt_tokens)
+        return run(x.to(dtype), weights.blocks, history.to(dtype), start, [1, 2]).double()
+
+    rounded, prompt_tokens = copy.deepcopy(glm.model).to(dtype), torch.tensor([9, 20])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2 * 3, 64, generator=generator).to(dtype)
+    blocks = WeightReader(glm.image_model).read().blocks
+    history = torch.randn(buffer_shape(blocks, 2, 64), generator=generator).to(dtype)
+    for ours, theirs in zip(states("triton", dtype), states("torch", torch.float64), strict=True):
+        assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
