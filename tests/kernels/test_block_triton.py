@@ -52,11 +52,10 @@ BOTH = ("attention", "mlp")
         (1, 1, 1, 8, 1, False, torch.bfloat16, None, ()),
         (1, 1, 2, 8, 32, True, torch.float32, None, ()),
         (25, 1, 1, 8, 8, False, torch.bfloat16, None, ()),
-        (65, 1, 1, 8, 1, False, torch.float32, None, ()),
+        (65, 1, 1, 8, 1, False, torch.float32, None, BOTH[1:]),
         (1, 1, 16, 16, 16, True, torch.bfloat16, 8, BOTH),  # as GLM-Image
         (5, 2, 3, 12, 3, True, torch.float32, 4, BOTH),
         (3, 1, 2, 10, 2, False, torch.float32, 2, BOTH[:1]),
-        (33, 1, 1, 8, 1, False, torch.float32, None, BOTH[1:]),
     ],
 )
 def test_blocks_are_those_on_tensors(rows, heads, groups, size, window, bias, dtype, rotated, behind, monkeypatch):
