@@ -13,7 +13,7 @@ PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # The newest CPU build of torch that pip's index lists. Without one pip takes the newest torch, with gigabytes for GPUs.
 NEWEST_TORCH = torch$(addprefix ==,$(shell $(PYTHON) -m pip index versions torch 2>/dev/null | grep -oE '[0-9.]+[+]cpu' | head -n 1))
 
-.PHONY: help test test-quick test-rounding test-triton test-newest test-compat test-install lint format types demo bench report bench-compare static-report gpu-check tune batch-memory passes train-mini train-vision text-costs score-mini evaluate-mini clean
+.PHONY: help test test-quick test-rounding test-triton test-newest test-compat test-install lint format types demo bench bench-peers report bench-compare static-report gpu-check tune batch-memory passes train-mini train-vision text-costs score-mini evaluate-mini clean
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -62,6 +62,9 @@ bench: .venv/ready  ## time everything on this machine's CPU and write the repor
 	$(BIN)/python -m pytest bench/speed --benchmark-only --device cpu --benchmark-columns=median,iqr,rounds \
 		--benchmark-json=bench/results/bench_cpu.json
 	$(BIN)/python -m bench.report.pages
+
+bench-peers: .venv/ready  ## draw with the mini model beside transformers and the plain loop on this CPU, in turn
+	$(BIN)/python -m bench.speed.paired --model mini --rounds 3 --record $$(mktemp -d)/paired.json
 
 report: .venv/ready  ## make tables and plots from the records in bench/results
 	$(BIN)/python -m bench.report.pages

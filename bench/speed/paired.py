@@ -2,13 +2,14 @@
 
 Each round draws the same number of images by every contender, one after the other, so that what else the machine does falls
 on all of them. A ratio is the median over rounds of theirs over ours in the same round. Theirs is in the dtype where it is
-fastest. Writes bench/results/paired_cpu.json and prints the table that stands in bench/README.md.
+fastest, its weights as transformers loads them. Writes a record and prints the table that stands in bench/README.md.
 """
 
 import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Annotated
 
@@ -91,18 +92,19 @@ def main(
     model: Annotated[list[str], typer.Option(help="Models to draw with.")] = ("mini", models.FEW_BLOCKS),
     images: Annotated[list[int], typer.Option(help="Images at once.")] = (1, 4),
     dtype: Annotated[list[str], typer.Option(help="Dtypes of ours and theirs.")] = DTYPES,
+    file: Annotated[Path, typer.Option("--record", help="The machine's record.")] = FILE,
 ) -> None:
     """Measure, put the seconds in the record in place of those of the same cases, print the table."""
     warnings.filterwarnings("error", "launch")  # a launch that fell back would be another contender
     made, table = made_with("cpu"), []
-    record = json.loads(FILE.read_text(encoding="utf-8"))
-    if record["made_with"]["device"] != made["device"]:  # one record holds one machine's times
-        record = {"seconds": {}}
+    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"made_with": made, "seconds": {}}
+    if record["made_with"]["device"] != made["device"]:
+        raise typer.BadParameter(f"{file} holds times of {record['made_with']['device']}, this is {made['device']}")
     for name in model:
         for number in images:
             seconds = measure(name, number, rounds, dtype)
             record = {"made_with": made, "seconds": record["seconds"] | {f"{name}, {number} images": seconds}}
-            write_whole(FILE, (json.dumps(record, indent=1) + "\n").encode())
+            write_whole(file, (json.dumps(record, indent=1) + "\n").encode())
             table += rows(name, number, seconds)
     columns = [
         "model",
@@ -112,6 +114,7 @@ def main(
         "transformers without DoLa over ours",
         "plain DoLa loop over ours",
     ]
+    typer.echo(f"{made['device']}, torch {made['torch']}, transformers {made['transformers']}, {rounds} rounds\n")
     typer.echo(markdown(columns, table))
 
 

@@ -53,7 +53,7 @@ def test_step(timed, device, name, dtype, images, window, launch, way):
 
 test_step.cases = {
     "cpu": table(["mini"], ["float32", "float16"], [1, 4], [1, 8], ["eager"])
-    | table([models.FEW_BLOCKS], ["float32", "float16", "bfloat16"], [1, 4], [1, 4], ["eager"]),
+    | table([models.FEW_BLOCKS], ["float32", "float16", "bfloat16"], [1, 4], [1, 8], ["eager"]),
     "cuda": table(["1B", "7B"], ["bfloat16"], [1, 4, 16, 32], [1, 8], ["graph"])
     | table(["1B"], ["bfloat16"], [4], [1, 8], ["compile", "eager"])
     | table(["7B"], ["bfloat16"], [16], [1, 8], ["compile", "eager"]),
