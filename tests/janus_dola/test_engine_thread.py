@@ -180,13 +180,20 @@ def test_pictures_come_in_order_while_few_wait_and_else_finished_ones_first():
 
 
 def test_partial_pictures_take_half_of_the_time_where_clients_share_it_and_hold_no_finished_one():
-    made = []
+    made, first_begun, f_is_there = [], threading.Event(), threading.Event()
+
+    def first():
+        first_begun.set()
+        f_is_there.wait()
+        return "a"
+
     thread = PictureThread(lambda image, make: (time.sleep(0.02), made.append(make())), shared=lambda: True)
     began = time.monotonic()
     for name in "abcde":
-        thread.show(name, lambda name=name: name)
-    until(lambda: made)
+        thread.show(name, first if name == "a" else lambda name=name: name)
+    first_begun.wait()
     thread.finish("f", lambda: "f")
+    f_is_there.set()
     thread.close()
     assert made == ["a", "f", "b", "c", "d", "e"]
     assert time.monotonic() - began >= 0.02 * 9
