@@ -46,7 +46,7 @@ class Rounding:
         def perturbed_attention(query, key, value, *arguments, **options):
             return self._perturbed(attention(query, key, value, *arguments, **options), ("attention", *query.shape))
 
-        onednn, onednn_added = block._onednn, block.onednn_added
+        onednn, onednn_added = block.onednn, block.onednn_added
 
         def perturbed_onednn(x, weight, bias):
             return self._perturbed(onednn(x, weight, bias), ("linear", *x.shape))
@@ -54,7 +54,7 @@ class Rounding:
         def perturbed_onednn_added(residual, x, weight, bias):
             return self._perturbed(onednn_added(residual, x, weight, bias), ("linear", *x.shape))
 
-        monkeypatch.setattr(block, "_onednn", perturbed_onednn)
+        monkeypatch.setattr(block, "onednn", perturbed_onednn)
         monkeypatch.setattr(block, "onednn_added", perturbed_onednn_added)
         monkeypatch.setattr(F, "linear", perturbed_linear)
         monkeypatch.setattr(torch, "addmm", perturbed_addmm)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from janus_dola.kernels.packed import HAS_ONEDNN, Packed
+from janus_dola.kernels.packed import HAS_ONEDNN, Packed, onednn, onednn_added
 
 # Below these sizes oneDNN's start takes a good part of a product.
 _SMALL_WEIGHT, _FEW_ROWS = 1 << 20, 4
@@ -47,7 +47,7 @@ class Matrix:
         if isinstance(self.weight, Packed):
             return self.weight(rows, self.bias)
         if _by_onednn(rows, self.weight):
-            return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
+            return onednn(rows, self.weight, self.bias)
         return F.linear(rows, self.weight, self.bias)
 
     def added_to(self, residual: Tensor, rows: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Matrix:
         if _by_onednn(rows, self.weight):
             if torch.compiler.is_compiling():  # the compiler does not know that product, and fuses the sum itself
                 return residual + self(rows)
-            return torch.ops.mkldnn._linear_pointwise.binary(rows, residual, self.weight, self.bias, "add")
+            return onednn_added(residual, rows, self.weight, self.bias)
         product = torch.addmm(residual, rows, self.weight.T)
         return product if self.bias is None else product.add_(self.bias)
 

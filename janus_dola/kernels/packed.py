@@ -20,6 +20,16 @@ def has_amx() -> bool:
     return HAS_ONEDNN and torch.cpu._is_amx_tile_supported()
 
 
+def onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiplies rows [N, K] by a weight [O, K], plain or laid out by oneDNN, and adds a bias."""
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+
+
+def onednn_added(residual: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns residual [N, O] + rows [N, K] W^T + b, added before anything is rounded to their dtype."""
+    return torch.ops.mkldnn._linear_pointwise.binary(rows, residual, weight, bias, "add")
+
+
 class Packed(ABC):
     """A matrix [O, K], applied to rows."""
 
@@ -100,11 +110,11 @@ class PackedBfloat16(Packed):
 
     def __call__(self, rows: Tensor, bias: Tensor | None = None) -> Tensor:
         """Multiplies bfloat16 rows [N, K] to [N, O]."""
-        return torch.ops.mkldnn._linear_pointwise(rows, self._packed, bias, "none", [], "")
+        return onednn(rows, self._packed, bias)
 
     def added_to(self, residual: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
         """Adds a residual before anything is rounded to bfloat16."""
-        return torch.ops.mkldnn._linear_pointwise.binary(rows, residual, self._packed, bias, "add")
+        return onednn_added(residual, rows, self._packed, bias)
 
     def unpack(self) -> Tensor:
         """Returns a copy of the weight, bfloat16."""
