@@ -51,7 +51,7 @@ BOTH = ("attention", "mlp")
         (3, 1, 2, 32, 2, False, torch.bfloat16, None, ()),
         (1, 1, 1, 8, 1, False, torch.bfloat16, None, ()),
         (1, 1, 2, 8, 32, True, torch.float32, None, ()),
-        (25, 1, 1, 8, 8, False, torch.bfloat16, None, ()),
+        (17, 1, 1, 8, 8, False, torch.bfloat16, None, ()),
         (65, 1, 1, 8, 1, False, torch.float32, None, BOTH[1:]),
         (1, 1, 16, 16, 16, True, torch.bfloat16, 8, BOTH),  # as GLM-Image
         (5, 2, 3, 12, 3, True, torch.float32, 4, BOTH),
