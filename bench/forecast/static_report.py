@@ -322,9 +322,8 @@ def weight_load_bytes(assembly: str) -> int:
     """Returns the narrowest load by the line that loads the weights of a matrix product."""
     lines = inspect.getsource(matmul).splitlines()
     loading = [number for number, line in enumerate(lines, 1) if re.search(r"tl\.load\((weight|second)_rows", line)]
-    file = next(re.finditer(r'\.file\s+(\d+)\s.*[/"]matmul\.py"', assembly)).group(
-        1
-    )  # lines of other files have numbers, too
+    # The lines of other files have numbers, too.
+    (file,) = re.findall(r'\.file\s+(\d+)\s.*[/"]matmul\.py"', assembly)[:1]
     widths, here = [], 0
     for line in assembly.splitlines():
         location = re.match(r"\s*\.loc\s+(\d+)\s+(\d+)", line)

@@ -34,11 +34,12 @@ def contenders(name: str, images: int, dtypes: Sequence[str] = DTYPES) -> dict[s
     calls: dict[str, Callable[[], object]] = {}
     dola = models.DOLA["DoLa"]
     for dtype in dtypes:
-        pipe, plain = models.load(name, "cpu", dtype), models.load(name, "cpu", dtype)
-        unpack(plain.model)  # theirs takes modules as they are
+        pipe = models.load(name, "cpu", dtype)
         for window in (1, "auto"):
             calls[f"ours, {dtype}, window {window}"] = _ours(pipe, images, dola, window)
         if dtype != "float16":  # packed weights are ours; torch's own float16 is far slower
+            plain = models.load(name, "cpu", dtype)
+            unpack(plain.model)
             calls[f"transformers, {dtype}"] = _theirs(plain, lambda p: peers.transformers_generate(p, PROMPT, images))
             calls[f"plain loop, {dtype}"] = _theirs(plain, lambda p: peers.seed_loop(p, PROMPT, images, dola))
     return calls

@@ -41,11 +41,11 @@ def resolve_blocks(backend: str, blocks: Sequence[BlockWeights], window: int, co
         RuntimeError: packed weights shall be compiled.
     """
     if compiled:
-        first = blocks[0]
-        if isinstance(getattr(first.output, "weight", None), Packed):
+        first, weight = blocks[0], getattr(blocks[0].output, "weight", None)
+        if isinstance(weight, Packed):
             raise RuntimeError("torch compiles no block whose weights lie packed for a CPU")
         sizes = first.attention_norm.weight.shape, first.query_heads, first.key_value_heads, first.head_size
-        stored = first.attention_norm.weight.dtype, type(first.output), type(getattr(first.output, "weight", None))
+        stored = first.attention_norm.weight.dtype, type(first.output), type(weight)
         return partial(_on_tensors, run=_compiled_block((window, sizes, stored)))
     if backend == "triton" and block_triton.why_not(blocks) is None:
         return block_triton.run_blocks

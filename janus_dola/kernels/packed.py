@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available()  # asked here, since torch's compiler cannot look into the question
+_ROWS_OF_A_PASS = 16  # which oneDNN may choose its layout by; other numbers are about as fast
 
 
 @cache
@@ -123,9 +124,6 @@ class PackedBfloat16(Packed):
     def __reduce__(self) -> tuple[type["PackedBfloat16"], tuple[Tensor]]:
         """Copies and pickles by the plain weight; torch cannot copy a packed one."""
         return PackedBfloat16, (self.unpack(),)
-
-
-_ROWS_OF_A_PASS = 16  # which oneDNN may choose its layout by; other numbers are about as fast
 
 
 def packing_of(dtype: torch.dtype) -> type[Packed] | None:
