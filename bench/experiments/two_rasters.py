@@ -8,7 +8,6 @@ image tokenizer: 4 x 4 codes of a picture, then its 8 x 8. It is gone when the c
 
 import math
 import random
-import time
 from typing import Annotated
 from unittest import mock
 
@@ -28,7 +27,7 @@ from tests.janus_dola import glm_image as tiny
 
 CODES, SMALL, SIDE = 512, 4, 8  # of the image tokenizer; codes per side
 SIZES = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 12}
-PICTURES, BATCH_SIZE, PEAK_RATE = 6144, 16, 1.5e-3
+PICTURES, BATCH_SIZE, STEPS, PEAK_RATE = 6144, 16, 550, 1.5e-3
 SETTINGS = ({"temperature": 1.0}, {"temperature": 0.9, "top_p": 0.75}, {"temperature": 0.5})
 PROMPTS = ("a large red circle on white", "a small blue square on black", "a green triangle on yellow")
 
@@ -40,15 +39,16 @@ def new_pipe() -> JanusDoLa:
     return JanusDoLa(GlmImageForConditionalGeneration(tiny.config(words, pixels, pixels, **SIZES)), words)
 
 
-def train(pipe: JanusDoLa, scenes: list[Scene], codes: Tensor, minutes: float, rng: random.Random) -> None:
-    """Trains on captions and their pictures' codes, [n, 80], for so many minutes of processor time."""
+def train(pipe: JanusDoLa, scenes: list[Scene], codes: Tensor, steps: int, rng: random.Random) -> None:
+    """Trains on captions and their pictures' codes, [n, 80]."""
     model, image_model = pipe.model, pipe.image_model
     trained = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
     optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=0.02)
-    began, step, recent = time.process_time(), 0, 0.0
-    while (done := (time.process_time() - began) / 60 / minutes) < 1:
+    recent = 0.0
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_RATE * min(1, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+            falling = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = PEAK_RATE * min(1, (step + 1) / 50) * falling
         chosen = [rng.randrange(len(codes)) for _ in range(BATCH_SIZE)]
         rows = [pipe.prompts.ids(random_caption(scenes[i], rng)) for i in chosen]
         words = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_side="left")
@@ -69,14 +69,13 @@ def train(pipe: JanusDoLa, scenes: list[Scene], codes: Tensor, minutes: float, r
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        step, recent = step + 1, 0.98 * recent + 0.02 * loss.item()
-        if step % 100 == 0:
-            print(f"step {step}, {done:.0%}: loss {recent / (1 - 0.98**step):.3f}", flush=True)
-    print(f"{step} steps, loss {recent / (1 - 0.98**step):.3f} nats", flush=True)
+        recent = 0.98 * recent + 0.02 * loss.item()
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            print(f"{step + 1} steps: loss {recent / (1 - 0.98 ** (step + 1)):.3f} nats", flush=True)
 
 
 def main(
-    minutes: Annotated[float, typer.Option(help="Processor time to train for, after the pictures are encoded.")] = 7,
+    steps: Annotated[int, typer.Option(help="Steps of training: about seven minutes of processor time.")] = STEPS,
     pictures: Annotated[int, typer.Option(help="Pictures to train on.")] = PICTURES,
     images: Annotated[int, typer.Option(help="Images per prompt to measure on.")] = 4,
 ) -> None:
@@ -92,7 +91,7 @@ def main(
     with mock.patch.object(glm_image, "_SMALL", SMALL):
         pipe = new_pipe()
         print(f"{sum(each.numel() for each in pipe.model.parameters()) / 1e6:.1f}M numbers", flush=True)
-        train(pipe, scenes, codes, minutes, rng)
+        train(pipe, scenes, codes, steps, rng)
         pipe.model.eval()
         for settings in SETTINGS:
             for window in (8, 16):
