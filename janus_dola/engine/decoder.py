@@ -28,7 +28,7 @@ from janus_dola.models.weights import Weights
 
 # Attention looks at multiples of 64 positions: few different shapes, and few unwritten positions are read.
 VISIBLE_MULTIPLE = 64
-_PROMPTS_KEPT = 8
+_PROMPTS_KEPT = 4
 
 
 def visible_length(written: int) -> int:
@@ -77,7 +77,7 @@ class Decoder:
         sampling = SamplingTensors.repeat(params, key.slots * plan.window, self.keys_values)
         self.slots = Slots(key.slots, image_model.raster, plan.window, layers, sampling, plan.backend == "triton")
         self._run_blocks = resolve_blocks(plan.backend, weights.blocks, plan.window, plan.launch == "compile")
-        self.prompts: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()
+        self.prompts: OrderedDict[tuple[tuple[int, ...], ...], list[tuple[Tensor, Tensor]]] = OrderedDict()
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # passes by visible length, captured when first needed
         self._captures = plan.launch != "eager" and has_graphs(image_model.device)
         self._pool = torch.cuda.graph_pool_handle() if pool is None and self._captures else pool
@@ -86,33 +86,38 @@ class Decoder:
     def admit(self, slots: Sequence[int], jobs: Sequence[Job]) -> None:
         """Begins images in these slots: runs prompts that are new, and draws the first codes."""
         device, hidden_states, lengths = self.image_model.device, [], []
-        for side, tokens_of_side in enumerate(zip(*(job.rows for job in jobs), strict=True)):
-            for slot, tokens in zip(slots, tokens_of_side, strict=True):
-                keys_values, last = self._prompt(tuple(tokens))
-                row = self.keys_values[:, side * self.key.slots + slot]
-                row[:, : len(tokens)] = keys_values
-                row[:, len(tokens) :] = 0  # masked positions must be finite
+        prompts = [self._prompt(tuple(map(tuple, job.rows))) for job in jobs]
+        for side, rows in enumerate(zip(*prompts, strict=True)):
+            for slot, (keys_values, last) in zip(slots, rows, strict=True):
+                row, length = self.keys_values[:, side * self.key.slots + slot], keys_values.shape[1]
+                row[:, :length] = keys_values
+                row[:, length:] = 0  # masked positions must be finite
                 hidden_states.append(last)
-                lengths.append(len(tokens))
+                lengths.append(length)
         seeds = upload([job.seed for job in jobs], device)
         sampling = SamplingTensors.of([job.params for job in jobs], self.slots.jsd)
         first = self._draw(torch.stack(hidden_states, 1), sampling, seeds, torch.zeros_like(seeds))
         self.slots.admit(upload(slots, device), upload(lengths, device), seeds, sampling, first)
 
-    def _prompt(self, tokens: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Returns a row's keys and values [N, S, 2, H, d], and its last hidden states [L, D] in the layers read.
+    def _prompt(self, rows: tuple[tuple[int, ...], ...]) -> list[tuple[Tensor, Tensor]]:
+        """Returns each row's keys and values [N, S, 2, H, d], and its last hidden states [L, D] in the layers read.
 
-        A row is run alone, so that it does not depend on other rows, and once, as long as it is used.
+        An image's rows run together where they are equally long, so that weights are read once; never with those of other
+        images, on which they would depend; and once, as long as they are used.
         """
-        if tokens not in self.prompts:
-            weights, ids = self.weights, upload(tokens, self.image_model.device)
-            embeddings = in_eval_mode(self.image_model.embed_text)(ids).unsqueeze(0)
-            keys_values, states = run_whole(embeddings, weights.blocks, weights.rotary, self.plan.layers)
-            self.prompts[tokens] = keys_values[:, 0], states[:, 0, -1].clone()
+        if rows not in self.prompts:
+            weights, one_length = self.weights, len(set(map(len, rows))) == 1
+            states_of_rows: list[tuple[Tensor, Tensor]] = []
+            for together in [rows] if one_length else [[row] for row in rows]:
+                ids = upload([token for row in together for token in row], self.image_model.device)
+                embeddings = in_eval_mode(self.image_model.embed_text)(ids).unflatten(0, (len(together), -1))
+                keys_values, states = run_whole(embeddings, weights.blocks, weights.rotary, self.plan.layers)
+                states_of_rows += zip(keys_values.unbind(1), states[:, :, -1].clone().unbind(1), strict=True)
+            self.prompts[rows] = states_of_rows
             if len(self.prompts) > _PROMPTS_KEPT:
                 self.prompts.popitem(last=False)
-        self.prompts.move_to_end(tokens)
-        return self.prompts[tokens]
+        self.prompts.move_to_end(rows)
+        return self.prompts[rows]
 
     def try_out(self) -> None:
         """Runs passes over empty slots, if not eager, so that a failure to compile or capture them comes now.

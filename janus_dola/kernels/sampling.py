@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from janus_dola.kernels.contrast import SMALLEST_LOG
-from janus_dola.kernels.philox import gumbel_noise
+from janus_dola.kernels.philox import HIGHEST_NOISE, LOWEST_NOISE, gumbel_noise
 
 
 def tempered(scores: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,8 @@ def gumbel_max(scores: Tensor, temperature: float | Tensor, seeds: Tensor, posit
         seeds, position: as for `philox.gumbel_noise`.
     """
     logits, greedy = tempered(scores, temperature)
-    noise = gumbel_noise(seeds, position, scores.shape[-1]).masked_fill(greedy, 0.0)
+    needed = logits > LOWEST_NOISE - HIGHEST_NOISE  # the others are behind the best one whatever the noise
+    noise = gumbel_noise(seeds, position, scores.shape[-1], needed).masked_fill(greedy, 0.0)
     return (logits + noise).argmax(-1)
 
 

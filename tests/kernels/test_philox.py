@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy import stats
 
-from janus_dola.kernels.philox import gumbel_noise, philox_4x32_10, random_words
+from janus_dola.kernels.philox import HIGHEST_NOISE, LOWEST_NOISE, gumbel_noise, philox_4x32_10, random_words
 
 # The known answers of the authors' Random123 distribution for philox4x32-10: counter, key, output.
 VECTORS = [
@@ -41,6 +41,15 @@ def test_noise_does_not_depend_on_the_batch_nor_on_the_number_of_codes():
     assert len(together.unique(dim=0)) == 4
 
 
+@pytest.mark.parametrize("codes", [16, 1001])
+def test_noise_of_the_codes_that_need_it_is_that_of_all(codes):
+    seeds, position = torch.tensor([3, 2**63 - 1, 0]), torch.tensor([5, 0, 9])
+    needed = torch.rand(3, codes) < 0.1
+    every, some = (gumbel_noise(seeds, position, codes, which) for which in (None, needed))
+    assert torch.equal(some[needed], every[needed])
+    assert torch.equal(gumbel_noise(seeds, 5, codes, needed)[needed], gumbel_noise(seeds, 5, codes)[needed])
+
+
 def test_noise_is_standard_gumbel():
     noise = gumbel_noise(torch.arange(20), 9, 5000).flatten().double().numpy()
     assert stats.kstest(noise, stats.gumbel_r.cdf).pvalue > 1e-3
@@ -52,4 +61,5 @@ def test_noise_is_finite_for_the_extreme_words(monkeypatch):
     noise = gumbel_noise(torch.tensor([0]), 0, 5)[0]
     assert noise.isfinite().all()
     assert noise.tolist() == sorted(noise.tolist(), reverse=True)
-    assert noise[0] > 22  # -log(2^-33): as far as 32 bits reach
+    assert 22 < noise[0] < HIGHEST_NOISE  # -log(2^-33): as far as 32 bits reach
+    assert noise[-1] > LOWEST_NOISE
