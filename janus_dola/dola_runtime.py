@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from janus_dola.contrasts import check_alpha, sanitize_candidate_layers
-from janus_dola.kernels.contrast import diverge, jensen_shannon, log_ratio, plausible, select_premature
+from janus_dola.kernels.contrast import jensen_shannon, log_ratio, plausible, select_premature
 from janus_dola.kernels.params import log_of
 from janus_dola.kernels.reference import upcast
 
@@ -53,7 +53,7 @@ def select_layer_by_jsd(qN: Tensor, candidates: Mapping[int, Tensor]) -> int | T
         raise ValueError("candidates must hold at least one layer, got none")
     layers = sorted(candidates)
     stack = torch.stack([upcast(candidates[layer]) for layer in layers])
-    chosen = torch.tensor(layers, device=qN.device)[select_premature(diverge(upcast(qN), stack))]
+    chosen = torch.tensor(layers, device=qN.device)[select_premature(upcast(qN), stack)]
     return int(chosen) if chosen.ndim == 0 else chosen
 
 

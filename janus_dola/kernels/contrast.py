@@ -8,7 +8,7 @@ Float32 inside; float64 for float64 logits. Natural logarithms.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -33,68 +33,75 @@ class Contrasted(NamedTuple):
     divergence: Tensor  # [B], its Jensen-Shannon divergence from the final layer, nats; 0 for no contrast
 
 
-class Divergence(NamedTuple):
-    """The Jensen-Shannon divergence of distributions, [...], so that any two can be compared; see `select_premature`."""
+def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Computes JSD(p || q) = 1/2 KL(p || m) + 1/2 KL(q || m), m = (p + q) / 2, in nats, in [0, ln 2]: [..., V] to [...].
 
-    jsd: Tensor  # nats, in [0, ln 2]
-    log_scale: Tensor
-    complement: Tensor  # 2 (ln 2 - JSD) / e^log_scale: float32 has steps of 6e-8 at ln 2, and ends at e^-87
+    With e = |log q - log p| and t = exp(-e) each code adds to 2 JSD
 
+        max(p, q) (-(1 + t) log((1 + t) / 2) - e t)
 
-def diverge(log_p: Tensor, log_q: Tensor) -> Divergence:
-    """Computes JSD(p || q) = 1/2 KL(p || m) + 1/2 KL(q || m), m = (p + q) / 2, and ln 2 - JSD: [..., V] to [...].
-
-    With e = |log q - log p| and t = exp(-e) each code adds
-
-        to 2 JSD           max(p, q) (-(1 + t) log((1 + t) / 2) - e t)
-        to 2 (ln 2 - JSD)  min(p, q) ((1 + t) log(1 + t) / t + e)
-
-    The logarithm of the first is log1p(expm1(-e) / 2), so that similar distributions keep their digits, and equal ones give
-    exactly 0. All that the second adds is positive.
+    whose logarithm is log1p(expm1(-e) / 2), so that similar distributions keep their digits, and equal ones give exactly 0.
 
     Args:
         log_p, log_q: normalised log-probabilities, broadcastable; -inf allowed.
     """
-    codes = log_q.shape[-1] if log_q.is_cuda else _CODES_AT_ONCE
-    parts = [_of_codes(p, q) for p, q in zip(log_p.split(codes, -1), log_q.split(codes, -1), strict=True)]
-    twice, log_scale, complement = parts[0]
-    if len(parts) > 1:
-        twice, scales, complements = (torch.stack(each) for each in zip(*parts, strict=True))
-        twice, log_scale = twice.sum(0), scales.amax(0)
-        complement = (complements * (scales - log_scale).clamp(min=SMALLEST_LOG).exp()).sum(0)
-    return Divergence((0.5 * twice).clamp(0.0, LN2), log_scale, complement)
+    twice = torch.stack([_twice_jsd(p, q) for p, q in _cut(log_p, log_q)]).sum(0)
+    return (0.5 * twice).clamp(0.0, LN2)
 
 
-def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Returns JSD(p || q) in nats, in [0, ln 2]: `diverge` has the formula and the arguments."""
-    return diverge(log_p, log_q).jsd
-
-
-def _of_codes(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns some codes' part in 2 JSD, the scale of their part in 2 (ln 2 - JSD), and this part: [...] each."""
-    log_p, log_q = log_p.clamp(min=LOWEST), log_q.clamp(min=LOWEST)
-    larger, smaller = torch.maximum(log_p, log_q), torch.minimum(log_p, log_q)
-    e = larger - smaller
+def _twice_jsd(log_p: Tensor, log_q: Tensor) -> Tensor:
+    e = (log_p - log_q).abs_()
     below = torch.expm1(-e)  # t - 1
     t = below + 1
-    more = t + 1
     # In place, since new memory is what takes time on a CPU.
-    twice = below.mul_(0.5).log1p_().mul_(more).addcmul_(e, t)  # t is 0 where e is large
-    twice = larger.clamp_(min=SMALLEST_LOG).exp_().mul_(twice).sum(-1)
+    negative = below.mul_(0.5).log1p_().mul_(t + 1).addcmul_(e, t)  # t is 0 where e is large
+    return -torch.maximum(log_p, log_q).clamp_(min=SMALLEST_LOG).exp_().mul_(negative).sum(-1)
+
+
+def complement(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes 2 (ln 2 - JSD) as e^log_scale c: returns log_scale and c, [...] each; arguments as for `jensen_shannon`.
+
+    Float32 has steps of 6e-8 at ln 2, and ends at e^-87; c keeps its digits where distributions hardly overlap. With e and
+    t as there, each code adds, and all that it adds is positive,
+
+        min(p, q) ((1 + t) log(1 + t) / t + e)
+    """
+    scales, sums = (torch.stack(each) for each in zip(*(_scaled(p, q) for p, q in _cut(log_p, log_q)), strict=True))
+    log_scale = scales.amax(0)
+    return log_scale, (sums * (scales - log_scale).clamp(min=SMALLEST_LOG).exp()).sum(0)
+
+
+def _scaled(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the scale of some codes' part in 2 (ln 2 - JSD), and this part, [...] each."""
+    e, smaller = (log_p - log_q).abs_(), torch.minimum(log_p, log_q)
+    t = torch.exp(-e)
+    more = t + 1
+    t.clamp_(min=1e-7)  # below, log(1 + t) / t is 1
     log_scale = smaller.amax(-1)
     weights = smaller.sub_(log_scale.unsqueeze(-1)).clamp_(min=SMALLEST_LOG).exp_()
-    t.clamp_(min=1e-7)  # below, log(1 + t) / t is 1
-    return -twice, log_scale, torch.log1p(t).div_(t).mul_(more).add_(e).mul_(weights).sum(-1)
+    return log_scale, torch.log1p(t).div_(t).mul_(more).add_(e).mul_(weights).sum(-1)
 
 
-def select_premature(divergence: Divergence) -> Tensor:
-    """Returns M = argmax_j JSD_j, the lowest index on an exact tie: [L-1, ...] to [...] int64.
+def _cut(log_p: Tensor, log_q: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields some codes at a time, [..., n] each, none below `LOWEST`."""
+    codes = log_q.shape[-1] if log_q.is_cuda else _CODES_AT_ONCE
+    for p, q in zip(log_p.split(codes, -1), log_q.split(codes, -1), strict=True):
+        yield p.clamp(min=LOWEST), q.clamp(min=LOWEST)
+
+
+def select_premature(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Returns M = argmax_j JSD(p || q_j), the lowest index on an exact tie: [..., V] and [L-1, ..., V] to [...] int64.
 
     The largest JSD is the smallest complement, by which layers are compared where one of them is beyond ln 2 / 2.
     """
-    jsd, log_scale, complement = divergence
-    scaled = complement * (log_scale - log_scale.amin(0)).clamp(max=FAR).exp()
-    return torch.where(jsd.amax(0) > LN2 / 2, scaled.argmin(0), jsd.argmax(0))
+    log_scale, c = complement(log_p, log_q)
+    scaled = c * (log_scale - log_scale.amin(0)).clamp(max=FAR).exp()
+    farthest = scaled.argmin(0)
+    near = (c * log_scale.exp()).amin(0) >= LN2
+    if log_q.is_cuda:  # which would have to say where
+        return torch.where(near, jensen_shannon(log_p, log_q).argmax(0), farthest)
+    farthest[near] = jensen_shannon(log_p[near], log_q[:, near]).argmax(0)
+    return farthest
 
 
 def plausible(log_q_final: Tensor, log_alpha: float | Tensor) -> Tensor:
@@ -156,14 +163,14 @@ def dola(
     if final == 0:  # nothing to contrast with
         scores = log_ratio(log_q[0], torch.zeros_like(log_q[0]), admitted)
         return Contrasted(scores, torch.full((images,), final, device=logits.device), logits.new_zeros(images))
-    divergence = diverge(log_q[final].detach(), log_q[:final].detach())  # it chooses a layer, no more
-    layer = torch.where(premature < 0, select_premature(divergence), premature)
-    image = torch.arange(images, device=logits.device)
-    none = layer == final
-    early = log_q[layer, image].masked_fill(none.unsqueeze(-1), 0.0)
+    detached = log_q.detach()  # it chooses a layer, no more
+    layer = torch.where(premature < 0, select_premature(detached[final], detached[:final]), premature)
+    none, early = layer == final, log_q[layer, torch.arange(images, device=logits.device)]
+    divergence = jensen_shannon(detached[final], early.detach())
+    early = early.masked_fill(none.unsqueeze(-1), 0.0)
     weights = final_weight.masked_fill(none, 1.0).unsqueeze(-1), premature_weight.unsqueeze(-1)
     scores = log_ratio(log_q[final], early, admitted, *weights)
-    return Contrasted(scores, layer, divergence.jsd[layer.clamp(max=final - 1), image].masked_fill(none, 0.0))
+    return Contrasted(scores, layer, divergence)
 
 
 def admitted_by_sled(final_logits: Tensor, evolution_rate: Tensor, evolution_scale: Tensor) -> Tensor:

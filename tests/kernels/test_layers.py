@@ -117,17 +117,17 @@ def test_one_hot_log_probabilities_are_compared():
     """-inf is a log-probability, too: the layer that shares no code with the final one diverges most."""
     one_hot = torch.eye(3).log()
     half = torch.tensor([0.5, 0.5, 0.0]).log()
-    divergence = contrast.diverge(one_hot[0], torch.stack([one_hot[0], half, one_hot[1], one_hot[2]]))
-    assert contrast.select_premature(divergence) == 2
-    assert divergence.jsd.tolist() == pytest.approx([0, 0.2157616, LN2, LN2], abs=1e-7)
-    assert contrast.select_premature(contrast.diverge(one_hot[0], torch.stack([one_hot[0], half]))) == 1
+    early = torch.stack([one_hot[0], half, one_hot[1], one_hot[2]])
+    assert contrast.select_premature(one_hot[0], early) == 2
+    assert contrast.jensen_shannon(one_hot[0], early).tolist() == pytest.approx([0, 0.2157616, LN2, LN2], abs=1e-7)
+    assert contrast.select_premature(one_hot[0], early[:2]) == 1
 
 
 @pytest.mark.parametrize("size", [1e-4, 1e-2, 1.0, 10.0, 30.0])
 def test_divergences_keep_their_digits_near_0_and_near_ln_2(size):
     logits = size * torch.randn(2, 50, 300, generator=torch.Generator().manual_seed(1))
     log_q = logits.log_softmax(-1)
-    actual, (jsd, rest) = contrast.diverge(log_q[-1], log_q[:-1]), of_float64(logits)
-    complement = 0.5 * actual.log_scale.double().exp() * actual.complement
-    assert torch.allclose(complement, rest, rtol=3e-6, atol=0)
-    assert torch.allclose(actual.jsd.double(), jsd, rtol=5e-7 + 1e-7 / size, atol=0)
+    (log_scale, c), (jsd, rest) = contrast.complement(log_q[-1], log_q[:-1]), of_float64(logits)
+    assert torch.allclose(0.5 * log_scale.double().exp() * c, rest, rtol=3e-6, atol=0)
+    actual = contrast.jensen_shannon(log_q[-1], log_q[:-1])
+    assert torch.allclose(actual.double(), jsd, rtol=5e-7 + 1e-7 / size, atol=0)

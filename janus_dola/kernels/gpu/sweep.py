@@ -10,8 +10,8 @@ its codes once for each of them before M is known. It leaves the winners beside 
 arrives last adds the parts up, always in the same order, and picks M and the best of its winners. So no program goes over
 all codes alone, and the result has the same bits whichever is last.
 
-What is relative to a maximum (the complement of `contrast.diverge`, F, the sum of exponentials) is relative to that of the
-codes seen so far, and is shifted when a larger one comes.
+What is relative to a maximum (`contrast.complement`, F, the sum of exponentials) is relative to that of the codes seen so
+far, and is shifted when a larger one comes.
 
 Scores F that are there already (truncated, or from a method without a sweep of its own) are drawn from by a second call, as
 the logits of a single layer: `as_single_layer_logits`.
@@ -83,8 +83,8 @@ def _row_log_sum_exp(tile_max_ptr, tile_sum_ptr, row, TILES: tl.constexpr):
 
 @triton.jit
 def _divergence_factors(difference):
-    # What max(p, q) is multiplied by in 2 JSD, and min(p, q) in 2 (ln 2 - JSD): `contrast.diverge`, whose expm1 is missing
-    # here: where e is small, so that digits of ln 2 - log(1 + t) cancel, the first is (1 + t) k(e / 2).
+    # What max(p, q) is multiplied by in 2 JSD, and min(p, q) in 2 (ln 2 - JSD): `contrast.jensen_shannon` and `complement`.
+    # There is no expm1 here: where e is small, so that digits of ln 2 - log(1 + t) cancel, the first is (1 + t) k(e / 2).
     e = tl.minimum(difference, _FAR)
     t = tl.exp(-e)
     more = 1.0 + t
