@@ -49,14 +49,14 @@ def window_of(rows: int, image_model: ImageModel) -> int:
 
     A pass has `rows` rows, those of all slots, for each code of its window. Measured on a CPU (bench/findings.md): up to 32
     rows a small model is bound by calls; a large one is bound by reading its weights up to 8 rows, up to 4 if they are
-    packed, and up to 32, with windows up to 8, in bfloat16 where the processor has tiles for it. For a GPU it is a forecast:
-    a pass of 64 rows takes hardly longer than one of 8.
+    packed. In bfloat16, where the processor has tiles for it, these are 64 rows, and 32 with windows up to 8. For a GPU it
+    is a forecast: a pass of 64 rows takes hardly longer than one of 8.
     """
     if image_model.device.type == "cuda":
         most, longest = 64, 16
     else:
         small = image_model.device.type != "cpu" or image_model.head.hidden_size <= 512
         in_tiles = image_model.dtype == torch.bfloat16 and has_amx()
-        most = 32 if small or in_tiles else 4 if image_model.is_packed else 8
+        most = 64 if small and in_tiles else 32 if small or in_tiles else 4 if image_model.is_packed else 8
         longest = 16 if small else 8
     return next(window for window in WINDOWS[::-1] if window == 1 or window <= min(longest, most / rows))

@@ -100,7 +100,8 @@ def select_premature(log_p: Tensor, log_q: Tensor) -> Tensor:
     near = (c * log_scale.exp()).amin(0) >= LN2
     if log_q.is_cuda:  # which would have to say where
         return torch.where(near, jensen_shannon(log_p, log_q).argmax(0), farthest)
-    farthest[near] = jensen_shannon(log_p[near], log_q[:, near]).argmax(0)
+    if near.any():
+        farthest[near] = jensen_shannon(log_p[near], log_q[:, near]).argmax(0)
     return farthest
 
 

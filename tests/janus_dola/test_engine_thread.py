@@ -391,7 +391,7 @@ def test_nan_in_one_image_fails_that_image_alone(mini, reader):
 
         def forward(self, given):
             actual = self.embed(given)
-            return actual * float("nan") if given.tolist() == ids else actual
+            return actual * float("nan") if given.tolist()[: len(ids)] == ids else actual
 
     image_model = replace(mini.image_model, embed_text=Poisoned())
     worker = EngineThread(Engine(image_model), 4, reader.longest, 64, Metrics())
