@@ -98,11 +98,16 @@ def select_premature(log_p: Tensor, log_q: Tensor) -> Tensor:
     scaled = c * (log_scale - log_scale.amin(0)).clamp(max=FAR).exp()
     farthest = scaled.argmin(0)
     near = (c * log_scale.exp()).amin(0) >= LN2
-    if log_q.is_cuda:  # which would have to say where
+    if not _can_look_into(near):
         return torch.where(near, jensen_shannon(log_p, log_q).argmax(0), farthest)
     if near.any():
         farthest[near] = jensen_shannon(log_p[near], log_q[:, near]).argmax(0)
     return farthest
+
+
+def _can_look_into(tensor: Tensor) -> bool:
+    """Returns whether the host need not wait for a tensor's values."""
+    return tensor.device.type == "cpu"
 
 
 def plausible(log_q_final: Tensor, log_alpha: float | Tensor) -> Tensor:

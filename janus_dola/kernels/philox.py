@@ -88,7 +88,7 @@ def gumbel_noise(seeds: Tensor, position: int | Tensor, num_codes: int, needed: 
     quads = F.pad(needed, (0, -num_codes % 4)).unflatten(1, (-1, 4)).any(-1)
     image, quad = quads.nonzero(as_tuple=True)
     place = position[image] if isinstance(position, Tensor) else position
-    noise = torch.zeros(*quads.shape, 4)
+    noise = torch.zeros(*quads.shape, 4, dtype=torch.float32)
     noise[image, quad] = _gumbel(_words_of(seeds[image], place, quad))
     return noise.flatten(1)[:, :num_codes]
 

@@ -138,4 +138,4 @@ def test_prompts_are_run_once_and_not_once_per_image(mini, monkeypatch):
     embed_text = mini.image_model.embed_text
     monkeypatch.setattr(embed_text, "forward", lambda ids, run=embed_text.forward: rows.append(len(ids)) or run(ids))
     mini.generate(["a red cross", "a blue cross", "a red cross", "a small red cross"], parallel_size=2)
-    assert len(rows) == 3 + 2  # three prompts of two lengths
+    assert len(rows) == 3  # three prompts, each with both its rows
