@@ -9,6 +9,7 @@ import transformers
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Without it cuBLAS warns at each product while torch's deterministic algorithms are on, and our warnings are errors here.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 leaves its processes a thirtieth of a busy core
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before the kernels are imported: they run in numpy then
 from janus_dola import JanusDoLa
