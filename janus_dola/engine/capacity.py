@@ -57,6 +57,8 @@ def window_of(rows: int, image_model: ImageModel) -> int:
     else:
         small = image_model.device.type != "cpu" or image_model.head.hidden_size <= 512
         in_tiles = image_model.dtype == torch.bfloat16 and has_amx()
-        most = 64 if small and in_tiles else 32 if small or in_tiles else 4 if image_model.is_packed else 8
-        longest = 16 if small else 8
+        if small:
+            most, longest = (64 if in_tiles else 32), 16
+        else:
+            most, longest = (32 if in_tiles else 4 if image_model.is_packed else 8), 8
     return next(window for window in WINDOWS[::-1] if window == 1 or window <= min(longest, most / rows))

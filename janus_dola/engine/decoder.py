@@ -28,7 +28,7 @@ from janus_dola.models.weights import Weights
 
 # Attention looks at multiples of 64 positions: few different shapes, and few unwritten positions are read.
 VISIBLE_MULTIPLE = 64
-_PROMPTS_KEPT = 4
+_PROMPTS_KEPT = 4  # each with all its rows
 
 
 def visible_length(written: int) -> int:

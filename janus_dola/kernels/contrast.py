@@ -40,7 +40,8 @@ def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
 
         max(p, q) (-(1 + t) log((1 + t) / 2) - e t)
 
-    whose logarithm is log1p(expm1(-e) / 2), so that similar distributions keep their digits, and equal ones give exactly 0.
+    where log((1 + t) / 2) is log1p(expm1(-e) / 2), so that similar distributions keep their digits, and equal ones give
+    exactly 0.
 
     Args:
         log_p, log_q: normalised log-probabilities, broadcastable; -inf allowed.
@@ -169,7 +170,7 @@ def dola(
     if final == 0:  # nothing to contrast with
         scores = log_ratio(log_q[0], torch.zeros_like(log_q[0]), admitted)
         return Contrasted(scores, torch.full((images,), final, device=logits.device), logits.new_zeros(images))
-    detached = log_q.detach()  # it chooses a layer, no more
+    detached = log_q.detach()  # the divergence chooses a layer, no more
     layer = torch.where(premature < 0, select_premature(detached[final], detached[:final]), premature)
     none, early = layer == final, log_q[layer, torch.arange(images, device=logits.device)]
     divergence = jensen_shannon(detached[final], early.detach())

@@ -1,11 +1,13 @@
 """16 bits on a CPU: weights packed, held once, the same image whatever else is drawn."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from janus_dola import DoLaConfig, JanusDoLa
+from janus_dola.engine import capacity
 from janus_dola.kernels.packed import Packed, can_pack, packing_of
 from janus_dola.models.packed_linear import PackedLinear, unpack
 
@@ -83,3 +85,22 @@ def test_where_torch_has_no_packed_products_float16_is_torchs_own(monkeypatch):
     plain = JanusDoLa.from_pretrained("mini", device="cpu", dtype="float16")
     assert plain.image_model.dtype == plain.image_model.stored_dtype == torch.float16
     assert plain.generate(PROMPTS[0]).tokens.shape[-1] == plain.image_model.image_tokens
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "dtype", "is_packed", "tiles", "windows"),
+    [
+        (512, torch.float32, False, True, [16, 8, 4, 1]),
+        (512, torch.bfloat16, False, False, [16, 8, 4, 1]),
+        (512, torch.bfloat16, True, True, [16, 16, 8, 1]),
+        (2048, torch.float32, False, True, [4, 2, 1, 1]),
+        (2048, torch.float32, True, True, [2, 1, 1, 1]),  # float16
+        (2048, torch.bfloat16, True, True, [8, 8, 4, 1]),
+    ],
+)
+def test_windows_on_a_cpu(monkeypatch, hidden_size, dtype, is_packed, tiles, windows):
+    """Of 1, 2, 4 and 32 images with guidance."""
+    monkeypatch.setattr(capacity, "has_amx", lambda: tiles)
+    head, cpu = SimpleNamespace(hidden_size=hidden_size), torch.device("cpu")
+    model = SimpleNamespace(device=cpu, dtype=dtype, is_packed=is_packed, head=head)
+    assert [capacity.window_of(2 * images, model) for images in (1, 2, 4, 32)] == windows
